@@ -1,0 +1,306 @@
+"""The shape of a GPT-2: seven numbers that the book names, and four that the weights decide.
+
+`GPTConfig(**GPT_CONFIG_124M)` takes the book's dictionary as it is printed. The four sizes that
+OpenAI released are in `RELEASED`; a config is read from and written to Hugging Face's `config.json`
+and read from OpenAI's `hparams.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from clearhead.errors import ConfigError
+
+Activation = Literal["gelu_tanh", "gelu_erf"]
+
+# Hugging Face's names of the two forms of GELU. The tanh form has three names for one formula.
+_ACTIVATION_FROM_HF: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu_erf",
+}
+_ACTIVATION_TO_HF: dict[str, str] = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}
+
+# Settings of Hugging Face's GPT2Config that change the mathematics, with the one value that is GPT-2.
+_HF_MUST_BE: dict[str, Any] = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+
+# What Hugging Face's GPT2Config takes for a key that a config.json leaves out.
+_HF_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GPTConfig:
+    """The shape of a GPT-2.
+
+    Attributes:
+        vocab_size: number of token ids (V).
+        context_length: number of positions the model has learned (T at most).
+        emb_dim: width of a token's vector (C).
+        n_heads: attention heads (H); must divide `emb_dim`.
+        n_layers: transformer blocks.
+        drop_rate: share of values dropped in training, after the embeddings, on the attention
+            weights and before each shortcut is added.
+        qkv_bias: whether queries, keys and values have a bias. The book's chapter 4 has none, the
+            released weights have one.
+        tie_weights: whether the output head is the token embedding's own tensor. The book keeps two
+            (163,009,536 parameters for the small model), the released weights share one.
+        norm_eps: added to the variance in each layer norm.
+        activation: the form of GELU; GPT-2 was trained with the tanh form.
+        ff_dim: width inside the feed-forward layer; 4 * emb_dim where it is not given.
+
+    Raises:
+        ConfigError: where a value has the wrong type, is out of range, or does not fit another.
+    """
+
+    vocab_size: int
+    context_length: int
+    emb_dim: int
+    n_heads: int
+    n_layers: int
+    drop_rate: float = 0.0
+    qkv_bias: bool = False
+    tie_weights: bool = False
+    norm_eps: float = 1e-5
+    activation: Activation = "gelu_tanh"
+    ff_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ff_dim == 0 and type(self.emb_dim) is int:
+            object.__setattr__(self, "ff_dim", 4 * self.emb_dim)
+        for name in (
+            "vocab_size",
+            "context_length",
+            "emb_dim",
+            "n_heads",
+            "n_layers",
+            "ff_dim",
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        for name in ("qkv_bias", "tie_weights"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
+        if not _is_number(self.drop_rate) or not 0 <= self.drop_rate < 1:
+            raise ConfigError(
+                f"drop_rate is {self.drop_rate!r}; it must be a number from 0 up to, but not including, 1."
+            )
+        if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
+            raise ConfigError(f"norm_eps is {self.norm_eps!r}; it must be a small number above 0, as 1e-5 is.")
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"activation is {self.activation!r}; Clearhead has {' and '.join(get_args(Activation))}."
+            )
+        if self.emb_dim % self.n_heads:
+            raise ConfigError(
+                f"emb_dim {self.emb_dim} does not divide into {self.n_heads} heads; "
+                f"choose n_heads among the divisors of {self.emb_dim}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one attention head (D = C / H)."""
+        return self.emb_dim // self.n_heads
+
+    def replace(self, **changes: Any) -> GPTConfig:
+        """A copy with some fields changed, checked like a new one."""
+        if "emb_dim" in changes and "ff_dim" not in changes and self.ff_dim == 4 * self.emb_dim:
+            changes["ff_dim"] = 4 * changes["emb_dim"]
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GPTConfig:
+        """A config from a mapping with the book's keys, such as a recipe's `[model]` table.
+
+        Raises:
+            ConfigError: for an unknown or a missing key (the near match is named) or a bad value.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise ConfigError(f"{key!r} is no setting of a GPT-2{hint}; the settings are {', '.join(fields)}.")
+        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise ConfigError(f"the config lacks {', '.join(missing)}; give each a whole number.")
+        return cls(**values)
+
+    @classmethod
+    def named(cls, name: str) -> GPTConfig:
+        """The config of a released size, by OpenAI's name (`124M`) or the hub's (`gpt2-medium`).
+
+        Raises:
+            ConfigError: where the name is none of them.
+        """
+        size = HUB_NAMES.get(name.removeprefix("openai-community/"), name)
+        if size not in RELEASED:
+            raise ConfigError(
+                f"there is no GPT-2 size {name!r}; the sizes are {', '.join(RELEASED)} (or {', '.join(HUB_NAMES)})."
+            )
+        return RELEASED[size]
+
+    @classmethod
+    def from_huggingface(cls, values: Mapping[str, Any]) -> GPTConfig:
+        """A config from the contents of Hugging Face's `config.json`.
+
+        Of the three dropout rates there, which the released models set alike, `resid_pdrop` is taken.
+
+        Raises:
+            ConfigError: where the file describes another kind of model, or a setting that GPT-2 as
+                OpenAI released it does not have; the message names the setting.
+        """
+        kind = values.get("model_type", "gpt2")
+        if kind != "gpt2":
+            raise ConfigError(f"config.json says model_type {kind!r}; Clearhead runs models of type 'gpt2' only.")
+        for key, required in _HF_MUST_BE.items():
+            if values.get(key, required) != required:
+                raise ConfigError(
+                    f"config.json sets {key} to {json.dumps(values[key])}, which Clearhead's GPT-2 does not have; "
+                    f"only models with {json.dumps(required)} there can be loaded."
+                )
+        known = {**_HF_DEFAULTS, **values}
+        name = known["activation_function"]
+        if name not in _ACTIVATION_FROM_HF:
+            raise ConfigError(
+                f"config.json sets activation_function to {name!r}; Clearhead has {', '.join(_ACTIVATION_FROM_HF)}."
+            )
+        return cls(
+            vocab_size=known["vocab_size"],
+            context_length=known["n_positions"],
+            emb_dim=known["n_embd"],
+            n_heads=known["n_head"],
+            n_layers=known["n_layer"],
+            drop_rate=known["resid_pdrop"],
+            qkv_bias=known.get("qkv_bias", True),
+            tie_weights=known["tie_word_embeddings"],
+            norm_eps=known["layer_norm_epsilon"],
+            activation=_ACTIVATION_FROM_HF[name],
+            ff_dim=known["n_inner"] or 0,
+        )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The contents of a `config.json` that Hugging Face's `GPT2LMHeadModel` opens.
+
+        Their GPT-2 always has biases on q, k and v; a model without them is written with zeros there
+        and with `"qkv_bias": false`, which they pass over and `from_huggingface` reads.
+        """
+        values: dict[str, Any] = {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "activation_function": _ACTIVATION_TO_HF[self.activation],
+            "vocab_size": self.vocab_size,
+            "n_positions": self.context_length,
+            "n_ctx": self.context_length,
+            "n_embd": self.emb_dim,
+            "n_head": self.n_heads,
+            "n_layer": self.n_layers,
+            "n_inner": None if self.ff_dim == 4 * self.emb_dim else self.ff_dim,
+            "attn_pdrop": self.drop_rate,
+            "embd_pdrop": self.drop_rate,
+            "resid_pdrop": self.drop_rate,
+            "layer_norm_epsilon": self.norm_eps,
+            "tie_word_embeddings": self.tie_weights,
+        }
+        if not self.qkv_bias:
+            values["qkv_bias"] = False
+        return values
+
+    @classmethod
+    def from_openai(cls, values: Mapping[str, Any]) -> GPTConfig:
+        """A config from the contents of OpenAI's `hparams.json`.
+
+        Raises:
+            ConfigError: where one of its five numbers is missing or cannot be.
+        """
+        keys = {
+            "n_vocab": "vocab_size",
+            "n_ctx": "context_length",
+            "n_embd": "emb_dim",
+            "n_head": "n_heads",
+            "n_layer": "n_layers",
+        }
+        missing = [key for key in keys if key not in values]
+        if missing:
+            raise ConfigError(f"hparams.json lacks {', '.join(missing)}; OpenAI's file has {', '.join(keys)}.")
+        return cls(**{ours: values[theirs] for theirs, ours in keys.items()}, qkv_bias=True, tie_weights=True)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> GPTConfig:
+        """A config from a JSON file: Hugging Face's `config.json`, OpenAI's `hparams.json`, or the book's keys.
+
+        The kind is told from the keys inside, not from the file's name.
+
+        Raises:
+            ConfigError: where the file cannot be read, is not JSON, or does not describe a GPT-2.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} could not be read ({error.strerror}); give the path of a JSON file.") from None
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON ({error}); a model's config was expected there.") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a JSON {type(values).__name__}; an object with a model's settings was expected.")
+        if "n_vocab" in values:
+            return cls.from_openai(values)
+        if "emb_dim" in values:
+            return cls.from_dict(values)
+        if not values.keys() & {"model_type", "n_embd", "n_layer"}:
+            raise ConfigError(
+                f"{path} has none of the keys of a GPT-2 config "
+                "(Hugging Face's n_embd, OpenAI's n_vocab, or the book's emb_dim)."
+            )
+        return cls.from_huggingface(values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _released(emb_dim: int, n_layers: int, n_heads: int) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=50257,
+        context_length=1024,
+        emb_dim=emb_dim,
+        n_heads=n_heads,
+        n_layers=n_layers,
+        drop_rate=0.1,
+        qkv_bias=True,
+        tie_weights=True,
+    )
+
+
+RELEASED: dict[str, GPTConfig] = {
+    "124M": _released(768, 12, 12),
+    "355M": _released(1024, 24, 16),
+    "774M": _released(1280, 36, 20),
+    "1558M": _released(1600, 48, 25),
+}
+"""The four sizes that OpenAI released, under the names of their folders."""
+
+HUB_NAMES: dict[str, str] = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
+"""The hub's name of each released size."""

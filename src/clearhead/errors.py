@@ -1,0 +1,33 @@
+"""What can go wrong because of what a user gave, each as one clear sentence.
+
+Every error that a user can cause is a subclass of `ClearheadError`. Its text says what was found,
+what was expected and what to do next; the command line prints that text and exits with status 2.
+"""
+
+
+class ClearheadError(Exception):
+    """The base of every error that a user can cause. Its text is written for that user."""
+
+
+class ConfigError(ClearheadError, ValueError):
+    """A model's shape or settings cannot be: a head count that does not divide, an unknown size."""
+
+
+class WeightsError(ClearheadError):
+    """A file of weights is missing, broken, or does not fit the model."""
+
+
+class HubError(WeightsError):
+    """A model could not be fetched from the hub: no network, no such model, access refused."""
+
+
+class TokenizerError(ClearheadError, ValueError):
+    """Text cannot be encoded, ids cannot be decoded, or a vocabulary file is broken."""
+
+
+class InputError(ClearheadError, ValueError):
+    """A prompt or an option of generation is out of range."""
+
+
+class TrainingError(ClearheadError):
+    """A corpus, a recipe or a checkpoint does not allow training to start or to go on."""
