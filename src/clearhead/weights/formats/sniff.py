@@ -1,0 +1,63 @@
+"""What a file really is, where its name says weights and its first bytes say something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clearhead.errors import WeightsError
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_LOOK = 512  # bytes
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first 512 bytes of a file.
+
+    Raises:
+        WeightsError: where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(_LOOK)
+    except OSError as error:
+        raise WeightsError(
+            f"{path} could not be read ({error.strerror}); a file with a model's weights was expected there."
+        ) from None
+
+
+def refuse_impostor(path: Path) -> None:
+    """Raises where a file is no data at all: a Git LFS pointer, a web page, or nothing.
+
+    Raises:
+        WeightsError: with a sentence on what the file is and how to get the right one.
+    """
+    head = first_bytes(path)
+    if not head:
+        raise WeightsError(f"{path} is empty (0 bytes); download it again.")
+    if head.startswith(_LFS):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, a few lines of text that stand for the weights; "
+            f"run `git lfs pull` in {path.parent}, or download the file itself."
+        )
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise WeightsError(
+            f"{path} is a web page saved under the name of a weights file; download the file itself "
+            "(on the hub: the address with /resolve/ in it, not /blob/)."
+        )
+
+
+def kind_of(path: Path) -> str:
+    """The format that a file's first bytes tell: `pytorch`, `gguf`, `hdf5`, `llm.c`, `safetensors`, or `unknown`."""
+    head = first_bytes(path)
+    if head[8:9] == b"{":  # first: a header's length can begin like any other format
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+        return "pytorch"  # a zip, or a bare pickle as PyTorch wrote before 1.6
+    if head.startswith(b"GGUF"):
+        return "gguf"
+    if head.startswith(b"\x89HDF"):
+        return "hdf5"
+    if int.from_bytes(head[:4], "little") == 20240326:
+        return "llm.c"
+    return "unknown"

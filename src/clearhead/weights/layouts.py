@@ -1,0 +1,265 @@
+"""How each naming scheme calls a GPT-2's tensors and lays out their numbers: one table.
+
+A cell of `TABLE` is a name and the tensor's axes in stored order: `h.{i}.attn.c_attn.weight [C, S H D]`.
+One letter is one axis of the model; letters that share a dimension are merged, the left one slowest:
+
+    V  vocabulary          C  emb_dim           S  query, key, value (3)
+    T  context             F  ff_dim            H  heads
+    L  layers              1  a dimension of 1  D  numbers per head
+
+That is all that a conversion needs. Two cells of one row hold the same numbers, so the axes say which
+operations turn one into the other: `[C, S H D]` to `[S H D, C]` is a transpose, `[H, C, D]` to `[H D, C]` a
+rearrangement, three cells `[H D, C]` to `[S H D, C]` a stack, and `plan.py` derives them. `{i}` in a name
+means one tensor per layer; several names in one cell are query, key and value in that order.
+
+A new scheme is one more column: a `Layout` in `LAYOUTS` and its cell in every row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from clearhead.config import GPTConfig
+
+Cell = str | tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Tensors that a scheme's files may hold and a GPT-2 does not need.
+
+    Attributes:
+        pattern: a regular expression for the whole name, without the layout's prefixes.
+        reason: why nothing is lost.
+    """
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One naming scheme.
+
+    Attributes:
+        name: its key in `LAYOUTS` and its column in `TABLE`.
+        title: how messages call it.
+        prefixes: what may stand before every name in a file, any number of times.
+        keeps_qkv_bias: its files always hold a bias for q, k and v; zeros for a model without one.
+        keeps_head: its files always hold an output head; a copy of the token embedding where the two are tied.
+        may_lack: canonical names that a file may leave out where the model has no such numbers; zeros.
+        ignored: what else may be in a file.
+    """
+
+    name: str
+    title: str
+    prefixes: tuple[str, ...] = ()
+    keeps_qkv_bias: bool = False
+    keeps_head: bool = False
+    may_lack: frozenset[str] = frozenset()
+    ignored: tuple[Ignored, ...] = ()
+
+    @cached_property
+    def _prefix(self) -> re.Pattern[str]:
+        return re.compile("^(?:" + "|".join(map(re.escape, self.prefixes)) + ")+" if self.prefixes else "^")
+
+    def bare(self, name: str) -> str:
+        """A stored name without prefixes."""
+        return self._prefix.sub("", name)
+
+    def reason_to_ignore(self, name: str) -> str | None:
+        """Why a tensor of this name is not needed, or None."""
+        bare = self.bare(name)
+        return next((rule.reason for rule in self.ignored if re.fullmatch(rule.pattern, bare)), None)
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("canonical", "Clearhead's own names", prefixes=("_orig_mod.", "module.")),
+        Layout(
+            "huggingface",
+            "Hugging Face's GPT-2",
+            prefixes=("transformer.", "_orig_mod.", "module."),
+            keeps_qkv_bias=True,
+            ignored=(
+                Ignored(r"h\.\d+\.attn\.bias", "the causal mask, a constant that older files hold"),
+                Ignored(
+                    r"h\.\d+\.attn\.masked_bias", "the value for masked positions, a constant that older files hold"
+                ),
+            ),
+        ),
+    )
+}
+"""Every naming scheme that Clearhead knows, by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a GPT-2 (or one per layer) under each scheme's name.
+
+    Attributes:
+        cells: by layout name; a layout without the tensor has no cell.
+        needs: the setting that the tensor depends on, `qkv_bias`, or `head` (a head of its own), or nothing.
+    """
+
+    cells: dict[str, Cell] = field(hash=False)
+    needs: str = ""
+
+    @property
+    def name(self) -> str:
+        """The canonical name, with `{i}` for the layer."""
+        cell = self.cells["canonical"]
+        assert isinstance(cell, str)
+        return parse(cell)[0]
+
+
+def _row(canonical: str, needs: str = "", **cells: Cell) -> Row:
+    return Row({"canonical": canonical, **cells}, needs)
+
+
+TABLE: tuple[Row, ...] = (
+    _row(
+        "token_embedding.weight [V, C]",
+        huggingface="transformer.wte.weight [V, C]",
+    ),
+    _row(
+        "position_embedding.weight [T, C]",
+        huggingface="transformer.wpe.weight [T, C]",
+    ),
+    _row(
+        "blocks.{i}.norm_1.weight [C]",
+        huggingface="transformer.h.{i}.ln_1.weight [C]",
+    ),
+    _row(
+        "blocks.{i}.norm_1.bias [C]",
+        huggingface="transformer.h.{i}.ln_1.bias [C]",
+    ),
+    _row(
+        "blocks.{i}.attention.qkv.weight [S H D, C]",
+        huggingface="transformer.h.{i}.attn.c_attn.weight [C, S H D]",
+    ),
+    _row(
+        "blocks.{i}.attention.qkv.bias [S H D]",
+        needs="qkv_bias",
+        huggingface="transformer.h.{i}.attn.c_attn.bias [S H D]",
+    ),
+    _row(
+        "blocks.{i}.attention.out.weight [C, H D]",
+        huggingface="transformer.h.{i}.attn.c_proj.weight [H D, C]",
+    ),
+    _row(
+        "blocks.{i}.attention.out.bias [C]",
+        huggingface="transformer.h.{i}.attn.c_proj.bias [C]",
+    ),
+    _row(
+        "blocks.{i}.norm_2.weight [C]",
+        huggingface="transformer.h.{i}.ln_2.weight [C]",
+    ),
+    _row(
+        "blocks.{i}.norm_2.bias [C]",
+        huggingface="transformer.h.{i}.ln_2.bias [C]",
+    ),
+    _row(
+        "blocks.{i}.feed_forward.up.weight [F, C]",
+        huggingface="transformer.h.{i}.mlp.c_fc.weight [C, F]",
+    ),
+    _row(
+        "blocks.{i}.feed_forward.up.bias [F]",
+        huggingface="transformer.h.{i}.mlp.c_fc.bias [F]",
+    ),
+    _row(
+        "blocks.{i}.feed_forward.down.weight [C, F]",
+        huggingface="transformer.h.{i}.mlp.c_proj.weight [F, C]",
+    ),
+    _row(
+        "blocks.{i}.feed_forward.down.bias [C]",
+        huggingface="transformer.h.{i}.mlp.c_proj.bias [C]",
+    ),
+    _row(
+        "final_norm.weight [C]",
+        huggingface="transformer.ln_f.weight [C]",
+    ),
+    _row(
+        "final_norm.bias [C]",
+        huggingface="transformer.ln_f.bias [C]",
+    ),
+    _row(
+        "head.weight [V, C]",
+        needs="head",
+        huggingface="lm_head.weight [V, C]",
+    ),
+)
+"""Every tensor of a GPT-2 under every scheme's name, in the order of the model."""
+
+
+Dims = tuple[tuple[str, ...], ...]
+"""A tensor's dimensions, each the axes merged in it; a dimension of 1 has none."""
+
+
+def parse(cell: str) -> tuple[str, Dims]:
+    """A cell's name and its dimensions: `wte [1, S H]` gives `("wte", ((), ("S", "H")))`."""
+    name, _, axes = cell.rstrip("]").partition(" [")
+    dims = axes.split(", ") if axes else []
+    return name, tuple(() if dim == "1" else tuple(dim.split()) for dim in dims)
+
+
+def axis_sizes(config: GPTConfig) -> dict[str, int]:
+    """How long each axis of the table is in a model of this shape."""
+    return {
+        "V": config.vocab_size,
+        "T": config.context_length,
+        "C": config.emb_dim,
+        "L": config.n_layers,
+        "H": config.n_heads,
+        "D": config.head_dim,
+        "F": config.ff_dim,
+        "S": 3,
+    }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of one scheme: a cell with its layer filled in.
+
+    Attributes:
+        name: its name, as the scheme writes it.
+        dims: its dimensions.
+        at: where it stands on the axes that the scheme spreads over several tensors (`L`, `S`).
+    """
+
+    name: str
+    dims: Dims
+    at: dict[str, int] = field(hash=False)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Its axes, one after another."""
+        return tuple(axis for dim in self.dims for axis in dim)
+
+    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        """Its shape in a model whose axes have these sizes."""
+        shape = []
+        for dim in self.dims:
+            size = 1
+            for axis in dim:
+                size *= sizes[axis]
+            shape.append(size)
+        return tuple(shape)
+
+
+def pieces(row: Row, layout: str, n_layers: int) -> list[Piece]:
+    """The tensors in which a scheme keeps one row of the table, layer by layer; none where it has no such tensor."""
+    cell = row.cells.get(layout, ())
+    names = (cell,) if isinstance(cell, str) else cell
+    found = []
+    for layer in range(n_layers) if "{i}" in "".join(names) else (None,):
+        for part, one in enumerate(names):
+            name, dims = parse(one)
+            at = {} if layer is None else {"L": layer}
+            if len(names) > 1:
+                at["S"] = part
+            found.append(Piece(name if layer is None else name.replace("{i}", str(layer)), dims, at))
+    return found

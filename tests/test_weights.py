@@ -1,0 +1,618 @@
+"""Loading and saving Hugging Face folders, against transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from clearhead import weights
+from clearhead.config import GPTConfig
+from clearhead.errors import ClearheadError, WeightsError
+from clearhead.model import GPTModel
+from clearhead.weights.into_torch import ModelTensors, load_into
+
+SHAPE: dict[str, Any] = {"vocab_size": 61, "n_positions": 16, "n_embd": 24, "n_head": 3, "n_layer": 2}
+IDS = torch.arange(30).reshape(2, 15) % 61
+
+
+def random_model(**changes: Any) -> GPT2LMHeadModel:
+    """A GPT-2 of transformers' whose every parameter is random: no bias is zero, no norm one."""
+    torch.manual_seed(1)
+    config = GPT2Config(**{**SHAPE, "bos_token_id": 0, "eos_token_id": 0, **changes})
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def peer() -> GPT2LMHeadModel:
+    return random_model()
+
+
+@pytest.fixture
+def folder(peer: GPT2LMHeadModel, tmp_path: Path) -> Path:
+    """The peer as transformers saves it, in one file."""
+    peer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def canonical(model: GPT2LMHeadModel) -> dict[str, np.ndarray]:
+    """What every tensor must be, read off the modules of transformers' model and not off their names on disk."""
+
+    def array(tensor: torch.Tensor) -> np.ndarray:
+        return tensor.detach().float().numpy()
+
+    found = {
+        "token_embedding.weight": array(model.transformer.wte.weight),
+        "position_embedding.weight": array(model.transformer.wpe.weight),
+        "final_norm.weight": array(model.transformer.ln_f.weight),
+        "final_norm.bias": array(model.transformer.ln_f.bias),
+        "head.weight": array(model.lm_head.weight),
+    }
+    for i, block in enumerate(model.transformer.h):
+        at = f"blocks.{i}."
+        for ours, norm in (("norm_1", block.ln_1), ("norm_2", block.ln_2)):
+            found[f"{at}{ours}.weight"], found[f"{at}{ours}.bias"] = array(norm.weight), array(norm.bias)
+        for ours, conv in (
+            ("attention.qkv", block.attn.c_attn),
+            ("attention.out", block.attn.c_proj),
+            ("feed_forward.up", block.mlp.c_fc),
+            ("feed_forward.down", block.mlp.c_proj),
+        ):
+            found[f"{at}{ours}.weight"], found[f"{at}{ours}.bias"] = array(conv.weight).T, array(conv.bias)
+    return found
+
+
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == np.float32
+        assert found[name].flags.c_contiguous
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def as_bin(model: GPT2LMHeadModel, folder: Path, names: Callable[[str], str] = str, **more: torch.Tensor) -> None:
+    """Replaces a folder's weights by a pytorch_model.bin."""
+    state = {names(name): tensor for name, tensor in model.state_dict().items()}
+    for path in folder.glob("model*.safetensors*"):
+        path.unlink()
+    torch.save({**state, **more}, folder / "pytorch_model.bin")
+
+
+def unprefixed(name: str) -> str:
+    return name.removeprefix("transformer.")
+
+
+OLD_BUFFERS = {
+    "h.0.attn.bias": torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril(),
+    "h.1.attn.bias": torch.ones(1, 1, 16, 16, dtype=torch.bool).tril(),
+    "h.0.attn.masked_bias": torch.tensor(-1e4),
+}
+
+
+class TestLoad:
+    def test_a_safetensors_file(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        source = weights.open(folder)
+        assert source.form == "huggingface"
+        assert source.config == GPTConfig(61, 16, 24, 3, 2, drop_rate=0.1, qkv_bias=True, tie_weights=True)
+        assert source.tensors["transformer.h.0.attn.c_attn.weight"] == weights.TensorInfo((24, 72), "float32")
+        loaded = source.load()
+        assert_same(loaded, canonical(peer))
+        assert loaded["head.weight"] is loaded["token_embedding.weight"]
+        assert_same(dict(source.lazy()), canonical(peer))
+        assert_same(weights.open(folder / "model.safetensors").load(), canonical(peer))
+
+    def test_shards(self, peer: GPT2LMHeadModel, tmp_path: Path) -> None:
+        peer.save_pretrained(tmp_path, max_shard_size="20KB")
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+        assert_same(weights.open(tmp_path).load(), canonical(peer))
+
+    @pytest.mark.parametrize("names", [str, unprefixed])
+    def test_a_pytorch_file(self, peer: GPT2LMHeadModel, folder: Path, names: Callable[[str], str]) -> None:
+        as_bin(peer, folder, names)
+        assert_same(weights.open(folder).load(), canonical(peer))
+
+    def test_a_pytorch_file_from_before_1_6(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(peer.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        assert_same(weights.open(folder).load(), canonical(peer))
+
+    def test_pytorch_shards(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        state = {name: tensor for name, tensor in peer.state_dict().items() if name != "lm_head.weight"}
+        (folder / "model.safetensors").unlink()
+        where = {name: f"pytorch_model-{1 + i % 2:05d}-of-00002.bin" for i, name in enumerate(state)}
+        for file in set(where.values()):
+            torch.save({name: state[name] for name in state if where[name] == file}, folder / file)
+        index = {"metadata": {}, "weight_map": where}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        assert_same(weights.open(folder).load(), canonical(peer))
+
+    def test_the_buffers_of_old_files_are_ignored_with_a_reason(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder, unprefixed, **OLD_BUFFERS)
+        plan = weights.open(folder).plan()
+        assert_same(weights.open(folder).load(), canonical(peer))
+        assert OLD_BUFFERS.keys() <= plan.ignored.keys()
+        assert plan.ignored.keys() == {*OLD_BUFFERS, "lm_head.weight"}
+        assert all(reason for reason in plan.ignored.values())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    @pytest.mark.parametrize("form", ["safetensors", "pytorch"])
+    def test_other_number_formats(self, tmp_path: Path, dtype: torch.dtype, form: str) -> None:
+        model = random_model().to(dtype)
+        model.save_pretrained(tmp_path)
+        if form == "pytorch":
+            as_bin(model, tmp_path)
+        source = weights.open(tmp_path)
+        assert {info.dtype for info in source.tensors.values()} == {str(dtype).removeprefix("torch.")}
+        assert_same(source.load(), canonical(model))
+        as_stored = dict(source.plan().run(dtype=None))["blocks.0.attention.qkv.weight"]
+        assert as_stored.dtype == {torch.bfloat16: np.float32, torch.float16: np.float16}.get(dtype, np.float64)
+
+    def test_a_head_of_its_own(self, tmp_path: Path) -> None:
+        model = random_model(tie_word_embeddings=False)
+        model.save_pretrained(tmp_path)
+        source = weights.open(tmp_path)
+        assert not source.config.tie_weights
+        loaded = source.load()
+        assert not np.array_equal(loaded["head.weight"], loaded["token_embedding.weight"])
+        assert_same(loaded, canonical(model))
+
+    def test_a_copy_of_the_embedding_as_head_counts_as_tied(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder, str, **{"lm_head.weight": peer.lm_head.weight.detach().clone()})
+        source = weights.open(folder)
+        assert source.config.tie_weights
+        assert source.notes == ()
+        assert "tied" in source.plan().ignored["lm_head.weight"]
+
+    def test_a_head_that_differs_is_kept_and_said(self, folder: Path) -> None:
+        model = random_model(tie_word_embeddings=False)
+        as_bin(model, folder)  # beside a config.json that says tied
+        source = weights.open(folder)
+        assert not source.config.tie_weights
+        assert "differs" in source.notes[0]
+        assert_same(source.load(), canonical(model))
+
+    def test_a_model_without_its_head(self, tmp_path: Path) -> None:
+        model = random_model()
+        model.transformer.save_pretrained(tmp_path)
+        assert "wte.weight" in weights.open(tmp_path).tensors
+        assert_same(weights.open(tmp_path).load(), canonical(model))
+
+    def test_changing_what_was_loaded_changes_no_file(self, folder: Path) -> None:
+        before = (folder / "model.safetensors").read_bytes()
+        for array in weights.open(folder).load().values():
+            array += 1
+        assert (folder / "model.safetensors").read_bytes() == before
+
+    def test_reading_needs_no_torch(self, folder: Path) -> None:
+        script = (
+            "import sys, clearhead.weights as w; s = w.open(sys.argv[1]); s.load(); "
+            "w.save_huggingface(sys.argv[2], s.config, s.lazy()); "
+            "print([m for m in ('torch', 'huggingface_hub', 'rich', 'transformers') if m in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(folder), str(folder.parent / "out")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "[]"
+
+
+class TestPlan:
+    def test_every_target_and_every_source_has_a_row(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder, unprefixed, **OLD_BUFFERS)
+        source = weights.open(folder)
+        rows = source.plan().rows()
+        targets = [row.target for row in rows if row.target]
+        assert targets[:3] == ["token_embedding.weight", "position_embedding.weight", "blocks.0.norm_1.weight"]
+        assert targets[13].startswith("blocks.0.") and targets[14].startswith("blocks.1.")
+        assert {row.target: row.shape for row in rows if row.target} == {
+            name: array.shape for name, array in canonical(peer).items()
+        }
+        used = [name for row in rows if row.operations != ("tie",) for name in row.sources]
+        assert sorted(used) == sorted(source.tensors)  # each once
+        operations = {row.target: row.operations for row in rows}
+        assert operations["blocks.1.attention.qkv.weight"] == ("take", "transpose")
+        assert operations["blocks.1.attention.qkv.bias"] == ("take",)
+        assert operations["head.weight"] == ("tie",)
+
+    def test_it_can_be_inverted(self, folder: Path) -> None:
+        source = weights.open(folder)
+        back = source.plan().invert()
+        assert back.targets == {name: info.shape for name, info in source.tensors.items()}
+        for name, values in back.run():
+            np.testing.assert_array_equal(values, source.read(name), err_msg=name)
+
+    def test_the_data_is_not_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = weights.open(folder)
+        monkeypatch.setattr(type(source._file), "read", None)
+        plan = source.plan()
+        assert len(plan.rows()) == 4 + 12 * 2 + 1
+        with pytest.raises(TypeError):
+            next(plan.run())
+
+
+class TestRefusals:
+    """Each is one sentence that names what is wrong."""
+
+    def refused(self, path: Path, *words: str) -> str:
+        with pytest.raises(ClearheadError) as caught:
+            weights.open(path).load()
+        text = str(caught.value)
+        for word in words:
+            assert word in text, text
+        assert "\n" not in text
+        assert text.endswith(".")
+        return text
+
+    def edit_config(self, folder: Path, **changes: Any) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def test_no_config(self, folder: Path) -> None:
+        (folder / "config.json").unlink()
+        self.refused(folder, "no config.json", "model.safetensors")
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        self.refused(tmp_path, "no model.safetensors", "holds nothing")
+
+    def test_a_path_of_nothing(self, tmp_path: Path) -> None:
+        self.refused(tmp_path / "gpt2", "does not exist")
+
+    def test_a_shape_that_does_not_fit(self, folder: Path) -> None:
+        self.edit_config(folder, n_embd=48)
+        self.refused(folder, "transformer.wte.weight", "[61, 24]", "[61, 48]")
+
+    def test_too_many_layers(self, folder: Path) -> None:
+        self.edit_config(folder, n_layer=1)
+        self.refused(folder, "'transformer.h.1.", "11 more tensors", "n_layers 1")
+
+    def test_too_few_layers(self, folder: Path) -> None:
+        self.edit_config(folder, n_layer=3)
+        self.refused(folder, "'transformer.h.2.ln_1.weight'", "11 more tensors", "blocks.2.norm_1.weight", "n_layers 3")
+
+    def test_a_missing_tensor_with_a_near_name(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder, lambda name: name.replace("h.1.ln_2.bias", "h.1.ln_2.beta"))
+        self.refused(folder, "h.1.ln_2.bias", "h.1.ln_2.beta")
+
+    def test_a_tensor_without_a_place(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder, adapter=torch.zeros(3))
+        self.refused(folder, "'adapter'", "no place")
+
+    def test_two_names_of_one_tensor(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder, str, **{"wpe.weight": torch.zeros(16, 24)})
+        self.refused(folder, "'wpe.weight'", "'transformer.wpe.weight'")
+
+    def test_weights_that_are_not_floats(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder, str, **{"transformer.h.0.ln_1.weight": torch.ones(24, dtype=torch.int8)})
+        self.refused(folder, "h.0.ln_1.weight", "int8")
+
+    def test_an_untied_head_that_is_not_there(self, folder: Path) -> None:
+        self.edit_config(folder, tie_word_embeddings=False)
+        self.refused(folder, "lm_head.weight", "tie_word_embeddings")
+
+    def test_biases_that_should_not_be_there(self, folder: Path) -> None:
+        self.edit_config(folder, qkv_bias=False)
+        self.refused(folder, "c_attn.bias", "qkv_bias")
+
+    def test_another_kind_of_model(self, folder: Path) -> None:
+        self.edit_config(folder, model_type="llama")
+        self.refused(folder, "llama")
+
+    def test_a_missing_shard(self, peer: GPT2LMHeadModel, tmp_path: Path) -> None:
+        peer.save_pretrained(tmp_path, max_shard_size="20KB")
+        lost = sorted(tmp_path.glob("model-*.safetensors"))[1]
+        lost.unlink()
+        self.refused(tmp_path, lost.name, "shards are there")
+
+    def test_shards_without_their_index(self, peer: GPT2LMHeadModel, tmp_path: Path) -> None:
+        peer.save_pretrained(tmp_path, max_shard_size="20KB")
+        (tmp_path / "model.safetensors.index.json").unlink()
+        self.refused(tmp_path, "index", "model-00001-of-")
+
+    @pytest.mark.parametrize(
+        "index",
+        ["[]", "{}", '{"weight_map": {"wte.weight": "../secret"}}', '{"weight_map": {"a": 3}}', "no json", "[" * 9999],
+    )
+    def test_a_damaged_index(self, folder: Path, index: str) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(index)
+        self.refused(folder, "index.json")
+
+    def test_an_index_that_promises_too_much(self, peer: GPT2LMHeadModel, tmp_path: Path) -> None:
+        peer.save_pretrained(tmp_path, max_shard_size="20KB")
+        path = tmp_path / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        index["weight_map"]["more"] = next(iter(index["weight_map"].values()))
+        path.write_text(json.dumps(index))
+        self.refused(tmp_path, "'more'")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+    @pytest.mark.parametrize(
+        ("contents", "word"),
+        [
+            (b"", "empty"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 5\n", "git lfs pull"),
+            (b"\n<!DOCTYPE html><html><head>", "web page"),
+            (b"Entry not found", "download it again"),
+            (b"abc", "download it again"),
+        ],
+    )
+    def test_what_is_no_weights_file(self, folder: Path, name: str, contents: bytes, word: str) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_bytes(contents)
+        self.refused(folder, name, word)
+
+    def test_a_pytorch_file_cut_short(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        as_bin(peer, folder)
+        path = folder / "pytorch_model.bin"
+        path.write_bytes(path.read_bytes()[:-2000])
+        self.refused(folder, "pytorch_model.bin", "download it again")
+
+    def test_a_pickle_that_would_run_code(self, folder: Path) -> None:
+        class Bomb:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return (Path.touch, (folder / "exploded",))
+
+        (folder / "model.safetensors").unlink()
+        torch.save({"wte.weight": Bomb()}, folder / "pytorch_model.bin")
+        self.refused(folder, "could run code")
+        assert not (folder / "exploded").exists()
+
+    def test_a_pytorch_file_with_something_else_in_it(self, folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save({"step": 3, "losses": [1.0]}, folder / "pytorch_model.bin")
+        self.refused(folder, "'step'", "state_dict")
+
+    def test_an_unknown_form(self, folder: Path) -> None:
+        with pytest.raises(WeightsError, match="no form 'caffe'"):
+            weights.open(folder, form="caffe")
+
+    def test_an_unknown_tensor(self, folder: Path) -> None:
+        with pytest.raises(WeightsError, match="no tensor 'x'"):
+            weights.open(folder).read("x")
+
+
+def opened_by_transformers(folder: Path) -> GPT2LMHeadModel:
+    """The model as the peer opens it, with nothing missing and nothing left over."""
+    model, report = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
+
+
+def small_config(**changes: Any) -> GPTConfig:
+    return GPTConfig(61, 16, 24, 3, 2, qkv_bias=True, tie_weights=True).replace(**changes)
+
+
+def small_model(config: GPTConfig, seed: int = 3) -> GPTModel:
+    """Our model with every parameter random."""
+    torch.manual_seed(seed)
+    model = GPTModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+class TestSave:
+    @pytest.mark.parametrize(
+        "config",
+        [
+            small_config(),
+            small_config(tie_weights=False),
+            small_config(qkv_bias=False),
+            small_config(qkv_bias=False, tie_weights=False, ff_dim=40, norm_eps=1e-3, activation="gelu_erf"),
+        ],
+    )
+    @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+    @torch.no_grad()
+    def test_transformers_opens_it_with_equal_logits(self, tmp_path: Path, config: GPTConfig, shard_bytes: int) -> None:
+        model = small_model(config)
+        weights.save_huggingface(tmp_path, config, ModelTensors(model), shard_bytes=shard_bytes)
+        files = {path.name for path in tmp_path.iterdir()}
+        assert ("model.safetensors" in files) == (shard_bytes == 10**9)
+        torch.testing.assert_close(opened_by_transformers(tmp_path)(IDS).logits, model(IDS), atol=1e-4, rtol=0)
+        source = weights.open(tmp_path)
+        assert source.config == config
+        back = GPTModel(source.config).eval()
+        load_into(back, source)
+        assert torch.equal(back(IDS), model(IDS))
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_half_formats_round_as_torch_does(self, tmp_path: Path, dtype: str) -> None:
+        config = small_config()
+        model = small_model(config)
+        weights.save_huggingface(tmp_path, config, ModelTensors(model), dtype=dtype, extra_config={"eos_token_id": 7})
+        settings = json.loads((tmp_path / "config.json").read_text())
+        assert (settings["dtype"], settings["eos_token_id"]) == (dtype, 7)
+        loaded = weights.open(tmp_path).load()
+        for name, parameter in model.state_dict().items():
+            expected = parameter.to(getattr(torch, dtype)).float().numpy()
+            np.testing.assert_array_equal(loaded[name], expected, err_msg=name)
+        assert next(opened_by_transformers(tmp_path).parameters()).dtype == torch.float32
+
+    def test_the_tied_head_is_written_once(self, tmp_path: Path) -> None:
+        config = small_config()
+        tensors = {name: t.numpy() for name, t in small_model(config).state_dict().items()}
+        assert "head.weight" in tensors
+        weights.save_huggingface(tmp_path, config, tensors)
+        assert "lm_head.weight" not in weights.open(tmp_path).tensors
+        assert_same(weights.open(tmp_path).load(), tensors)
+
+    def test_a_folder_is_saved_over_the_model_it_was_loaded_from(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+        (folder / "vocab.json").write_text("{}")
+        for shard_bytes in (20_000, 10**9, 20_000, 30_000, 10**9):
+            source = weights.open(folder)
+            loaded = source.load()
+            weights.save_huggingface(folder, source.config, source.lazy(), shard_bytes=shard_bytes)
+            assert_same(loaded, canonical(peer))  # the old file lives on under what was loaded from it
+            assert_same(weights.open(folder).load(), canonical(peer))
+            names = sorted(path.name for path in folder.iterdir() if path.name.startswith(("model", ".")))
+            if shard_bytes == 10**9:
+                assert names == ["model.safetensors"]
+            else:
+                index = json.loads((folder / "model.safetensors.index.json").read_text())
+                assert sorted({*index["weight_map"].values(), "model.safetensors.index.json"}) == names
+            opened_by_transformers(folder)
+        assert (folder / "vocab.json").exists()
+
+    @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+    def test_an_interrupted_save_leaves_the_old_model(
+        self, peer: GPT2LMHeadModel, folder: Path, shard_bytes: int
+    ) -> None:
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+        class Failing(dict[str, np.ndarray]):
+            def shape_of(self, name: str) -> tuple[int, ...]:
+                return super().__getitem__(name).shape
+
+            def __getitem__(self, name: str) -> np.ndarray:
+                if name == "blocks.1.norm_2.bias":
+                    raise KeyboardInterrupt
+                return super().__getitem__(name)
+
+        source = weights.open(folder)
+        changed = Failing({name: array + 1 for name, array in source.load().items()})
+        with pytest.raises(KeyboardInterrupt):
+            weights.save_huggingface(folder, source.config, changed, shard_bytes=shard_bytes)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_one_tensor_is_held_at_a_time(self, folder: Path, tmp_path: Path) -> None:
+        alive: list[int] = []
+
+        class Counting(Mapping[str, np.ndarray]):
+            def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+                self.tensors = tensors
+
+            def __getitem__(self, name: str) -> np.ndarray:
+                import weakref
+
+                copy = self.tensors[name].copy()
+                alive.append(1)
+                weakref.finalize(copy, alive.pop)
+                assert len(alive) <= 2
+                return copy
+
+            def shape_of(self, name: str) -> tuple[int, ...]:
+                return self.tensors[name].shape
+
+            def __iter__(self) -> Iterator[str]:
+                return iter(self.tensors)
+
+            def __len__(self) -> int:
+                return len(self.tensors)
+
+        source = weights.open(folder)
+        weights.save_huggingface(tmp_path / "out", source.config, Counting(source.load()))
+        assert_same(weights.open(tmp_path / "out").load(), source.load())
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda t: t.pop("final_norm.bias"), "final_norm.bias"),
+            (lambda t: t.update(extra=np.zeros(3, np.float32)), "'extra'"),
+            (lambda t: t.update({"final_norm.bias": np.zeros(3, np.float32)}), r"\[3\].*\[24\]"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, folder: Path, tmp_path: Path, change: Any, words: str) -> None:
+        source = weights.open(folder)
+        tensors = source.load()
+        change(tensors)
+        with pytest.raises(WeightsError, match=words):
+            weights.save_huggingface(tmp_path / "out", source.config, tensors)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_number_too_large_for_float16(self, folder: Path, tmp_path: Path) -> None:
+        source = weights.open(folder)
+        tensors = source.load()
+        tensors["final_norm.bias"][3] = 1e5
+        with pytest.raises(WeightsError, match=r"ln_f\.bias holds 100000.*bfloat16"):
+            weights.save_huggingface(tmp_path / "out", source.config, tensors, dtype="float16")
+        with pytest.raises(WeightsError, match="'int8'"):
+            weights.save_huggingface(tmp_path / "out", source.config, tensors, dtype="int8")
+
+    def test_a_place_that_cannot_be_written(self, folder: Path) -> None:
+        source = weights.open(folder)
+        with pytest.raises(WeightsError, match="could not be written"):
+            weights.save_huggingface(folder / "config.json" / "inside", source.config, source.lazy())
+
+
+class TestIntoTorch:
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("meta", [False, True])
+    @pytest.mark.parametrize("form", ["safetensors", "pytorch"])
+    @torch.no_grad()
+    def test_the_logits_are_the_peers(self, tmp_path: Path, tied: bool, meta: bool, form: str) -> None:
+        peer = random_model(tie_word_embeddings=tied)
+        peer.save_pretrained(tmp_path)
+        if form == "pytorch":
+            as_bin(peer, tmp_path)
+        source = weights.open(tmp_path)
+        with torch.device("meta" if meta else "cpu"):
+            model = GPTModel(source.config).eval()
+        load_into(model, source)
+        assert (model.head.weight is model.token_embedding.weight) == tied
+        assert all(isinstance(p, torch.nn.Parameter) and p.requires_grad for p in model.parameters())
+        torch.testing.assert_close(model(IDS), peer(IDS).logits, atol=1e-4, rtol=0)
+
+    @torch.no_grad()
+    def test_a_model_in_bfloat16_and_a_tied_source_in_an_untied_model(self, folder: Path) -> None:
+        source = weights.open(folder)
+        model = GPTModel(source.config.replace(tie_weights=False)).bfloat16().eval()
+        load_into(model, source)
+        assert model.head.weight.dtype == torch.bfloat16
+        assert torch.equal(model.head.weight, model.token_embedding.weight)
+
+    def test_training_a_mapped_model_changes_no_file(self, folder: Path) -> None:
+        before = (folder / "model.safetensors").read_bytes()
+        source = weights.open(folder)
+        with torch.device("meta"):
+            model = GPTModel(source.config)
+        load_into(model, source)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        model(IDS).square().sum().backward()
+        optimizer.step()
+        assert (folder / "model.safetensors").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"context_length": 8}, r"position_embedding\.weight has the shape \[8, 24\].*\[16, 24\]"),
+            ({"n_layers": 3}, "parameter 'blocks.2.norm_1.weight'"),
+            ({"n_layers": 1}, "no parameter"),
+            ({"qkv_bias": False}, "'blocks.0.attention.qkv.bias'"),
+        ],
+    )
+    def test_another_models_weights_are_refused(self, folder: Path, changes: Any, words: str) -> None:
+        source = weights.open(folder)
+        model = GPTModel(source.config.replace(**changes))
+        before = model.token_embedding.weight.detach().clone()
+        with pytest.raises(WeightsError, match=words):
+            load_into(model, source)
+        assert torch.equal(model.token_embedding.weight, before)
+
+
+def test_a_slow_load_shows_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from clearhead.weights import progress
+
+    clock = iter(range(0, 10_000, 30))  # every look at the clock finds 30 seconds gone
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    weights.open(folder).load()
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"Loading .*model: \d+% of 0 MB", lines[0])
+    assert lines[-1].endswith("100% of 0 MB")
+    shutil.rmtree(folder)

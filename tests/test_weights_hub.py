@@ -1,0 +1,174 @@
+"""Fetching from a hub, with the real client against a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_server import serving
+from huggingface_hub import constants
+
+from clearhead import weights
+from clearhead.errors import ClearheadError
+
+CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+Answers = list[dict[str, Any]]
+
+
+def look(names: tuple[str, ...]) -> Answers:
+    """What opening each model (`name` or `name@revision`) gave."""
+    answers: Answers = []
+    for text in names:
+        name, _, revision = text.partition("@")
+        try:
+            source = weights.open(name, revision=revision or None)
+            total = float(sum(np.abs(a).sum(dtype=float) for a in source.load().values()))
+            files = sorted(path.name for path in source.folder.iterdir())
+            answers.append({"layers": source.config.n_layers, "files": files, "sum": total})
+        except ClearheadError as error:
+            answers.append({"error": type(error).__name__, "text": str(error)})
+    return answers
+
+
+def fetch(home: Path, endpoint: str, *names: str, offline: bool = False) -> Answers:
+    """The same with this cache and this hub, which the client otherwise takes from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", endpoint)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        patch.chdir(home)
+        if offline:
+            patch.setenv("HF_HUB_OFFLINE", "1")
+        return look(names)
+
+
+def fetch_in_new_process(home: Path, endpoint: str, *names: str) -> tuple[Answers, str]:
+    """The same as a user meets it, HF_ENDPOINT in the environment; and what stood on standard error."""
+    script = "import json, sys, test_weights_hub as t; print(json.dumps(t.look(tuple(sys.argv[1:]))))"
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script, *names],
+        env={**inherited, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": path},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models as they are on the hub: one file, shards, an old one, one without weights."""
+    root = tmp_path_factory.mktemp("models")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=24, n_head=3, n_layer=2))
+    found = {}
+    for name in ("tiny", "owner/shards", "owner/old", "owner/empty"):
+        folder = found[name] = root / name.replace("/", "-")
+        model.save_pretrained(folder, max_shard_size="20KB" if name == "owner/shards" else "1GB")
+        (folder / "README.md").write_text("not needed")
+        (folder / "rust_model.ot").write_bytes(b"not needed")
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+    import torch
+
+    torch.save(model.state_dict(), found["owner/old"] / "pytorch_model.bin")
+    (found["owner/old"] / "model.safetensors").unlink()
+    (found["owner/empty"] / "model.safetensors").unlink()
+    return found
+
+
+def test_only_what_is_needed_is_fetched_and_then_kept(
+    models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serving(models) as hub:
+        one, shards, old = fetch(tmp_path, hub.url, "tiny", "owner/shards", "owner/old")
+        for answer in (one, shards, old):
+            assert answer["layers"] == 2
+            assert answer["sum"] == pytest.approx(one["sum"])
+        assert one["files"] == ["config.json", "generation_config.json", "merges.txt", "model.safetensors"]
+        assert "pytorch_model.bin" in old["files"]
+        assert len([name for name in shards["files"] if name.endswith(".safetensors")]) > 1
+        assert not [request for request in hub.requests if "README" in request or "rust_model" in request]
+        hub.requests.clear()
+        assert fetch(tmp_path, hub.url, "tiny") == [one]
+        assert not [request for request in hub.requests if "/resolve/" in request and request.startswith("GET")]
+        hub.broken = True
+        assert fetch(tmp_path, hub.url, "tiny") == [one]
+    # From the cache: without the network, and with the network forbidden.
+    assert fetch(tmp_path, CLOSED, "tiny", "owner/shards") == [one, shards]
+    assert fetch(tmp_path, CLOSED, "tiny", offline=True) == [one]
+    # The one thing said is that a download begins; nothing when it is there already.
+    said = [line.partition(",")[0] for line in capfd.readouterr().err.splitlines()]
+    assert said == ["Fetching tiny", "Fetching owner/shards", "Fetching owner/old"]
+
+
+def test_what_the_hub_refuses(models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(models, gated=frozenset({"owner/gated"})) as hub:
+        names = ("nosuch", "owner/gated", "tiny@v9", "owner/empty")
+        answers = fetch(tmp_path, hub.url, *names)
+        hub.broken = True
+        (broken,) = fetch(tmp_path, hub.url, "tiny")
+    expected = [
+        ("HubError", "no model of that name"),
+        ("HubError", "asked for access"),
+        ("HubError", "no branch, tag or commit 'v9'"),
+        ("WeightsError", "has no model.safetensors"),
+    ]
+    for name, answer, (kind, words) in zip(names, answers, expected, strict=True):
+        assert answer["error"] == kind, (name, answer)
+        assert words in answer["text"]
+        assert "\n" not in answer["text"]
+    assert broken["error"] == "HubError"
+    assert "status 503" in broken["text"]
+    assert capfd.readouterr().err == ""
+
+
+def test_without_a_network_one_sentence_and_soon(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    started = time.monotonic()
+    (closed, path, folder, odd), noise = fetch_in_new_process(tmp_path, CLOSED, "gpt2", "./nowhere", "mine", "a name!")
+    assert time.monotonic() - started < 20
+    assert noise == ""
+    assert closed["error"] == "HubError"
+    assert "could not be reached" in closed["text"]
+    assert "HF_ENDPOINT" in closed["text"]
+    assert "local folder" in closed["text"]
+    assert path["error"] == "WeightsError"
+    assert "./nowhere does not exist" in path["text"]
+    assert folder["error"] == "WeightsError"  # a folder wins over a hub name, even an empty one
+    assert "it holds nothing" in folder["text"]
+    assert odd["error"] == "WeightsError"
+    assert "cannot be a name on the hub" in odd["text"]
+    (offline,) = fetch(tmp_path, CLOSED, "gpt2", offline=True)
+    assert "HF_HUB_OFFLINE" in offline["text"]
+
+
+def test_the_environment_names_the_hub(models: dict[str, Path], tmp_path: Path) -> None:
+    with serving(models) as hub:
+        (answer,), noise = fetch_in_new_process(tmp_path, hub.url, "tiny")
+    assert answer["layers"] == 2
+    assert noise == f"Fetching tiny, 0 MB, from {hub.url} …\n"
+
+
+def test_an_interrupted_download_is_not_taken_for_a_model(models: dict[str, Path], tmp_path: Path) -> None:
+    with serving(models) as hub:
+        fetch(tmp_path, hub.url, "owner/shards")
+    next(path for path in tmp_path.rglob("model-00002-of-*.safetensors")).unlink()
+    (answer,) = fetch(tmp_path, CLOSED, "owner/shards")
+    assert answer["error"] in ("HubError", "WeightsError")
+    with serving(models) as hub:
+        (answer,) = fetch(tmp_path, hub.url, "owner/shards")
+    assert answer["layers"] == 2
