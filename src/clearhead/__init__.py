@@ -1,3 +1,39 @@
 """Clearhead: a GPT-2 that you can read, trust and run fast."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clearhead.config import GPTConfig
+    from clearhead.errors import ClearheadError
+    from clearhead.gpt import GPT, load
+    from clearhead.sampling import SamplingParams
+
+__all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "load"]
+
+# Where each name lives. They are imported when they are first used, so that `import clearhead` loads
+# neither torch nor NumPy.
+_HOME = {
+    "GPT": "clearhead.gpt",
+    "ClearheadError": "clearhead.errors",
+    "GPTConfig": "clearhead.config",
+    "SamplingParams": "clearhead.sampling",
+    "load": "clearhead.gpt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,455 @@
+"""`GPT`: a model with its tokenizer, the one object that a user holds.
+
+import clearhead
+
+gpt = clearhead.load()                      # the bundled model; or a folder, or a name on the hub
+print(gpt.generate("Once upon a time"))
+for piece in gpt.stream("Once upon a time"):
+    print(piece, end="", flush=True)
+print(gpt.score("The cat sat on the mat.").bits_per_byte)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
+from clearhead.config import GPTConfig
+from clearhead.errors import InputError, WeightsError
+from clearhead.generation import Completion, Request, Sample, generate, stream
+from clearhead.sampling import SamplingParams, is_whole
+from clearhead.scoring import Score, score
+
+if TYPE_CHECKING:
+    import torch
+
+    from clearhead.model import GPTModel
+    from clearhead.tokenizer import Tokenizer
+    from clearhead.torch_runner import TorchRunner
+
+BACKENDS = ("auto", "torch")
+DTYPES = ("float32", "bfloat16", "float16")
+
+TEMPERATURE = 0.8
+"""How `GPT` samples unless it is told: a little below the model's own distribution ..."""
+TOP_P = 0.95
+"""... and without its tail. A small model puts much of its doubt there, and one odd token spoils a story."""
+
+Prompt = str | Sequence[int]
+"""Text, or the ids of its tokens."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.bpe", "merges.txt")
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `GPT.generate` and `GPT.stream`; `GPT.request` explains each."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_ids: Sequence[int]
+    n: int
+    logprobs: int | None
+    stop_at_end_of_text: bool
+    strict_context: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What was generated from one prompt; as a string it is the text of the first sample.
+
+    Attributes:
+        prompt: as it was given.
+        prompt_ids: its tokens.
+        samples: one, or the `n` that were asked for.
+    """
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    samples: tuple[Sample, ...]
+
+    def __str__(self) -> str:
+        sample = self.samples[0]
+        return " ".join(map(str, sample.ids)) if sample.text is None else sample.text
+
+    @property
+    def text(self) -> str | None:
+        """The first sample's text, without the prompt; None without a tokenizer."""
+        return self.samples[0].text
+
+    @property
+    def texts(self) -> tuple[str | None, ...]:
+        """The text of each sample."""
+        return tuple(sample.text for sample in self.samples)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The first sample's tokens."""
+        return self.samples[0].ids
+
+    @property
+    def seed(self) -> int:
+        """With this seed and the same arguments, the same texts come again."""
+        return self.samples[0].seed
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know and did not ask for, such as that the prompt was cut; each sentence once."""
+        return tuple(dict.fromkeys(notice for sample in self.samples for notice in sample.notices))
+
+
+class TextStream(Iterator[str]):
+    """Pieces of text as they are generated, never half a character and never part of a stop string.
+
+    Stopping early, by `close` (or `with`) or by dropping it, frees the memory that generation uses.
+
+    Attributes:
+        notices: what the user should know, filled as it happens.
+        finish_reason: "stop" or "length" when it is over; None before.
+        seed: with this seed and the same arguments, the same text comes again.
+    """
+
+    def __init__(self, gpt: GPT, request: Request) -> None:
+        assert request.params.seed is not None  # a request draws one
+        self.seed: int = request.params.seed
+        self.notices: list[str] = []
+        self.finish_reason: str | None = None
+        self._events = stream(gpt.runner, gpt.tokenizer, [request])
+
+    def __next__(self) -> str:
+        for _, _, event in self._events:
+            self.notices.extend(event.notices)
+            self.finish_reason = event.finish_reason
+            if event.text:
+                return event.text
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends it now; nothing comes any more."""
+        self._events.close()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class GPT:
+    """A GPT-2, its tokenizer, and what runs it.
+
+    Args:
+        model: the network; it is put into evaluation mode, so that dropout is off.
+        tokenizer: turns text into ids and back; without one, prompts are given as ids and results come so.
+
+    Attributes:
+        model: the network, a `torch.nn.Module`.
+        tokenizer: as given.
+        runner: what generation runs it through.
+        notes: sentences on what had to be decided when it was loaded.
+
+    Raises:
+        WeightsError: where the tokenizer has ids that the model does not know.
+    """
+
+    def __init__(self, model: GPTModel, tokenizer: Tokenizer | None = None, *, notes: Sequence[str] = ()) -> None:
+        from clearhead.torch_runner import TorchRunner
+
+        _check_vocabulary(model.config, tokenizer)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.runner: TorchRunner = TorchRunner(model)
+        self.notes = tuple(notes)
+
+    @property
+    def config(self) -> GPTConfig:
+        """The shape of the model."""
+        return self.model.config
+
+    def __repr__(self) -> str:
+        shape = self.config
+        return (
+            f"GPT(n_layers={shape.n_layers}, n_heads={shape.n_heads}, emb_dim={shape.emb_dim}, "
+            f"context_length={shape.context_length}, vocab_size={shape.vocab_size})"
+        )
+
+    @overload
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def generate(self, prompt: Sequence[Prompt], **options: Unpack[Options]) -> list[Generation]: ...
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> Generation | list[Generation]:
+        """Goes on from a prompt, or from several at once.
+
+        Args:
+            prompt: text, or token ids; or a list of prompts, which may differ in length and which run together.
+            options: keyword arguments as `request` explains them; a seed is used for each prompt.
+
+        Returns:
+            a `Generation`, whose `str` is the text; a list of them for a list of prompts.
+
+        Raises:
+            InputError: where an argument is out of range; nothing has run then.
+            TokenizerError: where a prompt cannot be encoded.
+            WeightsError: where the model's logits are not numbers.
+        """
+        prompts = [prompt] if _is_one(prompt) else list(prompt)
+        requests = [self.request(one, **options) for one in prompts]  # type: ignore[arg-type]
+        completions = generate(self.runner, self.tokenizer, requests)
+        found = [_generation(*pair) for pair in zip(prompts, completions, strict=True)]  # type: ignore[arg-type]
+        return found[0] if _is_one(prompt) else found
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> TextStream:
+        """Goes on from a prompt and gives the text piece by piece, as it is made.
+
+        Args:
+            prompt: text, or token ids.
+            options: keyword arguments as `request` explains them, but `n`.
+
+        Raises:
+            InputError: where an argument is out of range, or there is no tokenizer to make text.
+            TokenizerError: where the prompt cannot be encoded.
+        """
+        self._need_tokenizer("a stream of text")
+        request = self.request(prompt, **options)
+        if request.n != 1:
+            raise InputError(f"n is {request.n}; a stream has one text: use generate for several.")
+        return TextStream(self, request)
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = TEMPERATURE,
+        top_k: int | None = None,
+        top_p: float = TOP_P,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+        n: int = 1,
+        logprobs: int | None = None,
+        stop_at_end_of_text: bool = True,
+        strict_context: bool = False,
+    ) -> Request:
+        """The `generation.Request` that these arguments make, for whoever drives generation.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: where to end at the latest; a token is about four letters of English.
+            temperature: 0 always takes the most likely token; 1 draws from the model's own distribution.
+            top_k: only the k most likely tokens; None for no limit.
+            top_p: only the most likely tokens that together reach this probability; 1 for no limit.
+            min_p: only tokens at least this share as likely as the most likely one; 0 for no limit.
+            repetition_penalty: above 1, makes what prompt or text already hold less likely.
+            presence_penalty: taken from the logit of each token that the text holds.
+            frequency_penalty: taken from it once for each time that the text holds it.
+            logit_bias: added to the logits of these ids; -inf forbids one.
+            seed: one seed gives one text; None draws a fresh one, which the result reports.
+            stop: a string, or several, before the first of which the text ends.
+            stop_ids: tokens that end the text.
+            n: how many texts to draw.
+            logprobs: 0 for the log-probabilities of the chosen tokens, N for the N most likely ones too.
+            stop_at_end_of_text: whether the model's own end-of-text token ends the text.
+            strict_context: whether it is an error that prompt and new tokens do not fit the model's context. If
+                not, the oldest tokens are let go of, and a notice in the result says so.
+
+        Raises:
+            InputError: where an argument is out of range, or text comes without a tokenizer.
+            TokenizerError: where the prompt cannot be encoded.
+        """
+        params = SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias or {},
+            seed=seed,
+        )
+        return Request(
+            prompt_ids=self._ids(prompt),
+            params=params,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            stop_ids=stop_ids,
+            n=n,
+            logprobs=logprobs,
+            stop_at_end_of_text=stop_at_end_of_text,
+            strict_context=strict_context,
+        )
+
+    def score(self, text: Prompt, *, after_end_of_text: bool = True, stride: int | None = None) -> Score:
+        """How likely the model holds a text, token by token.
+
+        Args:
+            text: text, or token ids.
+            after_end_of_text: whether to put the end-of-text token before it, as in training, so that the first
+                token has a probability too. Without one in the vocabulary, the first token is not scored.
+            stride: for a text longer than the context, how many tokens each further window scores; half the
+                context where it is None. A smaller stride gives tokens more context and takes longer.
+
+        Raises:
+            InputError: where there is no token to score, or an argument is out of range.
+            TokenizerError: where the text cannot be encoded.
+        """
+        start = self.tokenizer.end_of_text if self.tokenizer is not None and after_end_of_text else None
+        return score(
+            self.runner.logits,
+            self._ids(text),
+            context_length=self.config.context_length,
+            start=start,
+            stride=stride,
+            tokenizer=self.tokenizer,
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: str = "float32") -> None:
+        """Writes the model and its tokenizer as a Hugging Face folder, which `transformers` opens too.
+
+        Args:
+            folder: made where it is not there; other files in it stay.
+            dtype: how the weights are stored: float32, bfloat16 or float16.
+
+        Raises:
+            WeightsError, TokenizerError: where the folder cannot be written, or the dtype is unknown.
+        """
+        from clearhead import weights
+        from clearhead.weights.into_torch import ModelTensors
+
+        end = None if self.tokenizer is None else self.tokenizer.end_of_text
+        special = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+        weights.save_huggingface(Path(folder), self.config, ModelTensors(self.model), dtype=dtype, extra_config=special)
+        if self.tokenizer is not None:
+            self.tokenizer.save(Path(folder))
+
+    def _ids(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        return self._need_tokenizer("text").encode(prompt)
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                f"this model has no tokenizer, so there is no {what}; give token ids to generate, "
+                "or put the tokenizer's files (tokenizer.json) beside the weights."
+            )
+        return self.tokenizer
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+) -> GPT:
+    """Opens a model: its weights, its config, its tokenizer.
+
+    Args:
+        source: a folder, a file of weights, or a name on the hub; None for the model that comes with Clearhead.
+        backend: what runs it: "torch", or "auto" for the best that is there.
+        device: where it runs, as PyTorch names it: "cpu", "cuda", "cuda:1", "mps".
+        dtype: the type of the weights in memory: float32, bfloat16 or float16.
+        revision: of a model on the hub, its branch, tag or commit.
+
+    Raises:
+        InputError: where backend, device or dtype is not to be had here.
+        WeightsError: where the weights are missing, broken or do not fit; HubError where they cannot be fetched.
+        ConfigError, TokenizerError: where the files beside them are broken.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend is {backend!r}; the backends are {', '.join(BACKENDS)}.")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; the types of weights in memory are {', '.join(DTYPES)}.")
+    place = _device(device)
+    from clearhead import weights
+
+    opened = weights.open(bundled() if source is None else source, revision=revision)
+    tokenizer = _tokenizer_in(opened.folder)
+    _check_vocabulary(opened.config, tokenizer)
+    return GPT(_model(opened, place, dtype), tokenizer, notes=opened.notes)
+
+
+def bundled() -> Path:
+    """The folder of the model that comes with Clearhead.
+
+    Raises:
+        WeightsError: where this installation has none.
+    """
+    folder = Path(__file__).parent / "bundled"
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            "this installation of Clearhead has no bundled model; "
+            "give a model's folder or its name on the hub, such as 'gpt2'."
+        )
+    return folder
+
+
+def _model(opened: Any, device: torch.device, dtype: str) -> GPTModel:
+    import torch
+
+    from clearhead.model import GPTModel
+    from clearhead.weights.into_torch import load_into
+
+    # On the meta device a model has shapes and no memory; loading gives each parameter its own.
+    with torch.device("meta"):
+        model = GPTModel(opened.config)
+    load_into(model, opened)
+    return model.to(device=device, dtype=getattr(torch, dtype))
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"device is {name!r}, which cannot be used here ({reason}); give 'cpu'.") from None
+    return device
+
+
+def _tokenizer_in(folder: Path) -> Tokenizer | None:
+    from clearhead.tokenizer import Tokenizer
+
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    return Tokenizer.from_folder(folder)
+
+
+def _check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise WeightsError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but the model has {config.vocab_size:,} rows "
+            "for tokens; the two belong to different models."
+        )
+
+
+def _is_one(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is one prompt: text, or a sequence of ids."""
+    return isinstance(prompt, str) or (len(prompt) > 0 and is_whole(prompt[0]))
+
+
+def _generation(prompt: Prompt, completion: Completion) -> Generation:
+    return Generation(prompt, completion.prompt_ids, completion.samples)
