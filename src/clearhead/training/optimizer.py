@@ -1,0 +1,110 @@
+"""What turns gradients into steps: AdamW for everything, or Muon for the matrices inside the blocks.
+
+Weight decay is for matrices only: pulling norms and biases towards zero would change what the model can say
+and not how simple it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearhead.training.recipe import TrainingRecipe
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction is made orthogonal before it is taken. For matrices only.
+
+    The step of a matrix is U V^T, where U S V^T is the singular value decomposition of its averaged gradient:
+    every direction in it moves equally far. U V^T is approached by a Newton-Schulz iteration (Jordan et
+    al. 2024, "Muon: An optimizer for hidden layers in neural networks"). torch's own Muon runs that
+    iteration in bfloat16, which a CPU without instructions for it does a hundred times slower than float32;
+    this one runs it in the type of the parameter where that is not a GPU.
+
+    Args:
+        parameters: matrices [out, in].
+        lr: the learning rate; a step's root mean square is lr * sqrt(max(1, out / in)) / sqrt(in).
+        momentum: the averaging of gradients, with Nesterov's look ahead.
+        weight_decay: each step multiplies the weights by 1 - lr * weight_decay.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Moves every matrix that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                average = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                ahead = parameter.grad.lerp(average, group["momentum"])
+                rows, columns = parameter.shape
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(orthogonalised(ahead), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """The nearest matrix whose singular values are (about) 1.
+
+    Each iteration maps every singular value s to a s + b s^3 + c s^5, with coefficients that lift small ones
+    fast and leave all between 0.7 and 1.2 (Jordan et al. 2024).
+
+    Args:
+        matrix: [out, in]
+
+    Returns:
+        [out, in]
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    wide = x if x.shape[0] <= x.shape[1] else x.T  # the smaller side first: its product with itself is cheaper
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(iterations):
+        square = wide @ wide.T
+        wide = a * wide + (b * square + c * square @ square) @ wide
+    return (wide if x.shape[0] <= x.shape[1] else wide.T).to(matrix.dtype)
+
+
+def optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run; each parameter belongs to exactly one group of one of them."""
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
+    matrices: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            others.append(parameter)
+        elif recipe.optimizer == "muon" and name.startswith("blocks."):
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(recipe.beta_1, recipe.beta_2),
+        eps=1e-8,
+        fused=True,
+    )
+    if not matrices:
+        return [adamw]
+    return [adamw, Muon(matrices, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)]
+
+
+def rate_at(step: int, recipe: TrainingRecipe) -> float:
+    """The share of its peak that the learning rate has in a step (the first is 0).
+
+    It rises linearly over warmup_steps, stays, and falls linearly to final_share over the last decay_steps
+    (the trapezoid of Zhai et al. 2022, "Scaling Vision Transformers", section 3.5).
+    """
+    rising = (step + 1) / recipe.warmup_steps if step < recipe.warmup_steps else 1.0
+    left = (recipe.steps - step) / recipe.decay_steps if recipe.decay_steps else 1.0
+    return rising * (recipe.final_share + (1 - recipe.final_share) * min(left, 1.0))

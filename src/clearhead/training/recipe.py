@@ -1,0 +1,217 @@
+"""A recipe: everything that decides what a training run makes, in one TOML file.
+
+Four tables: `[model]` (the fields of `GPTConfig`), `[corpus]` (the texts and their shares), `[training]` (steps,
+batch, optimizer, schedule) and `[card]` (words for the model's card). Two runs of one recipe on the same
+texts see the same batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from clearhead.config import GPTConfig
+from clearhead.errors import ConfigError, TrainingError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Optimizer = Literal["adamw", "muon"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecipe:
+    """One text of the corpus.
+
+    Attributes:
+        name: what the metrics and the shards call it.
+        train: file to train on, relative to the data folder; documents are separated by a line `<|endoftext|>`.
+        valid: file that is held out; none where empty.
+        weight: share of the training tokens that come from here, relative to the other sources' weights.
+    """
+
+    name: str
+    train: str
+    valid: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRecipe:
+    """The texts, and the vocabulary that is learned from them.
+
+    Attributes:
+        source: the texts.
+        tokenizer_bytes: how many bytes of text the vocabulary is learned from, shared out by weight.
+    """
+
+    source: tuple[SourceRecipe, ...]
+    tokenizer_bytes: int = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecipe:
+    """How the model is trained.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: windows of context_length tokens in one step.
+        micro_batch_size: windows computed at once; gradients are summed over batch_size / micro_batch_size of
+            them. 0: the whole batch at once.
+        seed: decides the initial weights, the order of the batches and the dropout.
+        optimizer: `adamw` for every parameter, or `muon` for the blocks' matrices and AdamW for the rest.
+        learning_rate: AdamW's, at its peak.
+        muon_learning_rate: Muon's, at its peak.
+        beta_1, beta_2: AdamW's averaging of gradients and of their squares.
+        weight_decay: AdamW's and Muon's, on matrices only (norms and biases are left alone).
+        clip_norm: gradients longer than this (all together) are shortened to it.
+        warmup_steps: over which the learning rate rises from 0.
+        decay_steps: the last steps, over which it falls linearly to `final_share` of its peak.
+        final_share: what is left of the learning rate at the end.
+        precision: `bfloat16` autocasts the matrix products; `auto` does so where the machine has instructions for it.
+        compile: whether torch.compile fuses the step; it needs a C++ compiler on a CPU.
+        evaluate_every: steps between validations.
+        evaluate_windows: windows of each held-out text in such a validation; the end sees all of it.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int = 0
+    seed: int = 1
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.02
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    warmup_steps: int = 100
+    decay_steps: int = 0
+    final_share: float = 0.0
+    precision: Precision = "auto"
+    compile: bool = False
+    evaluate_every: int = 250
+    evaluate_windows: int = 32
+    checkpoint_every: int = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole recipe. `text` is the TOML that it was read from, kept beside what it makes."""
+
+    model: GPTConfig
+    corpus: CorpusRecipe
+    training: TrainingRecipe
+    card: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recipe:
+        """Reads and checks a recipe.
+
+        Raises:
+            TrainingError: where the file cannot be read, is not TOML, or a setting is unknown, missing or impossible.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"the recipe {path} could not be read ({error.strerror}); give a TOML file.") from None
+        try:
+            return cls.from_text(text)
+        except TrainingError as error:
+            raise TrainingError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_text(cls, text: str) -> Recipe:
+        """The same from the TOML itself."""
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise TrainingError(f"this is not TOML: {error}.") from None
+        _refuse_unknown(tables, ["model", "corpus", "training", "card"], "the recipe")
+        for name in ("model", "corpus", "training"):
+            if not isinstance(tables.get(name), dict):
+                raise TrainingError(f"the table [{name}] is missing; a recipe has [model], [corpus] and [training].")
+        try:
+            model = GPTConfig.from_dict(tables["model"])
+        except ConfigError as error:
+            raise TrainingError(f"in [model], {error}") from None
+        corpus = dict(tables["corpus"])
+        sources = corpus.get("source")
+        if not isinstance(sources, list) or not sources:
+            raise TrainingError("[corpus] names no text; add a [[corpus.source]] with name and train.")
+        corpus["source"] = tuple(_table(SourceRecipe, s, "[[corpus.source]]") for s in sources)
+        recipe = cls(
+            model=model,
+            corpus=_table(CorpusRecipe, corpus, "[corpus]"),
+            training=_table(TrainingRecipe, tables["training"], "[training]"),
+            card={str(key): str(value) for key, value in tables.get("card", {}).items()},
+            text=text,
+        )
+        _check(recipe)
+        return recipe
+
+
+def _table(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    _refuse_unknown(values, list(fields), where)
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    if missing:
+        raise TrainingError(f"{where} lacks {', '.join(missing)}.")
+    types = get_type_hints(kind)
+    checked = {}
+    for name, value in values.items():
+        expected = types[name]
+        if expected is float and type(value) is int:
+            value = float(value)
+        if expected in (int, float, str, bool) and type(value) is not expected:
+            raise TrainingError(f"{name} in {where} is {value!r}; it must be of type {expected.__name__}.")
+        choices = getattr(expected, "__args__", ())
+        if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+            raise TrainingError(f"{name} in {where} is {value!r}; it must be one of {', '.join(choices)}.")
+        checked[name] = value
+    return kind(**checked)
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
+            raise TrainingError(f"{where} has the unknown key {key!r}{hint}")
+
+
+def _check(recipe: Recipe) -> None:
+    names = [source.name for source in recipe.corpus.source]
+    for source in recipe.corpus.source:
+        if names.count(source.name) > 1:
+            raise TrainingError(f"two sources are named {source.name!r}; each needs a name of its own.")
+        if not source.name.replace("_", "").replace("-", "").isalnum():
+            raise TrainingError(f"a source is named {source.name!r}; use letters, digits, '-' and '_' only.")
+        if not source.weight > 0:
+            raise TrainingError(f"the weight of {source.name!r} is {source.weight}; it must be above 0.")
+    t = recipe.training
+    for name in ("steps", "batch_size", "evaluate_every", "evaluate_windows", "checkpoint_every"):
+        if getattr(t, name) < 1:
+            raise TrainingError(f"{name} is {getattr(t, name)}; it must be at least 1.")
+    for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
+        if not getattr(t, name) > 0:
+            raise TrainingError(f"{name} is {getattr(t, name)}; it must be above 0.")
+    for name in ("warmup_steps", "decay_steps", "micro_batch_size", "weight_decay", "final_share"):
+        if getattr(t, name) < 0:
+            raise TrainingError(f"{name} is {getattr(t, name)}; it must not be below 0.")
+    if t.warmup_steps + t.decay_steps > t.steps:
+        raise TrainingError(
+            f"warmup_steps {t.warmup_steps} and decay_steps {t.decay_steps} do not fit into steps {t.steps}."
+        )
+    if t.micro_batch_size and t.batch_size % t.micro_batch_size:
+        raise TrainingError(
+            f"micro_batch_size {t.micro_batch_size} does not divide batch_size {t.batch_size}; choose a divisor."
+        )
