@@ -35,6 +35,14 @@ _HF_MUST_BE: dict[str, Any] = {
     "add_cross_attention": False,
 }
 
+# The names under which Hugging Face's GPT2Config takes the same keys too.
+_HF_ALIASES: dict[str, str] = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
 # What Hugging Face's GPT2Config takes for a key that a config.json leaves out.
 _HF_DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
@@ -110,9 +118,7 @@ class GPTConfig:
         if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
             raise ConfigError(f"norm_eps is {self.norm_eps!r}; it must be a small number above 0, as 1e-5 is.")
         if self.activation not in get_args(Activation):
-            raise ConfigError(
-                f"activation is {self.activation!r}; Clearhead has {' and '.join(get_args(Activation))}."
-            )
+            raise ConfigError(f"activation is {self.activation!r}; Clearhead has {' and '.join(get_args(Activation))}.")
         if self.emb_dim % self.n_heads:
             raise ConfigError(
                 f"emb_dim {self.emb_dim} does not divide into {self.n_heads} heads; "
@@ -181,9 +187,9 @@ class GPTConfig:
                     f"config.json sets {key} to {json.dumps(values[key])}, which Clearhead's GPT-2 does not have; "
                     f"only models with {json.dumps(required)} there can be loaded."
                 )
-        known = {**_HF_DEFAULTS, **values}
+        known = {**_HF_DEFAULTS, **{_HF_ALIASES.get(key, key): value for key, value in values.items()}}
         name = known["activation_function"]
-        if name not in _ACTIVATION_FROM_HF:
+        if not isinstance(name, str) or name not in _ACTIVATION_FROM_HF:
             raise ConfigError(
                 f"config.json sets activation_function to {name!r}; Clearhead has {', '.join(_ACTIVATION_FROM_HF)}."
             )
@@ -264,7 +270,8 @@ class GPTConfig:
         except ValueError as error:
             raise ConfigError(f"{path} is not JSON ({error}); a model's config was expected there.") from None
         if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds a JSON {type(values).__name__}; an object with a model's settings was expected.")
+            kind = type(values).__name__
+            raise ConfigError(f"{path} holds a JSON {kind}; an object with a model's settings was expected.")
         if "n_vocab" in values:
             return cls.from_openai(values)
         if "emb_dim" in values:
