@@ -164,6 +164,9 @@ def test_score_is_transformers_loss(gpt: GPT, peer: GPT2LMHeadModel) -> None:
     assert bare.n_scored == len(ids) - 1 and -bare.logprob / bare.n_scored == pytest.approx(loss, abs=1e-5)
     long = gpt.score(TEXT * 3)
     assert long.n_scored == len(gpt.tokenizer.encode(TEXT * 3)) > 2 * gpt.config.context_length
+    assert gpt.score(TEXT * 3, stride=1).logprob != pytest.approx(long.logprob, abs=1e-3)  # more context, other numbers
+    with pytest.raises(InputError, match="stride is 33"):
+        gpt.score(TEXT, stride=33)
 
 
 def test_what_is_saved_transformers_opens_and_so_do_we(gpt: GPT, peer: GPT2LMHeadModel, tmp_path: Path) -> None:
