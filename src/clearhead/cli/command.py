@@ -11,10 +11,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from clearhead import __version__
+from clearhead.cli.evaluate import evaluate
 from clearhead.cli.generate import generate
 from clearhead.cli.new import new
 from clearhead.cli.params import params
 from clearhead.cli.tokenize import tokenize
+from clearhead.cli.train import train
 from clearhead.errors import ClearheadError
 
 UNABLE = 1
@@ -55,7 +57,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, new):
+for verb in (generate, tokenize, params, new, train, evaluate):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 

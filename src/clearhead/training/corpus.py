@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 
 from clearhead.errors import TrainingError
+from clearhead.progress import Progress
+from clearhead.texts import documents, encode_documents
 from clearhead.tokenizer import Tokenizer
-from clearhead.training.progress import Progress
 from clearhead.training.recipe import CorpusRecipe, SourceRecipe
-
-SEPARATOR = "<|endoftext|>"
-_BATCH = 1 << 20  # characters that are encoded at a time; bounds the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,34 +82,6 @@ class Corpus:
                 f"{path} has {found:,} bytes and the manifest says {expected:,}; delete the corpus and build it again."
             )
         return np.memmap(path, self._dtype, mode="r")
-
-
-def documents(path: Path) -> Iterator[str]:
-    """The documents of a text file, whose separator is a line `<|endoftext|>`; blank ones are left out.
-
-    Raises:
-        TrainingError: where the file cannot be read or is not UTF-8.
-    """
-    lines: list[str] = []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for line in file:
-                if line.strip() == SEPARATOR:
-                    yield from _document(lines)
-                    lines = []
-                else:
-                    lines.append(line)
-    except OSError as error:
-        raise TrainingError(f"{path} could not be read ({error.strerror}); check the data folder.") from None
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    yield from _document(lines)
-
-
-def _document(lines: list[str]) -> Iterator[str]:
-    text = "".join(lines).strip()
-    if text:
-        yield text
 
 
 def build(recipe: CorpusRecipe, vocab_size: int, data: Path, folder: Path) -> Corpus:
@@ -193,37 +163,18 @@ def _paragraphs(source: SourceRecipe, data: Path) -> Iterator[str]:
         yield from (f"{paragraph}\n\n" for paragraph in document.split("\n\n"))
 
 
-def _batches(path: Path) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for document in documents(path):
-        batch.append(document)
-        size += len(document)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch
-
-
 def _write(text: Path, tokenizer: Tokenizer, dtype: np.dtype, path: Path, sha256: str) -> Shard:
     counts = {"tokens": 0, "documents": 0, "text_bytes": 0}
     beside = path.with_name(path.name + ".part")
     with Progress(f"tokenizing {text.name}", None) as progress, beside.open("wb") as file:
-        for batch in _batches(text):
-            encoded = tokenizer.encode_batch(batch)
-            for document, ids in zip(batch, encoded, strict=True):
-                np.array([tokenizer.end_of_text, *ids], dtype).tofile(file)
-                counts["tokens"] += 1 + len(ids)
-                counts["documents"] += 1
-                counts["text_bytes"] += len(document.encode())
+        for ids, text_bytes in encode_documents(text, tokenizer):
+            np.array(ids, dtype).tofile(file)
+            counts["tokens"] += len(ids)
+            counts["documents"] += 1
+            counts["text_bytes"] += text_bytes
             progress.note(f"{counts['tokens']:,} tokens")
     if not counts["documents"]:
         beside.unlink()
         raise TrainingError(f"{text} has no text in it; leave it out of the recipe or fill it.")
     beside.replace(path)
     return Shard(file=path.name, sha256=sha256, **counts)
-
-
-def total_tokens(shards: Iterable[Shard]) -> int:
-    """How many tokens shards hold together."""
-    return sum(shard.tokens for shard in shards)

@@ -21,11 +21,11 @@ import torch
 from clearhead.errors import TrainingError
 from clearhead.evaluation.held_out import HeldOut, held_out
 from clearhead.model import GPTModel
+from clearhead.progress import Progress, duration
 from clearhead.training.batches import Batches
 from clearhead.training.checkpoint import load_checkpoint, save_checkpoint
 from clearhead.training.corpus import Corpus, build
 from clearhead.training.optimizer import optimizers, rate_at
-from clearhead.training.progress import Progress, duration
 from clearhead.training.recipe import Recipe
 from clearhead.weights import save_huggingface
 from clearhead.weights.into_torch import ModelTensors
@@ -66,10 +66,10 @@ def train(
         raise TrainingError(f"there is no checkpoint in {out} to go on from; start the run without --resume.")
     corpus = build(recipe.corpus, recipe.model.vocab_size, data, corpus_folder or out / "corpus")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     run = Run(recipe, corpus, out, _device(device))
     if resume:
         run.resume()
+    (out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     run.go()
     results = run.evaluate(None)
     run.record(step=run.step, final={name: r.bits_per_byte for name, r in results.items()})

@@ -1,0 +1,578 @@
+"""Training, from text files to a model folder that transformers opens."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peers import SMALL, ours_of, peer_of
+from transformers import GPT2LMHeadModel
+
+import clearhead
+from clearhead.errors import InputError, TrainingError
+from clearhead.evaluation.held_out import held_out
+from clearhead.gpt import GPT
+from clearhead.model import GPTModel
+from clearhead.texts import documents
+from clearhead.training.batches import Batches
+from clearhead.training.corpus import Corpus, build
+from clearhead.training.loop import Run, train
+from clearhead.training.optimizer import Muon, optimizers, orthogonalised, rate_at
+from clearhead.training.recipe import Recipe, TrainingRecipe
+
+RECIPE = """
+[model]
+vocab_size = 300
+context_length = 16
+emb_dim = 32
+n_heads = 2
+n_layers = 2
+qkv_bias = true
+tie_weights = true
+
+[corpus]
+
+[[corpus.source]]
+name = "birds"
+train = "birds.txt"
+valid = "birds_valid.txt"
+weight = 3
+
+[[corpus.source]]
+name = "fish"
+train = "fish.txt"
+
+[training]
+steps = 12
+batch_size = 8
+optimizer = "muon"
+learning_rate = 3e-3
+warmup_steps = 2
+decay_steps = 4
+evaluate_every = 5
+evaluate_windows = 2
+checkpoint_every = 4
+"""
+
+
+def sentences(subject: str, number: int, seed: int) -> str:
+    draw = random.Random(seed)
+    return "\n<|endoftext|>\n".join(
+        "\n\n".join(
+            f"The {draw.choice(['red', 'old', 'small', 'quiet'])} {subject} {draw.choice(['sings', 'sleeps', 'runs'])} "
+            f"in the {draw.choice(['garden', 'river', 'morning', 'house'])}."
+            for _ in range(draw.randint(1, 5))
+        )
+        for _ in range(number)
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "birds.txt").write_text(sentences("bird", 120, 1), encoding="utf-8")
+    (folder / "birds_valid.txt").write_text(sentences("bird", 12, 2), encoding="utf-8")
+    (folder / "fish.txt").write_text(sentences("fish", 60, 3), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return build(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+
+
+def recipe(*changes: tuple[str, str]) -> Recipe:
+    text = RECIPE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return Recipe.from_text(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Recipes
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_says_what_it_says() -> None:
+    found = recipe()
+    assert found.model.emb_dim == 32
+    assert [(s.name, s.weight, s.valid) for s in found.corpus.source] == [
+        ("birds", 3.0, "birds_valid.txt"),
+        ("fish", 1.0, ""),
+    ]
+    assert (found.training.steps, found.training.optimizer, found.training.beta_2) == (12, "muon", 0.95)
+
+
+def test_the_recipes_of_the_repository_are_good() -> None:
+    paths = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+    assert paths
+    for path in paths:
+        assert Recipe.from_file(path).training.steps > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("steps = 12", "stepz = 12", "did you mean 'steps'"),
+        ("steps = 12", "", "lacks steps"),
+        ("steps = 12", "steps = 0", "at least 1"),
+        ("steps = 12", "steps = 5", "do not fit into steps 5"),
+        ("steps = 12", 'steps = "12"', "of type int"),
+        ('"muon"', '"adam"', "one of adamw, muon"),
+        ("learning_rate = 3e-3", "learning_rate = -1", "above 0"),
+        ("batch_size = 8", "batch_size = 8\nmicro_batch_size = 3", "does not divide"),
+        ("emb_dim = 32", "emb_dim = 33", "does not divide into 2 heads"),
+        ("emb_dim = 32", "emb_dimm = 32", "did you mean 'emb_dim'"),
+        ("weight = 3", "weight = 0", "above 0"),
+        ('name = "fish"', 'name = "birds"', "two sources"),
+        ('name = "fish"', 'name = "../fish"', "letters, digits"),
+        ("[corpus]", "[corpse]", "did you mean 'corpus'"),
+        ("[model]", "[model", "not TOML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(old: str, new: str, words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        Recipe.from_text(RECIPE.replace(old, new, 1))
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"none\.toml could not be read"):
+        Recipe.from_file(tmp_path / "none.toml")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The corpus
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_corpus_decodes_to_its_texts(corpus: Corpus, data: Path) -> None:
+    for name, shard in corpus.train.items():
+        texts = list(documents(data / f"{name}.txt"))
+        ids = corpus.tokens(shard)
+        starts = np.flatnonzero(ids == corpus.tokenizer.end_of_text)
+        assert [corpus.tokenizer.decode(part[1:].tolist()) for part in np.split(ids, starts[1:])] == texts
+        assert (shard.documents, shard.tokens) == (len(texts), len(ids))
+        assert shard.text_bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_a_corpus_is_not_built_twice(data: Path, tmp_path: Path) -> None:
+    first = build(recipe().corpus, 300, data, tmp_path)
+    written = (tmp_path / "manifest.json").stat().st_mtime_ns
+    again = build(recipe().corpus, 300, data, tmp_path)
+    assert again.train == first.train
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_a_corpus_of_other_texts_is_refused(data: Path, tmp_path: Path) -> None:
+    build(recipe().corpus, 300, data, tmp_path)
+    with pytest.raises(TrainingError, match="built from other texts or settings"):
+        build(recipe(("weight = 3", "weight = 4")).corpus, 300, data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [(None, r"fish\.txt could not be read"), (b"  \n", "has no text"), (b"\xff\xfe", "not UTF-8")],
+    ids=["missing", "empty", "binary"],
+)
+def test_a_text_that_cannot_be_used_is_named(data: Path, tmp_path: Path, write: bytes | None, words: str) -> None:
+    for file in data.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "fish.txt").unlink()
+    if write is not None:
+        (tmp_path / "fish.txt").write_bytes(write)
+    with pytest.raises((TrainingError, InputError), match=words):
+        build(recipe().corpus, 300, tmp_path, tmp_path / "corpus")
+    assert not (tmp_path / "corpus/manifest.json").exists()
+
+
+def test_a_shard_that_was_cut_short_is_named(data: Path, tmp_path: Path) -> None:
+    built = build(recipe().corpus, 300, data, tmp_path)
+    shard = tmp_path / "birds.train.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(TrainingError, match=r"birds\.train\.bin has"):
+        built.tokens(built.train["birds"])
+
+
+def test_a_broken_manifest_is_named(data: Path, tmp_path: Path) -> None:
+    build(recipe().corpus, 300, data, tmp_path)
+    (tmp_path / "manifest.json").write_text('{"train": 1')
+    with pytest.raises(TrainingError, match=r"manifest\.json could not be read"):
+        Corpus(tmp_path)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=20), max_size=6))
+def test_documents_are_what_stands_between_the_separators(tmp_path_factory: Any, texts: list[str]) -> None:
+    path = tmp_path_factory.mktemp("documents") / "text.txt"
+    path.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8", newline="")
+    assert list(documents(path)) == [text.strip() for text in texts if text.strip()]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def numbered(*lengths: int) -> dict[str, np.ndarray]:
+    """Texts whose every id says which text and which place it is from."""
+    return {str(text): np.arange(length) + 100_000 * text for text, length in enumerate(lengths)}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(50, 400), min_size=1, max_size=3),
+    context=st.integers(1, 20),
+    size=st.integers(1, 7),
+    seed=st.integers(0, 2**31),
+    step=st.integers(0, 200),
+)
+def test_a_batch_is_windows_of_the_texts_and_depends_on_the_step_alone(
+    lengths: list[int], context: int, size: int, seed: int, step: int
+) -> None:
+    def make() -> Batches:
+        return Batches(numbered(*lengths), {str(i): i + 1.0 for i in range(len(lengths))}, context, size, seed)
+
+    inputs, targets = make().batch(step)
+    assert inputs.shape == targets.shape == (size, context)
+    assert (targets == inputs + 1).all()
+    for row in targets:
+        assert len({int(value) // 100_000 for value in row}) == 1
+        assert row[-1] % 100_000 < lengths[row[0] // 100_000]
+    used = make()
+    for earlier in (3, 0, step + 5):
+        used.batch(earlier)
+    assert (used.batch(step)[0] == inputs).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(length=st.integers(60, 300), context=st.integers(2, 20), seed=st.integers(0, 2**31))
+def test_an_epoch_sees_no_token_twice_and_almost_all_once(length: int, context: int, seed: int) -> None:
+    batches = Batches(numbered(length), {"0": 1.0}, context, 1, seed)
+    per_epoch = (length - context) // context
+    orders = []
+    for epoch in range(2):
+        seen = Counter(int(i) for n in range(per_epoch) for i in batches.batch(epoch * per_epoch + n)[0][0])
+        assert set(seen.values()) == {1}
+        assert len(seen) == per_epoch * context > length - 3 * context
+        orders.append([batches.batch(epoch * per_epoch + n)[0][0, 0] for n in range(per_epoch)])
+    assert orders[0] != orders[1] or per_epoch < 4
+    assert batches.epochs(per_epoch) == [1.0]
+
+
+def test_texts_come_by_their_weights() -> None:
+    batches = Batches(numbered(4000, 900, 900), {"0": 5.0, "1": 3.0, "2": 2.0}, 4, 10, seed=7)
+    texts = Counter(int(row[0]) // 100_000 for step in range(200) for row in batches.batch(step)[0])
+    assert texts == {0: 1000, 1: 600, 2: 400}
+    early = Counter(int(row[0]) // 100_000 for step in range(20) for row in batches.batch(step)[0])
+    assert 70 <= early[0] <= 130  # the pattern is shuffled, not one text after another
+
+
+def test_a_text_shorter_than_two_windows_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"'0' has 32 tokens.*at least 33"):
+        Batches(numbered(32), {"0": 1.0}, 16, 1, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The optimizers and the learning rate
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
+def test_orthogonalised_is_near_the_polar_factor(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    found = orthogonalised(matrix)
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    assert ((torch.linalg.svdvals(found) > 0.6) & (torch.linalg.svdvals(found) < 1.3)).all()
+    assert torch.cosine_similarity(found.flatten(), (u @ vt).flatten(), dim=0) > 0.97
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (24, 8), (8, 24)])
+def test_muon_steps_as_torchs_own(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(4, *shape)
+    ours, theirs = (start.clone().requires_grad_() for _ in range(2))
+    optimizer = Muon([ours], lr=0.1, weight_decay=0.2)
+    peer = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.2, momentum=0.95, nesterov=True)
+    for gradient in gradients:
+        for parameter, moved in ((ours, optimizer), (theirs, peer)):
+            parameter.grad = gradient.clone()
+            moved.step()
+    # Theirs rounds to bfloat16 on the way: equal to 1% of the distance moved.
+    assert (ours - theirs).norm() < 0.02 * (ours - start).norm()
+
+
+def test_every_parameter_is_moved_by_one_group_and_only_matrices_decay() -> None:
+    model = GPTModel(SMALL)
+    groups = [group for o in optimizers(model, recipe().training) for group in o.param_groups]
+    moved = Counter(id(parameter) for group in groups for parameter in group["params"])
+    assert moved == Counter(id(parameter) for parameter in model.parameters())
+    for group in groups:
+        assert {parameter.ndim for parameter in group["params"]} == ({2} if group["weight_decay"] else {1})
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    shape = TrainingRecipe(steps=100, batch_size=1, warmup_steps=10, decay_steps=50, final_share=0.1)
+    rates = [rate_at(step, shape) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == [1.0] * 42
+    assert rates[75] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rates[99] == pytest.approx(0.1 + 0.9 / 50)
+
+
+def test_steps_are_those_of_a_plain_loop_over_transformers(corpus: Corpus, tmp_path: Path) -> None:
+    """The same weights, batches and settings in a loop of their own: the same losses, and the same weights after."""
+    plain = recipe(('"muon"', '"adamw"'))
+    run = Run(plain, corpus, tmp_path, torch.device("cpu"))
+    GPT(run.model, corpus.tokenizer).save(tmp_path / "start")
+    peer = GPT2LMHeadModel.from_pretrained(tmp_path / "start", attn_implementation="eager").train()
+    t = plain.training
+    matrices = [p for p in peer.parameters() if p.ndim == 2]
+    others = [p for p in peer.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=1.0,
+        betas=(0.9, 0.95),
+    )
+    for step in range(10):
+        inputs, targets = map(torch.from_numpy, run.batches.batch(step))
+        loss = torch.nn.functional.cross_entropy(peer(inputs).logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = t.learning_rate * rate_at(step, t)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert run._one_step()[0] == pytest.approx(loss.item(), abs=1e-4)
+    after = ours_of(peer, tmp_path / "after").state_dict()
+    for name, value in run.model.state_dict().items():
+        assert torch.allclose(value, after[name], atol=1e-4), name
+
+
+def test_a_batch_in_pieces_makes_the_same_step(corpus: Corpus, tmp_path: Path) -> None:
+    runs = [
+        Run(
+            recipe(("batch_size = 8", f"batch_size = 8\nmicro_batch_size = {size}")),
+            corpus,
+            tmp_path,
+            torch.device("cpu"),
+        )
+        for size in (0, 2)
+    ]
+    for _ in range(3):
+        (whole, norm), (pieces, norm_of_pieces) = (run._one_step() for run in runs)
+        assert whole == pytest.approx(pieces, abs=1e-5)
+        assert norm == pytest.approx(norm_of_pieces, rel=1e-4)
+
+
+def test_bfloat16_autocast_learns_as_float32_does(corpus: Corpus, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        run = Run(
+            recipe(("steps = 12", f'precision = "{precision}"\nsteps = 12')), corpus, tmp_path, torch.device("cpu")
+        )
+        assert run.bfloat16 == (precision == "bfloat16")
+        losses.append([run._one_step()[0] for _ in range(4)])
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    assert losses[0] != losses[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("run")
+    train(recipe(), data, out, corpus_folder=corpus.folder)
+    return out
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    expected = weights_of(other)
+    for name, value in weights_of(one).items():
+        assert torch.equal(value, expected[name]), name
+    losses = [
+        {line["step"]: line["loss"] for line in map(json.loads, (out / "metrics.jsonl").open()) if "loss" in line}
+        for out in (one, other)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_learns_and_leaves_a_model_that_transformers_opens(finished: Path, corpus: Corpus) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    valid = [line["valid"]["birds"] for line in lines if "valid" in line]
+    final = lines[-1]["final"]["birds"]
+    assert len(valid) == 2
+    assert valid[0] > valid[1] > final > 0
+    gpt = clearhead.load(finished / "model")
+    peer = GPT2LMHeadModel.from_pretrained(finished / "model").eval()
+    ids = gpt.tokenizer.encode("The old bird sings") if gpt.tokenizer else []
+    with torch.inference_mode():
+        assert (peer(torch.tensor([ids])).logits - gpt.model(torch.tensor([ids]))).abs().max() < 1e-4
+    assert peer.config.eos_token_id == corpus.tokenizer.end_of_text
+    assert (finished / "recipe.toml").read_text() == RECIPE
+
+
+def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(
+    data: Path, corpus: Corpus, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Run._one_step
+
+    def interrupted(self: Run) -> tuple[float, float]:
+        if self.step == 7:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Run, "_one_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), data, tmp_path, corpus_folder=corpus.folder)
+    monkeypatch.setattr(Run, "_one_step", step)
+    train(recipe(), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+    assert_equal_runs(tmp_path, finished)
+
+
+def test_a_killed_run_goes_on_exactly(data: Path, corpus: Corpus, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    command = [
+        *(sys.executable, "-m", "clearhead", "train", str(tmp_path / "recipe.toml")),
+        *("--data", str(data), "--out", str(tmp_path / "run"), "--corpus", str(corpus.folder)),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "run/checkpoint.pt").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "clearhead generate" in done.stdout
+    assert_equal_runs(tmp_path / "run", finished)
+
+
+def test_a_run_may_be_made_longer_before_its_rate_falls(
+    data: Path, corpus: Corpus, finished: Path, tmp_path: Path
+) -> None:
+    short = recipe(("steps = 12", "steps = 5"), ("decay_steps = 4", "decay_steps = 0"))
+    train(short, data, tmp_path, corpus_folder=corpus.folder)
+    train(recipe(), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+    expected = weights_of(finished)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "resume", "words"),
+    [
+        ((), False, "holds a run already"),
+        ((("learning_rate = 3e-3", "learning_rate = 4e-3"),), True, "another recipe or corpus"),
+        ((("decay_steps = 4", "decay_steps = 8"),), True, "another recipe or corpus"),
+        ((("n_layers = 2", "n_layers = 1"),), True, "broken|another recipe"),
+    ],
+    ids=["anew", "other rate", "other past", "other model"],
+)
+def test_a_run_does_not_go_on_as_another(
+    data: Path, corpus: Corpus, finished: Path, changes: tuple[tuple[str, str], ...], resume: bool, words: str
+) -> None:
+    before = (finished / "checkpoint.pt").read_bytes()
+    with pytest.raises(TrainingError, match=words):
+        train(recipe(*changes), data, finished, corpus_folder=corpus.folder, resume=resume)
+    assert (finished / "checkpoint.pt").read_bytes() == before
+    assert (finished / "recipe.toml").read_text() == RECIPE
+
+
+def test_there_must_be_something_to_resume(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        train(recipe(), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+
+
+def test_a_checkpoint_that_was_cut_short_is_named(data: Path, corpus: Corpus, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes()[:5000])
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is broken"):
+        train(recipe(), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(corpus: Corpus, tmp_path: Path) -> None:
+    run = Run(recipe(), corpus, tmp_path, torch.device("cpu"))
+    with torch.no_grad():
+        run.model.final_norm.weight[0] = math.nan
+    with pytest.raises(TrainingError, match="loss is nan at step 0"):
+        run.go()
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_device_that_is_not_there_is_named(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no device 'cuda:77'"):
+        train(recipe(), data, tmp_path, corpus_folder=corpus.folder, device="cuda:77")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The loss on held-out texts
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(length=st.integers(2, 200), batch_size=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_held_out_loss_is_transformers_window_by_window(
+    tmp_path_factory: pytest.TempPathFactory, length: int, batch_size: int, seed: int
+) -> None:
+    peer = peer_of(SMALL, std=0.3)
+    ours = ours_of(peer, tmp_path_factory.mktemp("held_out"))
+    ids = np.random.default_rng(seed).integers(SMALL.vocab_size, size=length)
+    nats = 0.0
+    for start in range(0, length - 1, SMALL.context_length):
+        window = torch.from_numpy(ids[start : start + SMALL.context_length + 1])[None]
+        with torch.inference_mode():
+            nats += peer(window[:, :-1]).logits.log_softmax(-1).gather(-1, window[:, 1:, None]).sum().item()
+    found = held_out(ours, ids, text_bytes=3 * length, batch_size=batch_size)
+    assert found.tokens == length - 1
+    assert found.nats == pytest.approx(-nats, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(-nats / math.log(2) / (3 * length), rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(-nats / (length - 1)), rel=1e-5)
+
+
+def test_some_windows_estimate_the_whole(corpus: Corpus, finished: Path) -> None:
+    gpt = clearhead.load(finished / "model")
+    shard = corpus.train["birds"]
+    ids = corpus.tokens(shard)
+    whole = held_out(gpt.model, ids, shard.text_bytes)
+    some = held_out(gpt.model, ids, shard.text_bytes, windows=40)
+    assert 39 * 16 < some.tokens <= 40 * 16  # the text's last window is shorter
+    assert some.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.1)
+
+
+def test_evaluate_prints_what_the_run_found(finished: Path, data: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "clearhead", "evaluate", str(data / "birds_valid.txt")),
+            *("--model", str(finished / "model"), "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    final = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])["final"]["birds"]
+    assert json.loads(done.stdout)["bits_per_byte"] == pytest.approx(final, rel=1e-5)
