@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/clearhead generate --demo
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -23,13 +23,15 @@ format: $(VENV)/.installed-test
 
 # The stamp is older than pyproject.toml when the dependencies may have changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "Setting up in $(VENV) (once; PyTorch is the large part) ..."
+	@test -x $(BIN)/python || echo "1/2  making $(VENV) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "2/2  installing Clearhead and what it needs (PyTorch is the large part; a minute or two, once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
+	@echo
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	@echo "Adding what the tests need ..."
+	@echo "Adding what the tests need (transformers, pytest, ruff, mypy) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 

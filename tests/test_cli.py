@@ -44,22 +44,20 @@ def run(*args: object, stdin: bytes = b"", env: dict[str, str] | None = None) ->
 def call(*args: object, stdin: bytes = b"") -> Result:
     """The same in this process, which is quicker: torch is loaded once for all tests."""
     arguments = ["clearhead", *map(str, args)]
-    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for name in ("stdout", "stderr")}
-    given = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+    given, out, err = io.BytesIO(stdin), io.BytesIO(), io.BytesIO()
+    streams = [io.TextIOWrapper(stream, encoding="utf-8") for stream in (given, out, err)]
     status: Any = 0
     with (
         mock.patch.dict(os.environ, _ENVIRONMENT),
-        mock.patch.multiple(sys, argv=arguments, stdin=given, **streams),
+        mock.patch.multiple(sys, argv=arguments, stdin=streams[0], stdout=streams[1], stderr=streams[2]),
     ):
         try:
             main()
         except SystemExit as end:
             status = end.code or 0
-    written = []
-    for stream in streams.values():
+    for stream in streams[1:]:
         stream.flush()
-        written.append(stream.buffer.getvalue())  # type: ignore[attr-defined]
-    return subprocess.CompletedProcess(arguments, status, *written)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def refused(result: Result) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from clearhead import weights
     from clearhead.config import GPTConfig
     from clearhead.errors import ClearheadError
     from clearhead.gpt import GPT, load
     from clearhead.sampling import SamplingParams
 
-__all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "load"]
+__all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "load", "weights"]
 
 # Where each name lives. They are imported when they are first used, so that `import clearhead` loads
 # neither torch nor NumPy.
@@ -26,14 +28,14 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "weights":
+        return import_module("clearhead.weights")
     if name not in _HOME:
         raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})
