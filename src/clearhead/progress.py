@@ -48,13 +48,13 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None and time.monotonic() - self._started >= 1:
-            self.say(f"{self.what}: {self._note} in {duration(time.monotonic() - self._started)}")
+            self.say(f"{self.what}: {self._note or 'done'} in {duration(time.monotonic() - self._started)}")
         elif self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _show(self) -> None:
-        share = f"{100 * self.done / self.total:.1f}%, " if self.total else ""
-        line = f"{self.what}: {share}{self._note}"
+        share = f"{100 * self.done / self.total:.1f}%" if self.total else ""
+        line = f"{self.what}: {', '.join(part for part in (share, self._note) if part)}"
         print(f"\r{line}\x1b[K" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
         sys.stderr.flush()
 

@@ -1,8 +1,7 @@
 """A recipe: everything that decides what a training run makes, in one TOML file.
 
-Four tables: `[model]` (the fields of `GPTConfig`), `[corpus]` (the texts and their shares), `[training]` (steps,
-batch, optimizer, schedule) and `[card]` (words for the model's card). Two runs of one recipe on the same
-texts see the same batches.
+Three tables: `[model]` (the fields of `GPTConfig`), `[corpus]` (the texts and their shares) and `[training]` (steps,
+batch, optimizer, schedule). Two runs of one recipe on the same texts see the same batches.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import dataclasses
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -108,7 +107,6 @@ class Recipe:
     model: GPTConfig
     corpus: CorpusRecipe
     training: TrainingRecipe
-    card: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
 
     @classmethod
@@ -135,7 +133,7 @@ class Recipe:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise TrainingError(f"this is not TOML: {error}.") from None
-        _refuse_unknown(tables, ["model", "corpus", "training", "card"], "the recipe")
+        _refuse_unknown(tables, ["model", "corpus", "training"], "the recipe")
         for name in ("model", "corpus", "training"):
             if not isinstance(tables.get(name), dict):
                 raise TrainingError(f"the table [{name}] is missing; a recipe has [model], [corpus] and [training].")
@@ -152,7 +150,6 @@ class Recipe:
             model=model,
             corpus=_table(CorpusRecipe, corpus, "[corpus]"),
             training=_table(TrainingRecipe, tables["training"], "[training]"),
-            card={str(key): str(value) for key, value in tables.get("card", {}).items()},
             text=text,
         )
         _check(recipe)
