@@ -336,7 +336,8 @@ class GPT:
         from clearhead.weights.into_torch import ModelTensors
 
         end = None if self.tokenizer is None else self.tokenizer.end_of_text
-        special = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+        # Written even where there is none: transformers would take 50256, beyond the end of a small vocabulary.
+        special = {"bos_token_id": end, "eos_token_id": end}
         weights.save_huggingface(Path(folder), self.config, ModelTensors(self.model), dtype=dtype, extra_config=special)
         if self.tokenizer is not None:
             self.tokenizer.save(Path(folder))
