@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 from clearhead.model import GPTModel, fused_attention, greedy, plain_attention
-from clearhead.torch_runner import TorchRunner
+from clearhead.torch_runner import TorchRunner, TorchSlot
 
 TOLERANCE = 1e-4
 
@@ -199,11 +199,12 @@ def test_any_mix_of_sequences_gives_what_each_gives_alone(
     """Sequences open and close at any time and grow by any number of tokens, in any order within a call."""
     runner = TorchRunner(model)
     tokens = st.integers(0, SMALL.vocab_size - 1)
-    running: list[tuple[object, list[int]]] = []
+    running: list[tuple[TorchSlot, list[int]]] = []
     for _ in range(data.draw(st.integers(1, 6), label="calls")):
-        if running and data.draw(st.booleans(), label="close one"):
+        closes: bool = data.draw(st.booleans(), label="close one")
+        if running and closes:
             slot, _ = running.pop(data.draw(st.integers(0, len(running) - 1)))
-            runner.close(slot)  # type: ignore[arg-type]
+            runner.close(slot)
         for _ in range(data.draw(st.integers(0 if running else 1, 3), label="open")):
             running.append((runner.open(), []))
         chosen = data.draw(st.permutations(running), label="order")[: data.draw(st.integers(1, len(running)))]
@@ -214,7 +215,7 @@ def test_any_mix_of_sequences_gives_what_each_gives_alone(
                 new = data.draw(st.lists(tokens, min_size=1, max_size=min(room, data.draw(st.sampled_from([1, 12])))))
                 ids += new
                 work.append((slot, new))
-        logits = runner.extend(work)  # type: ignore[arg-type]
+        logits = runner.extend(work)
         for found, (slot, _) in zip(logits, work, strict=True):
             ids = next(ids for other, ids in running if other is slot)
             assert np.abs(found - expected_logits(peer, ids)).max() < TOLERANCE
