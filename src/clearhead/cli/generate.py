@@ -32,6 +32,7 @@ Examples:
 
 DEMO_PROMPT = "Once upon a time, there was a little"
 DEMO_TOKENS = 220
+DEMO_SEED = 1  # everybody reads the same story the first time
 DEMO_NEXT = """
 Try next:
   clearhead generate "The dragon opened one eye and" --temperature 1
@@ -165,7 +166,7 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
-        "seed": seed,
+        "seed": DEMO_SEED if demo and seed is None else seed,
         "stop": stop or (),
         "n": samples,
         "logprobs": logprobs,
