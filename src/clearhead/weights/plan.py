@@ -146,15 +146,17 @@ class Fill:
 
         Made one after another they give the target's values in order, with one layer in memory at a time.
         """
-        if not self.piece.dims or self.piece.dims[0] != ("L",) or any("L" not in part.put for part in self.parts):
+        if not self.piece.dims or self.piece.dims[0] != ("L",):
             return [self]
         found = []
         for layer in range(n_layers):
             piece = replace(self.piece, dims=self.piece.dims[1:], at={**self.piece.at, "L": layer})
-            parts = [
-                replace(part, put={axis: place for axis, place in part.put.items() if axis != "L"})
+            parts = [  # a source that is itself a stack gives every layer, another only its own
+                replace(part, pick={**part.pick, "L": layer})
+                if "L" not in part.put
+                else replace(part, put={axis: place for axis, place in part.put.items() if axis != "L"})
                 for part in self.parts
-                if part.put["L"] == layer
+                if part.put.get("L", layer) == layer
             ]
             found.append(replace(self, piece=piece, parts=tuple(parts)))
         return found

@@ -128,7 +128,7 @@ class _StorageCounter(pickle.Unpickler):
 
 
 def _missing_bytes(path: Path) -> int:
-    """How many bytes a file lacks at least, by what the pickle at its start says of storages; 0 where it cannot tell."""
+    """How many bytes a file lacks at least, by the storages that its pickle names; 0 where none can be told."""
     try:
         with path.open("rb") as file:
             entry = file.read(30)  # a zip's first entry is the pickle: its header, its name, a filling
