@@ -148,11 +148,13 @@ class Book(nn.Module):
     @torch.no_grad()
     def take(self, peer: GPT2LMHeadModel) -> Book:
         """This with the peer's weights."""
-        body = peer.transformer
-        pairs = [(self.tok_emb.weight, body.wte.weight), (self.pos_emb.weight, body.wpe.weight)]
-        pairs += [(self.out_head.weight, peer.lm_head.weight), (self.final_norm.scale, body.ln_f.weight)]
-        pairs += [(self.final_norm.shift, body.ln_f.bias)]
-        for ours, theirs in zip(self.trf_blocks, body.h, strict=True):
+        body: Any = peer.transformer
+        blocks: Any = self.trf_blocks
+        final: Any = self.final_norm
+        pairs: list[tuple[Any, Any]] = [(self.tok_emb.weight, body.wte.weight), (self.pos_emb.weight, body.wpe.weight)]
+        pairs += [(self.out_head.weight, peer.lm_head.weight), (final.scale, body.ln_f.weight)]
+        pairs += [(final.shift, body.ln_f.bias)]
+        for ours, theirs in zip(blocks, body.h, strict=True):
             for norm, ln in ((ours.norm1, theirs.ln_1), (ours.norm2, theirs.ln_2)):
                 pairs += [(norm.scale, ln.weight), (norm.shift, ln.bias)]
             qkv = (ours.att.W_query, ours.att.W_key, ours.att.W_value)
@@ -188,16 +190,17 @@ class Nano(nn.Module):
 
     def __init__(self, bias: bool) -> None:
         super().__init__()
-        self.transformer = nn.ModuleDict(
+        tokens = nn.Embedding(V, C)
+        self.transformer: Any = nn.ModuleDict(
             {
-                "wte": nn.Embedding(V, C),
+                "wte": tokens,
                 "wpe": nn.Embedding(T, C),
                 "h": nn.ModuleList(NanoBlock(bias) for _ in range(L)),
                 "ln_f": Norm("weight", "bias" if bias else None),
             }
         )
         self.lm_head = nn.Linear(C, V, bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight
+        self.lm_head.weight = tokens.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.transformer["wte"](ids) + self.transformer["wpe"].weight[: ids.shape[1]]

@@ -53,7 +53,7 @@ def config_of(file: GGUFFile) -> tuple[GPTConfig, tuple[str, ...]]:
     try:
         config = GPTConfig(
             vocab_size=embedding.shape[0],
-            **{name: value or 0 for name, value in values.items()},
+            **{**values, "ff_dim": values["ff_dim"] or 0},
             qkv_bias=True,
             tie_weights=True,
             norm_eps=float(str(epsilon)),  # the shortest number that is this float32: 1e-05

@@ -127,7 +127,7 @@ def _lost_settings(plan: Plan) -> tuple[str, ...]:
         del taken["norm_eps"]
     title = "a program that builds the model anew" if plan.to == "canonical" else LAYOUTS[plan.to].title
     return tuple(
-        f"the model has {name} {getattr(plan.config, name)}, and {title} takes {value} unless it is told."
+        f"the model has {name} {getattr(plan.config, name)}, which the file does not say; {title} takes {value}."
         for name, value in taken.items()
         if getattr(plan.config, name) != value
     )
