@@ -1,13 +1,27 @@
 """Where a model's tensors come from and go to. NumPy only, but for files that `torch.save` wrote.
 
-`open` looks at a model on disk (or on the hub), `Source.plan` says how its tensors become Clearhead's,
-`Source.load` does it, `save_huggingface` writes a model that `transformers` opens.
+`open` looks at a model on disk (or on the hub), whatever its form; `Source.plan` says how its tensors become
+Clearhead's, `Source.load` does it, `Source.save` and `convert` write another form.
 """
 
 from clearhead.weights.hub import fetch
 from clearhead.weights.huggingface import save_huggingface
 from clearhead.weights.plan import LazyTensors, Plan, PlanRow
-from clearhead.weights.source import Source, locate, open
+from clearhead.weights.saving import Saved, save
+from clearhead.weights.source import Source, convert, locate, open
 from clearhead.weights.tensors import TensorInfo
 
-__all__ = ["LazyTensors", "Plan", "PlanRow", "Source", "TensorInfo", "fetch", "locate", "open", "save_huggingface"]
+__all__ = [
+    "LazyTensors",
+    "Plan",
+    "PlanRow",
+    "Saved",
+    "Source",
+    "TensorInfo",
+    "convert",
+    "fetch",
+    "locate",
+    "open",
+    "save",
+    "save_huggingface",
+]

@@ -60,33 +60,24 @@ def open_weights(path: Path) -> TensorFile:
     return PyTorchFile(path) if kind_of(path) == "pytorch" else SafetensorsFile(path)
 
 
-def open_folder(folder: Path, weights: Path | None = None) -> tuple[TensorFile, GPTConfig, tuple[str, ...]]:
-    """A folder's tensors (not read), its config, and remarks on what had to be decided.
-
-    Args:
-        folder: where `config.json` is.
-        weights: the file to take; the folder's usual one where it is not given.
+def config_of(file: TensorFile, folder: Path) -> GPTConfig:
+    """The config in a folder.
 
     Raises:
-        WeightsError: where a file is missing or broken.
+        WeightsError: where it is missing.
         ConfigError: where `config.json` describes no GPT-2.
     """
-    weights = weights or weights_in(folder)
-    if weights is None:
-        raise WeightsError(_no_weights(folder))
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise WeightsError(
-            f"{folder} holds {weights.name} but no config.json, which gives the shape of the model; "
+            f"{folder} holds {file.path.name} but no config.json, which gives the shape of the model; "
             "copy config.json there from where the weights came from."
         )
-    config = GPTConfig.from_file(config_file)
-    file = open_weights(weights)
-    config, notes = _settle(file, config)
-    return file, config, notes
+    return GPTConfig.from_file(config_file)
 
 
-def _no_weights(folder: Path) -> str:
+def no_weights(folder: Path) -> str:
+    """The sentence for a folder without weights: what is there instead."""
     there = sorted(path.name for path in folder.iterdir())
     shards = [name for name in there if re.search(r"-\d{5}-of-\d{5}\.(safetensors|bin)$", name)]
     if shards:
@@ -95,34 +86,17 @@ def _no_weights(folder: Path) -> str:
     return f"{folder} has no {' or '.join(list(WEIGHT_FILES)[:3])}; it holds {listed or 'nothing'}."
 
 
-def _settle(file: TensorFile, config: GPTConfig) -> tuple[GPTConfig, tuple[str, ...]]:
-    """The config as the weights bear it out: whether the head is tied, and that biases said to be absent are zero."""
+def refuse_hidden_biases(file: TensorFile, config: GPTConfig) -> None:
+    """Raises where biases on q, k and v that the config says to be absent are not zero."""
+    if config.qkv_bias:
+        return
     bare = {LAYOUTS["huggingface"].bare(name): name for name in file.tensors}
-    head, embedding = bare.get("lm_head.weight"), bare.get("wte.weight")
-    notes: tuple[str, ...] = ()
-    if config.tie_weights and head and embedding and not _same(file, head, embedding):
-        config = config.replace(tie_weights=False)
-        notes = (
-            f"config.json says that the output head is tied, but {head} differs from {embedding}; "
-            "the head is loaded as a tensor of its own.",
-        )
-    if not config.qkv_bias:
-        for name in sorted(bare):
-            if re.fullmatch(r"h\.\d+\.attn\.c_attn\.bias", name) and file.read(bare[name]).any():
-                raise WeightsError(
-                    f"{file.path}: {bare[name]} holds numbers other than zero, but config.json says that q, k and v "
-                    "have no bias (qkv_bias: false); remove that line from config.json."
-                )
-    return config, notes
-
-
-def _same(file: TensorFile, one: str, other: str) -> bool:
-    """Whether two stored tensors are equal; as bits where they are one piece of memory, else by value."""
-    aliases: Mapping[str, str] = getattr(file, "aliases", {})
-    if aliases.get(one, one) == aliases.get(other, other):
-        return True
-    a, b = file.tensors[one], file.tensors[other]
-    return a.shape == b.shape and np.array_equal(file.read(one), file.read(other), equal_nan=True)
+    for name in sorted(bare):
+        if re.fullmatch(r"h\.\d+\.attn\.c_attn\.bias", name) and file.read(bare[name]).any():
+            raise WeightsError(
+                f"{file.path}: {bare[name]} holds numbers other than zero, but config.json says that q, k and v "
+                "have no bias (qkv_bias: false); remove that line from config.json."
+            )
 
 
 def save_huggingface(
@@ -151,22 +125,26 @@ def save_huggingface(
         WeightsError: where a tensor is missing, unknown or of the wrong shape, the dtype is unknown or too
             small for a value, or the folder cannot be written.
     """
+    write_folder(Path(folder), plan_from_arrays(config, tensors, "huggingface"), dtype, shard_bytes, extra_config or {})
+
+
+def write_folder(folder: Path, plan: Plan, dtype: str, shard_bytes: int, extra_config: Mapping[str, Any]) -> None:
+    """Writes a plan's targets, which are Hugging Face's, as `save_huggingface` does."""
     if dtype not in SAVED:
         raise WeightsError(f"weights cannot be saved as {dtype!r}; choose {', '.join(SAVED)}.")
-    folder = Path(folder)
-    plan = _export_plan(config, tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
             written = _write_weights(Path(beside), folder, plan, dtype, shard_bytes)
-            values = {**config.to_huggingface(), "dtype": dtype, **(extra_config or {})}
+            values = {**plan.config.to_huggingface(), "dtype": dtype, **extra_config}
             _write_json(Path(beside) / "config.json", values)
             _put_in_place(Path(beside), folder, [*written[:-1], "config.json", written[-1]])
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}); nothing was changed.") from None
 
 
-def _export_plan(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> Plan:
+def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, np.ndarray], to: str) -> Plan:
+    """The plan that makes another scheme's tensors from arrays by canonical name, each asked for when it is needed."""
     shape_of = getattr(tensors, "shape_of", lambda name: tensors[name].shape)  # a lazy mapping need not read for it
     infos = {name: TensorInfo(tuple(shape_of(name)), "float32") for name in tensors}
 
@@ -176,7 +154,7 @@ def _export_plan(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> Plan:
             raise WeightsError(f"{name} changed its shape to {shape_words(values.shape)} while it was saved.")
         return values
 
-    return make_plan(infos, read, config, "canonical", "huggingface", where="the model to save")
+    return make_plan(infos, read, config, "canonical", to, where="the model to save")
 
 
 def _write_weights(beside: Path, folder: Path, plan: Plan, dtype: str, shard_bytes: int) -> list[str]:

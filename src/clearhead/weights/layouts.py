@@ -45,10 +45,11 @@ class Layout:
 
     Attributes:
         name: its key in `LAYOUTS` and its column in `TABLE`.
-        title: how messages call it.
+        title: how messages call it, as in "... names were expected".
         prefixes: what may stand before every name in a file, any number of times.
         keeps_qkv_bias: its files always hold a bias for q, k and v; zeros for a model without one.
         keeps_head: its files always hold an output head; a copy of the token embedding where the two are tied.
+        always_tied: the programs that read it know no output head of its own.
         may_lack: canonical names that a file may leave out where the model has no such numbers; zeros.
         ignored: what else may be in a file.
     """
@@ -58,6 +59,7 @@ class Layout:
     prefixes: tuple[str, ...] = ()
     keeps_qkv_bias: bool = False
     keeps_head: bool = False
+    always_tied: bool = False
     may_lack: frozenset[str] = frozenset()
     ignored: tuple[Ignored, ...] = ()
 
@@ -75,10 +77,18 @@ class Layout:
         return next((rule.reason for rule in self.ignored if re.fullmatch(rule.pattern, bare)), None)
 
 
+_PLAIN_PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before a name
+
+_BIASES = frozenset(
+    {"final_norm.bias"}
+    | {f"blocks.{{i}}.{part}.bias" for part in ("norm_1", "attention.out", "norm_2", "feed_forward.up")}
+    | {"blocks.{i}.feed_forward.down.bias"}
+)
+
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("canonical", "Clearhead's own names", prefixes=("_orig_mod.", "module.")),
+        Layout("canonical", "Clearhead", prefixes=_PLAIN_PREFIXES),
         Layout(
             "huggingface",
             "Hugging Face's GPT-2",
@@ -91,6 +101,37 @@ LAYOUTS: dict[str, Layout] = {
                 ),
             ),
         ),
+        Layout(
+            "book",
+            "the book's GPTModel",
+            prefixes=_PLAIN_PREFIXES,
+            keeps_head=True,
+            ignored=(Ignored(r"trf_blocks\.\d+\.att\.mask", "the causal mask, a constant"),),
+        ),
+        Layout(
+            "nanogpt",
+            "nanoGPT",
+            prefixes=("transformer.", *_PLAIN_PREFIXES),
+            keeps_qkv_bias=True,
+            keeps_head=True,
+            always_tied=True,
+            may_lack=_BIASES,
+            ignored=(Ignored(r"h\.\d+\.attn\.bias", "the causal mask, a constant that older versions keep"),),
+        ),
+        Layout("llmc", "llm.c", keeps_qkv_bias=True),
+        Layout(
+            "transformerlens",
+            "TransformerLens",
+            prefixes=_PLAIN_PREFIXES,
+            keeps_qkv_bias=True,
+            keeps_head=True,
+            ignored=(
+                Ignored(r"blocks\.\d+\.attn\.mask", "the causal mask, a constant"),
+                Ignored(r"blocks\.\d+\.attn\.IGNORE", "the value for masked positions, a constant"),
+                Ignored(r"unembed\.b_U", "all zeros: GPT-2 has no bias on its output head"),
+            ),
+        ),
+        Layout("gguf", "GGUF", keeps_qkv_bias=True),
     )
 }
 """Every naming scheme that Clearhead knows, by name."""
@@ -120,76 +161,166 @@ def _row(canonical: str, needs: str = "", **cells: Cell) -> Row:
     return Row({"canonical": canonical, **cells}, needs)
 
 
+def _qkv(cell: str, names: str) -> Cell:
+    """A cell for query, key and value: the three names stand where the asterisk is."""
+    query, key, value = (cell.replace("*", name) for name in names.split())
+    return query, key, value
+
+
 TABLE: tuple[Row, ...] = (
     _row(
         "token_embedding.weight [V, C]",
         huggingface="transformer.wte.weight [V, C]",
+        book="tok_emb.weight [V, C]",
+        nanogpt="transformer.wte.weight [V, C]",
+        llmc="wte [V, C]",
+        transformerlens="embed.W_E [V, C]",
+        gguf="token_embd.weight [V, C]",
     ),
     _row(
         "position_embedding.weight [T, C]",
         huggingface="transformer.wpe.weight [T, C]",
+        book="pos_emb.weight [T, C]",
+        nanogpt="transformer.wpe.weight [T, C]",
+        llmc="wpe [T, C]",
+        transformerlens="pos_embed.W_pos [T, C]",
+        gguf="position_embd.weight [T, C]",
     ),
     _row(
         "blocks.{i}.norm_1.weight [C]",
         huggingface="transformer.h.{i}.ln_1.weight [C]",
+        book="trf_blocks.{i}.norm1.scale [C]",
+        nanogpt="transformer.h.{i}.ln_1.weight [C]",
+        llmc="ln1w [L, C]",
+        transformerlens="blocks.{i}.ln1.w [C]",
+        gguf="blk.{i}.attn_norm.weight [C]",
     ),
     _row(
         "blocks.{i}.norm_1.bias [C]",
         huggingface="transformer.h.{i}.ln_1.bias [C]",
+        book="trf_blocks.{i}.norm1.shift [C]",
+        nanogpt="transformer.h.{i}.ln_1.bias [C]",
+        llmc="ln1b [L, C]",
+        transformerlens="blocks.{i}.ln1.b [C]",
+        gguf="blk.{i}.attn_norm.bias [C]",
     ),
     _row(
         "blocks.{i}.attention.qkv.weight [S H D, C]",
         huggingface="transformer.h.{i}.attn.c_attn.weight [C, S H D]",
+        book=_qkv("trf_blocks.{i}.att.W_*.weight [H D, C]", "query key value"),
+        nanogpt="transformer.h.{i}.attn.c_attn.weight [S H D, C]",
+        llmc="qkvw [L, S H D, C]",
+        transformerlens=_qkv("blocks.{i}.attn.W_* [H, C, D]", "Q K V"),
+        gguf="blk.{i}.attn_qkv.weight [S H D, C]",
     ),
     _row(
         "blocks.{i}.attention.qkv.bias [S H D]",
         needs="qkv_bias",
         huggingface="transformer.h.{i}.attn.c_attn.bias [S H D]",
+        book=_qkv("trf_blocks.{i}.att.W_*.bias [H D]", "query key value"),
+        nanogpt="transformer.h.{i}.attn.c_attn.bias [S H D]",
+        llmc="qkvb [L, S H D]",
+        transformerlens=_qkv("blocks.{i}.attn.b_* [H, D]", "Q K V"),
+        gguf="blk.{i}.attn_qkv.bias [S H D]",
     ),
     _row(
         "blocks.{i}.attention.out.weight [C, H D]",
         huggingface="transformer.h.{i}.attn.c_proj.weight [H D, C]",
+        book="trf_blocks.{i}.att.out_proj.weight [C, H D]",
+        nanogpt="transformer.h.{i}.attn.c_proj.weight [C, H D]",
+        llmc="attprojw [L, C, H D]",
+        transformerlens="blocks.{i}.attn.W_O [H, D, C]",
+        gguf="blk.{i}.attn_output.weight [C, H D]",
     ),
     _row(
         "blocks.{i}.attention.out.bias [C]",
         huggingface="transformer.h.{i}.attn.c_proj.bias [C]",
+        book="trf_blocks.{i}.att.out_proj.bias [C]",
+        nanogpt="transformer.h.{i}.attn.c_proj.bias [C]",
+        llmc="attprojb [L, C]",
+        transformerlens="blocks.{i}.attn.b_O [C]",
+        gguf="blk.{i}.attn_output.bias [C]",
     ),
     _row(
         "blocks.{i}.norm_2.weight [C]",
         huggingface="transformer.h.{i}.ln_2.weight [C]",
+        book="trf_blocks.{i}.norm2.scale [C]",
+        nanogpt="transformer.h.{i}.ln_2.weight [C]",
+        llmc="ln2w [L, C]",
+        transformerlens="blocks.{i}.ln2.w [C]",
+        gguf="blk.{i}.ffn_norm.weight [C]",
     ),
     _row(
         "blocks.{i}.norm_2.bias [C]",
         huggingface="transformer.h.{i}.ln_2.bias [C]",
+        book="trf_blocks.{i}.norm2.shift [C]",
+        nanogpt="transformer.h.{i}.ln_2.bias [C]",
+        llmc="ln2b [L, C]",
+        transformerlens="blocks.{i}.ln2.b [C]",
+        gguf="blk.{i}.ffn_norm.bias [C]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.weight [F, C]",
         huggingface="transformer.h.{i}.mlp.c_fc.weight [C, F]",
+        book="trf_blocks.{i}.ff.layers.0.weight [F, C]",
+        nanogpt="transformer.h.{i}.mlp.c_fc.weight [F, C]",
+        llmc="fcw [L, F, C]",
+        transformerlens="blocks.{i}.mlp.W_in [C, F]",
+        gguf="blk.{i}.ffn_up.weight [F, C]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.bias [F]",
         huggingface="transformer.h.{i}.mlp.c_fc.bias [F]",
+        book="trf_blocks.{i}.ff.layers.0.bias [F]",
+        nanogpt="transformer.h.{i}.mlp.c_fc.bias [F]",
+        llmc="fcb [L, F]",
+        transformerlens="blocks.{i}.mlp.b_in [F]",
+        gguf="blk.{i}.ffn_up.bias [F]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.weight [C, F]",
         huggingface="transformer.h.{i}.mlp.c_proj.weight [F, C]",
+        book="trf_blocks.{i}.ff.layers.2.weight [C, F]",
+        nanogpt="transformer.h.{i}.mlp.c_proj.weight [C, F]",
+        llmc="fcprojw [L, C, F]",
+        transformerlens="blocks.{i}.mlp.W_out [F, C]",
+        gguf="blk.{i}.ffn_down.weight [C, F]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.bias [C]",
         huggingface="transformer.h.{i}.mlp.c_proj.bias [C]",
+        book="trf_blocks.{i}.ff.layers.2.bias [C]",
+        nanogpt="transformer.h.{i}.mlp.c_proj.bias [C]",
+        llmc="fcprojb [L, C]",
+        transformerlens="blocks.{i}.mlp.b_out [C]",
+        gguf="blk.{i}.ffn_down.bias [C]",
     ),
     _row(
         "final_norm.weight [C]",
         huggingface="transformer.ln_f.weight [C]",
+        book="final_norm.scale [C]",
+        nanogpt="transformer.ln_f.weight [C]",
+        llmc="lnfw [C]",
+        transformerlens="ln_final.w [C]",
+        gguf="output_norm.weight [C]",
     ),
     _row(
         "final_norm.bias [C]",
         huggingface="transformer.ln_f.bias [C]",
+        book="final_norm.shift [C]",
+        nanogpt="transformer.ln_f.bias [C]",
+        llmc="lnfb [C]",
+        transformerlens="ln_final.b [C]",
+        gguf="output_norm.bias [C]",
     ),
     _row(
         "head.weight [V, C]",
         needs="head",
         huggingface="lm_head.weight [V, C]",
+        book="out_head.weight [V, C]",
+        nanogpt="lm_head.weight [V, C]",
+        transformerlens="unembed.W_U [C, V]",
+        gguf="output.weight [V, C]",
     ),
 )
 """Every tensor of a GPT-2 under every scheme's name, in the order of the model."""

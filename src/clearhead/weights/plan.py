@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,8 @@ from clearhead.weights.layouts import LAYOUTS, TABLE, Layout, Piece, Row, axis_s
 from clearhead.weights.tensors import FLOATS, TensorInfo, shape_words
 
 Read = Callable[[str], np.ndarray]
+"""Gives a source's values by name. One with a method `layer(name, i)` also gives one layer of a stack of them,
+for files in which reading the whole stack would be a lot of work or memory."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class Part:
         left = [axis for axis in axes if axis not in self.pick]
         return picked.transpose([left.index(axis) for axis in target.axes if axis not in self.put])
 
+    def take(self, read: Read, target: Piece, sizes: dict[str, int]) -> np.ndarray:
+        """The source's values as `moved` gives them, read."""
+        read_layer = getattr(read, "layer", None)
+        if read_layer is None or "L" not in self.pick or self.piece.dims[0] != ("L",):
+            return self.moved(read(self.source), target, sizes)
+        pick = {axis: place for axis, place in self.pick.items() if axis != "L"}
+        one = replace(self, piece=replace(self.piece, dims=self.piece.dims[1:]), pick=pick)
+        return one.moved(read_layer(self.source, self.pick["L"]), target, sizes)
+
     def operations(self, target: Piece) -> list[str]:
         """The names of what `moved` does, for a table."""
         found = ["take"]
@@ -119,18 +130,36 @@ class Fill:
             return np.zeros(shape, dtype or np.float32)
         if not self.parts[0].put:
             (part,) = self.parts
-            moved = part.moved(read(part.source), self.piece, sizes)
+            moved = part.take(read, self.piece, sizes)
             return np.ascontiguousarray(moved, dtype).reshape(shape)
         out: np.ndarray | None = None
         for part in self.parts:
-            values = read(part.source)
+            values = part.take(read, self.piece, sizes)
             if out is None:
                 out = np.empty([sizes[axis] for axis in self.piece.axes], dtype or values.dtype)
-            out[tuple(part.put.get(axis, slice(None)) for axis in self.piece.axes)] = part.moved(
-                values, self.piece, sizes
-            )
+            out[tuple(part.put.get(axis, slice(None)) for axis in self.piece.axes)] = values
         assert out is not None
         return out.reshape(shape)
+
+    def layers(self, n_layers: int) -> list[Fill]:
+        """The fills of each layer alone, where the target is a stack of layers; else this one.
+
+        Made one after another they give the target's values in order, with one layer in memory at a time.
+        """
+        if not self.piece.dims or self.piece.dims[0] != ("L",):
+            return [self]
+        found = []
+        for layer in range(n_layers):
+            piece = replace(self.piece, dims=self.piece.dims[1:], at={**self.piece.at, "L": layer})
+            parts = [  # a source that is itself a stack gives every layer, another only its own
+                replace(part, pick={**part.pick, "L": layer})
+                if "L" not in part.put
+                else replace(part, put={axis: place for axis, place in part.put.items() if axis != "L"})
+                for part in self.parts
+                if part.put.get("L", layer) == layer
+            ]
+            found.append(replace(self, piece=piece, parts=tuple(parts)))
+        return found
 
     def operations(self) -> tuple[str, ...]:
         """The names of what `make` does to give float32."""
@@ -218,6 +247,17 @@ class Plan:
         for fill in self.fills:
             yield fill.target, fill.make(self._read, sizes, None if dtype is None else np.dtype(dtype))
 
+    def pieces(self, target: str) -> Iterator[np.ndarray]:
+        """One target's values as stored (see `run`), in order and in pieces: layer by layer, where it is a stack.
+
+        Raises:
+            KeyError: where the plan makes no such target.
+            WeightsError: where the data cannot be read.
+        """
+        sizes = axis_sizes(self.config)
+        for fill in self._by_target[target].layers(self.config.n_layers):
+            yield fill.make(self._read, sizes, None)
+
     def invert(self, read: Read | None = None) -> Plan:
         """The plan that leads back: from this one's targets to its sources' scheme.
 
@@ -273,7 +313,7 @@ def make_plan(
     fills: list[tuple[tuple[int, int, int], Fill]] = []
     tied: dict[str, str] = {}
     for index, row in enumerate(TABLE):
-        if row.needs == "head" and to not in row.cells and not config.tie_weights:
+        if row.needs == "head" and not config.tie_weights and (to not in row.cells or target.always_tied):
             raise WeightsError(
                 f"{target.title} has no place for an output head of its own, and this model's head is not tied "
                 "to its token embedding; save it in another form."

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.weights import hub, huggingface
+from clearhead.weights import gguf, hub, huggingface, state_dicts
+from clearhead.weights.formats.gguf import GGUFFile
+from clearhead.weights.formats.llmc import LlmcFile
+from clearhead.weights.formats.sniff import kind_of
 from clearhead.weights.plan import LazyTensors, Plan, make_plan
 from clearhead.weights.progress import ByteProgress
+from clearhead.weights.recognize import NAMED, recognize, refuse_unknown, stored_name
+from clearhead.weights.saving import Saved, check, save_plan
 from clearhead.weights.tensors import TensorFile, TensorInfo
 
+_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".index", ".json", ".h5", ".zip")
 
 
@@ -83,6 +90,21 @@ class Source:
                 progress.advance(values.nbytes)
         return arrays | {name: arrays[other] for name, other in plan.tied.items()}
 
+    def save(self, dest: str | os.PathLike[str], to: str = "huggingface", dtype: str = "float32") -> Saved:
+        """Writes the model in another form (or in the same), with one tensor, or one layer of it, in memory at a time.
+
+        Args:
+            dest: the folder for `huggingface`, else the file.
+            to: the form: huggingface, book, nanogpt, llmc, transformerlens, gguf or canonical.
+            dtype: the number format: float32, float16, bfloat16, for some forms fewer; for gguf also q8_0.
+
+        Raises:
+            WeightsError: as `plan`; and where the form or the dtype is unknown or cannot hold this model, or the
+                place cannot be written.
+        """
+        check(to, dtype)
+        return save_plan(Path(dest).expanduser(), self.plan(to), dtype, file=self._file, folder=self.folder)
+
     def lazy(self) -> LazyTensors:
         """The same as `load`, but each tensor is read when it is asked for."""
         return LazyTensors(self.plan())
@@ -94,31 +116,143 @@ def _stored_bytes(plan: Plan) -> int:
 
 @dataclass(frozen=True)
 class Found:
-    """What a form's opener made of a path: what `Source` holds beside its name and form."""
+    """What a form's opener made of a path: what `Source` holds beside its name.
+
+    `form` is given where the opener found out itself which it is.
+    """
 
     file: TensorFile
     config: GPTConfig
     folder: Path
     notes: tuple[str, ...] = ()
+    form: str = ""
 
 
-def _open_huggingface(path: Path) -> Found:
-    folder, weights = (path, None) if path.is_dir() else (path.parent, path)
-    file, config, notes = huggingface.open_folder(folder, weights)
-    return Found(file, config, folder, notes)
+def _open_gguf(path: Path, config: GPTConfig | None) -> Found:
+    weights = _weights_file(path)
+    file = GGUFFile(weights)
+    told, notes = (config, ()) if config else gguf.config_of(file)
+    told, notes = _settle_head(file, "gguf", told, notes, config is None)
+    return Found(file, told, weights.parent, notes, "gguf")
 
 
-# What opens each form. A form is told from a path by the first of `_KINDS` that holds.
-_OPENERS: dict[str, Callable[[Path], Found]] = {"huggingface": _open_huggingface}
-_KINDS: tuple[tuple[str, Callable[[Path], bool]], ...] = (("huggingface", lambda path: True),)
+def _open_llmc(path: Path, config: GPTConfig | None) -> Found:
+    weights = _weights_file(path)
+    file = LlmcFile(weights)
+    return Found(file, config or file.config, weights.parent, form="llmc")
 
 
-def open(source: str | os.PathLike[str], form: str | None = None, *, revision: str | None = None) -> Source:
+def _open_named(path: Path, config: GPTConfig | None, form: str | None = None) -> Found:
+    """Opens a file (or shards) of named tensors, whose names and shapes tell the form where it is not given."""
+    weights = _weights_file(path)
+    file, folder = huggingface.open_weights(weights), weights.parent
+    form = form or recognize(file.tensors)
+    if form is None:  # in a folder with a config.json the plan says what is wrong with the names
+        if config is None and not (folder / "config.json").is_file():
+            raise refuse_unknown(weights, file.tensors)
+        form = "huggingface"
+    notes: tuple[str, ...] = ()
+    state_dicts.refuse_changed(file, form)
+    if form == "huggingface":
+        told = config or huggingface.config_of(file, folder)
+    elif config is not None:
+        told, notes = state_dicts.settle_qkv_bias(file, form, config)
+    else:
+        told, notes = state_dicts.config_of(file, folder, form)
+    told, notes = _settle_head(file, form, told, notes, form != "huggingface" and config is None)
+    if form == "huggingface":
+        huggingface.refuse_hidden_biases(file, told)
+    return Found(file, told, folder, notes, form)
+
+
+def _settle_head(
+    file: TensorFile, form: str, config: GPTConfig, notes: tuple[str, ...], inferred: bool
+) -> tuple[GPTConfig, tuple[str, ...]]:
+    """The config as the weights bear it out: tied only where the stored head, if any, is the token embedding.
+
+    Args:
+        file: the tensors.
+        form: their layout.
+        config: says whether the head is tied; where it says not, that holds, even for two equal tensors.
+        notes: remarks so far.
+        inferred: whether `tie_weights` is there only because it had to have some value.
+    """
+    head = stored_name("head.weight", form, file.tensors)
+    embedding = stored_name("token_embedding.weight", form, file.tensors)
+    if not config.tie_weights or head is None or embedding is None or _same(file, form, head, embedding):
+        return config, notes
+    config = config.replace(tie_weights=False)
+    if not inferred:
+        notes = (
+            *notes,
+            f"the config says that the output head is tied, but {head} differs from {embedding}; "
+            "the head is loaded as a tensor of its own.",
+        )
+    return config, notes
+
+
+def _same(file: TensorFile, form: str, head: str, embedding: str) -> bool:
+    """Whether a stored head and the token embedding are equal; as bits where they are one piece of memory."""
+    aliases: Mapping[str, str] = getattr(file, "aliases", {})
+    if aliases.get(head, head) == aliases.get(embedding, embedding):
+        return True
+    one, other = file.read(head), file.read(embedding)
+    one = one.T if form == "transformerlens" else one  # there the head is stored as [C, V]
+    return one.shape == other.shape and np.array_equal(one, other, equal_nan=True)
+
+
+def _weights_file(path: Path) -> Path:
+    """The file with the weights: the path itself; in a folder the usual one, or the only one of a kind that is read.
+
+    Raises:
+        WeightsError: where a folder has none, or several without one of the usual names.
+    """
+    if not path.is_dir():
+        return path
+    usual = huggingface.weights_in(path)
+    if usual is not None:
+        return usual
+    others = sorted(file for file in path.iterdir() if file.suffix in _SINGLE_SUFFIXES and file.is_file())
+    others = [file for file in others if not re.search(r"-\d{5}-of-\d{5}\.", file.name)]
+    if not others:
+        raise WeightsError(huggingface.no_weights(path))
+    if len(others) > 1:
+        listed = ", ".join(file.name for file in others)
+        raise WeightsError(f"{path} holds several files of weights ({listed}); give the path of one of them.")
+    return others[0]
+
+
+def _is(kind: str) -> Callable[[Path], bool]:
+    return lambda path: kind_of(_weights_file(path)) == kind
+
+
+# What opens each form. A form is told from a path by the first of `_KINDS` that holds; `_open_named` tells the
+# forms that are collections of named tensors from one another.
+_OPENERS: dict[str, Callable[[Path, GPTConfig | None], Found]] = {
+    "gguf": _open_gguf,
+    "llmc": _open_llmc,
+    **{form: partial(_open_named, form=form) for form in NAMED},
+}
+_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, GPTConfig | None], Found]], ...] = (
+    (_is("gguf"), _open_gguf),
+    (_is("llm.c"), _open_llmc),
+    (lambda path: True, _open_named),
+)
+
+
+def open(
+    source: str | os.PathLike[str],
+    form: str | None = None,
+    *,
+    config: GPTConfig | None = None,
+    revision: str | None = None,
+) -> Source:
     """Opens a model: looks at its config and at the names of its tensors, reads no data.
 
     Args:
         source: a folder, a file, or the name of a model on the hub; what exists on disk wins.
-        form: the naming scheme, where it is not to be told from the files.
+        form: the naming scheme, where it is not to be told from the files' contents.
+        config: the model's shape, where the files do not say it or say it wrongly.
         revision: of a model on the hub, its branch, tag or commit.
 
     Raises:
@@ -129,9 +263,32 @@ def open(source: str | os.PathLike[str], form: str | None = None, *, revision: s
     if form is not None and form not in _OPENERS:
         raise WeightsError(f"there is no form {form!r}; the forms are {', '.join(_OPENERS)}.")
     path = locate(source, revision)
-    chosen = form or next(name for name, holds in _KINDS if holds(path))
-    found = _OPENERS[chosen](path)
-    return Source(str(source), chosen, found.config, found.folder, found.notes, found.file)
+    opener = _OPENERS[form] if form else next(opener for holds, opener in _KINDS if holds(path))
+    found = opener(path, config)
+    return Source(str(source), form or found.form, found.config, found.folder, found.notes, found.file)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    to: str,
+    dtype: str = "float32",
+    *,
+    form: str | None = None,
+    config: GPTConfig | None = None,
+    revision: str | None = None,
+) -> Saved:
+    """Opens a model and writes it in another form; see `open` and `Source.save`.
+
+    The remarks on opening come first in the result's notes.
+
+    Raises:
+        HubError, WeightsError, ConfigError: as `open` and `Source.save`.
+    """
+    check(to, dtype)
+    opened = open(source, form, config=config, revision=revision)
+    saved = opened.save(dest, to, dtype)
+    return replace(saved, notes=(*opened.notes, *saved.notes))
 
 
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:

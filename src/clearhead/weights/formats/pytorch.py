@@ -1,13 +1,23 @@
-"""Files that `torch.save` wrote. The only format here that needs PyTorch, which is imported when one is opened.
+"""Files as `torch.save` writes them. The only format here that needs PyTorch, imported when one is opened or written.
 
 They are pickles. `weights_only=True` builds tensors and plain containers and refuses anything that would
 run code.
+
+Such a file is a zip without compression: `data.pkl`, a pickle of everything but the numbers, in which a tensor
+stands as a call of `torch._utils._rebuild_tensor_v2` with the key of its storage; `data/KEY`, the numbers of each
+storage; and `version`. Source: "Serialized file format for torch.save" in PyTorch's notes on serialization. It
+is written here and not by `torch.save` because that needs every tensor in memory at once.
 """
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +87,60 @@ def _load(path: Path) -> Any:
             f"{path} was not opened: it holds more than tensors and plain values, and opening it could run code "
             f"({_first_sentence(error)}); ask for the model as safetensors, or as a plain state dict."
         ) from None
-    except OSError as error:
-        raise WeightsError(f"{path} could not be read ({error.strerror or error}).") from None
     except Exception as error:  # PyTorch's reader raises many kinds for one damaged file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: it sought before the start of a file
+            raise WeightsError(f"{path} could not be read ({error.strerror or error}).") from None
+        missing = _missing_bytes(path)
+        if missing > 0:
+            raise WeightsError(
+                f"{path} is cut short: at least {missing:,} bytes are missing at its end; download it again."
+            ) from None
         raise WeightsError(
             f"{path} is not a PyTorch file, or is cut short or damaged ({_first_sentence(error)}); download it again."
         ) from None
+
+
+_ITEM_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Double": 8, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
+
+
+class _Inert(dict[Any, Any]):
+    """Stands for any class and any function in a pickle of which only the storages are of interest."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _StorageCounter(pickle.Unpickler):
+    """Reads which storages a pickle names, and how large; runs none of its code."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        super().__init__(file)
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return type(name, (_Inert,), {})
+
+    def persistent_load(self, pid: Any) -> _Inert:
+        self.sizes[pid[2]] = pid[4] * _ITEM_BYTES.get(pid[1].__name__.removesuffix("Storage"), 1)
+        return _Inert()
+
+
+def _missing_bytes(path: Path) -> int:
+    """How many bytes a file lacks at least, by the storages that its pickle names; 0 where none can be told."""
+    try:
+        with path.open("rb") as file:
+            entry = file.read(30)  # a zip's first entry is the pickle: its header, its name, a filling
+            name = file.read(int.from_bytes(entry[26:28], "little"))
+            file.seek(int.from_bytes(entry[28:30], "little"), os.SEEK_CUR)
+            if not entry.startswith(b"PK\x03\x04") or not name.endswith(b"data.pkl"):
+                return 0
+            counter = _StorageCounter(file)
+            counter.load()
+            return file.tell() + sum(counter.sizes.values()) - path.stat().st_size
+    except Exception:  # a damaged pickle can raise anything
+        return 0
 
 
 def _first_sentence(error: Exception) -> str:
@@ -115,3 +173,102 @@ def _kind_words(contents: Any) -> str:
         keys = ", ".join(repr(str(key)) for key in list(contents)[:5])
         return f"a mapping with {keys or 'nothing'} in it"
     return f"a {type(contents).__name__}"
+
+
+class _Storage:
+    """The numbers of a tensor, in a file that is being written: only what the pickle says of them."""
+
+    def __init__(self, info: TensorInfo, key: str) -> None:
+        self.info, self.key = info, key
+
+
+class _Tensor:
+    """A tensor in a file that is being written; its pickle is that of a contiguous torch.Tensor."""
+
+    def __init__(self, storage: _Storage) -> None:
+        self._storage = storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from torch._utils import _rebuild_tensor_v2
+
+        shape = self._storage.info.shape
+        strides = tuple(int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape)))
+        return _rebuild_tensor_v2, (self._storage, 0, shape, strides, False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    """Writes a storage as the key under which its numbers stand in the zip."""
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Storage):
+            return None
+        import torch
+
+        kinds = {
+            "float32": torch.FloatStorage,
+            "float16": torch.HalfStorage,
+            "bfloat16": torch.BFloat16Storage,
+            "bool": torch.BoolStorage,
+        }
+        return ("storage", kinds[value.info.dtype], value.key, "cpu", value.info.size)
+
+
+_ALIGNMENT = 64  # bytes, where a storage begins in the file, so that a mapped one can be used in place
+
+
+def write_pytorch(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    data: Iterable[tuple[str, np.ndarray]],
+    *,
+    same: Mapping[str, str] | None = None,
+    under: str | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a file that `torch.load` opens, with one tensor in memory at a time.
+
+    Args:
+        path: the file, written in place: give a temporary name and rename it.
+        tensors: the mapping of names to tensors that the file will hold, in order: `float32`, `float16`,
+            `bfloat16` or `bool`.
+        data: the same names in the same order, but for those in `same`; each with a contiguous array of that shape
+            in the type that `NUMPY_TYPES` gives for its dtype.
+        same: names whose tensors are another name's own memory.
+        under: where the mapping is not the whole of the file: the key under which it stands.
+        beside: then: other keys, with values that pickle can write and `weights_only=True` opens.
+    """
+    same = same or {}
+    keys = {name: str(number) for number, name in enumerate(name for name in tensors if name not in same)}
+    storages = {name: _Storage(tensors[name], key) for name, key in keys.items()}
+    state = OrderedDict((name, _Tensor(storages[same.get(name, name)])) for name in tensors)
+    pickled = io.BytesIO()
+    _Pickler(pickled, protocol=2).dump(state if under is None else {under: state, **(beside or {})})
+    with path.open("wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, file, "data.pkl", pickled.getbuffer())
+            _add(archive, file, "byteorder", memoryview(b"little"))
+            expected = iter(keys)
+            for name, array in data:
+                due = next(expected)
+                info = tensors[due]
+                if due != name or array.shape != info.shape or array.dtype != NUMPY_TYPES[info.dtype]:
+                    raise ValueError(f"{name} {array.dtype} {array.shape} does not follow: {due} {info} is due")
+                numbers = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+                _add(archive, file, f"data/{keys[name]}", numbers)
+            if (left := next(expected, None)) is not None:
+                raise ValueError(f"no data for {left}")
+            _add(archive, file, "version", memoryview(b"3\n"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _add(archive: zipfile.ZipFile, file: io.BufferedWriter, name: str, contents: memoryview) -> None:
+    """One entry of the zip, filled up before its contents so that they begin at a multiple of `_ALIGNMENT`."""
+    entry = zipfile.ZipInfo(f"archive/{name}")
+    entry.file_size = contents.nbytes  # tells zipfile whether it needs the fields for large entries
+    large = contents.nbytes * 1.05 > zipfile.ZIP64_LIMIT
+    before = file.tell() + 30 + len(entry.filename) + (20 if large else 0) + 4  # its header and the filling's own
+    filling = -before % _ALIGNMENT
+    entry.extra = b"FB" + filling.to_bytes(2, "little") + b"Z" * filling
+    with archive.open(entry, "w") as out:
+        out.write(contents)

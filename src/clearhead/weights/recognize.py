@@ -1,0 +1,161 @@
+"""Whose tensors these are, and what their shapes say of the model: both read off the table of layouts.
+
+Names and shapes decide, never a file's name. Hugging Face and nanoGPT, for example, use the same names and store
+the matrices the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from clearhead.config import GPTConfig
+from clearhead.errors import WeightsError
+from clearhead.weights.layouts import LAYOUTS, TABLE, Dims, parse
+from clearhead.weights.tensors import TensorInfo
+
+NAMED = ("huggingface", "canonical", "book", "nanogpt", "transformerlens")
+"""The layouts that a collection of tensors may have whose file says nothing of itself."""
+
+_HEAD_WIDTH = 64  # numbers per attention head, in all released GPT-2s
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A stored tensor that a layout knows: its row in the table, its dimensions there, and its layer."""
+
+    name: str
+    row: int
+    dims: Dims
+    layer: int | None
+
+
+@cache
+def _known(layout: str) -> dict[str, tuple[int, Dims]]:
+    """The bare names of a layout, `{i}` for the layer, with their place in the table and their dimensions."""
+    found = {}
+    for index, row in enumerate(TABLE):
+        cell = row.cells.get(layout, ())
+        for one in (cell,) if isinstance(cell, str) else cell:
+            name, dims = parse(one)
+            found[LAYOUTS[layout].bare(name)] = (index, dims)
+    return found
+
+
+def _matches(layout: str, tensors: Mapping[str, TensorInfo]) -> Iterator[_Match]:
+    known = _known(layout)
+    for name, info in tensors.items():
+        bare = LAYOUTS[layout].bare(name)
+        layer = re.search(r"\.(\d+)\.", bare)
+        pattern = bare if layer is None else f"{bare[: layer.start()]}.{{i}}.{bare[layer.end() :]}"
+        if pattern in known and len(known[pattern][1]) == len(info.shape):
+            yield _Match(name, *known[pattern], None if layer is None else int(layer[1]))
+
+
+def recognize(tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The layout that explains the most tensors by name and shape; None where none of a block is explained."""
+    scores = {layout: _score(layout, tensors) for layout in NAMED}
+    best = max(scores, key=lambda layout: scores[layout])
+    return best if scores[best] else None
+
+
+def _score(layout: str, tensors: Mapping[str, TensorInfo]) -> int:
+    matches = list(_matches(layout, tensors))
+    if all(match.layer is None for match in matches):
+        return 0
+    width = next((tensors[match.name].shape[1] for match in matches if match.row == 0), None)
+    return sum(width is None or _fits(match.dims, tensors[match.name].shape, width) for match in matches)
+
+
+def _fits(dims: Dims, shape: tuple[int, ...], width: int) -> bool:
+    """Whether a shape can be, as far as emb_dim alone can tell."""
+    known = {("C",): width, ("H", "D"): width, ("S", "H", "D"): 3 * width}
+    return all(known.get(dim, size) == size for dim, size in zip(dims, shape, strict=True))
+
+
+def refuse_unknown(path: Path, tensors: Mapping[str, TensorInfo]) -> WeightsError:
+    """The error for tensors of no known scheme."""
+    names = ", ".join(list(tensors)[:4]) + (", …" if len(tensors) > 4 else "")
+    known = ", ".join(f"{name} ({next(iter(_known(name)))}, …)" for name in NAMED)
+    return WeightsError(
+        f"{path} holds {len(tensors)} tensors whose names are no scheme's that Clearhead knows: {names}; "
+        f"it knows {known}."
+    )
+
+
+def stored_name(canonical: str, layout: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The name under which a tensor of the table that is not per layer is stored, where it is."""
+    index = next(index for index, row in enumerate(TABLE) if row.name == canonical)
+    return next((match.name for match in _matches(layout, tensors) if match.row == index), None)
+
+
+def has_qkv_bias(layout: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether any layer stores a bias of q, k and v."""
+    return any(TABLE[match.row].needs == "qkv_bias" for match in _matches(layout, tensors))
+
+
+def config_from_shapes(
+    path: Path, layout: str, tensors: Mapping[str, TensorInfo], beside: GPTConfig | None = None
+) -> tuple[GPTConfig, tuple[str, ...]]:
+    """A model's config from the shapes of its tensors (the head as if tied), and remarks on what they do not say.
+
+    Args:
+        path: where the tensors are, for messages.
+        layout: their naming scheme.
+        tensors: what is stored.
+        beside: a config found beside them; where it has the same emb_dim, layers and context, what shapes do not
+            say (heads, dropout, the norm's epsilon, the form of GELU) is taken from it.
+
+    Raises:
+        WeightsError: where a tensor that gives a size is missing, or the number of heads cannot be told.
+    """
+    sizes: dict[str, int] = {}
+    layers = set()
+    for match in _matches(layout, tensors):
+        layers |= {match.layer} - {None}
+        for dim, size in zip(match.dims, tensors[match.name].shape, strict=True):
+            if len(dim) == 1:
+                sizes.setdefault(dim[0], size)
+    for axis, canonical in _GIVES.items():
+        if axis not in sizes:
+            row = next(row for row in TABLE if row.name == canonical)
+            cell = row.cells[layout]
+            name = parse(cell if isinstance(cell, str) else cell[0])[0].replace("{i}", "0")
+            raise WeightsError(f"{path} has no {name!r}; {LAYOUTS[layout].title} names were expected.")
+    shape: dict[str, Any] = {
+        "vocab_size": sizes["V"],
+        "context_length": sizes["T"],
+        "emb_dim": sizes["C"],
+        "n_layers": 1 + max(layer for layer in layers if layer is not None),
+        "ff_dim": sizes["F"],
+    }
+    told: dict[str, Any] = {"qkv_bias": has_qkv_bias(layout, tensors), "tie_weights": True}
+    if beside is not None and all(getattr(beside, k) == shape[k] for k in ("emb_dim", "n_layers", "context_length")):
+        return beside.replace(**shape, **told), ()
+    heads, notes = (sizes["H"], ()) if "H" in sizes else _guess_heads(path, sizes["C"])
+    return GPTConfig(**shape, n_heads=heads, **told), notes
+
+
+_GIVES = {
+    "V": "token_embedding.weight",
+    "C": "token_embedding.weight",
+    "T": "position_embedding.weight",
+    "F": "blocks.{i}.feed_forward.up.weight",
+}  # the tensor to name where the length of an axis is not known
+
+
+def _guess_heads(path: Path, width: int) -> tuple[int, tuple[str, ...]]:
+    if width % _HEAD_WIDTH:
+        raise WeightsError(
+            f"{path} does not say how many attention heads the model has, and emb_dim {width} is no multiple of "
+            f"{_HEAD_WIDTH}, the width of a head in the released GPT-2s; give config=GPTConfig(...)."
+        )
+    heads = width // _HEAD_WIDTH
+    return heads, (
+        f"the file does not say how many attention heads the model has; {heads} are taken, {_HEAD_WIDTH} numbers "
+        "each as in the released GPT-2s. Give config=GPTConfig(...) if the model was made with another number.",
+    )

@@ -1,0 +1,224 @@
+"""Writing a model in any form that Clearhead knows: which form is written by what, and what it cannot hold.
+
+A form is a column of the table in `layouts.py` and a file format. The plan to that column says what is written;
+here stand the files around it. Everything is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clearhead.config import GPTConfig
+from clearhead.errors import WeightsError
+from clearhead.weights import gguf, huggingface, state_dicts
+from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
+from clearhead.weights.formats.llmc import write_llmc
+from clearhead.weights.layouts import LAYOUTS
+from clearhead.weights.plan import Plan
+from clearhead.weights.tensors import SAVED, TensorFile, encode
+
+DTYPES: dict[str, tuple[str, ...]] = {
+    "huggingface": SAVED,
+    "canonical": SAVED,
+    "book": SAVED,
+    "nanogpt": SAVED,
+    "transformerlens": SAVED,
+    "llmc": ("float32", "bfloat16"),
+    "gguf": tuple(WRITTEN),
+}
+"""The forms that are written, each with its number formats."""
+
+_USUAL_NAMES = {"nanogpt": "ckpt.pt", "llmc": "model.bin", "gguf": "model.gguf"}
+_FIXED = {"norm_eps": 1e-5, "activation": "gelu_tanh"}  # what programs take that read a form without these settings
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "encoder.json",
+    "vocab.bpe",
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written.
+
+    Attributes:
+        path: the file, or the folder.
+        form: a key of `layouts.LAYOUTS`.
+        notes: sentences for the user on what the form does not hold.
+    """
+
+    path: Path
+    form: str
+    notes: tuple[str, ...] = ()
+
+
+def check(to: str, dtype: str) -> None:
+    """Raises where a form is not written, or not in this number format.
+
+    Raises:
+        WeightsError: with what there is.
+    """
+    if to not in DTYPES:
+        raise WeightsError(f"there is no form {to!r} to save a model in; the forms are {', '.join(DTYPES)}.")
+    if dtype not in DTYPES[to]:
+        raise WeightsError(f"the form {to} is not written as {dtype!r}; choose {', '.join(DTYPES[to])}.")
+
+
+def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = None, folder: Path) -> Saved:
+    """Writes what a plan makes.
+
+    Args:
+        dest: the folder for `huggingface`, else the file.
+        plan: its `to` is the form.
+        dtype: one of `DTYPES[plan.to]`.
+        file: the weights that the plan reads, where they are a file.
+        folder: where the tokenizer's files are looked for.
+
+    Raises:
+        WeightsError: where the form cannot hold this model, or the place cannot be written.
+    """
+    check(plan.to, dtype)
+    _refuse_other_widths(plan)
+    if plan.to == "huggingface":
+        return Saved(dest, plan.to, _save_folder(dest, plan, dtype, file, folder))
+    if dest.is_dir():
+        usual = _USUAL_NAMES.get(plan.to, "model.pth")
+        raise WeightsError(
+            f"{dest} is a folder; the form {plan.to} is one file: give its name, such as {dest / usual}."
+        )
+    if plan.to == "llmc":
+        notes = _beside(dest, lambda path: _save_llmc(path, plan, dtype))
+    elif plan.to == "gguf":
+        tokenizer = gguf.tokenizer_keys(file, folder, plan.config.vocab_size)
+        notes = _beside(dest, lambda path: gguf.save_gguf(path, plan, dtype, tokenizer, dest.stem))
+    else:
+        notes = _beside(dest, lambda path: state_dicts.SAVERS[plan.to](path, plan, dtype))
+    return Saved(dest, plan.to, (*notes, *_lost_settings(plan)))
+
+
+def _refuse_other_widths(plan: Plan) -> None:
+    if plan.to in ("book", "nanogpt", "llmc") and plan.config.ff_dim != 4 * plan.config.emb_dim:
+        raise WeightsError(
+            f"{LAYOUTS[plan.to].title} has feed-forward layers of 4 * emb_dim, {4 * plan.config.emb_dim}, and this "
+            f"model's have {plan.config.ff_dim}; save it in another form."
+        )
+
+
+def _lost_settings(plan: Plan) -> tuple[str, ...]:
+    """Remarks on settings that the file does not hold and its readers will take otherwise."""
+    taken: dict[str, Any] = dict(_FIXED)
+    if plan.to == "nanogpt":
+        taken["activation"] = "gelu_erf"
+    if plan.to == "gguf":
+        del taken["norm_eps"]
+    title = "a program that builds the model anew" if plan.to == "canonical" else LAYOUTS[plan.to].title
+    return tuple(
+        f"the model has {name} {getattr(plan.config, name)}, which the file does not say; {title} takes {value}."
+        for name, value in taken.items()
+        if getattr(plan.config, name) != value
+    )
+
+
+def _beside(dest: Path, write: Callable[[Path], tuple[str, ...]]) -> tuple[str, ...]:
+    """Lets a file be written under another name in the same folder, then gives it its own."""
+    made: Path | None = None
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=dest.parent, prefix=".saving-", suffix=dest.suffix)
+        os.close(handle)
+        made = Path(name)
+        notes = write(made)
+        made.chmod(0o666 & ~_umask())
+        made.replace(dest)
+        made = None
+    except OSError as error:
+        raise WeightsError(f"{dest} could not be written ({error.strerror or error}); nothing was changed.") from None
+    finally:
+        if made is not None:
+            made.unlink(missing_ok=True)
+    return notes
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _save_llmc(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
+    def data() -> Iterator[tuple[str, np.ndarray]]:
+        for name in plan.targets:
+            for values in plan.pieces(name):
+                yield name, encode(values, dtype, name)
+
+    write_llmc(path, plan.config, dtype, data())
+    return ()
+
+
+def _save_folder(dest: Path, plan: Plan, dtype: str, file: TensorFile | None, folder: Path) -> tuple[str, ...]:
+    """Writes a Hugging Face folder with the tokenizer that stands beside the weights, or in them."""
+    extra = _special_ids(folder)
+    if isinstance(file, GGUFFile):
+        ids = {which: file.keys.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos")}
+        extra = {f"{which}_token_id": id for which, id in ids.items() if id is not None}
+    huggingface.write_folder(dest, plan, dtype, huggingface.DEFAULT_SHARD_BYTES, extra)
+    if isinstance(file, GGUFFile):
+        return gguf.save_tokenizer(file.keys, dest)
+    for name in _TOKENIZER_FILES:
+        there, here = dest / name, folder / name
+        if here.is_file() and not (there.exists() and there.samefile(here)):
+            _beside(there, lambda path, here=here: (shutil.copyfile(here, path), ())[1])  # type: ignore[misc]
+    return ()
+
+
+def _special_ids(folder: Path) -> Mapping[str, int]:
+    """The ids of special tokens in a Hugging Face folder's `config.json`, which a GPT-2's shape does not include."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {n: values[n] for n in names if isinstance(values, dict) and type(values.get(n)) is int}
+
+
+def save(
+    dest: str | os.PathLike[str],
+    config: GPTConfig,
+    tensors: Mapping[str, np.ndarray],
+    to: str = "huggingface",
+    dtype: str = "float32",
+    *,
+    tokenizer_folder: str | os.PathLike[str] | None = None,
+) -> Saved:
+    """Writes a model that is in memory, in any form.
+
+    Args:
+        dest: the folder for `huggingface`, else the file.
+        config: the model's shape.
+        tensors: by canonical name; a mapping may read each when it is asked for.
+        to: the form, a key of `DTYPES`.
+        dtype: the number format.
+        tokenizer_folder: where the tokenizer's files are, for the forms that hold one.
+
+    Raises:
+        WeightsError: where the form or the dtype is unknown or cannot hold this model, a tensor is missing or does
+            not fit, or the place cannot be written.
+    """
+    check(to, dtype)
+    dest = Path(dest).expanduser()
+    folder = dest if tokenizer_folder is None else Path(tokenizer_folder)
+    return save_plan(dest, huggingface.plan_from_arrays(config, tensors, to), dtype, folder=folder)

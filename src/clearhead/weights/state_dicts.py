@@ -1,0 +1,279 @@
+"""Models that are a collection of named tensors and little else: the book's, nanoGPT's, TransformerLens's, our own.
+
+A state dict has no config. Its shapes say most of it (`recognize.py`), a nanoGPT checkpoint says it all; what
+neither says is taken from a `config.json` beside the file, or from the user, or decided here and remarked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clearhead.config import Activation, GPTConfig
+from clearhead.errors import ConfigError, WeightsError
+from clearhead.weights.formats.pytorch import write_pytorch
+from clearhead.weights.layouts import LAYOUTS
+from clearhead.weights.plan import Plan
+from clearhead.weights.recognize import config_from_shapes, has_qkv_bias, stored_name
+from clearhead.weights.tensors import TensorFile, TensorInfo, encode
+
+Told = tuple[GPTConfig, tuple[str, ...]]
+"""A model's config, its head as if tied, and remarks for the user."""
+
+
+def config_of(file: TensorFile, folder: Path, form: str) -> Told:
+    """The config of a model whose tensors are in `file`, in one of the forms of this module.
+
+    Args:
+        file: the tensors, opened.
+        folder: where a `config.json` may be.
+        form: `canonical`, `book`, `nanogpt` or `transformerlens`.
+
+    Raises:
+        WeightsError: where the shape cannot be told, or the tensors are not a plain GPT-2's.
+        ConfigError: where what a checkpoint says of its shape cannot be.
+    """
+    if form == "nanogpt" and (told := _nanogpt_says(file)) is not None:
+        return told
+    config, notes = config_from_shapes(file.path, form, file.tensors, _config_beside(folder))
+    if form == "nanogpt":
+        config = config.replace(activation="gelu_erf")
+        notes = (*notes, _ERF)
+    return config, notes
+
+
+def refuse_changed(file: TensorFile, form: str) -> None:
+    """Raises where tensors of a form have been made into something other than a GPT-2.
+
+    Raises:
+        WeightsError: for norms folded into matrices by TransformerLens, or a head that classifies.
+    """
+    if form == "transformerlens":
+        _refuse_folded(file)
+    if form == "book":
+        _refuse_classifier(file)
+
+
+def settle_qkv_bias(file: TensorFile, form: str, config: GPTConfig) -> Told:
+    """A config that the user gave, with biases on q, k and v where the tensors have them."""
+    there = has_qkv_bias(form, file.tensors)
+    if there == config.qkv_bias:
+        return config, ()
+    has = "has" if there else "has no"
+    return config.replace(qkv_bias=there), (
+        f"the config says qkv_bias={config.qkv_bias}, and the file {has} biases for query, key and value; "
+        f"qkv_bias={there} is taken.",
+    )
+
+
+def _config_beside(folder: Path) -> GPTConfig | None:
+    """The config in a `config.json` beside the weights, where there is one and it describes a GPT-2."""
+    try:
+        return GPTConfig.from_file(folder / "config.json") if (folder / "config.json").is_file() else None
+    except ConfigError:
+        return None
+
+
+def _refuse_classifier(file: TensorFile) -> None:
+    head, embedding = (stored_name(name, "book", file.tensors) for name in ("head.weight", "token_embedding.weight"))
+    if head is None or embedding is None:
+        return
+    rows, tokens = file.tensors[head].shape[0], file.tensors[embedding].shape[0]
+    if rows != tokens:
+        raise WeightsError(
+            f"{file.path}: {head} has {rows} rows and the vocabulary {tokens}; this is a model that sorts "
+            f"texts into {rows} classes, and Clearhead runs models that go on with a text."
+        )
+
+
+# --- what has no place in the table ------------------------------------------------------------------
+
+_SAVE_UNFOLDED = (
+    "save it from a model that was loaded with fold_ln=False, center_writing_weights=False, center_unembed=False "
+    "(HookedTransformer.from_pretrained_no_processing does that)"
+)
+
+
+def _refuse_folded(file: TensorFile) -> None:
+    """Raises where the weights were changed on loading: norms multiplied into the matrices that follow."""
+    bare = {LAYOUTS["transformerlens"].bare(name): name for name in file.tensors}
+    if not any(re.fullmatch(r"blocks\.\d+\.ln1\.w", name) for name in bare):
+        raise WeightsError(
+            f"{file.path} has no weights for the layer norms (blocks.0.ln1.w): TransformerLens has folded them into "
+            f"other matrices, which are then no longer GPT-2's; {_SAVE_UNFOLDED}."
+        )
+    bias = bare.get("unembed.b_U")
+    if bias is not None and file.read(bias).any():
+        raise WeightsError(
+            f"{file.path}: {bias} holds numbers other than zero, and GPT-2 has no bias there; the weights were "
+            f"processed by TransformerLens: {_SAVE_UNFOLDED}."
+        )
+
+
+def _constants(config: GPTConfig, form: str) -> dict[str, np.ndarray]:
+    """The tensors beside the weights without which the form's own model does not take a state dict."""
+    length = config.context_length
+    if form == "book":
+        mask = np.triu(np.ones((length, length), np.float32), 1)
+        return {f"trf_blocks.{layer}.att.mask": mask for layer in range(config.n_layers)}
+    if form != "transformerlens":
+        return {}
+    found = {"unembed.b_U": np.zeros(config.vocab_size, np.float32)}
+    for layer in range(config.n_layers):
+        found[f"blocks.{layer}.attn.mask"] = np.tril(np.ones((length, length), np.bool_))
+        found[f"blocks.{layer}.attn.IGNORE"] = np.array(-np.inf, np.float32)
+    return found
+
+
+# --- nanoGPT ---------------------------------------------------------------------------------------
+
+_ERF = (
+    "nanoGPT computes GELU exactly (erf), so this model is run so too, as gelu_erf; if the weights are OpenAI's and "
+    "were not trained further, give config= with activation='gelu_tanh'."
+)
+_TANH = (
+    "the checkpoint says that nanoGPT took these weights from OpenAI and did not train them (init_from, iter_num 0); "
+    "they were trained with the tanh form of GELU, so gelu_tanh is taken, where nanoGPT itself would compute gelu_erf."
+)
+_MODEL_ARGS = {
+    "vocab_size": "vocab_size",
+    "context_length": "block_size",
+    "emb_dim": "n_embd",
+    "n_heads": "n_head",
+    "n_layers": "n_layer",
+}
+
+
+def _nanogpt_says(file: TensorFile) -> Told | None:
+    """The config from a checkpoint's `model_args`; None where the file has none."""
+    contents = getattr(file, "contents", None)
+    if not isinstance(contents, Mapping) or not isinstance(contents.get("model_args"), Mapping):
+        return None
+    args: Mapping[str, Any] = contents["model_args"]
+    missing = [theirs for theirs in _MODEL_ARGS.values() if theirs not in args]
+    if missing:
+        raise WeightsError(f"{file.path}: model_args lacks {', '.join(missing)}; nanoGPT's train.py writes them.")
+    activation, note = _nanogpt_activation(contents)
+    config = GPTConfig(
+        **{ours: args[theirs] for ours, theirs in _MODEL_ARGS.items()},
+        drop_rate=args.get("dropout", 0.0),
+        qkv_bias=has_qkv_bias("nanogpt", file.tensors),
+        tie_weights=True,
+        activation=activation,
+    )
+    return config, note
+
+
+def _nanogpt_activation(contents: Mapping[str, Any]) -> tuple[Activation, tuple[str, ...]]:
+    """The form of GELU that the weights were last trained with, and why.
+
+    nanoGPT's model has `nn.GELU()`, the erf form, whatever it starts from. Weights that it trained, if only for a
+    few steps, have that form's function; only such as it took from OpenAI and saved as they were do not.
+    """
+    settings = contents.get("config")
+    settings = settings if isinstance(settings, Mapping) else {}
+    if settings.get("activation") in ("gelu_tanh", "gelu_erf"):  # as save_nanogpt writes it
+        return settings["activation"], ()
+    if str(settings.get("init_from", "")).startswith("gpt2") and contents.get("iter_num") == 0:
+        return "gelu_tanh", (_TANH,)
+    return "gelu_erf", (_ERF,)
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def save_state_dict(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
+    """Writes a plan's targets as one state dict, with one tensor in memory at a time; returns remarks.
+
+    Args:
+        path: the file, written in place: give a temporary name and rename it.
+        plan: a plan to `canonical`, `book` or `transformerlens`.
+        dtype: `float32`, `float16` or `bfloat16`.
+
+    Raises:
+        WeightsError: where a value is too large for float16.
+    """
+    _write(path, plan, dtype, list(plan.targets), _constants(plan.config, plan.to))
+    config = plan.config
+    notes = []
+    if plan.to != "transformerlens" and (config.emb_dim % 64 or config.n_heads != config.emb_dim // 64):
+        notes.append(
+            f"the file does not say that the model has {config.n_heads} attention heads; "
+            "who opens it must know the number."
+        )
+    return tuple(notes)
+
+
+def save_nanogpt(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
+    """Writes a `ckpt.pt` that nanoGPT's sample.py opens, with one tensor in memory at a time; returns remarks.
+
+    A model whose every bias is zero is written as nanoGPT's `bias=False`, without biases.
+
+    Args:
+        path: the file, written in place: give a temporary name and rename it.
+        plan: a plan to `nanogpt`.
+        dtype: `float32`, `float16` or `bfloat16`.
+
+    Raises:
+        WeightsError: where a value is too large for float16.
+    """
+    config = plan.config
+    bias = any(plan.read(name, None).any() for name in plan.targets if name.endswith(".bias"))
+    names = [name for name in plan.targets if bias or not name.endswith(".bias")]
+    args = {theirs: getattr(config, ours) for ours, theirs in _MODEL_ARGS.items()}
+    beside = {
+        "model_args": {**args, "bias": bias, "dropout": config.drop_rate},
+        "iter_num": 0,
+        "best_val_loss": 1e9,  # as train.py starts
+        "config": {"activation": config.activation},
+    }
+    _write(path, plan, dtype, names, {}, under="model", beside=beside)
+    return ()
+
+
+def _write(
+    path: Path, plan: Plan, dtype: str, names: list[str], constants: Mapping[str, np.ndarray], **around: Any
+) -> None:
+    shapes = plan.targets
+    tensors = {name: TensorInfo(shapes[name], dtype) for name in names}
+    tensors |= {name: TensorInfo(array.shape, str(array.dtype)) for name, array in constants.items()}
+    same = {**_shared(plan), **plan.tied}
+    tensors |= {name: tensors[other] for name, other in plan.tied.items()}
+    masks = [name for name in constants if name.endswith(".mask")]
+    same |= {name: masks[0] for name in masks[1:]}  # noqa: C420 - there may be none
+
+    def data() -> Iterator[tuple[str, np.ndarray]]:
+        for name in names:
+            if name not in same:
+                yield name, encode(plan.read(name, None), dtype, name)
+        for name, array in constants.items():
+            if name not in same:
+                yield name, array
+
+    write_pytorch(path, tensors, data(), same=same, **around)
+
+
+def _shared(plan: Plan) -> dict[str, str]:
+    """A tied head that the form keeps, where it is the token embedding without a change: one piece of memory."""
+    by_use: dict[tuple[Any, ...], str] = {}
+    found = {}
+    for fill in plan.fills:
+        if len(fill.parts) == 1:
+            part = fill.parts[0]
+            key = (part.source, fill.piece.dims, tuple(part.pick.items()))
+            if (first := by_use.setdefault(key, fill.target)) != fill.target:
+                found[fill.target] = first
+    return found
+
+
+SAVERS: dict[str, Callable[[Path, Plan, str], tuple[str, ...]]] = {
+    "canonical": save_state_dict,
+    "book": save_state_dict,
+    "nanogpt": save_nanogpt,
+    "transformerlens": save_state_dict,
+}
+"""What writes each form of this module."""
