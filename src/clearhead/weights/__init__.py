@@ -6,8 +6,20 @@
 
 from clearhead.weights.hub import fetch
 from clearhead.weights.huggingface import save_huggingface
+from clearhead.weights.openai import save_openai
 from clearhead.weights.plan import LazyTensors, Plan, PlanRow
 from clearhead.weights.source import Source, locate, open
 from clearhead.weights.tensors import TensorInfo
 
-__all__ = ["LazyTensors", "Plan", "PlanRow", "Source", "TensorInfo", "fetch", "locate", "open", "save_huggingface"]
+__all__ = [
+    "LazyTensors",
+    "Plan",
+    "PlanRow",
+    "Source",
+    "TensorInfo",
+    "fetch",
+    "locate",
+    "open",
+    "save_huggingface",
+    "save_openai",
+]

@@ -91,6 +91,22 @@ LAYOUTS: dict[str, Layout] = {
                 ),
             ),
         ),
+        Layout(
+            "openai",
+            "OpenAI's TensorFlow",
+            prefixes=("model/",),
+            keeps_qkv_bias=True,
+            ignored=(
+                Ignored(
+                    r"(.*/)?(Adam(_\d+)?|adam_[mv]|Momentum|RMSProp(_\d+)?|Adagrad|Ftrl(_\d+)?)",
+                    "what the optimizer remembers of a weight, needed only to train on",
+                ),
+                Ignored(
+                    r"(.*/)?(beta[12]_power(_\d+)?|global_step|learning_rate)",
+                    "a number of the optimizer's, needed only to train on",
+                ),
+            ),
+        ),
     )
 }
 """Every naming scheme that Clearhead knows, by name."""
@@ -124,67 +140,83 @@ TABLE: tuple[Row, ...] = (
     _row(
         "token_embedding.weight [V, C]",
         huggingface="transformer.wte.weight [V, C]",
+        openai="model/wte [V, C]",
     ),
     _row(
         "position_embedding.weight [T, C]",
         huggingface="transformer.wpe.weight [T, C]",
+        openai="model/wpe [T, C]",
     ),
     _row(
         "blocks.{i}.norm_1.weight [C]",
         huggingface="transformer.h.{i}.ln_1.weight [C]",
+        openai="model/h{i}/ln_1/g [C]",
     ),
     _row(
         "blocks.{i}.norm_1.bias [C]",
         huggingface="transformer.h.{i}.ln_1.bias [C]",
+        openai="model/h{i}/ln_1/b [C]",
     ),
     _row(
         "blocks.{i}.attention.qkv.weight [S H D, C]",
         huggingface="transformer.h.{i}.attn.c_attn.weight [C, S H D]",
+        openai="model/h{i}/attn/c_attn/w [1, C, S H D]",
     ),
     _row(
         "blocks.{i}.attention.qkv.bias [S H D]",
         needs="qkv_bias",
         huggingface="transformer.h.{i}.attn.c_attn.bias [S H D]",
+        openai="model/h{i}/attn/c_attn/b [S H D]",
     ),
     _row(
         "blocks.{i}.attention.out.weight [C, H D]",
         huggingface="transformer.h.{i}.attn.c_proj.weight [H D, C]",
+        openai="model/h{i}/attn/c_proj/w [1, H D, C]",
     ),
     _row(
         "blocks.{i}.attention.out.bias [C]",
         huggingface="transformer.h.{i}.attn.c_proj.bias [C]",
+        openai="model/h{i}/attn/c_proj/b [C]",
     ),
     _row(
         "blocks.{i}.norm_2.weight [C]",
         huggingface="transformer.h.{i}.ln_2.weight [C]",
+        openai="model/h{i}/ln_2/g [C]",
     ),
     _row(
         "blocks.{i}.norm_2.bias [C]",
         huggingface="transformer.h.{i}.ln_2.bias [C]",
+        openai="model/h{i}/ln_2/b [C]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.weight [F, C]",
         huggingface="transformer.h.{i}.mlp.c_fc.weight [C, F]",
+        openai="model/h{i}/mlp/c_fc/w [1, C, F]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.bias [F]",
         huggingface="transformer.h.{i}.mlp.c_fc.bias [F]",
+        openai="model/h{i}/mlp/c_fc/b [F]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.weight [C, F]",
         huggingface="transformer.h.{i}.mlp.c_proj.weight [F, C]",
+        openai="model/h{i}/mlp/c_proj/w [1, F, C]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.bias [C]",
         huggingface="transformer.h.{i}.mlp.c_proj.bias [C]",
+        openai="model/h{i}/mlp/c_proj/b [C]",
     ),
     _row(
         "final_norm.weight [C]",
         huggingface="transformer.ln_f.weight [C]",
+        openai="model/ln_f/g [C]",
     ),
     _row(
         "final_norm.bias [C]",
         huggingface="transformer.ln_f.bias [C]",
+        openai="model/ln_f/b [C]",
     ),
     _row(
         "head.weight [V, C]",

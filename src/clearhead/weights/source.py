@@ -12,7 +12,8 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.weights import hub, huggingface
+from clearhead.weights import hub, huggingface, openai
+from clearhead.weights.formats.tensorflow import index_in
 from clearhead.weights.plan import LazyTensors, Plan, make_plan
 from clearhead.weights.progress import ByteProgress
 from clearhead.weights.tensors import TensorFile, TensorInfo
@@ -108,9 +109,20 @@ def _open_huggingface(path: Path) -> Found:
     return Found(file, config, folder, notes)
 
 
+def _open_openai(path: Path) -> Found:
+    file, config, notes = openai.open_checkpoint(path)
+    return Found(file, config, file.path.parent, notes)
+
+
 # What opens each form. A form is told from a path by the first of `_KINDS` that holds.
-_OPENERS: dict[str, Callable[[Path], Found]] = {"huggingface": _open_huggingface}
-_KINDS: tuple[tuple[str, Callable[[Path], bool]], ...] = (("huggingface", lambda path: True),)
+_OPENERS: dict[str, Callable[[Path], Found]] = {
+    "huggingface": _open_huggingface,
+    "openai": _open_openai,
+}
+_KINDS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
+    ("openai", lambda path: openai.is_checkpoint(path) and not huggingface.weights_in(path)),
+    ("huggingface", lambda path: True),
+)
 
 
 def open(source: str | os.PathLike[str], form: str | None = None, *, revision: str | None = None) -> Source:
@@ -145,6 +157,8 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     path = Path(source).expanduser()
     if text and path.exists():
         return path
+    if text and (index := index_in(path)):  # TensorFlow calls a checkpoint by what its files' names have in common
+        return index
     if not isinstance(source, str) or looks_like_a_path(text):
         if not text:
             raise WeightsError("no model was named; give a folder, a file, or a model on the hub such as gpt2.")
