@@ -43,13 +43,13 @@ def expected(name: str) -> dict[str, np.ndarray]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the plain checkpoint that TensorFlow wrote."""
-    return Path(shutil.copytree(FIXTURES / "tensorflow", tmp_path / "model"))
+    return Path(shutil.copytree(FIXTURES / "tf_plain", tmp_path / "model"))
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A copy of the checkpoint with an optimizer in it."""
-    return Path(shutil.copytree(FIXTURES / "tensorflow_trained", tmp_path / "run1"))
+    return Path(shutil.copytree(FIXTURES / "tf_trained", tmp_path / "run1"))
 
 
 def refused(path: Path, *words: str) -> str:
@@ -65,7 +65,7 @@ def refused(path: Path, *words: str) -> str:
 
 
 class TestRead:
-    @pytest.mark.parametrize("name", ["tensorflow", "tensorflow_trained", "tensorflow_shards"])
+    @pytest.mark.parametrize("name", ["tf_plain", "tf_trained", "tf_shards"])
     def test_the_values_are_those_that_tensorflow_reads(self, name: str) -> None:
         source = weights.open(FIXTURES / name)
         assert (source.form, source.config, source.notes) == ("openai", SHAPE, ())
@@ -90,12 +90,12 @@ class TestRead:
 
         peer = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=12, n_head=3, n_layer=2)).eval()
         state = {}
-        for name, values in expected("tensorflow").items():
+        for name, values in expected("tf_plain").items():
             parts = name.removeprefix("model/").replace("h0", "h/0").replace("h1", "h/1").split("/")
             parts[-1] = {"w": "weight", "g": "weight", "b": "bias"}.get(parts[-1], f"{parts[-1]}.weight")
             state[".".join(parts)] = torch.from_numpy(values.squeeze(0) if values.ndim == 3 else values)
         peer.transformer.load_state_dict(state)
-        source = weights.open(FIXTURES / "tensorflow")
+        source = weights.open(FIXTURES / "tf_plain")
         model = GPTModel(source.config).eval()
         load_into(model, source)
         ids = torch.arange(32).reshape(2, 16)
@@ -103,9 +103,9 @@ class TestRead:
             torch.testing.assert_close(model(ids), peer(ids).logits, atol=1e-5, rtol=0)
 
     def test_what_the_optimizer_left_is_ignored_with_a_reason(self) -> None:
-        plan = weights.open(FIXTURES / "tensorflow_trained").plan()
-        model = {row[0] for row in expected("tensorflow").items()}
-        assert plan.ignored.keys() == expected("tensorflow_trained").keys() - model
+        plan = weights.open(FIXTURES / "tf_trained").plan()
+        model = {row[0] for row in expected("tf_plain").items()}
+        assert plan.ignored.keys() == expected("tf_trained").keys() - model
         assert len(plan.ignored) == 9
         assert all(plan.ignored.values())
         squeezed = {row.target: row.operations for row in plan.rows()}["blocks.0.attention.qkv.weight"]
@@ -146,10 +146,10 @@ class TestRead:
         source.load()
 
     def test_names_without_model_in_front(self, tmp_path: Path) -> None:
-        source = weights.open(FIXTURES / "tensorflow")
+        source = weights.open(FIXTURES / "tf_plain")
         bare = {name.removeprefix("model/"): info for name, info in source.tensors.items()}
         write_tensorflow(tmp_path / "x", bare, lambda name: source.read(f"model/{name}"))
-        shutil.copy(FIXTURES / "tensorflow" / "hparams.json", tmp_path)
+        shutil.copy(FIXTURES / "tf_plain" / "hparams.json", tmp_path)
         np.testing.assert_array_equal(weights.open(tmp_path).load()["final_norm.bias"], source.read("model/ln_f/b"))
 
     def test_opening_reads_no_data(self, folder: Path) -> None:
@@ -171,7 +171,7 @@ class TestRead:
             "import sys, clearhead.weights as w; w.open(sys.argv[1]).load(); "
             "print([m for m in ('torch', 'tensorflow', 'google.protobuf', 'huggingface_hub') if m in sys.modules])"
         )
-        command = [sys.executable, "-c", script, str(FIXTURES / "tensorflow")]
+        command = [sys.executable, "-c", script, str(FIXTURES / "tf_plain")]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -196,7 +196,7 @@ class TestRefusals:
         with pytest.raises(WeightsError, match="'model/h1/ln_2/g' does not"):
             file_.verify(done.append)
         assert sum(done) == (folder / DATA).stat().st_size
-        TensorFlowFile(FIXTURES / "tensorflow" / "model.ckpt.index").verify()
+        TensorFlowFile(FIXTURES / "tf_plain" / "model.ckpt.index").verify()
 
     def test_the_index_of_another_checkpoint(self, folder: Path) -> None:
         weights.save_openai(folder.parent / "other", SHAPE, random_tensors(SHAPE))
@@ -215,7 +215,7 @@ class TestRefusals:
         refused(folder / "model.ckpt", "does not exist")
 
     def test_one_shard_missing(self, tmp_path: Path) -> None:
-        shutil.copytree(FIXTURES / "tensorflow_shards", tmp_path, dirs_exist_ok=True)
+        shutil.copytree(FIXTURES / "tf_shards", tmp_path, dirs_exist_ok=True)
         (tmp_path / "model.ckpt.data-00001-of-00002").unlink()
         refused(tmp_path, "lacks model.ckpt.data-00001-of-00002", "1 of 2 files are there")
 
@@ -385,7 +385,7 @@ class TestTable:
         (tmp_path / "t").write_bytes(build_table(sorted(entries.items())))
         assert read_table(tmp_path / "t") == entries
 
-    @pytest.mark.parametrize("name", ["tensorflow/model.ckpt", "tensorflow_trained/model-1000"])
+    @pytest.mark.parametrize("name", ["tf_plain/model.ckpt", "tf_trained/model-1000"])
     def test_the_bytes_are_tensorflows(self, name: str, tmp_path: Path) -> None:
         file = TensorFlowFile(FIXTURES / f"{name}.index")
         assert index_bytes(file.entries) == file.path.read_bytes()
@@ -440,8 +440,8 @@ class TestTable:
         refuse(self.table(good), "more than 1 tensors")
 
 
-INDEX_BYTES = (FIXTURES / "tensorflow" / "model.ckpt.index").read_bytes()
-DATA_BYTES = (FIXTURES / "tensorflow" / DATA).read_bytes()
+INDEX_BYTES = (FIXTURES / "tf_plain" / "model.ckpt.index").read_bytes()
+DATA_BYTES = (FIXTURES / "tf_plain" / DATA).read_bytes()
 DAMAGE = st.tuples(
     st.sampled_from(["flip", "cut", "grow", "insert", "delete"]),
     st.integers(0, 2**20),
@@ -487,7 +487,7 @@ class TestFuzz:
             files[which] = damaged(files[which], *damage) or b"x"
         (tmp_path / "model.ckpt.index").write_bytes(files["index"])
         (tmp_path / DATA).write_bytes(files["data"])
-        right_or_refused(tmp_path, expected("tensorflow"))
+        right_or_refused(tmp_path, expected("tf_plain"))
 
     @FUZZ
     @given(st.lists(DAMAGE, min_size=1, max_size=4))
@@ -560,9 +560,9 @@ class TestWrite:
     @pytest.mark.parametrize("prefix", ["model.ckpt", ""])
     def test_tensorflow_opens_it(self, tmp_path: Path, prefix: str) -> None:
         tf = pytest.importorskip("tensorflow")
-        weights.save_openai(tmp_path, SHAPE, weights.open(FIXTURES / "tensorflow").lazy())
+        weights.save_openai(tmp_path, SHAPE, weights.open(FIXTURES / "tf_plain").lazy())
         where = str(tmp_path / prefix) if prefix else tf.train.latest_checkpoint(str(tmp_path))
-        due = expected("tensorflow")
+        due = expected("tf_plain")
         assert dict(tf.train.list_variables(where)) == {name: list(array.shape) for name, array in due.items()}
         for name, array in due.items():
             np.testing.assert_array_equal(tf.train.load_variable(where, name), array)

@@ -1,23 +1,29 @@
 """Where a model's tensors come from and go to. NumPy only, but for files that `torch.save` wrote.
 
 `open` looks at a model on disk (or on the hub), `Source.plan` says how its tensors become Clearhead's,
-`Source.load` does it, `save_huggingface` writes a model that `transformers` opens.
+`Source.load` does it, `save_huggingface` writes a model that `transformers` opens. `fetch_openai` brings the
+models that OpenAI published, and `identify` says whether a model is one of them, bit for bit.
 """
 
+from clearhead.weights.download import fetch_openai
 from clearhead.weights.hub import fetch
 from clearhead.weights.huggingface import save_huggingface
+from clearhead.weights.official import Identity, identify
 from clearhead.weights.openai import save_openai
 from clearhead.weights.plan import LazyTensors, Plan, PlanRow
 from clearhead.weights.source import Source, locate, open
 from clearhead.weights.tensors import TensorInfo
 
 __all__ = [
+    "Identity",
     "LazyTensors",
     "Plan",
     "PlanRow",
     "Source",
     "TensorInfo",
     "fetch",
+    "fetch_openai",
+    "identify",
     "locate",
     "open",
     "save_huggingface",

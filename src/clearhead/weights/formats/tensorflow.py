@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -74,35 +74,37 @@ class TensorFlowFile:
     Args:
         path: the index.
         check: whether `read` compares a tensor's checksum when it first reads it.
+        shards: the data files, where they are not beside the index under the names that belong to it.
 
     Raises:
         WeightsError: where a file is missing, cut short, damaged, or of another checkpoint.
     """
 
-    def __init__(self, path: Path, *, check: bool = True) -> None:
+    def __init__(self, path: Path, *, check: bool = True, shards: Sequence[Path] | None = None) -> None:
         self.path = path
         refuse_impostor(path)
         table = read_table(path)
-        self._n_shards = _header(path, table)
-        self.entries: dict[str, Entry] = dict(_read_entries(path, table, self._n_shards))
+        n_shards = _header(path, table)
+        self._shards = shards or [shard_path(path, shard, n_shards) for shard in range(n_shards)]
+        self.entries: dict[str, Entry] = dict(_read_entries(path, table, len(self._shards)))
         self.tensors: dict[str, TensorInfo] = {name: entry.info for name, entry in self.entries.items()}
         self._unchecked = set(self.entries) if check else set()
         self._maps = self._map_shards()
 
     def _map_shards(self) -> list[np.ndarray]:
         """Every data file as bytes: private and copy-on-write, so that what is changed in memory stays there."""
-        shards = [shard_path(self.path, shard, self._n_shards) for shard in range(self._n_shards)]
-        missing = [shard.name for shard in shards if not shard.is_file()]
+        missing = [path.name for path in self._shards if not path.is_file()]
         if missing:
             raise WeightsError(
                 f"{self.path.parent} lacks {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}, the data "
-                f"of {self.path.name} ({len(shards) - len(missing)} of {len(shards)} files are there); "
+                f"of {self.path.name} ({len(self._shards) - len(missing)} of {len(self._shards)} files are there); "
                 "download what is missing."
             )
-        for shard, path in enumerate(shards):
+        for shard, path in enumerate(self._shards):
             self._check_size(shard, path)
         return [
-            np.memmap(path, np.uint8, mode="c") if path.stat().st_size else np.zeros(0, np.uint8) for path in shards
+            np.memmap(path, np.uint8, mode="c") if path.stat().st_size else np.zeros(0, np.uint8)
+            for path in self._shards
         ]
 
     def _check_size(self, shard: int, path: Path) -> None:
@@ -159,7 +161,7 @@ class TensorFlowFile:
         return crc32c(self._bytes(entry)) == entry.crc
 
     def _wrong(self, names: list[str]) -> str:
-        shard = shard_path(self.path, self.entries[names[0]].shard, self._n_shards)
+        shard = self._shards[self.entries[names[0]].shard]
         which = repr(names[0]) + (f" and {len(names) - 1} more of {len(self.entries)} tensors" if names[1:] else "")
         verb = "do" if names[1:] else "does"
         return (
