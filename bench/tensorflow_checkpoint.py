@@ -46,6 +46,7 @@ def clearhead(folder: str) -> None:
     """All tensors, checked."""
     from clearhead import weights
 
+    start()
     total(weights.open(folder).load().values())
 
 
@@ -55,11 +56,12 @@ def unchecked(folder: str) -> None:
     from clearhead.weights.openai import open_checkpoint
     from clearhead.weights.plan import make_plan
 
+    start()
     index = index_in(Path(folder))
     assert index is not None
     file, config = TensorFlowFile(index, check=False), open_checkpoint(Path(folder))[1]
     plan = make_plan(file.tensors, file.read, config, "openai", "canonical", folder)
-    total(array for _, array in plan.run())
+    total(dict(plan.run()).values())
 
 
 def model(folder: str) -> None:
@@ -75,7 +77,7 @@ def model(folder: str) -> None:
     with torch.device("meta"):
         one = GPTModel(source.config)
     load_into(one, source)
-    total(p.detach().numpy() for p in one.parameters())
+    total([p.detach().numpy() for p in one.parameters()])
 
 
 def tensorflow(folder: str) -> None:
@@ -137,7 +139,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        start()
         {way.__name__: way for way in WAYS}[sys.argv[2]](sys.argv[3])
     else:
         main()

@@ -34,7 +34,7 @@ _RESTART_EVERY = 16  # entries; what TensorFlow writes
 _MAX_FILE = 16 * 2**20  # bytes; the index of the largest GPT-2 with its optimizer takes 60 KB
 _MAX_ENTRIES = 2**16
 _MAX_KEY = 1024  # bytes
-_CHUNK = 2**24  # bytes of which a checksum is taken at a time
+_CHUNK = 2**16  # bytes of which a checksum is taken at a time
 
 
 def crc32c(data: bytes | np.ndarray, crc: int = 0) -> int:
@@ -43,7 +43,7 @@ def crc32c(data: bytes | np.ndarray, crc: int = 0) -> int:
 
     flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
     for begin in range(0, flat.size, _CHUNK):
-        # bytes, as the library takes no writable memory by its contract; a copy of 16 MB stays in the cache
+        # As bytes, since the library's contract is to take no writable memory; so small a copy stays in the cache.
         crc = google_crc32c.extend(crc, flat[begin : begin + _CHUNK].tobytes())
     return crc
 
