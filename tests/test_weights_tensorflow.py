@@ -129,6 +129,9 @@ class TestRead:
         (trained / "checkpoint").unlink()
         assert weights.open(trained).path.name == "model-20000.index"
         assert weights.open(trained / "model-900").notes == ()
+        for bomb in ("\n" * 10**6, 'model_checkpoint_path: "\\' * 40_000, "\0" * 10**6):
+            (trained / "checkpoint").write_text(bomb)
+            assert weights.open(trained).path.name == "model-20000.index"
 
     def test_a_folder_with_hugging_face_weights_too_is_theirs(self, folder: Path) -> None:
         weights.save_huggingface(folder, SHAPE, weights.open(folder).lazy())
@@ -254,7 +257,7 @@ class TestRefusals:
         path.write_text(json.dumps(json.loads(path.read_text()) | hparams))
         refused(folder, *words)
 
-    @pytest.mark.parametrize("text", ["no json", "[]", '{"n_vocab": 5}', "[" * 9999])
+    @pytest.mark.parametrize("text", ["no json", "[]", '{"n_vocab": 5}', "[" * 9999, " " * 2**21])
     def test_hparams_that_are_none(self, folder: Path, text: str) -> None:
         (folder / "hparams.json").write_text(text)
         refused(folder, "hparams.json")
@@ -493,8 +496,8 @@ class TestFuzz:
     @given(st.lists(DAMAGE, min_size=1, max_size=4))
     def test_damage_under_good_checksums(self, tmp_path: Path, damages: list[tuple[str, int, int]]) -> None:
         """The blocks themselves are changed and sealed again, so that what reads them is reached."""
-        end = int.from_bytes(INDEX_BYTES[-44:-43], "little")  # any place in front of the first block's trailer will do
-        body = INDEX_BYTES[: len(INDEX_BYTES) - 48 - 5 - end]
+        body = sstable._build_block(list(read_table(FIXTURES / "tf_plain" / "model.ckpt.index").items()))
+        assert INDEX_BYTES.startswith(body)
         for damage in damages:
             body = damaged(body, *damage) or b"x"
         sealed = TestTable().table(body)
@@ -503,7 +506,7 @@ class TestFuzz:
         try:
             file = TensorFlowFile(tmp_path / "model.ckpt.index", check=False)
             for name in file.tensors:
-                assert file.read(name).nbytes <= len(DATA_BYTES) * 2
+                assert file.read(name).nbytes <= len(DATA_BYTES)
         except WeightsError as error:
             assert "\n" not in str(error)
 

@@ -28,6 +28,7 @@ PREFIX = "model.ckpt"
 """How OpenAI called its checkpoints."""
 
 _DATA_FILE = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
+_MAX_HPARAMS = 2**20  # bytes
 _HEAD_DIM = 64  # numbers per attention head in every released size
 
 
@@ -46,7 +47,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _stray_data(folder: Path) -> Path | None:
-    return next((path for path in sorted(folder.iterdir()) if _DATA_FILE.fullmatch(path.name)), None)
+    return next((path for path in sorted(folder.glob("*.data-*")) if _DATA_FILE.fullmatch(path.name)), None)
 
 
 def open_checkpoint(path: Path) -> tuple[TensorFlowFile, GPTConfig, tuple[str, ...]]:
@@ -98,6 +99,8 @@ def _no_index(path: Path) -> str:
 def _config_from(hparams: Path) -> GPTConfig:
     """The config in `hparams.json`, which must be OpenAI's kind and no other."""
     try:
+        if (size := hparams.stat().st_size) > _MAX_HPARAMS:
+            raise WeightsError(f"{hparams} has {size:,} bytes, and five numbers were expected; download it again.")
         values: Any = json.loads(hparams.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{hparams} could not be read ({error.strerror}).") from None

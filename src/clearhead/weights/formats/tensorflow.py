@@ -382,7 +382,7 @@ def _named_in(checkpoint: Path) -> str | None:
         text = checkpoint.read_text(encoding="utf-8", errors="replace") if checkpoint.stat().st_size < 2**20 else ""
     except OSError:
         return None
-    line = re.search(r'^\s*model_checkpoint_path:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
+    line = re.search(r'^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
     if line is None:
         return None
     path = re.sub(r"\\([\\\"'])", r"\1", line[1])
