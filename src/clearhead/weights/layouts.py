@@ -132,6 +132,22 @@ LAYOUTS: dict[str, Layout] = {
             ),
         ),
         Layout("gguf", "GGUF", keeps_qkv_bias=True),
+        Layout(
+            "openai",
+            "OpenAI's TensorFlow",
+            prefixes=("model/",),
+            keeps_qkv_bias=True,
+            ignored=(
+                Ignored(
+                    r"(.*/)?(Adam(_\d+)?|adam_[mv]|Momentum|RMSProp(_\d+)?|Adagrad|Ftrl(_\d+)?)",
+                    "what the optimizer remembers of a weight, needed only to train on",
+                ),
+                Ignored(
+                    r"(.*/)?(beta[12]_power(_\d+)?|global_step|learning_rate)",
+                    "a number of the optimizer's, needed only to train on",
+                ),
+            ),
+        ),
     )
 }
 """Every naming scheme that Clearhead knows, by name."""
@@ -176,6 +192,7 @@ TABLE: tuple[Row, ...] = (
         llmc="wte [V, C]",
         transformerlens="embed.W_E [V, C]",
         gguf="token_embd.weight [V, C]",
+        openai="model/wte [V, C]",
     ),
     _row(
         "position_embedding.weight [T, C]",
@@ -185,6 +202,7 @@ TABLE: tuple[Row, ...] = (
         llmc="wpe [T, C]",
         transformerlens="pos_embed.W_pos [T, C]",
         gguf="position_embd.weight [T, C]",
+        openai="model/wpe [T, C]",
     ),
     _row(
         "blocks.{i}.norm_1.weight [C]",
@@ -194,6 +212,7 @@ TABLE: tuple[Row, ...] = (
         llmc="ln1w [L, C]",
         transformerlens="blocks.{i}.ln1.w [C]",
         gguf="blk.{i}.attn_norm.weight [C]",
+        openai="model/h{i}/ln_1/g [C]",
     ),
     _row(
         "blocks.{i}.norm_1.bias [C]",
@@ -203,6 +222,7 @@ TABLE: tuple[Row, ...] = (
         llmc="ln1b [L, C]",
         transformerlens="blocks.{i}.ln1.b [C]",
         gguf="blk.{i}.attn_norm.bias [C]",
+        openai="model/h{i}/ln_1/b [C]",
     ),
     _row(
         "blocks.{i}.attention.qkv.weight [S H D, C]",
@@ -212,6 +232,7 @@ TABLE: tuple[Row, ...] = (
         llmc="qkvw [L, S H D, C]",
         transformerlens=_qkv("blocks.{i}.attn.W_* [H, C, D]", "Q K V"),
         gguf="blk.{i}.attn_qkv.weight [S H D, C]",
+        openai="model/h{i}/attn/c_attn/w [1, C, S H D]",
     ),
     _row(
         "blocks.{i}.attention.qkv.bias [S H D]",
@@ -222,6 +243,7 @@ TABLE: tuple[Row, ...] = (
         llmc="qkvb [L, S H D]",
         transformerlens=_qkv("blocks.{i}.attn.b_* [H, D]", "Q K V"),
         gguf="blk.{i}.attn_qkv.bias [S H D]",
+        openai="model/h{i}/attn/c_attn/b [S H D]",
     ),
     _row(
         "blocks.{i}.attention.out.weight [C, H D]",
@@ -231,6 +253,7 @@ TABLE: tuple[Row, ...] = (
         llmc="attprojw [L, C, H D]",
         transformerlens="blocks.{i}.attn.W_O [H, D, C]",
         gguf="blk.{i}.attn_output.weight [C, H D]",
+        openai="model/h{i}/attn/c_proj/w [1, H D, C]",
     ),
     _row(
         "blocks.{i}.attention.out.bias [C]",
@@ -240,6 +263,7 @@ TABLE: tuple[Row, ...] = (
         llmc="attprojb [L, C]",
         transformerlens="blocks.{i}.attn.b_O [C]",
         gguf="blk.{i}.attn_output.bias [C]",
+        openai="model/h{i}/attn/c_proj/b [C]",
     ),
     _row(
         "blocks.{i}.norm_2.weight [C]",
@@ -249,6 +273,7 @@ TABLE: tuple[Row, ...] = (
         llmc="ln2w [L, C]",
         transformerlens="blocks.{i}.ln2.w [C]",
         gguf="blk.{i}.ffn_norm.weight [C]",
+        openai="model/h{i}/ln_2/g [C]",
     ),
     _row(
         "blocks.{i}.norm_2.bias [C]",
@@ -258,6 +283,7 @@ TABLE: tuple[Row, ...] = (
         llmc="ln2b [L, C]",
         transformerlens="blocks.{i}.ln2.b [C]",
         gguf="blk.{i}.ffn_norm.bias [C]",
+        openai="model/h{i}/ln_2/b [C]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.weight [F, C]",
@@ -267,6 +293,7 @@ TABLE: tuple[Row, ...] = (
         llmc="fcw [L, F, C]",
         transformerlens="blocks.{i}.mlp.W_in [C, F]",
         gguf="blk.{i}.ffn_up.weight [F, C]",
+        openai="model/h{i}/mlp/c_fc/w [1, C, F]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.bias [F]",
@@ -276,6 +303,7 @@ TABLE: tuple[Row, ...] = (
         llmc="fcb [L, F]",
         transformerlens="blocks.{i}.mlp.b_in [F]",
         gguf="blk.{i}.ffn_up.bias [F]",
+        openai="model/h{i}/mlp/c_fc/b [F]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.weight [C, F]",
@@ -285,6 +313,7 @@ TABLE: tuple[Row, ...] = (
         llmc="fcprojw [L, C, F]",
         transformerlens="blocks.{i}.mlp.W_out [F, C]",
         gguf="blk.{i}.ffn_down.weight [C, F]",
+        openai="model/h{i}/mlp/c_proj/w [1, F, C]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.bias [C]",
@@ -294,6 +323,7 @@ TABLE: tuple[Row, ...] = (
         llmc="fcprojb [L, C]",
         transformerlens="blocks.{i}.mlp.b_out [C]",
         gguf="blk.{i}.ffn_down.bias [C]",
+        openai="model/h{i}/mlp/c_proj/b [C]",
     ),
     _row(
         "final_norm.weight [C]",
@@ -303,6 +333,7 @@ TABLE: tuple[Row, ...] = (
         llmc="lnfw [C]",
         transformerlens="ln_final.w [C]",
         gguf="output_norm.weight [C]",
+        openai="model/ln_f/g [C]",
     ),
     _row(
         "final_norm.bias [C]",
@@ -312,6 +343,7 @@ TABLE: tuple[Row, ...] = (
         llmc="lnfb [C]",
         transformerlens="ln_final.b [C]",
         gguf="output_norm.bias [C]",
+        openai="model/ln_f/b [C]",
     ),
     _row(
         "head.weight [V, C]",

@@ -19,7 +19,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.weights import gguf, huggingface, state_dicts
+from clearhead.weights import gguf, huggingface, openai, state_dicts
 from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
 from clearhead.weights.formats.llmc import write_llmc
 from clearhead.weights.layouts import LAYOUTS
@@ -34,6 +34,7 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "transformerlens": SAVED,
     "llmc": ("float32", "bfloat16"),
     "gguf": tuple(WRITTEN),
+    "openai": ("float32",),
 }
 """The forms that are written, each with its number formats."""
 
@@ -82,7 +83,7 @@ def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = N
     """Writes what a plan makes.
 
     Args:
-        dest: the folder for `huggingface`, else the file.
+        dest: the folder for `huggingface` and `openai`, else the file.
         plan: its `to` is the form.
         dtype: one of `DTYPES[plan.to]`.
         file: the weights that the plan reads, where they are a file.
@@ -95,6 +96,9 @@ def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = N
     _refuse_other_widths(plan)
     if plan.to == "huggingface":
         return Saved(dest, plan.to, _save_folder(dest, plan, dtype, file, folder))
+    if plan.to == "openai":
+        openai.write_folder(dest, plan, _tokenizer_in(folder))
+        return Saved(dest, plan.to)
     if dest.is_dir():
         usual = _USUAL_NAMES.get(plan.to, "model.pth")
         raise WeightsError(
@@ -108,6 +112,12 @@ def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = N
     else:
         notes = _beside(dest, lambda path: state_dicts.SAVERS[plan.to](path, plan, dtype))
     return Saved(dest, plan.to, (*notes, *_lost_settings(plan)))
+
+
+def _tokenizer_in(folder: Path) -> openai.SavesItself | None:
+    from clearhead.tokenizer import Tokenizer  # here alone, so that a load needs none of it
+
+    return Tokenizer.from_folder(folder) if any((folder / name).is_file() for name in _TOKENIZER_FILES) else None
 
 
 def _refuse_other_widths(plan: Plan) -> None:
@@ -207,7 +217,7 @@ def save(
     """Writes a model that is in memory, in any form.
 
     Args:
-        dest: the folder for `huggingface`, else the file.
+        dest: the folder for `huggingface` and `openai`, else the file.
         config: the model's shape.
         tensors: by canonical name; a mapping may read each when it is asked for.
         to: the form, a key of `DTYPES`.

@@ -13,10 +13,11 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.weights import gguf, hub, huggingface, state_dicts
+from clearhead.weights import gguf, hub, huggingface, openai, state_dicts
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
 from clearhead.weights.formats.sniff import kind_of
+from clearhead.weights.formats.tensorflow import index_in
 from clearhead.weights.plan import LazyTensors, Plan, make_plan
 from clearhead.weights.progress import ByteProgress
 from clearhead.weights.recognize import NAMED, recognize, refuse_unknown, stored_name
@@ -142,6 +143,11 @@ def _open_llmc(path: Path, config: GPTConfig | None) -> Found:
     return Found(file, config or file.config, weights.parent, form="llmc")
 
 
+def _open_openai(path: Path, config: GPTConfig | None) -> Found:
+    file, told, notes = openai.open_checkpoint(path, config)
+    return Found(file, told, file.path.parent, notes, "openai")
+
+
 def _open_named(path: Path, config: GPTConfig | None, form: str | None = None) -> Found:
     """Opens a file (or shards) of named tensors, whose names and shapes tell the form where it is not given."""
     weights = _weights_file(path)
@@ -231,9 +237,11 @@ def _is(kind: str) -> Callable[[Path], bool]:
 _OPENERS: dict[str, Callable[[Path, GPTConfig | None], Found]] = {
     "gguf": _open_gguf,
     "llmc": _open_llmc,
+    "openai": _open_openai,
     **{form: partial(_open_named, form=form) for form in NAMED},
 }
 _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, GPTConfig | None], Found]], ...] = (
+    (lambda path: openai.is_checkpoint(path) and not huggingface.weights_in(path), _open_openai),
     (_is("gguf"), _open_gguf),
     (_is("llm.c"), _open_llmc),
     (lambda path: True, _open_named),
@@ -302,6 +310,8 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     path = Path(source).expanduser()
     if text and path.exists():
         return path
+    if text and (index := index_in(path)):  # TensorFlow calls a checkpoint by what its files' names have in common
+        return index
     if not isinstance(source, str) or looks_like_a_path(text):
         if not text:
             raise WeightsError("no model was named; give a folder, a file, or a model on the hub such as gpt2.")

@@ -1,0 +1,233 @@
+"""The sorted-string table: byte strings by byte-string key, the format of a TensorFlow checkpoint's index.
+
+A table is blocks, then a footer. A block is entries, restart points, and a trailer:
+
+    entry    varint: bytes of the key shared with the one before; varint: the other bytes; varint: bytes of the value;
+             those other bytes of the key; the value
+    restarts where entries begin that share nothing, as uint32s; then their number, a uint32
+    trailer  one byte, 0 for no compression and 1 for Snappy; the masked CRC-32C of the block and that byte
+
+The data blocks hold the entries; one index block holds, for each of them, a key not below its last one and
+its handle (offset and size, varints); the footer holds the handles of an unused block and of the index
+block, zeros up to 40 bytes, and 8 bytes that say what the file is. All numbers are little-endian.
+Source: the LevelDB project, doc/table_format.md; TensorFlow's copy leaves out filters.
+
+What is read comes from the network, so every length is checked against what is there before it is used,
+and neither a name nor their number nor the file may be larger than any real index needs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from clearhead.errors import WeightsError
+
+_MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
+_FOOTER = 48  # bytes
+_TRAILER = 5  # bytes
+_RESTART_EVERY = 16  # entries; what TensorFlow writes
+_MAX_FILE = 16 * 2**20  # bytes; the index of the largest GPT-2 with its optimizer takes 60 KB
+_MAX_ENTRIES = 2**16
+_MAX_KEY = 1024  # bytes
+_CHUNK = 2**16  # bytes of which a checksum is taken at a time
+
+
+def crc32c(data: bytes | np.ndarray, crc: int = 0) -> int:
+    """The CRC-32C (Castagnoli) of bytes, or of a contiguous array's memory; `crc` is that of what comes before."""
+    import google_crc32c
+
+    flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
+    for begin in range(0, flat.size, _CHUNK):
+        # As bytes, since the library's contract is to take no writable memory; so small a copy stays in the cache.
+        crc = google_crc32c.extend(crc, flat[begin : begin + _CHUNK].tobytes())
+    return crc
+
+
+def mask(crc: int) -> int:
+    """A CRC as these files store it, so that a CRC over data that holds CRCs stays a good one."""
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def unmask(stored: int) -> int:
+    """The CRC that `mask` made into this."""
+    turned = (stored - 0xA282EAD8) & 0xFFFFFFFF
+    return ((turned >> 17) | (turned << 15)) & 0xFFFFFFFF
+
+
+class CutError(ValueError):
+    """A number runs past the end of its bytes."""
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number of seven bits a byte that begins at `at`, and where it ends.
+
+    Raises:
+        CutError: where it does not end in time, or is larger than 64 bits.
+    """
+    value = 0
+    for place in range(10):
+        if at + place >= len(data):
+            break
+        byte = data[at + place]
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            if value >= 2**64:
+                break
+            return value, at + place + 1
+    raise CutError("a number is cut off")
+
+
+def to_varint(value: int) -> bytes:
+    """What `varint` reads."""
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def read_table(path: Path) -> dict[bytes, bytes]:
+    """All of a table, in the order of its keys.
+
+    Raises:
+        WeightsError: where the file cannot be read, is cut short or damaged, is compressed, or is no such table.
+    """
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _MAX_FILE else b""
+    except OSError as error:
+        raise WeightsError(f"{path} could not be read ({error.strerror}).") from None
+    if size > _MAX_FILE:
+        raise WeightsError(
+            f"{path} has {size:,} bytes, far more than the index of a TensorFlow checkpoint; "
+            "it may be the data file under the name of the index: download the index."
+        )
+    if len(data) < _FOOTER or data[-8:] != _MAGIC:
+        raise WeightsError(
+            f"{path} is not the index of a TensorFlow checkpoint, or is cut short: its {size:,} bytes do not end "
+            "with the mark of a sorted-string table; download it again."
+        )
+    try:
+        return dict(_entries(path, data))
+    except CutError as error:
+        _damaged(path, str(error))
+
+
+def _entries(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The entries of all data blocks. The blocks must follow one another, so that none is read twice."""
+    footer = len(data) - _FOOTER
+    at = footer
+    for _ in range(2):  # of the unused block, which is passed over, and of the index block
+        offset, at = varint(data, at)
+        size, at = varint(data, at)
+    end, last, count = 0, None, 0
+    for _, handle in _block_entries(path, _block(path, data, offset, size, footer)):
+        offset, at = varint(handle, 0)
+        size, _ = varint(handle, at)
+        if offset < end:
+            _damaged(path, "its blocks overlap")
+        end = offset + size + _TRAILER
+        for key, value in _block_entries(path, _block(path, data, offset, size, footer)):
+            count += 1
+            if count > _MAX_ENTRIES:
+                _damaged(path, f"it names more than {_MAX_ENTRIES:,} tensors")
+            if last is not None and key <= last:
+                _damaged(path, f"the name {key!r} stands in it after {last!r}, against their order")
+            last = key
+            yield key, value
+
+
+def _block(path: Path, data: bytes, offset: int, size: int, footer: int) -> bytes:
+    """A block without its trailer, its checksum checked."""
+    end = offset + size
+    if end + _TRAILER > footer:
+        _damaged(path, f"a block of {size:,} bytes at byte {offset:,} does not fit into it")
+    stored = int.from_bytes(data[end + 1 : end + _TRAILER], "little")
+    if mask(crc32c(data[offset : end + 1])) != stored:
+        _damaged(path, f"the block at byte {offset:,} does not have the checksum that it should")
+    if data[end] == 1:
+        raise WeightsError(
+            f"{path} is compressed with Snappy, which Clearhead does not read; TensorFlow itself writes the index of a "
+            "checkpoint uncompressed: open and save the checkpoint with TensorFlow."
+        )
+    if data[end] != 0:
+        _damaged(path, f"the block at byte {offset:,} is compressed in an unknown way ({data[end]})")
+    return data[offset:end]
+
+
+def _block_entries(path: Path, block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    n_restarts = int.from_bytes(block[-4:], "little")
+    end = len(block) - 4 - 4 * n_restarts
+    if len(block) < 4 or end < 0:
+        _damaged(path, "a block is too short for its restart points")
+    key, at = b"", 0
+    while at < end:
+        shared, at = varint(block, at)
+        n_more, at = varint(block, at)
+        n_value, at = varint(block, at)
+        if shared > len(key) or at + n_more + n_value > end:
+            _damaged(path, "an entry does not fit into its block")
+        if shared + n_more > _MAX_KEY:
+            _damaged(path, f"a name in it has {shared + n_more:,} bytes")
+        key = key[:shared] + block[at : at + n_more]
+        yield key, block[at + n_more : at + n_more + n_value]
+        at += n_more + n_value
+
+
+def _damaged(path: Path, what: str) -> NoReturn:
+    raise WeightsError(f"{path} is damaged: {what}; download it again.")
+
+
+def build_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A table of these keys and values, whose keys must come in order; byte for byte as TensorFlow writes it.
+
+    That holds while the entries fit into one block, 256 KiB or some 6,000 tensors; TensorFlow would then begin
+    another, and reads a larger one as well.
+    """
+    listed = list(entries)
+    if any(a >= b for (a, _), (b, _) in itertools.pairwise(listed)):
+        raise ValueError("the keys are not in order")
+    table = bytearray()
+    handles = []
+    if listed:
+        handles.append((_successor(listed[-1][0]), _append(table, _build_block(listed))))
+    unused = _append(table, _build_block([]))
+    index = _append(table, _build_block(handles))
+    table += (unused + index).ljust(_FOOTER - len(_MAGIC), b"\0") + _MAGIC
+    return bytes(table)
+
+
+def _append(table: bytearray, block: bytes) -> bytes:
+    """Adds a block with its trailer; its handle."""
+    offset = len(table)
+    with_type = block + b"\0"
+    table += with_type + mask(crc32c(with_type)).to_bytes(4, "little")
+    return to_varint(offset) + to_varint(len(block))
+
+
+def _build_block(entries: list[tuple[bytes, bytes]]) -> bytes:
+    block, restarts, before = bytearray(), [0], b""
+    for place, (key, value) in enumerate(entries):
+        shared = 0
+        if place % _RESTART_EVERY:
+            while shared < min(len(key), len(before)) and key[shared] == before[shared]:
+                shared += 1
+        elif place:
+            restarts.append(len(block))
+        block += to_varint(shared) + to_varint(len(key) - shared) + to_varint(len(value)) + key[shared:] + value
+        before = key
+    return bytes(block) + b"".join(n.to_bytes(4, "little") for n in [*restarts, len(restarts)])
+
+
+def _successor(key: bytes) -> bytes:
+    """The shortest key that is not below this one: up to its first byte that can be raised, raised."""
+    for place, byte in enumerate(key):
+        if byte < 0xFF:
+            return key[:place] + bytes([byte + 1])
+    return key

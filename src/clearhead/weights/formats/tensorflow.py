@@ -1,0 +1,389 @@
+"""TensorFlow checkpoints, read through a memory map and written one tensor at a time, without TensorFlow.
+
+A checkpoint called `model.ckpt` is an index, `model.ckpt.index`, and one or more files of data,
+`model.ckpt.data-00000-of-00001`. The index is a sorted-string table (`sstable.py`): under the empty key a
+`BundleHeaderProto`, under each tensor's name a `BundleEntryProto` with its type, shape, shard, place, size
+and CRC-32C. The data files hold nothing but the tensors' bytes. Source: tensor_bundle.proto in
+tensorflow/core/protobuf, and tensor_shape.proto and types.proto in tensorflow/core/framework.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from clearhead.errors import WeightsError
+from clearhead.weights.formats.sniff import refuse_impostor
+from clearhead.weights.formats.sstable import CutError, build_table, crc32c, mask, read_table, to_varint, unmask, varint
+from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, shape_words, widen_bfloat16
+
+# TensorFlow's number for each number format that is read here. Types from 101 on are references to these.
+_DTYPES = {
+    1: "float32",
+    2: "float64",
+    3: "int32",
+    4: "uint8",
+    5: "int16",
+    6: "int8",
+    9: "int64",
+    10: "bool",
+    14: "bfloat16",
+    17: "uint16",
+    19: "float16",
+    22: "uint32",
+    23: "uint64",
+}
+_DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
+_STRINGS = 7
+_MAX_DIMS = 32
+_MAX_NUMBERS = 2**60  # more than any file holds, less than what overflows NumPy's sizes
+_MAX_SHARDS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor's bytes are, as the index records it.
+
+    Attributes:
+        info: its shape and number format.
+        shard: the number of its data file.
+        offset: where it begins there, in bytes.
+        crc: the CRC-32C of its bytes.
+    """
+
+    info: TensorInfo
+    shard: int
+    offset: int
+    crc: int
+
+
+class TensorFlowFile:
+    """A TensorFlow checkpoint, its index read and checked, its data not read.
+
+    Attributes:
+        path: the index.
+        tensors: every tensor of numbers inside; strings, which only TensorFlow 2 writes beside the weights, are not.
+        entries: where each of them is.
+
+    Args:
+        path: the index.
+        check: whether `read` compares a tensor's checksum when it first reads it.
+        shards: the data files, where they are not beside the index under the names that belong to it.
+
+    Raises:
+        WeightsError: where a file is missing, cut short, damaged, or of another checkpoint.
+    """
+
+    def __init__(self, path: Path, *, check: bool = True, shards: Sequence[Path] | None = None) -> None:
+        self.path = path
+        refuse_impostor(path)
+        table = read_table(path)
+        n_shards = _header(path, table)
+        self._shards = shards or [shard_path(path, shard, n_shards) for shard in range(n_shards)]
+        self.entries: dict[str, Entry] = dict(_read_entries(path, table, len(self._shards)))
+        self.tensors: dict[str, TensorInfo] = {name: entry.info for name, entry in self.entries.items()}
+        self._unchecked = set(self.entries) if check else set()
+        self._maps = self._map_shards()
+
+    def _map_shards(self) -> list[np.ndarray]:
+        """Every data file as bytes: private and copy-on-write, so that what is changed in memory stays there."""
+        missing = [path.name for path in self._shards if not path.is_file()]
+        if missing:
+            raise WeightsError(
+                f"{self.path.parent} lacks {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}, the data "
+                f"of {self.path.name} ({len(self._shards) - len(missing)} of {len(self._shards)} files are there); "
+                "download what is missing."
+            )
+        for shard, path in enumerate(self._shards):
+            self._check_size(shard, path)
+        return [
+            np.memmap(path, np.uint8, mode="c") if path.stat().st_size else np.zeros(0, np.uint8)
+            for path in self._shards
+        ]
+
+    def _check_size(self, shard: int, path: Path) -> None:
+        """Raises where a data file is no data, or does not end where the index has its last tensor end."""
+        ends = [(e.offset + e.info.nbytes, name) for name, e in self.entries.items() if e.shard == shard]
+        due, size = max(ends, default=(0, ""))[0], path.stat().st_size
+        if due or size:
+            refuse_impostor(path)
+        if size < due:
+            first = min((end, name) for end, name in ends if end > size)[1]
+            raise WeightsError(
+                f"{path} is cut short: it has {size:,} bytes, and {due - size:,} of the {due:,} that its index names "
+                f"are missing, from {first!r} on; the download broke off: download it again, or go on with it."
+            )
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as stored, a view of the file; bfloat16 is widened to float32.
+
+        Raises:
+            WeightsError: where its checksum is wrong.
+        """
+        entry = self.entries[name]
+        if name in self._unchecked:
+            if not self._is_sound(entry):
+                raise WeightsError(self._wrong([name]))
+            self._unchecked.discard(name)
+        values = self._bytes(entry).view(NUMPY_TYPES[entry.info.dtype]).reshape(entry.info.shape)
+        if not values.flags.aligned:
+            values = values.copy()
+        return widen_bfloat16(values) if entry.info.dtype == "bfloat16" else values
+
+    def verify(self, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
+        """Reads every tensor and compares its checksum with the index.
+
+        Args:
+            progress: is told after each tensor how many bytes it had.
+
+        Raises:
+            WeightsError: where checksums are wrong; it names the tensors.
+        """
+        wrong = []
+        for name, entry in self.entries.items():
+            if not self._is_sound(entry):
+                wrong.append(name)
+            progress(entry.info.nbytes)
+        if wrong:
+            raise WeightsError(self._wrong(wrong))
+        self._unchecked.clear()
+
+    def _bytes(self, entry: Entry) -> np.ndarray:
+        return np.asarray(self._maps[entry.shard])[entry.offset : entry.offset + entry.info.nbytes]
+
+    def _is_sound(self, entry: Entry) -> bool:
+        return crc32c(self._bytes(entry)) == entry.crc
+
+    def _wrong(self, names: list[str]) -> str:
+        shard = self._shards[self.entries[names[0]].shard]
+        which = repr(names[0]) + (f" and {len(names) - 1} more of {len(self.entries)} tensors" if names[1:] else "")
+        verb = "do" if names[1:] else "does"
+        return (
+            f"{shard}: {which} {verb} not have the checksum that {self.path.name} records; the data is damaged, or "
+            "the index is that of another checkpoint: download both again."
+        )
+
+
+def shard_path(index: Path, shard: int, n_shards: int) -> Path:
+    """The data file with this number, beside its index."""
+    return index.with_name(f"{index.name.removesuffix('.index')}.data-{shard:05d}-of-{n_shards:05d}")
+
+
+def _header(path: Path, table: Mapping[bytes, bytes]) -> int:
+    """How many data files there are, from the header."""
+    if b"" not in table:
+        _damaged(path, "it has no header")
+    fields = _message(path, table[b""], "the header")
+    n_shards, endianness = _number(path, fields, 1, "the header"), _number(path, fields, 2, "the header")
+    if endianness:
+        raise WeightsError(
+            f"{path} is of a checkpoint written on a machine whose numbers begin with the high byte (big-endian), "
+            "which Clearhead does not read; save it again on an ordinary machine."
+        )
+    if not 1 <= n_shards <= _MAX_SHARDS:
+        _damaged(path, f"it names {n_shards:,} data files")
+    return n_shards
+
+
+def _read_entries(path: Path, table: Mapping[bytes, bytes], n_shards: int) -> Iterator[tuple[str, Entry]]:
+    for key, value in table.items():
+        if not key:
+            continue
+        try:
+            name = key.decode("utf-8")
+        except UnicodeDecodeError:
+            _damaged(path, f"the name {key!r} is not text")
+        entry = _entry(path, name, _message(path, value, repr(name)), n_shards)
+        if entry is not None:
+            yield name, entry
+
+
+def _entry(path: Path, name: str, fields: Mapping[int, list[int | bytes]], n_shards: int) -> Entry | None:
+    """One tensor's entry, checked; None for text, which is no weight."""
+    dtype = _number(path, fields, 1, repr(name)) % 100
+    if dtype == _STRINGS:
+        return None
+    if dtype not in _DTYPES:
+        raise WeightsError(
+            f"{path} stores {name!r} in TensorFlow's number format {dtype}, which Clearhead does not read "
+            f"(it reads {', '.join(_DTYPE_NUMBERS)}); save the checkpoint without it."
+        )
+    if 7 in fields:
+        raise WeightsError(
+            f"{path} stores {name!r} in slices, as a model that was split over several machines does; "
+            "save the checkpoint from a model in one piece."
+        )
+    info = TensorInfo(_shape(path, name, fields), _DTYPES[dtype])
+    shard, offset, size, crc = (_number(path, fields, field, repr(name)) for field in (3, 4, 5, 6))
+    if shard >= n_shards:
+        _damaged(path, f"it puts {name!r} into data file {shard:,} of {n_shards}")
+    if size != info.nbytes:
+        _damaged(
+            path,
+            f"{name!r} of shape {shape_words(info.shape)} in {info.dtype} takes {info.nbytes:,} bytes, "
+            f"and it gives it {size:,}",
+        )
+    if offset >= 2**62:
+        _damaged(path, f"it puts {name!r} at byte {offset:,}")
+    return Entry(info, shard, offset, unmask(crc))
+
+
+def _shape(path: Path, name: str, fields: Mapping[int, list[int | bytes]]) -> tuple[int, ...]:
+    shape: list[int] = []
+    numbers = 1
+    for message in fields.get(2, []):
+        shape_fields = _message(path, _as_bytes(path, message, repr(name)), repr(name))
+        if shape_fields.get(3):
+            _damaged(path, f"it does not know the shape of {name!r}")
+        for dim in shape_fields.get(2, []):
+            size = _number(path, _message(path, _as_bytes(path, dim, repr(name)), repr(name)), 1, repr(name))
+            numbers *= max(size, 1)  # a zero must not hide a dimension that NumPy cannot hold
+            if numbers > _MAX_NUMBERS or len(shape) == _MAX_DIMS:
+                _damaged(path, f"it gives {name!r} a shape that cannot be")
+            shape.append(size)
+    return tuple(shape)
+
+
+def _message(path: Path, data: bytes, where: str) -> dict[int, list[int | bytes]]:
+    """The fields of a protocol buffer, by number; their values in the order in which they stand."""
+    fields: dict[int, list[int | bytes]] = {}
+    at = 0
+    try:
+        while at < len(data):
+            tag, at = varint(data, at)
+            value: int | bytes
+            match tag & 7:
+                case 0:
+                    value, at = varint(data, at)
+                case 1 | 5 as kind:
+                    end = at + (8 if kind == 1 else 4)
+                    value, at = int.from_bytes(data[at:end], "little"), end
+                case 2:
+                    size, at = varint(data, at)
+                    value, at = data[at : at + size], at + size
+                case _:
+                    raise CutError("a field is of an unknown kind")
+            if at > len(data):
+                raise CutError("a field is cut off")
+            fields.setdefault(tag >> 3, []).append(value)
+    except CutError as error:
+        _damaged(path, f"{error} in {where}")
+    return fields
+
+
+def _number(path: Path, fields: Mapping[int, list[int | bytes]], field: int, where: str) -> int:
+    """A field that is a number: its last value, or 0 where it is left out."""
+    value = fields.get(field, [0])[-1]
+    if isinstance(value, bytes):
+        _damaged(path, f"field {field} of {where} is not a number")
+    return value
+
+
+def _as_bytes(path: Path, value: int | bytes, where: str) -> bytes:
+    if isinstance(value, int):
+        _damaged(path, f"the shape of {where} is a number")
+    return value
+
+
+def _damaged(path: Path, what: str) -> NoReturn:
+    raise WeightsError(f"{path} is damaged, or not the index of a TensorFlow checkpoint: {what}; download it again.")
+
+
+def write_tensorflow(prefix: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]) -> None:
+    """Writes a checkpoint, `prefix.index` and `prefix.data-00000-of-00001`, with one tensor in memory at a time.
+
+    The tensors lie in the order of their names without gaps, as in the checkpoints that OpenAI published.
+
+    Args:
+        prefix: the path without its endings; the files are written in place: give a temporary name and rename them.
+        tensors: what will be written.
+        read: gives an array of the shape and in the type (that of `NUMPY_TYPES`) of a name in `tensors`.
+    """
+    index = prefix.with_name(prefix.name + ".index")
+    with shard_path(index, 0, 1).open("wb") as file:
+        entries = dict(_write_data(file.write, tensors, read))
+        file.flush()
+        os.fsync(file.fileno())
+    with index.open("wb") as file:
+        file.write(index_bytes(entries))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_data(
+    write: Callable[[memoryview], object], tensors: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]
+) -> Iterator[tuple[str, Entry]]:
+    offset = 0
+    for name in sorted(tensors, key=str.encode):
+        info, values = tensors[name], read(name)
+        if values.shape != info.shape or values.dtype != NUMPY_TYPES[info.dtype]:
+            raise ValueError(f"{name} {values.dtype} {values.shape} is not {info}")
+        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        write(flat.data)
+        yield name, Entry(info, 0, offset, crc32c(flat))
+        offset += info.nbytes
+
+
+def index_bytes(entries: Mapping[str, Entry]) -> bytes:
+    """The index of a checkpoint in one data file, byte for byte as TensorFlow writes it."""
+    header = _field(1, 1) + _field(3, _field(1, 1))  # one data file; version 1 of the format
+    table = [(b"", header)]
+    table += [(name.encode(), _entry_bytes(entries[name])) for name in sorted(entries, key=str.encode)]
+    return build_table(table)
+
+
+def _entry_bytes(entry: Entry) -> bytes:
+    shape = b"".join(_field(2, _field(1, size) if size else b"") for size in entry.info.shape)
+    found = _field(1, _DTYPE_NUMBERS[entry.info.dtype]) + _field(2, shape)
+    for field, value in ((3, entry.shard), (4, entry.offset), (5, entry.info.nbytes)):
+        found += _field(field, value) if value else b""  # a zero is left out
+    return found + to_varint(6 << 3 | 5) + mask(entry.crc).to_bytes(4, "little")
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return to_varint(number << 3) + to_varint(value)
+    return to_varint(number << 3 | 2) + to_varint(len(value)) + value
+
+
+def index_in(path: Path) -> Path | None:
+    """The index that a folder, an index, a data file or the common beginning of their names means, or None.
+
+    In a folder it is what the file `checkpoint` names, else the one with the highest number at its end (the
+    training step), else the newest.
+    """
+    if path.is_dir():
+        named = _named_in(path / "checkpoint")
+        if named and (index := path / f"{named}.index").is_file():
+            return index
+        found = [index for index in path.glob("*.index") if index.is_file()]
+        return max(found, key=_age, default=None)
+    if path.name.endswith(".index"):
+        return path if path.is_file() else None
+    prefix = re.sub(r"\.(data-\d{5}-of-\d{5}|meta)$", "", path.name)
+    index = path.parent / f"{prefix}.index"
+    return index if prefix and index.is_file() else None
+
+
+def _age(index: Path) -> tuple[int, float, str]:
+    step = re.search(r"-(\d{1,18})\.index$", index.name)
+    return (int(step[1]) if step else -1, index.stat().st_mtime, index.name)
+
+
+def _named_in(checkpoint: Path) -> str | None:
+    """The checkpoint that the text file `checkpoint` names as the newest, without folders."""
+    try:
+        text = checkpoint.read_text(encoding="utf-8", errors="replace") if checkpoint.stat().st_size < 2**20 else ""
+    except OSError:
+        return None
+    line = re.search(r'^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
+    if line is None:
+        return None
+    path = re.sub(r"\\([\\\"'])", r"\1", line[1])
+    return re.split(r"[/\\]", path)[-1] or None  # it may be the full path on the machine of whoever trained it

@@ -1,0 +1,374 @@
+"""What is known of the published models, telling whether a model is one of them, and fetching them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import shutil
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+
+from clearhead import weights
+from clearhead.config import RELEASED, GPTConfig
+from clearhead.errors import ClearheadError, ConfigError, HubError, WeightsError
+from clearhead.weights import download, official
+from clearhead.weights.formats.tensorflow import Entry, TensorFlowFile, index_bytes
+from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+from clearhead.weights.official import Identity, Official, OfficialTensor, SmallFile, identify
+from clearhead.weights.tensors import TensorInfo
+
+FIXTURE = Path(__file__).parent / "fixtures" / "tf_plain"
+DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
+SHAPE = GPTConfig(61, 16, 12, 3, 2, qkv_bias=True, tie_weights=True)
+
+
+def test_the_facts_agree_with_the_shapes() -> None:
+    released = official.released()
+    assert released.keys() == RELEASED.keys()
+    for size, known in released.items():
+        assert known.config == RELEASED[size]
+        sizes = axis_sizes(known.config)
+        shapes = {
+            piece.name: piece.shape(sizes) for row in TABLE for piece in pieces(row, "openai", known.config.n_layers)
+        }
+        assert len(shapes) == known.n_tensors
+        assert sum(TensorInfo(shape, "float32").nbytes for shape in shapes.values()) == known.data_bytes
+        if known.tensors:
+            assert {name: tensor.shape for name, tensor in known.tensors.items()} == shapes
+
+
+def test_from_the_facts_openais_own_index_comes_out() -> None:
+    known = official.released()["124M"]
+    entries = {n: Entry(TensorInfo(t.shape, "float32"), 0, t.offset, t.crc) for n, t in known.tensors.items()}
+    assert len(entries) == 148
+    index = index_bytes(entries)
+    assert len(index) == known.index_bytes == 5215
+    assert hashlib.sha256(index).hexdigest() == known.index_sha256
+    assert sum(tensor.nbytes for tensor in known.tensors.values()) == known.data_bytes
+    # Of the 355M the checksums are not known, but how long its index is.
+    medium = official.released()["355M"]
+    sizes, offset, entries = axis_sizes(medium.config), 0, {}
+    found = {p.name: p.shape(sizes) for row in TABLE for p in pieces(row, "openai", medium.config.n_layers)}
+    for name in sorted(found):
+        entries[name] = Entry(TensorInfo(found[name], "float32"), 0, offset, 0)
+        offset += entries[name].info.nbytes
+    assert len(index_bytes(entries)) == medium.index_bytes
+
+
+def fake_facts(folder: Path) -> Official:
+    """What would be known of the model in a folder, had OpenAI published it; checksums by the library itself."""
+    source = weights.open(folder)
+    offset, tensors = 0, {}
+    for name in sorted(source.tensors):
+        data = source.read(name).tobytes()
+        tensors[name] = OfficialTensor(source.tensors[name].shape, offset, len(data), google_crc32c.value(data))
+        offset += len(data)
+    index = (folder / INDEX).read_bytes()
+    return Official(
+        "124M",
+        dataclasses.replace(source.config, drop_rate=0.1),
+        len(tensors),
+        offset,
+        len(index),
+        hashlib.sha256(index).hexdigest(),
+        hashlib.sha256((folder / DATA).read_bytes()).hexdigest(),
+        tensors,
+    )
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Official:
+    """The small checkpoint that TensorFlow wrote, as if it were the 124M."""
+    facts = fake_facts(FIXTURE)
+    for module in (official, download):
+        monkeypatch.setattr(module, "released", lambda: {"124M": facts})
+    return facts
+
+
+class TestIdentify:
+    def test_the_published_weights_in_every_form(self, known: Official, tmp_path: Path) -> None:
+        source = weights.open(FIXTURE)
+        weights.save_huggingface(tmp_path / "hf", source.config, source.lazy())
+        weights.save_openai(tmp_path / "tf", source.config, source.lazy())
+        for folder in (FIXTURE, FIXTURE.parent / "tf_trained", tmp_path / "hf", tmp_path / "tf"):
+            found = identify(weights.open(folder))
+            assert found == Identity("124M", "official", (), 28, ("float32",)), folder
+            assert found.is_official
+        assert str(found) == "These are, bit for bit, the weights that OpenAI published as 124M."
+
+    def test_one_bit_changed(self, known: Official, tmp_path: Path) -> None:
+        source = weights.open(FIXTURE)
+        tensors = source.load()
+        changed = tensors["blocks.1.feed_forward.up.weight"]
+        changed.view(np.uint32)[3, 4] ^= 1
+        weights.save_huggingface(tmp_path, source.config, tensors)
+        found = identify(weights.open(tmp_path))
+        assert (found.verdict, found.differing) == ("different", ("model/h1/mlp/c_fc/w",))
+        assert "1 of its 28 tensors differs from what was published: model/h1/mlp/c_fc/w." in str(found)
+
+    def test_stored_with_fewer_digits(self, known: Official, tmp_path: Path) -> None:
+        source = weights.open(FIXTURE)
+        weights.save_huggingface(tmp_path, source.config, source.lazy(), dtype="bfloat16")
+        found = identify(weights.open(tmp_path))
+        assert len(found.differing) == 28
+        assert "not one of its 28 tensors" in str(found)
+        assert "stored as bfloat16" in str(found)
+
+    def test_by_the_digest_of_the_whole_file(
+        self, known: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(official, "released", lambda: {"355M": dataclasses.replace(known, size="355M", tensors={})})
+        source = weights.open(FIXTURE)
+        tensors = source.load()
+        weights.save_huggingface(tmp_path, source.config, tensors)
+        assert identify(weights.open(tmp_path)).is_official
+        tensors["final_norm.bias"][0] += 1
+        weights.save_huggingface(tmp_path, source.config, tensors)
+        found = identify(weights.open(tmp_path))
+        assert (found.verdict, found.differing) == ("different", ())
+        assert str(found).endswith("its numbers are not those that were published.")
+
+    def test_what_cannot_be_told(self, known: Official, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = weights.open(FIXTURE)
+        assert identify(dataclasses.replace(source, config=SHAPE.replace(n_heads=2))).size is None
+        blank = dataclasses.replace(known, tensors={}, data_sha256=None)
+        monkeypatch.setattr(official, "released", lambda: {"124M": blank})
+        found = identify(source)
+        assert (found.size, found.verdict) == ("124M", "unknown")
+        assert "no checksums" in str(found)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder under /models, and misbehaves as it is told.
+
+    Attributes:
+        cut: after how many bytes of each answer for the data file to break the connection.
+        ranges: whether Range is heeded.
+        wrong: what to give in place of a file, by its name: a status, or other bytes.
+        requests: every request so far, as `name from-byte`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.cut: int | None = None
+        self.ranges = True
+        self.wrong: dict[str, int | bytes] = {}
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        """The address to give as a mirror."""
+        return f"http://127.0.0.1:{self.server_port}/models"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        match = re.fullmatch(r"/models/124M/([\w.-]+)", self.path)
+        name = match[1] if match else ""
+        where = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        begin = int(where[1]) if where else 0
+        self.server.requests.append(f"{name} {begin}")
+        wrong = self.server.wrong.get(name)
+        path = self.server.root / name
+        if isinstance(wrong, int) or not path.is_file():
+            self.reply(wrong if isinstance(wrong, int) else 404, b"no", "text/plain", {})
+            return
+        data = wrong if isinstance(wrong, bytes) else path.read_bytes()
+        kind = "text/html" if data.startswith(b"<") else "application/octet-stream"
+        if where and self.server.ranges:
+            if begin >= len(data):
+                self.reply(416, b"", kind, {"Content-Range": f"bytes */{len(data)}"})
+            else:
+                there = {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
+                self.reply(206, data[begin:], kind, there, name)
+        else:
+            self.reply(200, data, kind, {}, name)
+
+    def reply(self, status: int, body: bytes, kind: str, headers: dict[str, str], name: str = "") -> None:
+        self.send_response(status)
+        for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if name == DATA and self.server.cut is not None and len(body) > self.server.cut:
+            self.wfile.write(body[: self.server.cut])
+            self.wfile.flush()
+            self.close_connection = True
+            # A reset on odd requests, an early end on even ones: both are met in the wild.
+            if len(self.server.requests) % 2:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server(known: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A mirror with the small checkpoint as the 124M."""
+    root = tmp_path / "served"
+    source = weights.open(FIXTURE)
+    weights.save_openai(root, source.config, source.lazy())
+    small = {}
+    for name in ("encoder.json", "vocab.bpe"):
+        content = f"{name} of the test".encode()
+        (root / name).write_bytes(content)
+        small[name] = SmallFile(len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(download, "tokenizer_files", lambda: small)
+    monkeypatch.setattr(download, "_PAUSE", 0.0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    one = Server(root)
+    thread = threading.Thread(target=functools.partial(one.serve_forever, poll_interval=0.02), daemon=True)
+    thread.start()
+    yield one
+    one.shutdown()
+    one.server_close()
+    thread.join()
+
+
+def assert_complete(folder: Path, server: Server) -> None:
+    assert {path.name for path in folder.iterdir()} == {path.name for path in server.root.iterdir()}
+    for path in folder.iterdir():
+        assert path.read_bytes() == (server.root / path.name).read_bytes()
+    assert identify(weights.open(folder)).is_official
+
+
+class TestFetch:
+    def test_all_files_and_nothing_twice(self, server: Server, tmp_path: Path) -> None:
+        folder = weights.fetch_openai("124M", tmp_path / "out", [server.url])
+        assert folder == tmp_path / "out"
+        assert_complete(folder, server)
+        assert len(server.requests) == 6
+        weights.fetch_openai("gpt2", str(folder), [server.url + "/"])
+        assert len(server.requests) == 6
+        (folder / INDEX).write_bytes(b"damaged")
+        (folder / "hparams.json").unlink()
+        weights.fetch_openai("124M", folder, [server.url])
+        assert_complete(folder, server)
+        assert [request.split()[0] for request in server.requests[6:]] == ["hparams.json", INDEX]
+
+    def test_it_goes_on_where_the_connection_broke(self, server: Server, tmp_path: Path) -> None:
+        server.cut = 5000
+        assert_complete(weights.fetch_openai("124M", tmp_path / "out", [server.url]), server)
+        begins = [int(request.split()[1]) for request in server.requests if DATA in request]
+        assert begins == [0, 5000, 10000, 15000]
+
+    def test_it_goes_on_after_the_program_was_stopped(self, server: Server, tmp_path: Path) -> None:
+        folder = tmp_path / "out"
+        folder.mkdir()
+        data = (server.root / DATA).read_bytes()
+        (folder / f"{DATA}.part").write_bytes(data[:7000])
+        assert_complete(weights.fetch_openai("124M", folder, [server.url]), server)
+        assert f"{DATA} 7000" in server.requests
+
+    def test_a_server_without_ranges(self, server: Server, tmp_path: Path) -> None:
+        folder = tmp_path / "out"
+        folder.mkdir()
+        server.ranges = False
+        (folder / f"{DATA}.part").write_bytes(b"x" * 7000)
+        assert_complete(weights.fetch_openai("124M", folder, [server.url]), server)
+
+    @pytest.mark.parametrize("size", [7000, None, 10**5])
+    def test_a_part_that_is_wrong(self, server: Server, tmp_path: Path, size: int | None) -> None:
+        folder = tmp_path / "out"
+        folder.mkdir()
+        (folder / f"{DATA}.part").write_bytes(b"x" * (size or (server.root / DATA).stat().st_size))
+        (folder / "checkpoint.part").write_bytes((server.root / "checkpoint").read_bytes())
+        assert_complete(weights.fetch_openai("124M", folder, [server.url]), server)
+
+    @pytest.mark.parametrize(
+        ("name", "wrong", "words"),
+        [
+            (DATA, 404, "answered with status 404"),
+            (DATA, 503, "answered with status 503"),
+            (DATA, b"<html>Sign in to the hotel network</html>", "(it is a web page) where 18,864 were expected"),
+            (DATA, bytes(18864), "gave something else"),
+            (DATA, b"short", "gave 5 bytes where 18,864 were expected"),
+            (INDEX, b"x" * 2000, "gave 2,000 bytes where"),
+            ("hparams.json", b"<!doctype html>", "web page"),
+            ("hparams.json", json.dumps({"n_vocab": 5}).encode(), "lacks n_ctx"),
+            ("hparams.json", b"\0" * 3_000_000, "at most 1,048,576 were expected"),
+            ("encoder.json", b"encoder.json of no one.", "expected"),
+            ("vocab.bpe", b"vocab.bpe of the tesT", "SHA-256"),
+            ("checkpoint", b"Entry not found", "does not name model.ckpt"),
+        ],
+    )
+    def test_a_bad_mirror_is_passed_over_and_named(
+        self, server: Server, tmp_path: Path, name: str, wrong: int | bytes, words: str
+    ) -> None:
+        bad = Server(server.root)
+        bad.wrong[name] = wrong
+        threading.Thread(target=functools.partial(bad.serve_forever, poll_interval=0.02), daemon=True).start()
+        try:
+            assert_complete(weights.fetch_openai("124M", tmp_path / "out", [bad.url, server.url]), server)
+            with pytest.raises(HubError) as caught:
+                weights.fetch_openai("124M", tmp_path / "alone", [bad.url])
+        finally:
+            bad.shutdown()
+            bad.server_close()
+        text = str(caught.value)
+        assert f"{name} could not be fetched: {bad.url}/124M/{name} " in text
+        assert words in text
+        assert "\n" not in text
+        assert not (tmp_path / "alone" / name).exists()
+        assert not list((tmp_path / "alone").glob("*.part"))
+
+    def test_nobody_there(self, server: Server, tmp_path: Path) -> None:
+        with pytest.raises(HubError, match=r"hparams\.json could not be fetched: .*could not be reached.*mirror\.$"):
+            weights.fetch_openai("124M", tmp_path / "out", ["http://127.0.0.1:9/models"])
+        server.cut = 0
+        with pytest.raises(HubError, match="broke off at 0 bytes"):
+            weights.fetch_openai("124M", tmp_path / "out", [server.url])
+        shutil.copy(server.root / INDEX, tmp_path / "x")
+        (tmp_path / "out" / f"{DATA}.part").write_bytes((server.root / DATA).read_bytes()[:100])
+        with pytest.raises(HubError, match=r"100 bytes, is kept: try again to go on\.$"):
+            weights.fetch_openai("124M", tmp_path / "out", [server.url])
+
+    def test_a_proxy_is_heeded(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("no_proxy")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(HubError, match="status 404"):
+            weights.fetch_openai("124M", tmp_path, ["http://mirror.invalid/models"])
+        assert len(server.requests) == 1  # it came here, and not to mirror.invalid
+
+    def test_what_the_user_gets_wrong(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ConfigError, match="no GPT-2 size '125M'"):
+            weights.fetch_openai("125M", tmp_path)
+        with pytest.raises(WeightsError, match="'ftp://x' is no address"):
+            weights.fetch_openai("124M", tmp_path, ["ftp://x"])
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ClearheadError, match="could not be written"):
+            weights.fetch_openai("124M", tmp_path / "file" / "out", [server.url])
+        full = type(shutil.disk_usage(tmp_path))(9, 9, 0)
+        monkeypatch.setattr(download.shutil, "disk_usage", lambda path: full)
+        with pytest.raises(WeightsError, match="room for 0 MB"):
+            weights.fetch_openai("124M", tmp_path / "out", [server.url])
+
+
+def test_data_can_be_elsewhere_than_its_index(tmp_path: Path) -> None:
+    shutil.copy(FIXTURE / INDEX, tmp_path / "a.index")
+    shutil.copy(FIXTURE / DATA, tmp_path / "b.part")
+    TensorFlowFile(tmp_path / "a.index", shards=[tmp_path / "b.part"]).verify()
+    (tmp_path / "b.part").write_bytes((tmp_path / "b.part").read_bytes()[:-1] + b"\xff")
+    with pytest.raises(WeightsError, match=r"b\.part: 'model/wte' does not"):
+        TensorFlowFile(tmp_path / "a.index", shards=[tmp_path / "b.part"]).verify()
