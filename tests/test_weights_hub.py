@@ -172,3 +172,15 @@ def test_an_interrupted_download_is_not_taken_for_a_model(models: dict[str, Path
     with serving(models) as hub:
         (answer,) = fetch(tmp_path, hub.url, "owner/shards")
     assert answer["layers"] == 2
+
+
+def test_a_released_size_is_fetched_by_its_name_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def fetch(name: str, revision: str | None) -> Path:
+        asked.append(name)
+        return tmp_path
+
+    monkeypatch.setattr(weights.hub, "fetch", fetch)
+    assert weights.locate("124M") == weights.locate("gpt2-xl") == tmp_path
+    assert asked == ["gpt2", "gpt2-xl"]

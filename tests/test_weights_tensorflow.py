@@ -636,3 +636,13 @@ class TestWrite:
     def test_a_place_that_cannot_be_written(self, folder: Path) -> None:
         with pytest.raises(WeightsError, match="could not be written"):
             weights.save_openai(folder / "checkpoint" / "x", SHAPE, random_tensors(SHAPE))
+
+
+def test_a_model_goes_into_openais_form_and_back(tmp_path: Path) -> None:
+    """Through `Source.save`, by way of a Hugging Face folder; the settings of `hparams.json` come back too."""
+    first = weights.open(FIXTURES / "tf_plain")
+    there = first.save(tmp_path / "hub").path
+    back = weights.open(weights.open(there).save(tmp_path / "openai", to="openai").path)
+    assert (back.form, back.config) == ("openai", first.config)
+    expected = first.load()
+    assert all(np.array_equal(values, expected[name]) for name, values in back.load().items())

@@ -19,10 +19,11 @@ import numpy as np
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.weights.formats.tensorflow import TensorFlowFile, index_in, shard_path, write_tensorflow
+from clearhead.weights.huggingface import plan_from_arrays
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan, make_plan
+from clearhead.weights.plan import Plan
 from clearhead.weights.progress import ByteProgress
-from clearhead.weights.tensors import TensorInfo, shape_words
+from clearhead.weights.tensors import TensorInfo
 
 PREFIX = "model.ckpt"
 """How OpenAI called its checkpoints."""
@@ -163,7 +164,7 @@ def save_openai(
         WeightsError: where the model is none that OpenAI's code can run, a tensor is missing, unknown or of the
             wrong shape, or the folder cannot be written.
     """
-    write_folder(Path(folder), _export_plan(config, tensors), tokenizer)
+    write_folder(Path(folder), plan_from_arrays(config, tensors, "openai"), tokenizer)
 
 
 def write_folder(folder: Path, plan: Plan, tokenizer: SavesItself | None = None) -> None:
@@ -207,19 +208,6 @@ def _hparams(config: GPTConfig) -> dict[str, int]:
         "n_head": config.n_heads,
         "n_layer": config.n_layers,
     }
-
-
-def _export_plan(config: GPTConfig, tensors: Mapping[str, np.ndarray]) -> Plan:
-    shape_of = getattr(tensors, "shape_of", lambda name: tensors[name].shape)  # a lazy mapping need not read for it
-    infos = {name: TensorInfo(tuple(shape_of(name)), "float32") for name in tensors}
-
-    def read(name: str) -> np.ndarray:
-        values = np.asarray(tensors[name])
-        if values.shape != infos[name].shape:
-            raise WeightsError(f"{name} changed its shape to {shape_words(values.shape)} while it was saved.")
-        return values
-
-    return make_plan(infos, read, config, "canonical", "openai", where="the model to save")
 
 
 def _write_weights(prefix: Path, plan: Plan, what: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clearhead.config import GPTConfig
+from clearhead.config import HUB_NAMES, GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.weights import gguf, hub, huggingface, openai, state_dicts
 from clearhead.weights.formats.gguf import GGUFFile
@@ -300,7 +300,7 @@ def convert(
 
 
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The folder or file that a user means; a model on the hub is fetched.
+    """The folder or file that a user means; a model on the hub is fetched, a released size (`124M`) by its name there.
 
     Raises:
         WeightsError: where it is the path of nothing.
@@ -318,7 +318,8 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
         near = next((parent for parent in path.parents if parent.exists()), Path())
         what = "the folder" if near.is_dir() else "the file"
         raise WeightsError(f"{text} does not exist ({what} {near.absolute()} does); give a model's folder or file.")
-    return hub.fetch(text, revision)
+    of_size = {size: name for name, size in HUB_NAMES.items()}
+    return hub.fetch(of_size.get(text, text), revision)
 
 
 def looks_like_a_path(text: str) -> bool:
