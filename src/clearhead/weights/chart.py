@@ -141,7 +141,8 @@ class Chart:
         ignored = sum(len(group.layers) or 1 for group in self.part("ignored"))
         tied = sum("tie" in group.operations for group in self.groups)
         made = len(self.rows()) - ignored - tied
-        words = f"{_count(self.n_sources - ignored, 'stored tensor')} {'become' if made != 1 else 'becomes'} {made:,}"
+        taken = self.n_sources - ignored
+        words = f"{_count(taken, 'stored tensor')} {'becomes' if taken == 1 else 'become'} {made:,}"
         words += f"; {tied} more by a tie" if tied else ""
         return words + (f"; {ignored:,} not used." if ignored else "; nothing is left over.")
 

@@ -24,7 +24,7 @@ _REASON_LINE, _REASON_CHARS = 15, 34
 
 _STYLE = """
 text { font-family: system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; fill: #1b1f24 }
-.name { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace }
+.name { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 13px }
 .small { font-size: 11.5px } .dim { fill: #59636e } .title { font-size: 20px; font-weight: 600 }
 .head { font-size: 13px; font-weight: 600; fill: #59636e } .label { font-size: 14px; font-weight: 600 }
 .step { font-size: 12px; text-anchor: middle; fill: #5c4300 }
@@ -197,7 +197,7 @@ class _Drawing:
         self.made_at[group.target.span.label] = centre
         if not group.sources or "tie" in group.operations:
             self.shapes.append(_rect("absent", self.left, top, self.left_end - self.left, _BOX, 7))
-            self._write(self.left + 12, centre + 4, "no tensor is stored", "dim small")
+            self._write(self.left + 12, centre + 4, "no tensor is taken", "dim small")
         first, last = self._steps(group.steps, centre) if "tie" not in group.operations else (0.0, 0.0)
         if first:
             for source in group.sources:
@@ -266,14 +266,14 @@ class _Drawing:
 
     def _under(self, tensor: ChartTensor) -> str:
         plain = tensor.dtype in ("", "float32")
-        return shape_words(tensor.shape) + ("" if plain else f"  {tensor.dtype}")
+        return (shape_words(tensor.shape) if tensor.shape else "one number") + ("" if plain else f" · {tensor.dtype}")
 
     def _box_width(self, tensor: ChartTensor) -> float:
         under = _SMALL * _SANS * (len(self._under(tensor)) + 20)  # room for a remark
         return max(_NAME * _MONO * len(tensor.span.label), under) + 24
 
     def _box(self, kind: str, x: float, end: float, y: float, tensor: ChartTensor, remark: str = "") -> None:
-        under = self._under(tensor) + (f"  {remark}" if remark else "")
+        under = self._under(tensor) + (f" · {remark}" if remark else "")
         self.shapes.append(_rect(kind, x, y, end - x, _BOX, 7))
         self._write(x + 12, y + 18, tensor.span.label, "name")
         self._write(x + 12, y + 34, under, "dim small")
