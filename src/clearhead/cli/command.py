@@ -63,8 +63,8 @@ for verb in (generate, tokenize, params, new, train, evaluate):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-for name, (verb, epilog) in WEIGHTS_VERBS.items():
-    weights.command(name, help=_paragraphs(verb.__doc__), epilog=epilog)(verb)
+for name, (look, epilog) in WEIGHTS_VERBS.items():
+    weights.command(name, help=_paragraphs(look.__doc__), epilog=epilog)(look)
 app.add_typer(weights, name="weights", help=WEIGHTS_HELP)
 
 

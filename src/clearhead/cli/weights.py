@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +103,10 @@ def map_weights(
         _print_chart(_short(opened), chart)
 
 
-VERBS = {"inspect": (inspect_weights, INSPECT_EPILOG), "map": (map_weights, MAP_EPILOG)}
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "inspect": (inspect_weights, INSPECT_EPILOG),
+    "map": (map_weights, MAP_EPILOG),
+}
 """The verbs below `clearhead weights`, each with what stands under its help."""
 
 
