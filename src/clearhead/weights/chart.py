@@ -211,6 +211,11 @@ def make_chart(plan: Plan) -> Chart:
             for source, per_layer in sources
         )
         groups.append(Group(_part(made, taken, groups), made, taken, operations, reason, bound))
+    # Zeros for all blocks together name no layer; they stand among the blocks' lines and belong there.
+    last = max((place for place, group in enumerate(groups) if group.part == "blocks"), default=0)
+    for place, group in enumerate(groups[:last]):
+        if group.part == "after":
+            groups[place] = dataclasses.replace(group, part="blocks")
     ordered = tuple(group for part in PARTS for group in groups if group.part == part)
     return Chart(plan.origin, plan.to, plan.config, ordered, len(plan.sources))
 

@@ -20,7 +20,7 @@ _MONO, _SANS = 0.61, 0.58  # the width of a character of the common fonts, at mo
 _MARGIN, _INSET, _GAP = 24, 16, 76  # around the drawing, inside the frame, and for the curves between two columns
 _BOX, _PITCH = 42, 52  # the height of a tensor's box, and of a line
 _PILL, _ARROW = 24, 18  # the height of an operation's mark, and what lies between two of them
-_REASON_LINE, _REASON_CHARS = 15, 34
+_REASON_LINE, _REASON_CHARS = 15, 30
 
 _STYLE = """
 text { font-family: system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; fill: #1b1f24 }
