@@ -17,6 +17,8 @@ from clearhead.cli.new import new
 from clearhead.cli.params import params
 from clearhead.cli.tokenize import tokenize
 from clearhead.cli.train import train
+from clearhead.cli.weights import HELP as WEIGHTS_HELP
+from clearhead.cli.weights import VERBS as WEIGHTS_VERBS
 from clearhead.errors import ClearheadError
 
 UNABLE = 1
@@ -59,6 +61,11 @@ def _paragraphs(docstring: str | None) -> str:
 # In the order in which `--help` lists them.
 for verb in (generate, tokenize, params, new, train, evaluate):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
+
+weights = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+for name, (look, epilog) in WEIGHTS_VERBS.items():
+    weights.command(name, help=_paragraphs(look.__doc__), epilog=epilog)(look)
+app.add_typer(weights, name="weights", help=WEIGHTS_HELP)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,230 @@
+"""A look into a model's file: what it holds, and whether something in it is odd.
+
+One tensor is looked at at a time, in pieces, so that a file larger than the memory can be inspected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clearhead.errors import WeightsError
+from clearhead.weights.grouping import Span, fold
+from clearhead.weights.layouts import LAYOUTS
+from clearhead.weights.plan import Plan
+from clearhead.weights.progress import ByteProgress
+from clearhead.weights.source import Source
+
+_PIECE = 1 << 20  # numbers that are looked at together
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one stored tensor's numbers are like.
+
+    Attributes:
+        name: as stored.
+        shape: as stored.
+        dtype: as stored.
+        nbytes: as stored.
+        nan: how many numbers are NaN.
+        infinite: how many are an infinity.
+        minimum: of the finite numbers; None where there is none.
+        maximum: likewise.
+        mean: likewise, in float64.
+        std: likewise; the standard deviation of the numbers, divided by their count.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    nan: int
+    infinite: int
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    std: float | None
+
+    @property
+    def constant(self) -> bool:
+        """Whether it is one finite number throughout, and has more than one place."""
+        several = int(np.prod(self.shape)) > 1
+        return several and not self.nan and not self.infinite and self.minimum == self.maximum
+
+    @property
+    def zero(self) -> bool:
+        """Whether every number is zero."""
+        return not self.nan and not self.infinite and self.minimum == self.maximum == 0
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a model's file.
+
+    Attributes:
+        source: what was looked at.
+        tensors: every stored tensor, in the file's order.
+        ignored: the stored tensors that a GPT-2 does not need, with the reason.
+        misfit: why the tensors do not make the model that its config describes; empty where they do.
+        untrained: whether every norm's weights are one and every bias zero, as they are before training.
+    """
+
+    source: Source
+    tensors: tuple[Statistics, ...]
+    ignored: dict[str, str]
+    misfit: str
+    untrained: bool
+
+    @property
+    def nbytes(self) -> int:
+        """What all tensors take together, as stored."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors are stored in each number format, the commonest first."""
+        return dict(Counter(tensor.dtype for tensor in self.tensors).most_common())
+
+    @property
+    def head(self) -> str:
+        """One sentence on the output head."""
+        copies = [name for name, reason in self.ignored.items() if reason.startswith("the head is tied")]
+        if not self.source.config.tie_weights:
+            return "a tensor of its own, not tied to the token embedding"
+        return "tied to the token embedding" + (f"; {copies[0]} is a stored copy of it" if copies else ", stored once")
+
+    def odd(self) -> dict[str, list[Span]]:
+        """The tensors that are odd, by what is odd about them; names that differ in the layer alone are one.
+
+        The kinds are `nan`, `infinite`, `zero` and `constant` (of a number other than zero). What the model does not
+        need is left out, and so are the zeros and ones of an untrained model.
+        """
+        return {kind: self._named(holds) for kind, holds in _KINDS.items() if self._named(holds)}
+
+    def _named(self, holds: Callable[[Statistics], bool]) -> list[Span]:
+        found = [t.name for t in self.tensors if holds(t) and t.name not in self.ignored and not self._fresh(t)]
+        return fold(found, LAYOUTS[self.source.form])
+
+    def _fresh(self, tensor: Statistics) -> bool:
+        """Whether a tensor is as every untrained model has it."""
+        return self.untrained and tensor.constant and (tensor.zero or tensor.maximum == 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """What was found, as JSON values."""
+        source = self.source
+        return {
+            "model": source.name,
+            "file": str(source.path),
+            "form": source.form,
+            "config": dataclasses.asdict(source.config),
+            "head": self.head,
+            "fits": not self.misfit,
+            "misfit": self.misfit or None,
+            "notes": list(source.notes),
+            "tensor_count": len(self.tensors),
+            "bytes": self.nbytes,
+            "dtypes": self.dtypes,
+            "untrained": self.untrained,
+            "odd": {kind: [name for span in spans for name in span.names] for kind, spans in self.odd().items()},
+            "ignored": self.ignored,
+            "tensors": [
+                {**dataclasses.asdict(tensor), "zero": tensor.zero, "constant": tensor.constant}
+                for tensor in self.tensors
+            ],
+        }
+
+
+_KINDS: dict[str, Callable[[Statistics], bool]] = {
+    "nan": lambda tensor: tensor.nan > 0,
+    "infinite": lambda tensor: tensor.infinite > 0,
+    "zero": lambda tensor: tensor.zero,
+    "constant": lambda tensor: tensor.constant and not tensor.zero,
+}
+
+
+def inspect_source(source: Source) -> Inspection:
+    """Reads every stored tensor once and says what it is like.
+
+    Raises:
+        WeightsError: where a tensor's data cannot be read. Tensors that do not make the model that its config
+            describes are no error here; `Inspection.misfit` says what is wrong.
+    """
+    plan, misfit = None, ""
+    try:
+        plan = source.plan()
+    except WeightsError as error:
+        misfit = str(error)
+    found = []
+    total = sum(info.nbytes for info in source.tensors.values())
+    with ByteProgress(f"Inspecting {source.name}", total) as progress:
+        for name, info in source.tensors.items():
+            measured = measure(
+                source.read(name),
+                lambda done, size=info.size, n=info.nbytes: progress.advance(n * done // max(size, 1)),
+            )
+            found.append(Statistics(name, info.shape, info.dtype, info.nbytes, **measured))
+    tensors = tuple(found)
+    ignored = dict(plan.ignored) if plan else {}
+    return Inspection(source, tensors, ignored, misfit, plan is not None and _untrained(plan, tensors))
+
+
+def measure(values: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+    """The counts and moments of an array's numbers, as the fields of `Statistics`.
+
+    Mean and variance are put together piece by piece, which stays exact where the numbers are far from zero
+    (Chan, Golub, LeVeque: Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
+
+    Args:
+        values: an array of any shape and any type of number.
+        advance: told after each piece how many numbers it had.
+    """
+    nan = infinite = count = 0
+    low, high, mean, squares = np.inf, -np.inf, 0.0, 0.0
+    for piece in _pieces(values):
+        numbers = piece.astype(np.float64)
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            not_a_number = int(np.isnan(numbers).sum())
+            nan += not_a_number
+            infinite += int((~finite).sum()) - not_a_number
+            numbers = numbers[finite]
+        if numbers.size:
+            low, high = min(low, numbers.min()), max(high, numbers.max())
+            its_mean, total = float(numbers.mean()), count + numbers.size
+            step = its_mean - mean
+            squares += float(((numbers - its_mean) ** 2).sum()) + step * step * count * numbers.size / total
+            mean, count = mean + step * numbers.size / total, total
+        advance(piece.size)
+    moments = (float(low), float(high), mean, (squares / count) ** 0.5) if count else (None, None, None, None)
+    return {
+        "nan": nan,
+        "infinite": infinite,
+        **dict(zip(("minimum", "maximum", "mean", "std"), moments, strict=True)),
+    }
+
+
+def _pieces(values: np.ndarray) -> Iterable[np.ndarray]:
+    """An array's numbers in pieces of a bounded size, views where its memory is in one run."""
+    flat = values.reshape(-1)
+    return (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+
+
+def _untrained(plan: Plan, tensors: Iterable[Statistics]) -> bool:
+    """Whether the norms' weights are all one and the biases all zero, by the names that the plan gives them."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    norms, biases = [], []
+    for fill in plan.fills:
+        stored = [by_name[part.source] for part in fill.parts]
+        if fill.target.endswith(".bias"):
+            biases += stored
+        elif fill.target.endswith(("norm_1.weight", "norm_2.weight", "final_norm.weight")):
+            norms += stored
+    # A NaN does not speak against it: it is named as what is odd, and the rest of the tensor still tells.
+    ones = all(tensor.minimum == tensor.maximum == 1 for tensor in norms)
+    return bool(norms) and ones and all(tensor.minimum == tensor.maximum == 0 for tensor in biases)
