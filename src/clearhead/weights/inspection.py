@@ -19,6 +19,7 @@ from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan
 from clearhead.weights.progress import ByteProgress
 from clearhead.weights.source import Source
+from clearhead.weights.tensors import TensorInfo
 
 _PIECE = 1 << 20  # numbers that are looked at together
 
@@ -164,10 +165,11 @@ def inspect_source(source: Source) -> Inspection:
     total = sum(info.nbytes for info in source.tensors.values())
     with ByteProgress(f"Inspecting {source.name}", total) as progress:
         for name, info in source.tensors.items():
-            measured = measure(
-                source.read(name),
-                lambda done, size=info.size, n=info.nbytes: progress.advance(n * done // max(size, 1)),
-            )
+
+            def advance(done: int, info: TensorInfo = info) -> None:
+                progress.advance(info.nbytes * done // max(info.size, 1))
+
+            measured = measure(source.read(name), advance)
             found.append(Statistics(name, info.shape, info.dtype, info.nbytes, **measured))
     tensors = tuple(found)
     ignored = dict(plan.ignored) if plan else {}
