@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +36,9 @@ DEMO_TOKENS = 220
 DEMO_SEED = 4  # everybody reads the same story the first time
 DEMO_NEXT = """
 Try next:
-  clearhead generate "The dragon opened one eye and" --temperature 1
-  clearhead tokenize "The dragon opened one eye"
-  clearhead params
+  {clearhead} generate "The dragon opened one eye and" --temperature 1
+  {clearhead} tokenize "The dragon opened one eye"
+  {clearhead} params
 """
 
 # --------------------------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def generate(
         _introduce(gpt)
     _write(gpt, text, gpt.request(text, **options), show_prompt=demo or sys.stdout.isatty())
     if demo:
-        print(DEMO_NEXT, end="")
+        print(DEMO_NEXT.format(clearhead=_as_called()), end="")
 
 
 def _read_prompt(argument: str | None, file: Path | None) -> str:
@@ -315,6 +316,15 @@ def _logprob_as_json(tokenizer: Tokenizer | None, token: TokenLogprob) -> dict[s
         return {"token": text, "id": id, "logprob": logprob}
 
     return {**one(token.id, token.logprob), "top": [one(*likely) for likely in token.top]}
+
+
+def _as_called() -> str:
+    """How this program can be called again: by its name where a shell finds it, else as it was called now."""
+    found = shutil.which("clearhead")
+    here = Path(sys.argv[0])
+    if here.name == "__main__.py":
+        return "python -m clearhead"
+    return "clearhead" if found is not None and here.exists() and here.samefile(found) else sys.argv[0]
 
 
 def _introduce(gpt: GPT) -> None:
