@@ -284,6 +284,6 @@ def test_importing_clearhead_is_light() -> None:
     assert loaded == []
     assert names == ["clearhead.config", "clearhead.sampling", "clearhead.gpt", "clearhead.gpt"]
     assert not torch_loaded  # not even to hold the names; torch comes with the first model
-    assert public == ["ClearheadError", "GPT", "GPTConfig", "SamplingParams", "load"] and listed
+    assert public == ["ClearheadError", "GPT", "GPTConfig", "SamplingParams", "load", "weights"] and listed
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = clearhead.laod
