@@ -527,6 +527,16 @@ def test_a_device_that_is_not_there_is_named(data: Path, corpus: Corpus, tmp_pat
         train(recipe(), data, tmp_path, corpus_folder=corpus.folder, device="cuda:77")
 
 
+def test_a_recipe_that_compiles_needs_a_compiler(
+    data: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiling = recipe(("steps = 12", "compile = true\nsteps = 12"))
+    with pytest.raises(TrainingError, match="there is no 'no-such-compiler' here"):
+        train(compiling, data, tmp_path / "run", corpus_folder=corpus.folder)
+    assert not (tmp_path / "run").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The loss on held-out texts
 # ---------------------------------------------------------------------------------------------------------------

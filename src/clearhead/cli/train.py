@@ -24,7 +24,9 @@ Corpus = Annotated[
     Path | None, typer.Option(help="Where the tokenized texts go and are found again. OUT/corpus if left out.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
-Device = Annotated[str, typer.Option(help="Where it trains: cpu, cuda, mps, or auto for the best there is.")]
+Device = Annotated[
+    str, typer.Option(help="Where it trains: cpu, cuda, mps; auto takes cuda where there is one, else cpu.")
+]
 Dtype = Annotated[str, typer.Option(help="The number format of the saved weights: float32, float16, bfloat16.")]
 
 

@@ -10,6 +10,9 @@ import contextlib
 import hashlib
 import json
 import math
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -51,22 +54,26 @@ def train(
         out: the run's folder.
         corpus_folder: where the token shards go, or are found again; `corpus` in the run's folder by default.
         resume: go on from the checkpoint in `out`.
-        device: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+        device: `cpu`, `cuda`, `mps`, or `auto`: `cuda` where there is one, else `cpu`.
         dtype: of the weights in the model folder: float32, float16 or bfloat16.
 
     Returns:
         the model's folder.
 
     Raises:
-        TrainingError: where texts, recipe, corpus and checkpoint do not fit together, or the loss is no number.
+        TrainingError: where texts, recipe, corpus and checkpoint do not fit together, the loss is no number, or
+            the device, or the compiler that the recipe asks for, is not there.
     """
     if (out / "checkpoint.pt").exists() and not resume:
         raise TrainingError(f"{out} holds a run already; go on with --resume, or name another folder.")
     if resume and not (out / "checkpoint.pt").exists():
         raise TrainingError(f"there is no checkpoint in {out} to go on from; start the run without --resume.")
+    place = _device(device)
+    if recipe.training.compile:
+        _need_compiler(place)
     corpus = build(recipe.corpus, recipe.model.vocab_size, data, corpus_folder or out / "corpus")
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(recipe, corpus, out, _device(device))
+    run = Run(recipe, corpus, out, place)
     if resume:
         run.resume()
     (out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
@@ -289,6 +296,16 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         raise TrainingError(f"there is no device {name!r} here; use cpu or auto.") from None
+
+
+def _need_compiler(device: torch.device) -> None:
+    """Raises where torch.compile would find no C++ compiler, for which it looks only at the first step."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise TrainingError(
+            f"the recipe sets compile, which needs a C++ compiler on a CPU, and there is no {compiler!r} here; "
+            "install one, or set compile = false in the recipe (training is slower then)."
+        )
 
 
 def _step_of(line: str) -> int:
