@@ -38,6 +38,11 @@ def gpt(peer: GPT2LMHeadModel, tmp_path_factory: pytest.TempPathFactory) -> GPT:
     return GPT(ours_of(peer, tmp_path_factory.mktemp("lens")))
 
 
+@pytest.fixture(scope="module")
+def bundled() -> GPT:
+    return clearhead.load()
+
+
 def peer_modules(peer: GPT2LMHeadModel, modules: dict[str, nn.Module]) -> dict[str, np.ndarray]:
     """What modules of the peer return for IDS."""
     found: dict[str, np.ndarray] = {}
@@ -157,12 +162,49 @@ def test_wildcards_choose_and_nothing_else_is_kept(gpt: GPT) -> None:
     ]
 
 
-def test_a_trace_prints_its_tokens_names_and_shapes() -> None:
-    gpt = clearhead.load()
-    text = repr(gpt.watch("Every effort", ["embedding", "*.pattern"]))
+@settings(deadline=None, max_examples=15)
+@given(positions=st.lists(st.integers(0, len(IDS) - 1), min_size=1, max_size=5, unique=True))
+def test_only_some_positions_are_kept(gpt: GPT, positions: list[int]) -> None:
+    whole, part = gpt.watch(IDS), gpt.watch(IDS, positions=positions)
+    for name, value in lens.names(SMALL).items():
+        assert np.array_equal(part[name], np.take(whole[name], positions, value.token_axis)), name
+
+
+def test_a_position_outside_the_text_is_refused(gpt: GPT) -> None:
+    with pytest.raises(InputError, match="no position 20; the text's positions are 0 to 19"):
+        gpt.watch(IDS, "logits", positions=[0, 20])
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.text(max_size=8))
+def test_pieces_are_the_text_or_bytes(bundled: GPT, text: str) -> None:
+    tokenizer = bundled.tokenizer
+    assert tokenizer is not None
+    ids = tokenizer.encode(text)
+    for id, piece in zip(ids, lens.pieces(tokenizer, ids), strict=True):
+        data = tokenizer.token_bytes(id)
+        whole = piece.encode("utf-8") == data
+        assert whole or bytes.fromhex(piece[1:-1]) == data
+
+
+def test_the_logit_lens_on_the_last_residual_is_the_model(gpt: GPT, peer: GPT2LMHeadModel) -> None:
+    trace = gpt.watch(IDS, ["*.residual_out", "logits"])
+    found = lens.logit_lens(gpt.model, trace[f"blocks.{LAYERS - 1}.residual_out"])
+    assert found.shape == (len(IDS), SMALL.vocab_size)
+    assert close(found, trace["logits"])
+    early = trace["blocks.0.residual_out"]
+    with torch.inference_mode():
+        theirs = peer.lm_head(peer.transformer.ln_f(torch.tensor(early))).numpy()
+    assert close(lens.logit_lens(gpt.model, early), theirs)
+    with pytest.raises(InputError, match=r"has shape \[20, 3\]; \[..., 48\] was expected"):
+        lens.logit_lens(gpt.model, early[:, :3])
+
+
+def test_a_trace_prints_its_tokens_names_and_shapes(bundled: GPT) -> None:
+    text = repr(bundled.watch("Every effort", ["embedding", "*.pattern"]))
     assert text.splitlines()[0] == "2 tokens: 'Every' ' effort'"
     assert "blocks.5.attention.pattern  [7, 2, 2]" in text
-    assert isinstance(gpt.watch("Every effort", "logits", as_torch=True)["logits"], torch.Tensor)
+    assert isinstance(bundled.watch("Every effort", "logits", as_torch=True)["logits"], torch.Tensor)
 
 
 @pytest.mark.parametrize(

@@ -325,13 +325,21 @@ class GPT:
             tokenizer=self.tokenizer,
         )
 
-    def watch(self, text: Prompt, names: str | Iterable[str] = "*", *, as_torch: bool = False) -> Trace:
+    def watch(
+        self,
+        text: Prompt,
+        names: str | Iterable[str] = "*",
+        *,
+        positions: int | Sequence[int] | None = None,
+        as_torch: bool = False,
+    ) -> Trace:
         """Runs a text through the model and returns the values inside it, by their names.
 
         Args:
             text: text, or token ids; at most as many as the model's context.
             names: which values, such as "blocks.3.attention.pattern", or a list of names; with wildcards, such as
                 "*.residual_out". `clearhead.lens.names(gpt.config)` lists them. All of them where it is left out.
+            positions: keep what belongs to the tokens at these places only, counted from 0.
             as_torch: whether to return tensors on the model's device, and not NumPy arrays.
 
         Raises:
@@ -341,14 +349,8 @@ class GPT:
         from clearhead import lens
 
         ids = self._ids(text)
-        tokens = None
-        if self.tokenizer is not None:
-            tokenizer = self.tokenizer
-            tokens = [
-                tokenizer.token_bytes(id).decode("utf-8", "replace") if 0 <= id < tokenizer.vocab_size else f"<{id}>"
-                for id in ids
-            ]
-        return lens.watch(self.model, ids, names, tokens=tokens, as_torch=as_torch)
+        tokens = None if self.tokenizer is None else lens.pieces(self.tokenizer, ids)
+        return lens.watch(self.model, ids, names, positions=positions, tokens=tokens, as_torch=as_torch)
 
     @contextmanager
     def edit(

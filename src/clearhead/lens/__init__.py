@@ -9,6 +9,7 @@
 
 from clearhead.lens.catalogue import Catalogue, Value, names
 from clearhead.lens.editing import edit
+from clearhead.lens.reading import logit_lens, pieces
 from clearhead.lens.watching import Trace, watch
 
-__all__ = ["Catalogue", "Trace", "Value", "edit", "names", "watch"]
+__all__ = ["Catalogue", "Trace", "Value", "edit", "logit_lens", "names", "pieces", "watch"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -68,6 +68,11 @@ class Value:
     def per_head(self) -> bool:
         """Whether each head has its own; heads are the first axis then, and tokens the second."""
         return self.letters[0] == "H"
+
+    @property
+    def token_axis(self) -> int:
+        """The axis of the tokens; of scores and patterns, of those that ask."""
+        return self.letters.index("T")
 
     def shape(self, config: GPTConfig, tokens: int) -> tuple[int, ...]:
         """The shape in numbers for a text of so many tokens."""
@@ -141,6 +146,23 @@ class Catalogue(Mapping[str, Value]):
 def names(config: GPTConfig) -> Catalogue:
     """Every value that a model of this shape computes: name, shape, meaning."""
     return Catalogue(config)
+
+
+def check_indices(what: str, given: int | Sequence[int], size: int, of: str) -> list[int]:
+    """Heads or positions as a list.
+
+    Raises:
+        InputError: where there is none, one is out of range, or one stands there twice.
+    """
+    indices = [given] if isinstance(given, int) else [int(index) for index in given]
+    if not indices:
+        raise InputError(f"{what}s is empty; name at least one, or leave it out for all.")
+    for index in indices:
+        if not 0 <= index < size:
+            raise InputError(f"there is no {what} {index}; the {of}'s {what}s are 0 to {size - 1:,}.")
+    if len(set(indices)) < len(indices):
+        raise InputError(f"{what}s has a number twice: {indices}; give each once.")
+    return indices
 
 
 def _values(n_layers: int) -> Iterator[Value]:

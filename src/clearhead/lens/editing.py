@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clearhead.config import GPTConfig
 from clearhead.errors import InputError
-from clearhead.lens.catalogue import Value, names
+from clearhead.lens.catalogue import Value, check_indices, names
 from clearhead.lens.taps import installed
 from clearhead.model import GPTModel
 
@@ -47,8 +46,16 @@ def edit(
         InputError: for an unknown name, a head or position out of range, a change that is no numbers; and in the run,
             where a new value's shape does not fit.
     """
-    tap = _Edit(names(model.config).find(wanted), change, _indices(heads), _indices(positions))
-    tap.check(model.config)
+    config, values = model.config, names(model.config).find(wanted)
+    for value in values:
+        if heads is not None and not value.per_head:
+            raise InputError(f"{value.name} is not kept by heads; leave heads out, or edit attention.mixed.")
+    tap = _Edit(
+        values,
+        change,
+        None if heads is None else check_indices("head", heads, config.n_heads, "model"),
+        None if positions is None else check_indices("position", positions, config.context_length, "model"),
+    )
     with installed(model, tap):
         yield
 
@@ -65,16 +72,6 @@ class _Edit:
         self.change = change if callable(change) else None
         self.array = None if callable(change) else _tensor(change, "the change")
 
-    def check(self, config: GPTConfig) -> None:
-        """Refuses what can be seen to be wrong before anything runs."""
-        if self.heads is not None:
-            for value in self.values:
-                if not value.per_head:
-                    raise InputError(f"{value.name} is not kept by heads; leave heads out, or edit attention.mixed.")
-            _check_range("head", self.heads, config.n_heads)
-        if self.positions is not None:
-            _check_range("position", self.positions, config.context_length)
-
     def at(self, value: Value, tensor: Tensor, positions: Tensor) -> Tensor:
         """Each sequence of the batch by itself."""
         rows = [self._one(value, *row) for row in zip(tensor, positions.tolist(), strict=True)]
@@ -83,7 +80,7 @@ class _Edit:
         return torch.stack(rows)
 
     def _one(self, value: Value, old: Tensor, places: list[int]) -> Tensor:
-        axis = value.letters.index("T")
+        axis = value.token_axis
         if self.array is None:
             entries = self._tokens(places)
             assert self.change is not None
@@ -135,22 +132,6 @@ class _Edit:
         if self.heads is None:
             return (slice(None), tokens)
         return ([[head] for head in self.heads], tokens)
-
-
-def _indices(given: int | Sequence[int] | None) -> list[int] | None:
-    if given is None:
-        return None
-    return [given] if isinstance(given, int) else [int(index) for index in given]
-
-
-def _check_range(what: str, indices: list[int], size: int) -> None:
-    if not indices:
-        raise InputError(f"{what}s is empty; name at least one, or leave it out for all.")
-    for index in indices:
-        if not 0 <= index < size:
-            raise InputError(f"there is no {what} {index}; the model's {what}s are 0 to {size - 1:,}.")
-    if len(set(indices)) < len(indices):
-        raise InputError(f"{what}s has a number twice: {indices}; give each once.")
 
 
 def _tensor(given: Any, what: str) -> Tensor:

@@ -76,7 +76,7 @@ class _Hooks:
         if name not in self.values:
             return tensor
         value = self.values[name]
-        tokens = tensor.shape[1 + value.letters.index("T")]
+        tokens = tensor.shape[1 + value.token_axis]
         positions = self.positions[:, -tokens:].expand(tensor.shape[0], -1)
         for tap in self.taps:
             if value in tap.values:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.lens.catalogue import Value, names
+from clearhead.lens.catalogue import Value, check_indices, names
 from clearhead.lens.taps import installed
 from clearhead.model import GPTModel
 
@@ -48,13 +48,19 @@ class Trace(Mapping[str, Any]):
 class _Keep:
     """A Tap that keeps what passes."""
 
-    def __init__(self, values: tuple[Value, ...]) -> None:
+    def __init__(self, values: tuple[Value, ...], positions: Sequence[int] | None) -> None:
         self.values = values
+        self.positions = positions
         self.kept: dict[str, Tensor] = {}
 
     def at(self, value: Value, tensor: Tensor, positions: Tensor) -> Tensor:
-        # A copy: the model may go on to write into its own tensor, and a view would hold on to the whole of it.
-        self.kept[value.name] = tensor[0].detach().clone()
+        found = tensor[0].detach()
+        if self.positions is None:
+            # A copy: a view would hold on to the whole batch and to what an edit's function may still write into.
+            self.kept[value.name] = found.clone()
+        else:
+            chosen = torch.tensor(self.positions, device=found.device)
+            self.kept[value.name] = found.index_select(value.token_axis, chosen)
         return tensor
 
 
@@ -63,6 +69,7 @@ def watch(
     ids: Sequence[int],
     wanted: str | Iterable[str] = "*",
     *,
+    positions: int | Sequence[int] | None = None,
     tokens: Sequence[str] | None = None,
     as_torch: bool = False,
 ) -> Trace:
@@ -73,14 +80,18 @@ def watch(
         ids: the text's tokens, at most context_length.
         wanted: names of values, with wildcards; all of them where it is left out, of which scores, patterns and
             logits are the large ones (for 1,024 tokens of the 124M 604 MB, 604 MB and 206 MB).
+        positions: keep what belongs to the tokens at these places only, in this order; of scores and patterns, their
+            rows. All of them where it is left out.
         tokens: the pieces of text that the ids stand for, to print.
         as_torch: whether to return tensors, on the model's device and in its type, and not NumPy arrays in float32.
 
     Raises:
-        InputError: for an unknown name, no tokens, too many, or one that is not in the vocabulary.
+        InputError: for an unknown name, no tokens, too many, one that is not in the vocabulary, or a
+            position outside the text.
     """
-    keep = _Keep(names(model.config).find(wanted))
+    values = names(model.config).find(wanted)
     _check(model, ids)
+    keep = _Keep(values, None if positions is None else check_indices("position", positions, len(ids), "text"))
     training = model.training
     model.eval()
     try:
