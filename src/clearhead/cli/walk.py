@@ -96,7 +96,7 @@ def walk(
     for note in gpt.notes:
         notice(note)
     with working("walking through the model"):
-        found = _walk(gpt, text, "the bundled model" if model is None else model, (block, head), params)
+        found = _walk(gpt, text, model, (block, head), params)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     elif html is not None:
@@ -108,7 +108,7 @@ def walk(
         Printed(found, lang, output()).print()
 
 
-def _walk(gpt: GPT, text: str, name: str, place: tuple[int, int], params: Any) -> dict[str, Any]:
+def _walk(gpt: GPT, text: str, name: str | None, place: tuple[int, int], params: Any) -> dict[str, Any]:
     from clearhead.lens.catalogue import check_indices
     from clearhead.lens.walk import walk as walk_through
 
@@ -154,7 +154,7 @@ class Printed:
     def print(self) -> None:
         """All steps, one below another."""
         self.console.print(self.words["title"], style="bold")
-        self.say("model", name=self.walk["name"])
+        self.say("model", name=self.walk["name"] or self.words["bundled"])
         first = self.walk["first_shown"] + self.shown.start
         if first:
             self.say("cut", prompt_tokens=self.walk["prompt_tokens"], shown=len(self.shown), first=first)

@@ -13,6 +13,7 @@ _WORDS: dict[str, tuple[str, str]] = {
         "{name}: {n_layers} blocks, {n_heads} heads, {emb_dim} numbers a token",
         "{name}：{n_layers} 层，{n_heads} 个注意力头，每个词元 {emb_dim} 个数",
     ),
+    "bundled": ("the bundled model", "自带的模型"),
     "cut": (
         "The prompt has {prompt_tokens} tokens. All of them ran; shown are the last {shown}, from place {first} on.",
         "提示共 {prompt_tokens} 个词元，全部参与了计算；这里只显示最后 {shown} 个（从位置 {first} 开始）。",
@@ -85,7 +86,6 @@ _WORDS: dict[str, tuple[str, str]] = {
         "每一层并不替换词元的向量，注意力和前馈层都只是往上加。大小指各数的均方根。",
     ),
     "size": ("size", "大小"),
-    "depth": ("after", "位于"),
     "depth.embedding": ("embedding", "嵌入"),
     "depth.block": ("block {block}", "第 {block} 层"),
     "attention_adds": ("attention adds", "注意力加上"),
@@ -114,8 +114,9 @@ _WORDS: dict[str, tuple[str, str]] = {
     ),
     "ui.language": ("中文", "English"),
     "ui.choose_token": (
-        "Point at a token, or tap it: everything below follows it.",
-        "指向或点按一个词元，下面的内容都会随之变化。",
+        "Point at a token, or tap it: everything follows it. The colour shows how much it looks at each token, in "
+        "the block and head chosen above.",
+        "指向或点按一个词元，所有内容都会随之变化。颜色表示在上方所选的层和头中，它对各个词元的关注程度。",
     ),
     "ui.asking": ("{token} at place {place}", "位置 {place} 的 {token}"),
     "ui.block": ("Block", "层"),
@@ -132,8 +133,9 @@ _WORDS: dict[str, tuple[str, str]] = {
     "ui.value": ("first numbers of its value", "其值的前几个数"),
     "ui.weighted": ("weighted sum", "加权和"),
     "ui.histogram": (
-        "How many numbers of this block lie where, before GELU; the line is GELU itself.",
-        "本层各数在 GELU 之前的分布；曲线是 GELU 本身。",
+        "How many numbers of this block lie where, before GELU; the outermost bars hold what lies beyond. "
+        "The line is GELU itself, the dots are the first numbers of the chosen token.",
+        "本层各数在 GELU 之前的分布，最外侧的柱包含更远的数。曲线是 GELU 本身，圆点是所选词元最前面的几个数。",
     ),
     "ui.log": (
         "Logarithmic scale. The marked line is the chosen token; the others are the other tokens.",
@@ -141,8 +143,8 @@ _WORDS: dict[str, tuple[str, str]] = {
     ),
     "ui.adds": ("What the blocks add to {token}", "各层给 {token} 加上的大小"),
     "ui.lens_grid": (
-        "The likeliest next token after each depth (row) and each token (column); darker is surer.",
-        "在每个深度（行）、每个词元（列）之后最可能的下一个词元；颜色越深越有把握。",
+        "The likeliest next token after each depth (row) and each token (column); a stronger colour is surer.",
+        "在每个深度（行）、每个词元（列）之后最可能的下一个词元；颜色越浓越有把握。",
     ),
     "ui.lens_of": ("After {token}, depth by depth", "在 {token} 之后，逐层来看"),
     "ui.temperature": ("Temperature", "温度"),
@@ -151,7 +153,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     "ui.draw": ("Draw a token", "抽取一个词元"),
     "ui.drew": ("Drawn: {token} ({share})", "抽中：{token}（{share}）"),
     "ui.others": ("{count} other tokens", "其余 {count} 个词元"),
-    "ui.chosen": ("seed {seed} drew it", "种子 {seed} 抽中"),
+    "ui.chosen": (
+        "what clearhead drew: seed {seed}, temperature {temperature}, top-k {top_k}",
+        "clearhead 抽中的词元：种子 {seed}，温度 {temperature}，top-k {top_k}",
+    ),
     "ui.made": (
         "Made by clearhead walk. The numbers come from one watched run of the model; the page needs no network.",
         "由 clearhead walk 生成。数字来自对模型一次运行的观察；本页不需要网络。",
