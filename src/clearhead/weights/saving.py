@@ -21,9 +21,10 @@ from clearhead import tokenizer_files
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.progress import ByteProgress
-from clearhead.weights import gguf, huggingface, openai, state_dicts
+from clearhead.weights import gguf, huggingface, onnx, openai, state_dicts
 from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
 from clearhead.weights.formats.llmc import write_llmc
+from clearhead.weights.formats.onnx import KINDS
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan
 from clearhead.weights.tensors import SAVED, TensorFile, encode
@@ -40,10 +41,11 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "llmc": ("float32", "bfloat16"),
     "gguf": tuple(WRITTEN),
     "openai": ("float32",),
+    "onnx": tuple(KINDS),
 }
 """The forms that are written, each with its number formats."""
 
-FOLDERS = ("huggingface", "openai")
+FOLDERS = ("huggingface", "openai", "onnx")
 """The forms that are a folder; the others are one file."""
 
 _USUAL_NAMES = {"nanogpt": "ckpt.pt", "llmc": "model.bin", "gguf": "model.gguf"}
@@ -105,6 +107,9 @@ def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = N
         return Saved(dest, plan.to, dtype, tuple(_save_folder(dest, plan, dtype, file, folder)))
     if plan.to == "openai":
         return Saved(dest, plan.to, dtype, tuple(openai.write_folder(dest, plan, tokenizer_of(file, folder))))
+    if plan.to == "onnx":
+        written = onnx.save_folder(dest, plan, dtype, special_ids(file, folder))
+        return Saved(dest, plan.to, dtype, (*written, *_put_tokenizer(dest, file, folder)))
     if dest.is_dir():
         usual = _USUAL_NAMES.get(plan.to, "model.pth")
         raise WeightsError(

@@ -16,9 +16,10 @@ from clearhead import tokenizer_files
 from clearhead.config import HUB_NAMES, GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.progress import ByteProgress
-from clearhead.weights import gguf, hub, huggingface, openai, state_dicts
+from clearhead.weights import gguf, hub, huggingface, onnx, openai, state_dicts
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
+from clearhead.weights.formats.onnx import OnnxFile
 from clearhead.weights.formats.sniff import kind_of
 from clearhead.weights.formats.tensorflow import index_in
 from clearhead.weights.plan import LazyTensors, Plan, Read, make_plan
@@ -30,8 +31,8 @@ from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
 
-_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".index", ".json", ".h5", ".zip")
+_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")
+_WEIGHT_SUFFIXES = (*_SINGLE_SUFFIXES, ".npz", ".index", ".json", ".h5", ".zip")
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class Source:
         """Writes the model in another form (or in the same), with one tensor, or one layer of it, in memory at a time.
 
         Args:
-            dest: the folder for `huggingface` and `openai`, else the file.
-            to: the form: huggingface, openai, book, nanogpt, llmc, transformerlens, gguf or canonical.
+            dest: the folder for `huggingface`, `openai` and `onnx`, else the file.
+            to: the form: huggingface, openai, onnx, book, nanogpt, llmc, transformerlens, gguf or canonical.
             dtype: the number format: float32, float16, bfloat16, for some forms fewer; for gguf also q8_0.
 
         Raises:
@@ -177,6 +178,12 @@ def _open_llmc(path: Path, config: GPTConfig | None) -> Found:
     weights = _weights_file(path)
     file = LlmcFile(weights)
     return Found(file, config or file.config, weights.parent, form="llmc")
+
+
+def _open_onnx(path: Path, config: GPTConfig | None) -> Found:
+    weights = path / onnx.MODEL_FILE if (path / onnx.MODEL_FILE).is_file() else _weights_file(path)
+    file = OnnxFile(weights)
+    return Found(file, config or file.config, weights.parent, form="onnx")
 
 
 def _open_openai(path: Path, config: GPTConfig | None) -> Found:
@@ -274,10 +281,12 @@ _OPENERS: dict[str, Callable[[Path, GPTConfig | None], Found]] = {
     "gguf": _open_gguf,
     "llmc": _open_llmc,
     "openai": _open_openai,
+    "onnx": _open_onnx,
     **{form: partial(_open_named, form=form) for form in NAMED},
 }
 _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, GPTConfig | None], Found]], ...] = (
     (lambda path: openai.is_checkpoint(path) and not huggingface.weights_in(path), _open_openai),
+    (lambda path: _weights_file(path).suffix == ".onnx", _open_onnx),
     (_is("gguf"), _open_gguf),
     (_is("llm.c"), _open_llmc),
     (lambda path: True, _open_named),
