@@ -44,8 +44,6 @@ TOP_P = 0.95
 Prompt = str | Sequence[int]
 """Text, or the ids of its tokens."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.bpe", "merges.txt")
-
 
 class Options(TypedDict, total=False):
     """The keyword arguments of `GPT.generate` and `GPT.stream`; `GPT.request` explains each."""
@@ -449,7 +447,7 @@ def load(
     from clearhead import weights
 
     opened = weights.open(bundled() if source is None else source, revision=revision)
-    tokenizer = _tokenizer_in(opened.folder)
+    tokenizer = opened.tokenizer()
     _check_vocabulary(opened.config, tokenizer)
     return GPT(_model(opened, place, dtype), tokenizer, notes=opened.notes)
 
@@ -492,14 +490,6 @@ def _device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"device is {name!r}, which cannot be used here ({reason}); give 'cpu'.") from None
     return device
-
-
-def _tokenizer_in(folder: Path) -> Tokenizer | None:
-    from clearhead.tokenizer import Tokenizer
-
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    return Tokenizer.from_folder(folder)
 
 
 def _check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:

@@ -5,8 +5,9 @@ Clearhead's, `Source.load` does it, `Source.save` and `convert` write another fo
 that OpenAI published, and `identify` says whether a model is one of them, bit for bit.
 """
 
+from clearhead.weights.comparison import Difference, compare
 from clearhead.weights.download import fetch_openai
-from clearhead.weights.hub import fetch
+from clearhead.weights.hub import fetch, fetch_into
 from clearhead.weights.huggingface import save_huggingface
 from clearhead.weights.official import Identity, identify
 from clearhead.weights.openai import save_openai
@@ -16,6 +17,7 @@ from clearhead.weights.source import Source, convert, locate, open
 from clearhead.weights.tensors import TensorInfo
 
 __all__ = [
+    "Difference",
     "Identity",
     "LazyTensors",
     "Plan",
@@ -23,8 +25,10 @@ __all__ = [
     "Saved",
     "Source",
     "TensorInfo",
+    "compare",
     "convert",
     "fetch",
+    "fetch_into",
     "fetch_openai",
     "identify",
     "locate",
