@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clearhead.cli.weights_verify import EPILOG as VERIFY_EPILOG
+from clearhead.cli.weights_verify import verify_weights
 from clearhead.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from clearhead.weights.grouping import Span
     from clearhead.weights.inspection import Inspection
 
-HELP = "Look at a model's weights: what a file holds, and how its tensors become another scheme's."
+HELP = (
+    "Look at a model's weights: what a file holds, how its tensors become another scheme's, and whether all is right."
+)
 
 INSPECT_EPILOG = """
 Examples:
@@ -106,6 +110,7 @@ def map_weights(
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "inspect": (inspect_weights, INSPECT_EPILOG),
     "map": (map_weights, MAP_EPILOG),
+    "verify": (verify_weights, VERIFY_EPILOG),
 }
 """The verbs below `clearhead weights`, each with what stands under its help."""
 
