@@ -443,7 +443,7 @@ def load(
         raise InputError(f"backend is {backend!r}; the backends are {', '.join(BACKENDS)}.")
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; the types of weights in memory are {', '.join(DTYPES)}.")
-    place = _device(device)
+    place = find_device(device)
     from clearhead import weights
 
     opened = weights.open(bundled() if source is None else source, revision=revision)
@@ -480,7 +480,12 @@ def _model(opened: Any, device: torch.device, dtype: str) -> GPTModel:
     return model.to(device=device, dtype=getattr(torch, dtype))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        InputError: where it is not to be had here.
+    """
     import torch
 
     try:

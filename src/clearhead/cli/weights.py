@@ -15,6 +15,8 @@ from clearhead.cli.weights_convert import EPILOG as CONVERT_EPILOG
 from clearhead.cli.weights_convert import convert_weights
 from clearhead.cli.weights_fetch import EPILOG as FETCH_EPILOG
 from clearhead.cli.weights_fetch import fetch_weights
+from clearhead.cli.weights_verify import EPILOG as VERIFY_EPILOG
+from clearhead.cli.weights_verify import verify_weights
 from clearhead.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from clearhead.weights.grouping import Span
     from clearhead.weights.inspection import Inspection
 
-HELP = "Look at a model's weights, fetch them, and write them in another form."
+HELP = "Look at a model's weights, prove them right, fetch them, and write them in another form."
 
 INSPECT_EPILOG = """
 Examples:
@@ -110,6 +112,7 @@ def map_weights(
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "inspect": (inspect_weights, INSPECT_EPILOG),
     "map": (map_weights, MAP_EPILOG),
+    "verify": (verify_weights, VERIFY_EPILOG),
     "convert": (convert_weights, CONVERT_EPILOG),
     "fetch": (fetch_weights, FETCH_EPILOG),
 }
