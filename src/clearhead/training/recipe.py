@@ -17,8 +17,11 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, TrainingError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw", "muon"]
+Schedule = Literal["wsd", "cosine"]
+OnSpike = Literal["report", "skip"]
+Parallel = Literal["replicate", "shard"]
 
 _T = TypeVar("_T")
 
@@ -70,13 +73,26 @@ class TrainingRecipe:
         weight_decay: AdamW's and Muon's, on matrices only (norms and biases are left alone).
         clip_norm: gradients longer than this (all together) are shortened to it.
         warmup_steps: over which the learning rate rises from 0.
-        decay_steps: the last steps, over which it falls linearly to `final_share` of its peak.
+        schedule: what follows: `wsd` stays at the peak until the decay, `cosine` falls from there to the end.
+        decay_steps: of `wsd`, the last steps, over which it falls linearly to `final_share` of its peak.
         final_share: what is left of the learning rate at the end.
-        precision: `bfloat16` autocasts the matrix products; `auto` does so where the machine has instructions for it.
+        precision: `bfloat16` and `float16` autocast the matrix products, float16 with a scaled loss; `auto` takes
+            bfloat16 where the machine has instructions for it.
         compile: whether torch.compile fuses the step; it needs a C++ compiler on a CPU.
+        recompute: keep only what goes into each block, and compute the inside again on the way back (activation
+            checkpointing): less memory for a third more time.
+        head_chunk: tokens whose logits are in memory at a time; 0 for as many as make 64 MiB.
+        on_spike: what becomes of a step whose loss or gradient norm jumps: `report` takes it, `skip` leaves it out.
+            A loss that is no number is left out by `skip` and stops the run otherwise.
+        parallel: with several processes, whether each has all of the model (`replicate`, DDP) or a part
+            (`shard`, FSDP2, for a model that does not fit).
+        log_every: steps between lines of metrics.
         evaluate_every: steps between validations.
         evaluate_windows: windows of each held-out text in such a validation; the end sees all of it.
+        samples: prompts that the model continues at each validation.
+        sample_tokens: how many tokens each continuation has.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of them stay; older ones are deleted.
     """
 
     steps: int
@@ -91,13 +107,30 @@ class TrainingRecipe:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     warmup_steps: int = 100
+    schedule: Schedule = "wsd"
     decay_steps: int = 0
     final_share: float = 0.0
     precision: Precision = "auto"
     compile: bool = False
+    recompute: bool = False
+    head_chunk: int = 0
+    on_spike: OnSpike = "report"
+    parallel: Parallel = "replicate"
+    log_every: int = 10
     evaluate_every: int = 250
     evaluate_windows: int = 32
+    samples: tuple[str, ...] = ()
+    sample_tokens: int = 40
     checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+
+
+NOT_OF_THE_PAST = (
+    *("steps", "decay_steps", "final_share", "schedule", "warmup_steps"),  # the rates themselves are compared
+    *("parallel", "log_every", "evaluate_every", "evaluate_windows", "samples", "sample_tokens"),
+    *("checkpoint_every", "keep_checkpoints"),
+)
+"""Keys of `[training]` that may change between a checkpoint and what goes on from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +201,10 @@ def _table(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
         expected = types[name]
         if expected is float and type(value) is int:
             value = float(value)
+        if expected == tuple[str, ...]:
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise TrainingError(f"{name} in {where} is {value!r}; it must be a list of texts.")
+            value = tuple(value)
         if expected in (int, float, str, bool) and type(value) is not expected:
             raise TrainingError(f"{name} in {where} is {value!r}; it must be of type {expected.__name__}.")
         choices = getattr(expected, "__args__", ())
@@ -195,15 +232,23 @@ def _check(recipe: Recipe) -> None:
         if not source.weight > 0:
             raise TrainingError(f"the weight of {source.name!r} is {source.weight}; it must be above 0.")
     t = recipe.training
-    for name in ("steps", "batch_size", "evaluate_every", "evaluate_windows", "checkpoint_every"):
+    for name in (
+        *("steps", "batch_size", "log_every", "evaluate_every", "evaluate_windows", "sample_tokens"),
+        *("checkpoint_every", "keep_checkpoints"),
+    ):
         if getattr(t, name) < 1:
             raise TrainingError(f"{name} is {getattr(t, name)}; it must be at least 1.")
     for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
         if not getattr(t, name) > 0:
             raise TrainingError(f"{name} is {getattr(t, name)}; it must be above 0.")
-    for name in ("warmup_steps", "decay_steps", "micro_batch_size", "weight_decay", "final_share"):
+    for name in ("warmup_steps", "decay_steps", "micro_batch_size", "head_chunk", "weight_decay", "final_share"):
         if getattr(t, name) < 0:
             raise TrainingError(f"{name} is {getattr(t, name)}; it must not be below 0.")
+    if t.schedule == "cosine" and t.decay_steps:
+        raise TrainingError(
+            f"decay_steps is {t.decay_steps} and the schedule is cosine, which falls from the warm-up to the end; "
+            'leave decay_steps out, or set schedule = "wsd".'
+        )
     if t.warmup_steps + t.decay_steps > t.steps:
         raise TrainingError(
             f"warmup_steps {t.warmup_steps} and decay_steps {t.decay_steps} do not fit into steps {t.steps}."
