@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["clearhead.training.loop"])
+CONTEXT.set_forkserver_preload(["clearhead.training.loop", "torch.utils.tensorboard"])
 
 RECIPE = """
 [model]
@@ -153,22 +153,19 @@ def compare(one: Path, other: Path) -> list[str]:
     if states[0].keys() != states[1].keys():
         differences.append("the checkpoints hold other tensors")
     differences += [f"{name} differs" for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])]
-    lines = [
-        [
-            {
-                key: value
-                for key, value in json.loads(line).items()
-                if key not in ("tokens_per_second", "seconds", "memory")
-            }
-            for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-        for run in (one, other)
-    ]
+    lines = [comparable(run) for run in (one, other)]
     if lines[0] != lines[1]:
         differences.append("the metrics differ")
     if (one / "model/model.safetensors").read_bytes() != (other / "model/model.safetensors").read_bytes():
         differences.append("the model folders differ")
     return differences
+
+
+def comparable(run: Path) -> list[dict[str, object]]:
+    """The lines of metrics without what depends on the clock."""
+    of_the_clock = ("tokens_per_second", "seconds", "memory", "share_of_peak")
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{key: value for key, value in line.items() if key not in of_the_clock} for line in lines]
 
 
 if __name__ == "__main__":

@@ -132,6 +132,41 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def check_past(state: Mapping[str, Any], past: Mapping[str, Any], checkpoint: Path, steps: int) -> None:
+    """Raises where a run cannot go on from a checkpoint, and says what differs.
+
+    Args:
+        state: the checkpoint's, which holds the past that it was made with.
+        past: what the same number of steps depends on now: `model` and `training`, tables of settings; `data`, a
+            digest; `rates`, a digest of the learning rates so far.
+        checkpoint: its folder, for the sentence.
+        steps: how many the recipe asks for.
+
+    Raises:
+        TrainingError: naming each setting with both of its values.
+    """
+    past = json.loads(json.dumps(past))  # what JSON makes of tuples and whole floats
+    different = [
+        f"{key} was {state.get(table, {}).get(key)} and is {value}"
+        for table in ("model", "training")
+        for key, value in past[table].items()
+        if state.get(table, {}).get(key) != value
+    ]
+    if state.get("data") != past["data"]:
+        different.append("its texts or their shares were others")
+    if not different and state.get("rates") != past["rates"]:
+        different.append("its learning rate went another way up to there")
+    if different:
+        raise TrainingError(
+            f"the checkpoint {checkpoint} belongs to another recipe or corpus: {'; '.join(different)}. Give "
+            "the one that it was made with, or another folder for the new run."
+        )
+    if state["step"] > steps:
+        raise TrainingError(
+            f"the checkpoint has done {state['step']:,} steps and the recipe asks for {steps:,}; raise steps."
+        )
+
+
 def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], processes: Processes) -> None:
     """Fills tensors of a model and its optimizers with those of a checkpoint, whatever number of processes wrote it.
 

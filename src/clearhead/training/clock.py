@@ -6,8 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from clearhead.progress import duration
-
 _MEMORY = 50  # steps that both averages look back on
 
 
@@ -26,11 +24,12 @@ class Clock:
         self.seconds = 0.0
         self.left = 0
         self._steps = 0
-        self._last = 0.0
+        self._started = self._last = 0.0
 
     def start(self, steps: int) -> None:
         """The first step begins now, and so many are to go."""
-        self.left, self._last = steps, time.monotonic()
+        self.left, self._started = steps, time.monotonic()
+        self._last = self._started
 
     def tick(self, loss: float) -> None:
         """A step is done."""
@@ -55,5 +54,7 @@ class Clock:
         """Of all processes together."""
         return self.tokens_a_step / self.seconds
 
-    def __str__(self) -> str:
-        return f"{self.tokens_per_second:,.0f} tokens/s, {duration(self.left * self.seconds)} left"
+    @property
+    def running(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started

@@ -11,6 +11,7 @@ import torch
 
 import clearhead
 from clearhead.training.distributed import Processes
+from clearhead.training.precision import dtype_name
 
 
 def environment(processes: Processes, dtype: torch.dtype) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def environment(processes: Processes, dtype: torch.dtype) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes.world,
         "device": device_name(processes.device),
-        "products": str(dtype).removeprefix("torch."),
+        "products": dtype_name(dtype),
         "command": sys.argv,
     }
     if processes.device.type == "cuda":

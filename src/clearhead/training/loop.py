@@ -21,24 +21,35 @@ from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
 from clearhead.model import GPTModel
-from clearhead.progress import Progress
-from clearhead.training.checkpoint import checkpoints, load_tensors, read_state, save_checkpoint, tensors_of
+from clearhead.training.card import model_card
+from clearhead.training.checkpoint import (
+    check_past,
+    checkpoints,
+    load_tensors,
+    read_state,
+    save_checkpoint,
+    tensors_of,
+)
 from clearhead.training.clock import Clock
 from clearhead.training.corpus import Corpus, build
+from clearhead.training.display import Standing
 from clearhead.training.distributed import Processes, processes
 from clearhead.training.environment import environment
+from clearhead.training.find_lr import find_rate, save_search
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import optimizers
-from clearhead.training.precision import autocast, product_dtype
+from clearhead.training.precision import autocast, dtype_name, product_dtype
 from clearhead.training.recipe import NOT_OF_THE_PAST, Recipe
-from clearhead.training.run_folder import ENVIRONMENT, RECIPE, Metrics, locked, write_text
+from clearhead.training.record import Record
+from clearhead.training.run_folder import ENVIRONMENT, RECIPE, locked, write_text
 from clearhead.training.samples import continuations
 from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
 from clearhead.training.stopping import listening
 from clearhead.training.task import NextTokens, Scores, Task
-from clearhead.weights import save_huggingface
-from clearhead.weights.into_torch import ModelTensors
+from clearhead.training.throughput import memory_used, peak_flops, training_flops
+
+_SETTLED = 5.0  # seconds of training before the machine's peak is measured; shorter runs go without
 
 
 def train(
@@ -86,8 +97,7 @@ def train(
                 values["corpus"] = None if corpus_folder is None else str(corpus_folder.resolve())
                 write_text(out / ENVIRONMENT, json.dumps(values, indent=1) + "\n")
         run.go()
-        run.finish()
-        return run.save_model(dtype)
+        return run.finish(dtype)
 
 
 class Run:
@@ -108,16 +118,17 @@ class Run:
             torch.manual_seed(t.seed)
             model = GPTModel(recipe.model)
         self.model = model if t.parallel == "shard" and group.world > 1 else model.to(group.device)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
         self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute)
         spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
         self.dtype = product_dtype(t.precision, group.device)
         self.stepper = Stepper(
             spread, optimizers(self.model, t), t, group, self.dtype, draws=recipe.model.drop_rate > 0
         )
-        self.metrics = Metrics(out)
+        self.record = Record(out, group.is_first, t.steps)
         self.step = 0
         self.clock = Clock(t.batch_size * recipe.model.context_length)
-        self.progress: Progress | None = None
+        self._peak: float | None = None  # FLOP/s of all processes' devices
 
     def resume(self) -> None:
         """Brings back the newest checkpoint; metrics of steps after it are forgotten, as they come again.
@@ -125,17 +136,14 @@ class Run:
         Raises:
             TrainingError: where there is none, or it belongs to another recipe or corpus.
         """
-        there = checkpoints(self.out)
-        if not there:
-            raise TrainingError(f"there is no checkpoint in {self.out} to go on from; start the run without --resume.")
-        state = read_state(there[-1])
-        self._check_past(state, there[-1])
-        load_tensors(there[-1], tensors_of(self.model, self.stepper.optimizers), self.group)
+        newest = checkpoints(self.out)[-1]
+        state = read_state(newest)
+        check_past(state, self._past(state["step"]), newest, self.recipe.training.steps)
+        load_tensors(newest, tensors_of(self.model, self.stepper.optimizers), self.group)
         self.step = state["step"]
         self.stepper.restore(state)
         self.clock.loss = state["smooth_loss"]
-        if self.group.is_first:
-            self.metrics.forget_after(self.step)
+        self.record.go_on_from(self.step)
 
     def go(self) -> None:
         """Runs the steps that are left, with reports, validations and checkpoints on the way.
@@ -147,10 +155,9 @@ class Run:
             TrainingError: as `Stepper.take` and `save`.
         """
         t = self.recipe.training
-        self.say(self._introduction())
+        self.record.say(self._introduction())
         self.clock.start(t.steps - self.step)
-        with Progress("training", t.steps) as self.progress, listening() as stop:
-            self.progress.advance(self.step)
+        with self.record, listening() as stop:
             while self.step < t.steps:
                 step = self.stepper.take(self.step, self.task.batch(self.step), stop.asked)
                 self.step += 1
@@ -162,9 +169,8 @@ class Run:
                     with self.clock.paused():
                         self.save()
                 if step.stop:
-                    self.say(f"stopped at step {self.step:,}; the same command with --resume goes on from there.")
+                    self.record.say(f"stopped after step {self.step:,}; --resume goes on from there.")
                     raise KeyboardInterrupt
-        self.progress = None
 
     def save(self) -> None:
         """Writes a checkpoint of the state after the last whole step."""
@@ -181,12 +187,20 @@ class Run:
 
         return self.task.examine(self.model, nats, windows, self.group)
 
-    def finish(self) -> None:
-        """The last examination, on all that is held out."""
+    def finish(self, dtype: str) -> Path:
+        """Examines the model on all that is held out, draws the curves, writes the model folder; returns it."""
         scores = self.examine(None)
-        self.record(final=scores)
+        self.record.add(self.step, final=scores)
         for name, values in scores.items():
-            self.say(f"{name}: {_words(values)} on the whole held-out text")
+            self.record.say(f"{name}: {_words(values)} on the whole held-out text")
+        self.record.draw()
+        folder = self.out / "model"
+        whole = self.whole_model()
+        with self.group.first_alone() as first:
+            if first:
+                self.task.save(whole, folder, dtype)
+                write_text(folder / "README.md", self._card(scores))
+        return folder
 
     def whole_model(self) -> GPTModel:
         """The model in one piece: itself, or, where it is spread over processes, a copy of it on the first one's CPU.
@@ -206,58 +220,44 @@ class Run:
             whole.load_state_dict(values, assign=True)
         return whole
 
-    def save_model(self, dtype: str) -> Path:
-        """Writes the model folder; returns it."""
-        whole = self.whole_model()
-        folder = self.out / "model"
-        end = self.task.tokenizer.end_of_text
-        special = {"bos_token_id": end, "eos_token_id": end}
-        with self.group.first_alone() as first:
-            if first:
-                save_huggingface(folder, self.recipe.model, ModelTensors(whole), dtype=dtype, extra_config=special)
-                self.task.tokenizer.save(folder)
-        return folder
-
-    def record(self, **values: Any) -> None:
-        """Adds a line to the metrics."""
-        if self.group.is_first:
-            self.metrics.add(step=self.step, **values)
-
-    def say(self, line: str) -> None:
-        """Prints a line that stays."""
-        if self.group.is_first:
-            (self.progress or Progress("", None)).say(line)
-
     def _report(self, step: Step) -> None:
         self.clock.tick(step.loss)
-        assert self.progress is not None
-        if self.group.is_first:
-            note = f"step {self.step:,} of {self.recipe.training.steps:,}, loss {self.clock.loss:.3f}, {self.clock}"
-            self.progress.advance(1, note)
+        if self._peak is None and self.clock.running > _SETTLED and self.group.is_first:
+            with self.clock.paused():
+                self._peak = self.group.world * peak_flops(self.group.device, self.dtype)
+        speed = self.clock.tokens_per_second
+        share = None if self._peak is None else speed * training_flops(self.recipe.model) / self._peak
+        memory = memory_used(self.group.device)
+        left = self.clock.left * self.clock.seconds
+        self.record.update(Standing(self.step, self.clock.loss or step.loss, speed, share, memory, left))
         if step.odd:
-            self.record(odd=step.odd, taken=step.taken)
-            self.say(f"step {self.step:,}: {step.odd}{'' if step.taken else '; left out'}")
+            self.record.add(self.step, odd=step.odd, taken=step.taken)
+            self.record.say(f"step {self.step:,}: {step.odd}{'' if step.taken else '; left out'}")
         if self.step % self.recipe.training.log_every == 0:
-            self.record(
+            self.record.add(
+                self.step,
                 loss=step.loss,
                 norm=step.norm,
                 rate=step.rate,
                 tokens=self.step * step.tokens,
-                tokens_per_second=round(self.clock.tokens_per_second),
+                tokens_per_second=round(speed),
+                **({} if share is None else {"share_of_peak": round(share, 4)}),
+                memory=memory,
+                seconds=round(self.clock.running, 1),
             )
 
     def _validate(self) -> None:
         t = self.recipe.training
         scores = self.examine(t.evaluate_windows)
-        self.record(train_loss=self.clock.loss, valid=scores)
+        self.record.add(self.step, train_loss=self.clock.loss, valid=scores)
         if scores:
-            words = "; ".join(f"{name}: {_words(values)}" for name, values in scores.items())
-            self.say(f"step {self.step:,}: held out {words}; training loss {self.clock.loss:.3f}")
+            found = "; ".join(f"{name}: {_words(values)}" for name, values in scores.items())
+            self.record.say(f"step {self.step:,}: held out {found}; training loss {self.clock.loss:.3f}")
         whole = self.whole_model() if t.samples else None
         if whole is not None and self.group.is_first:
             for prompt, text in continuations(whole, self.task.tokenizer, t.samples, t.sample_tokens):
-                self.record(prompt=prompt, sample=text)
-                self.say(f"    {prompt}|{text}")
+                self.record.add(self.step, prompt=prompt, sample=text)
+                self.record.say(f"  {prompt}|{text}")
 
     def _past(self, step: int) -> dict[str, Any]:
         """What the first steps of a run depend on: it may go on under any recipe that shares it.
@@ -265,48 +265,56 @@ class Run:
         So a run can be made longer or shorter while its learning rate has not begun to fall.
         """
         t = asdict(self.recipe.training)
-        settings = {key: value for key, value in t.items() if key not in NOT_OF_THE_PAST}
         rates = [rate_at(s, self.recipe.training) for s in range(step)]
         return {
             "model": asdict(self.recipe.model),
-            "training": settings,
+            "training": {key: value for key, value in t.items() if key not in NOT_OF_THE_PAST},
             "data": self.task.key,
-            "rates": _digest(rates),
+            "rates": hashlib.sha256(repr(rates).encode()).hexdigest(),
         }
-
-    def _check_past(self, state: dict[str, Any], checkpoint: Path) -> None:
-        past = json.loads(json.dumps(self._past(state["step"])))
-        different = [
-            f"{key} was {was.get(key)} and is {value}"
-            for table, was in ((past["model"], state.get("model", {})), (past["training"], state.get("training", {})))
-            for key, value in table.items()
-            if was.get(key) != value
-        ]
-        if state.get("data") != past["data"]:
-            different.append("its texts or their shares were others")
-        if not different and state.get("rates") != past["rates"]:
-            different.append("its learning rate went another way up to there")
-        if different:
-            raise TrainingError(
-                f"the checkpoint {checkpoint} belongs to another recipe or corpus: {'; '.join(different)}. Give "
-                "the one that it was made with, or another folder for the new run."
-            )
-        if state["step"] > self.recipe.training.steps:
-            raise TrainingError(
-                f"the checkpoint has done {state['step']:,} steps and the recipe asks for "
-                f"{self.recipe.training.steps:,}; raise steps."
-            )
 
     def _introduction(self) -> str:
         t = self.recipe.training
-        n = sum(p.numel() for p in self.model.parameters())
         tokens = t.steps * t.batch_size * self.recipe.model.context_length
         start = f" from step {self.step:,}" if self.step else ""
         together = f", {self.group.world} processes" if self.group.world > 1 else ""
         return (
-            f"{n:,} parameters, {tokens:,} tokens in {t.steps:,} steps{start} ({self.task.describe(t.steps)}), "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.group.device.type}{together}"
+            f"{self.parameters:,} parameters, {tokens:,} tokens in {t.steps:,} steps{start} "
+            f"({self.task.describe(t.steps)}), {dtype_name(self.dtype)} on {self.group.device.type}{together}"
         )
+
+    def _card(self, scores: Scores) -> str:
+        tokens = self.step * self.recipe.training.batch_size * self.recipe.model.context_length
+        facts = {**environment(self.group, self.dtype), "parameters": self.parameters, "steps": self.step}
+        return model_card(self.out.resolve().name, self.recipe, self.task.about(), scores, {**facts, "tokens": tokens})
+
+
+def find_lr(
+    recipe: Recipe, data: Path, out: Path, *, corpus_folder: Path | None = None, device: str = "auto"
+) -> dict[str, float]:
+    """Searches for a learning rate with a model of its own; writes `find_lr.json` and `find_lr.svg` into `out`.
+
+    Args:
+        recipe, data, out, corpus_folder, device: as `train`.
+
+    Returns:
+        the suggested peak rates, by the recipe's keys.
+
+    Raises:
+        TrainingError: as `train`, and where the loss falls at no rate.
+    """
+    with processes(device) as group:
+        corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
+        task = NextTokens(recipe, corpus)
+        run = Run(recipe, task, out, group)
+        found = find_rate(run.stepper, task)
+        rates = {"learning_rate": recipe.training.learning_rate}
+        if recipe.training.optimizer == "muon":
+            rates["muon_learning_rate"] = recipe.training.muon_learning_rate
+        with group.first_alone() as first:
+            if first:
+                save_search(found, rates, out)
+        return {key: rate * found.share for key, rate in rates.items()}
 
 
 def _check_start(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None:
@@ -341,7 +349,3 @@ def _need_compiler(device: torch.device) -> None:
 def _words(scores: dict[str, float]) -> str:
     names = {"bits_per_byte": "bits per byte", "accuracy": "accuracy", "loss": "loss"}
     return ", ".join(f"{words} {scores[key]:.4f}" for key, words in names.items() if key in scores)
-
-
-def _digest(rates: list[float]) -> str:
-    return hashlib.sha256(repr(rates).encode()).hexdigest()

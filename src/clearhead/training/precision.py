@@ -18,6 +18,11 @@ def product_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` and so on, without torch's name before it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster there than in float32; without instructions they are 100 times slower."""
     if device.type == "cuda":

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +53,15 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()}")
         file.flush()
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is going on in a folder."""
+    try:
+        with (folder / _LOCK).open("r+") as file:
+            return not _try_lock(file)
+    except OSError:
+        return False
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -124,6 +134,30 @@ class Metrics:
         """Drops the lines of later steps, which come again, and one that was cut short."""
         kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
         write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Where the data of a run were: the folder of its texts, and that of its shards if it was named."""
+
+    data: Path
+    corpus: Path | None
+
+
+def remembered(folder: Path) -> Remembered:
+    """Where the data of a run were when it was started.
+
+    Raises:
+        TrainingError: where the folder holds no run that could say so.
+    """
+    try:
+        values = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        return Remembered(Path(values["data"]), None if values["corpus"] is None else Path(values["corpus"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TrainingError(
+            f"there is no checkpoint in {folder} to go on from: it holds no run with a {ENVIRONMENT}. Check --out, or "
+            "start the run without --resume."
+        ) from None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from clearhead.evaluation.held_out import HeldOut, Nats, held_out
@@ -12,6 +13,8 @@ from clearhead.training.corpus import Corpus
 from clearhead.training.distributed import Processes
 from clearhead.training.recipe import Recipe
 from clearhead.training.step import Batch
+from clearhead.weights import save_huggingface
+from clearhead.weights.into_torch import ModelTensors
 
 Scores = dict[str, dict[str, float]]
 """For each held-out text its numbers by name: loss, bits_per_byte, perplexity; accuracy of a classifier."""
@@ -34,6 +37,12 @@ class Task(Protocol):
 
     def describe(self, steps: int) -> str:
         """What so many steps see, for the first line of a run."""
+
+    def about(self) -> str:
+        """What the data are, for the model's card, in Markdown."""
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """Writes the model folder."""
 
 
 class NextTokens:
@@ -73,6 +82,22 @@ class NextTokens:
         """How often each text is seen."""
         seen = zip(self.corpus.train, self.batches.epochs(steps), strict=True)
         return "epochs: " + ", ".join(f"{name} {times:.1f}" for name, times in seen)
+
+    def about(self) -> str:
+        """The texts with their sizes."""
+        rows = [f"| {name} | {part.tokens:,} | {part.documents:,} |" for name, part in self.corpus.train.items()]
+        return "\n".join(["| text | tokens | documents |", "|---|---|---|", *rows])
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """A Hugging Face GPT-2 folder with the corpus's tokenizer."""
+        save_model(model, self.tokenizer, folder, dtype)
+
+
+def save_model(model: GPTModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
+    """Writes a model and its tokenizer as a Hugging Face folder."""
+    special = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    save_huggingface(folder, model.config, ModelTensors(model), dtype=dtype, extra_config=special)
+    tokenizer.save(folder)
 
 
 def numbers(found: HeldOut) -> dict[str, float]:
