@@ -168,7 +168,9 @@ def test_the_peak_is_above_what_a_step_reaches() -> None:
 def test_the_display_shows_and_ends_with_a_line() -> None:
     display = Display(200)
     text = io.StringIO()
-    display._console = Console(file=text, force_terminal=True, width=120, legacy_windows=False, highlight=False)
+    display._console = Console(
+        file=text, force_terminal=True, width=120, legacy_windows=False, highlight=False, markup=False
+    )
     with display:
         display._shown -= 10
         display.update(Standing(50, 3.25, 1234.0, 0.42, 2_500_000_000, 90.0))

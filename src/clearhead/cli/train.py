@@ -16,6 +16,8 @@ Examples:
 
 [bold]clearhead train --resume --out runs/storyteller[/]
 
+[bold]clearhead train recipes/classes.toml --data examples --out runs/spam[/]
+
 [bold]torchrun --nproc-per-node=8 -m clearhead train recipe.toml --data texts --out runs/large[/]
 """
 
@@ -51,11 +53,14 @@ def train(
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
-    """Train a model from scratch, as a recipe says.
+    """Train a model as a recipe says: from scratch, or on from one that is there.
 
-    The texts become token shards with a vocabulary learned from them; then come the steps, with validations
-    and checkpoints on the way. Ctrl-C writes a checkpoint before it stops, and --resume goes on exactly from there,
-    whatever stopped the run. Under torchrun, all processes train one model together.
+    From scratch, the texts become token shards with a vocabulary learned from them. Then come the steps, with
+    validations and checkpoints on the way. Ctrl-C writes a checkpoint before it stops, and --resume goes on exactly
+    from there, whatever stopped the run. Under torchrun, all processes train one model together.
+
+    A recipe with [finetune] starts from a model that is there (bundled, a folder, a name on the hub) and goes on with
+    texts, with prompts and responses, or with classes; all weights learn, or with lora_rank a few beside them.
 
     A text file separates its documents by a line <|endoftext|>.
     """
@@ -80,4 +85,7 @@ def train(
         print(f"The curve is in {out / 'find_lr.svg'}.")
         return
     folder = loop.train(chosen, data, out, corpus_folder=corpus, resume=resume, device=device, dtype=dtype)
-    print(f'The model is in {folder}. Try: clearhead generate "Once upon a time" --model {folder}')
+    names = chosen.finetune is not None and chosen.finetune.kind == "classes"
+    print(
+        f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'
+    )

@@ -21,6 +21,7 @@ def model_card(
         facts: `environment.environment`'s, with what the run adds: parameters, steps, tokens, seconds.
     """
     m, t = recipe.model, recipe.training
+    classes = recipe.finetune is not None and recipe.finetune.kind == "classes"
     header = sorted({score for values in scores.values() for score in values})
     results = [
         "| held-out text | " + " | ".join(words(score) for score in header) + " |",
@@ -30,7 +31,7 @@ def model_card(
         results.append(f"| {text} | " + " | ".join(f"{values[s]:.4f}" if s in values else "" for s in header) + " |")
     return f"""---
 library_name: clearhead
-pipeline_tag: {"text-classification" if "accuracy" in header and "bits_per_byte" not in header else "text-generation"}
+pipeline_tag: {"text-classification" if classes else "text-generation"}
 tags:
 - gpt2
 - clearhead
@@ -58,10 +59,11 @@ A GPT-2 with {facts["parameters"]:,} parameters: {m.n_layers} blocks, {m.n_heads
 ## Use
 
 ```
-clearhead generate "..." --model FOLDER
+clearhead {"classify" if classes else "generate"} "..." --model FOLDER
 ```
 
-The folder is one of Hugging Face's: `transformers` opens it with `AutoModelForCausalLM.from_pretrained(FOLDER)`.
+The folder is one of Hugging Face's: `transformers` opens it with
+`AutoModelFor{"SequenceClassification" if classes else "CausalLM"}.from_pretrained(FOLDER)`.
 
 ## Recipe
 

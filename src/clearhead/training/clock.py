@@ -14,14 +14,14 @@ class Clock:
 
     Attributes:
         loss: the smoothed training loss; a checkpoint keeps it.
-        seconds: of a step, smoothed.
+        seconds, tokens: of a step, smoothed.
         left: steps to go.
     """
 
-    def __init__(self, tokens_a_step: int) -> None:
-        self.tokens_a_step = tokens_a_step
+    def __init__(self) -> None:
         self.loss: float | None = None
         self.seconds = 0.0
+        self.tokens = 0.0
         self.left = 0
         self._steps = 0
         self._started = self._last = 0.0
@@ -31,7 +31,7 @@ class Clock:
         self.left, self._started = steps, time.monotonic()
         self._last = self._started
 
-    def tick(self, loss: float) -> None:
+    def tick(self, loss: float, tokens: int) -> None:
         """A step is done."""
         now = time.monotonic()
         self._steps += 1
@@ -39,6 +39,7 @@ class Clock:
         # The first step compiles and warms up: it says nothing about the next ones.
         share = 1.0 if self._steps <= 2 else max(1 / self._steps, 1 / _MEMORY)
         self.seconds += share * (now - self._last - self.seconds)
+        self.tokens += share * (tokens - self.tokens)
         self.loss = loss if self.loss is None else self.loss + (loss - self.loss) / _MEMORY
         self._last = now
 
@@ -52,7 +53,7 @@ class Clock:
     @property
     def tokens_per_second(self) -> float:
         """Of all processes together."""
-        return self.tokens_a_step / self.seconds
+        return self.tokens / self.seconds
 
     @property
     def running(self) -> float:

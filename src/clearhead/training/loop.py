@@ -7,6 +7,7 @@ order of things.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
@@ -36,6 +38,7 @@ from clearhead.training.display import Standing
 from clearhead.training.distributed import Processes, processes
 from clearhead.training.environment import environment
 from clearhead.training.find_lr import find_rate, save_search
+from clearhead.training.finetune import begin
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import optimizers
 from clearhead.training.precision import autocast, dtype_name, product_dtype
@@ -86,8 +89,7 @@ def train(
             if first:
                 _check_start(recipe, out, resume, group.device)
                 held.enter_context(locked(out))
-        corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
-        run = Run(recipe, NextTokens(recipe, corpus), out, group)
+        run = _new_run(recipe, data, out, corpus_folder, group)
         if resume:
             run.resume()
         with group.first_alone() as first:
@@ -117,17 +119,21 @@ class Run:
         if model is None:
             torch.manual_seed(t.seed)
             model = GPTModel(recipe.model)
-        self.model = model if t.parallel == "shard" and group.world > 1 else model.to(group.device)
+        self._outline: GPTModel | None = None  # what the parts of a sharded model are put together in
+        if t.parallel == "shard" and group.world > 1:
+            self.model, self._outline = model, copy.deepcopy(model).to("meta")
+        else:
+            self.model = model.to(group.device)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute)
         spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
         self.dtype = product_dtype(t.precision, group.device)
-        self.stepper = Stepper(
-            spread, optimizers(self.model, t), t, group, self.dtype, draws=recipe.model.drop_rate > 0
-        )
+        draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
+        self.stepper = Stepper(spread, optimizers(self.model, t), t, group, self.dtype, draws)
         self.record = Record(out, group.is_first, t.steps)
         self.step = 0
-        self.clock = Clock(t.batch_size * recipe.model.context_length)
+        self.clock = Clock()
+        self.tokens = 0
         self._peak: float | None = None  # FLOP/s of all processes' devices
 
     def resume(self) -> None:
@@ -142,7 +148,7 @@ class Run:
         load_tensors(newest, tensors_of(self.model, self.stepper.optimizers), self.group)
         self.step = state["step"]
         self.stepper.restore(state)
-        self.clock.loss = state["smooth_loss"]
+        self.clock.loss, self.tokens = state["smooth_loss"], state["tokens"]
         self.record.go_on_from(self.step)
 
     def go(self) -> None:
@@ -174,18 +180,18 @@ class Run:
 
     def save(self) -> None:
         """Writes a checkpoint of the state after the last whole step."""
-        state = {**self.stepper.state(), "smooth_loss": self.clock.loss, **self._past(self.step)}
+        state = {**self.stepper.state(), **self._past(self.step), "smooth_loss": self.clock.loss, "tokens": self.tokens}
         tensors = tensors_of(self.model, self.stepper.optimizers)
         save_checkpoint(self.out, self.step, tensors, state, self.group, self.recipe.training.keep_checkpoints)
 
     def examine(self, windows: int | None) -> Scores:
         """The scores on what is held out, or on so many windows of it."""
 
-        def nats(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            with autocast(self.group.device, self.dtype):
-                return self.objective(inputs, targets)
+        def examiner(*batch: Any, **how: Any) -> torch.Tensor:
+            with torch.no_grad(), autocast(self.group.device, self.dtype):
+                return self.objective(*batch, **how)
 
-        return self.task.examine(self.model, nats, windows, self.group)
+        return self.task.examine(self.model, examiner, windows, self.group)
 
     def finish(self, dtype: str) -> Path:
         """Examines the model on all that is held out, draws the curves, writes the model folder; returns it."""
@@ -207,10 +213,9 @@ class Run:
 
         All processes come here together; of a spread model the others get one without values.
         """
-        if not any(isinstance(p, DTensor) for p in self.model.parameters()):
+        if self._outline is None:
             return self.model
-        with torch.device("meta"):
-            whole = GPTModel(self.recipe.model)
+        whole = copy.deepcopy(self._outline)
         values = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             gathered = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
@@ -221,8 +226,11 @@ class Run:
         return whole
 
     def _report(self, step: Step) -> None:
-        self.clock.tick(step.loss)
-        if self._peak is None and self.clock.running > _SETTLED and self.group.is_first:
+        self.tokens += step.tokens
+        self.clock.tick(step.loss, step.tokens)
+        # Fine-tuning leaves out part of the arithmetic that the share of the peak is counted by.
+        known = self._peak is not None or self.recipe.finetune is not None
+        if not known and self.clock.running > _SETTLED and self.group.is_first:
             with self.clock.paused():
                 self._peak = self.group.world * peak_flops(self.group.device, self.dtype)
         speed = self.clock.tokens_per_second
@@ -239,7 +247,7 @@ class Run:
                 loss=step.loss,
                 norm=step.norm,
                 rate=step.rate,
-                tokens=self.step * step.tokens,
+                tokens=self.tokens,
                 tokens_per_second=round(speed),
                 **({} if share is None else {"share_of_peak": round(share, 4)}),
                 memory=memory,
@@ -275,18 +283,20 @@ class Run:
 
     def _introduction(self) -> str:
         t = self.recipe.training
-        tokens = t.steps * t.batch_size * self.recipe.model.context_length
+        learned = sum(p.numel() for p in self.stepper.parameters)
+        some = f" ({learned:,} of them learn)" if learned < self.parameters else ""
         start = f" from step {self.step:,}" if self.step else ""
         together = f", {self.group.world} processes" if self.group.world > 1 else ""
         return (
-            f"{self.parameters:,} parameters, {tokens:,} tokens in {t.steps:,} steps{start} "
+            f"{self.parameters:,} parameters{some}, {t.steps:,} steps of {t.batch_size} windows{start} "
             f"({self.task.describe(t.steps)}), {dtype_name(self.dtype)} on {self.group.device.type}{together}"
         )
 
     def _card(self, scores: Scores) -> str:
-        tokens = self.step * self.recipe.training.batch_size * self.recipe.model.context_length
         facts = {**environment(self.group, self.dtype), "parameters": self.parameters, "steps": self.step}
-        return model_card(self.out.resolve().name, self.recipe, self.task.about(), scores, {**facts, "tokens": tokens})
+        return model_card(
+            self.out.resolve().name, self.recipe, self.task.about(), scores, {**facts, "tokens": self.tokens}
+        )
 
 
 def find_lr(
@@ -304,10 +314,8 @@ def find_lr(
         TrainingError: as `train`, and where the loss falls at no rate.
     """
     with processes(device) as group:
-        corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
-        task = NextTokens(recipe, corpus)
-        run = Run(recipe, task, out, group)
-        found = find_rate(run.stepper, task)
+        run = _new_run(recipe, data, out, corpus_folder, group)
+        found = find_rate(run.stepper, run.task)
         rates = {"learning_rate": recipe.training.learning_rate}
         if recipe.training.optimizer == "muon":
             rates["muon_learning_rate"] = recipe.training.muon_learning_rate
@@ -325,6 +333,15 @@ def _check_start(recipe: Recipe, out: Path, resume: bool, device: torch.device) 
         raise TrainingError(f"there is no checkpoint in {out} to go on from; start the run without --resume.")
     if recipe.training.compile:
         _need_compiler(device)
+
+
+def _new_run(recipe: Recipe, data: Path, out: Path, corpus_folder: Path | None, group: Processes) -> Run:
+    """A run that has not begun: of a new model, or of one that is there."""
+    if recipe.finetune is not None:
+        start = begin(recipe, data)
+        return Run(start.recipe, start.task, out, group, start.model)
+    corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
+    return Run(recipe, NextTokens(recipe, corpus), out, group)
 
 
 def _corpus(recipe: Recipe, data: Path, folder: Path, group: Processes) -> Corpus:

@@ -32,23 +32,26 @@ class Objective(nn.Module):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self._trunk = torch.compile(model.hidden) if compiled else model.hidden
 
-    def forward(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
-        """The summed surprisal of the targets in nats.
+    def forward(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None, guess: bool = False) -> Tensor:
+        """The summed surprisal of the targets in nats, or what the head would name in their place.
 
         Args:
             ids: int64 [B, T]
             targets: int64 [B, T]; -100 where a token does not count.
             counted: the places in the flattened batch whose targets count, int64 [N]; None for all. The others do
                 not go through the head.
+            guess: return the likeliest ids instead of the loss.
 
         Returns:
-            a scalar, float32.
+            a scalar, float32; the guesses, int64 [N].
         """
         trunk = self._trunk if self.model.training else self.model.hidden
         hidden = trunk(ids).flatten(0, 1)  # [B * T, C]
         targets = targets.flatten()  # [B * T]
         if counted is not None:
             hidden, targets = hidden[counted], targets[counted]
+        if guess:
+            return self.model.head(hidden).argmax(dim=-1)  # [N]
         return head_nats(hidden, self.model.head.weight, targets, self.chunk)
 
 

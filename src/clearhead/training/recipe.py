@@ -1,7 +1,8 @@
 """A recipe: everything that decides what a training run makes, in one TOML file.
 
 Three tables: `[model]` (the fields of `GPTConfig`), `[corpus]` (the texts and their shares) and `[training]` (steps,
-batch, optimizer, schedule). Two runs of one recipe on the same texts see the same batches.
+batch, optimizer, schedule); or two, where a model that is there learns more: `[finetune]` (the model and what it learns
+from) and `[training]`. Two runs of one recipe on the same texts see the same batches.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["wsd", "cosine"]
 OnSpike = Literal["report", "skip"]
+Kind = Literal["text", "instructions", "classes"]
 Parallel = Literal["replicate", "shard"]
 
 _T = TypeVar("_T")
@@ -54,6 +56,38 @@ class CorpusRecipe:
 
     source: tuple[SourceRecipe, ...]
     tokenizer_bytes: int = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneRecipe:
+    """What a model that is there learns.
+
+    Attributes:
+        start: the model: `bundled`, a folder, a file of weights, or a name on the hub.
+        kind: `text` goes on as in pre-training, on a file of documents; `instructions` learns responses to prompts,
+            with the loss on the responses only; `classes` gets a head that names one of several classes, read from
+            the last token.
+        train: the file to learn from, relative to the data folder. For `text` documents separated by a line
+            `<|endoftext|>`; else JSON lines with `prompt` and `response` (or `instruction`, `input` and `output`), or
+            with `text` and `label`.
+        valid: a file of the same form that is held out; none where empty.
+        template: how a prompt is put before the model; `{prompt}` stands for it.
+        context_length: the most tokens of an example, or of a window of text; 0 for the model's own.
+        lora_rank: the rank of the matrices that are learned beside the model's own, which then stay as they are (Hu et
+            al. 2021); 0 to move all weights.
+        lora_alpha: what the learned matrices' product is multiplied by, over lora_rank.
+        lora_dropout: share of the values dropped before them.
+    """
+
+    start: str
+    kind: Kind
+    train: str
+    valid: str = ""
+    template: str = "{prompt}"
+    context_length: int = 0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +169,27 @@ NOT_OF_THE_PAST = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe. `text` is the TOML that it was read from, kept beside what it makes."""
+    """A whole recipe.
 
-    model: GPTConfig
+    Attributes:
+        model: the shape; None in a recipe with `[finetune]` until its model was opened.
+        corpus: the texts; empty in a recipe with `[finetune]`.
+        training: how.
+        finetune: what a model that is there learns; None where it is made from scratch.
+        text: the TOML that it was read from, kept beside what it makes.
+    """
+
+    shape: GPTConfig | None
     corpus: CorpusRecipe
     training: TrainingRecipe
+    finetune: FineTuneRecipe | None = None
     text: str = ""
+
+    @property
+    def model(self) -> GPTConfig:
+        """The shape of the model."""
+        assert self.shape is not None, "the model that the recipe starts from was not opened yet"
+        return self.shape
 
     @classmethod
     def from_file(cls, path: str | Path) -> Recipe:
@@ -166,10 +215,29 @@ class Recipe:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise TrainingError(f"this is not TOML: {error}.") from None
-        _refuse_unknown(tables, ["model", "corpus", "training"], "the recipe")
-        for name in ("model", "corpus", "training"):
+        _refuse_unknown(tables, ["model", "corpus", "finetune", "training"], "the recipe")
+        needed = ("finetune", "training") if "finetune" in tables else ("model", "corpus", "training")
+        for name in needed:
             if not isinstance(tables.get(name), dict):
-                raise TrainingError(f"the table [{name}] is missing; a recipe has [model], [corpus] and [training].")
+                raise TrainingError(
+                    f"the table [{name}] is missing; a recipe has [model], [corpus] and [training], or "
+                    "[finetune] and [training]."
+                )
+        for name in tables:
+            if name not in needed:
+                raise TrainingError(
+                    f"the recipe has [{name}] beside [finetune], whose model and texts it names itself."
+                )
+        if "finetune" in tables:
+            recipe = cls(
+                shape=None,
+                corpus=CorpusRecipe(source=()),
+                training=_table(TrainingRecipe, tables["training"], "[training]"),
+                finetune=_table(FineTuneRecipe, tables["finetune"], "[finetune]"),
+                text=text,
+            )
+            _check(recipe)
+            return recipe
         try:
             model = GPTConfig.from_dict(tables["model"])
         except ConfigError as error:
@@ -180,7 +248,7 @@ class Recipe:
             raise TrainingError("[corpus] names no text; add a [[corpus.source]] with name and train.")
         corpus["source"] = tuple(_table(SourceRecipe, s, "[[corpus.source]]") for s in sources)
         recipe = cls(
-            model=model,
+            shape=model,
             corpus=_table(CorpusRecipe, corpus, "[corpus]"),
             training=_table(TrainingRecipe, tables["training"], "[training]"),
             text=text,
@@ -231,7 +299,28 @@ def _check(recipe: Recipe) -> None:
             raise TrainingError(f"a source is named {source.name!r}; use letters, digits, '-' and '_' only.")
         if not source.weight > 0:
             raise TrainingError(f"the weight of {source.name!r} is {source.weight}; it must be above 0.")
-    t = recipe.training
+    if recipe.finetune is not None:
+        _check_finetune(recipe.finetune, recipe.training)
+    _check_training(recipe.training)
+
+
+def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
+    for name in ("context_length", "lora_rank"):
+        if getattr(f, name) < 0:
+            raise TrainingError(f"{name} is {getattr(f, name)}; it must not be below 0.")
+    if not 0 <= f.lora_dropout < 1:
+        raise TrainingError(f"lora_dropout is {f.lora_dropout}; it must be from 0 up to, but not including, 1.")
+    if not f.lora_alpha > 0:
+        raise TrainingError(f"lora_alpha is {f.lora_alpha}; it must be above 0.")
+    if f.template.count("{prompt}") != 1:
+        raise TrainingError(f"the template {f.template!r} must hold {{prompt}} once, where the prompt stands.")
+    if f.kind == "classes" and t.samples:
+        raise TrainingError("samples are for models that write; leave them out where classes are learned.")
+    if f.lora_rank and t.optimizer == "muon":
+        raise TrainingError('lora_rank goes with optimizer = "adamw": Muon is for the matrices of a whole model.')
+
+
+def _check_training(t: TrainingRecipe) -> None:
     for name in (
         *("steps", "batch_size", "log_every", "evaluate_every", "evaluate_windows", "sample_tokens"),
         *("checkpoint_every", "keep_checkpoints"),

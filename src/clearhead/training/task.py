@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from clearhead.evaluation.held_out import HeldOut, Nats, held_out
+from torch import Tensor
+
+from clearhead.evaluation.held_out import HeldOut, held_out
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.batches import Batches
@@ -20,6 +22,13 @@ Scores = dict[str, dict[str, float]]
 """For each held-out text its numbers by name: loss, bits_per_byte, perplexity; accuracy of a classifier."""
 
 
+class Examiner(Protocol):
+    """Runs the model on a batch without learning from it, as `objective.Objective` does."""
+
+    def __call__(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None, guess: bool = False) -> Tensor:
+        """The summed nats of the targets, or the likeliest ids in their place."""
+
+
 class Task(Protocol):
     """What `Run` needs to know of its data."""
 
@@ -32,7 +41,7 @@ class Task(Protocol):
     def batch(self, step: int) -> Batch:
         """The batch of a step, for all processes together: a pure function of the step."""
 
-    def examine(self, model: GPTModel, nats: Nats, windows: int | None, processes: Processes) -> Scores:
+    def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """How the model does on what it is not trained on, or on so many windows of it. All processes take part."""
 
     def describe(self, steps: int) -> str:
@@ -62,7 +71,7 @@ class NextTokens:
         """Windows of the training texts, in the recipe's shares."""
         return self.batches.batch(step)
 
-    def examine(self, model: GPTModel, nats: Nats, windows: int | None, processes: Processes) -> Scores:
+    def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """Loss, perplexity and bits per byte of each held-out text."""
         scores: Scores = {}
         for name, shard in self.corpus.valid.items():
@@ -71,11 +80,11 @@ class NextTokens:
                 self.corpus.tokens(shard),
                 shard.text_bytes,
                 windows=windows,
-                nats=nats,
+                nats=examiner,
                 share=(processes.rank, processes.world),
             )
             sums = processes.sums([found.nats, found.tokens, found.text_bytes])
-            scores[name] = numbers(HeldOut(sums[0], int(sums[1]), sums[2]))
+            scores[name] = numbers_of(HeldOut(sums[0], int(sums[1]), sums[2]))
         return scores
 
     def describe(self, steps: int) -> str:
@@ -100,6 +109,6 @@ def save_model(model: GPTModel, tokenizer: Tokenizer, folder: Path, dtype: str) 
     tokenizer.save(folder)
 
 
-def numbers(found: HeldOut) -> dict[str, float]:
+def numbers_of(found: HeldOut) -> dict[str, float]:
     """A held-out result as the metrics hold it."""
     return {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}
