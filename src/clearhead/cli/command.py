@@ -11,8 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from clearhead import __version__
-from clearhead.cli.diagram import diagram
 from clearhead.cli.classify import classify
+from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
 from clearhead.cli.generate import generate
 from clearhead.cli.new import new
