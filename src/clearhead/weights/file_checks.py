@@ -19,7 +19,7 @@ from clearhead.errors import WeightsError
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.sharded import ShardedFile
 from clearhead.weights.formats.tensorflow import TensorFlowFile
-from clearhead.weights.progress import ByteProgress
+from clearhead.progress import ByteProgress
 from clearhead.weights.tensors import TensorFile
 
 _CHUNK = 2**22  # bytes of which a checksum is taken at a time

@@ -23,7 +23,7 @@ from clearhead.weights.inspection import Inspection, Statistics, inspect_source
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.official import Identity, Official, identify
 from clearhead.weights.plan import Plan
-from clearhead.weights.progress import ByteProgress
+from clearhead.progress import ByteProgress
 from clearhead.weights.source import Source, locate
 from clearhead.weights.source import open as open_source
 from clearhead.weights.tensors import TensorInfo
