@@ -117,7 +117,11 @@ class CTranslate2:
 
 
 class LlamaCpp:
-    """llama.cpp through the C interface that llama-cpp-python gives."""
+    """llama.cpp through the C interface that llama-cpp-python gives.
+
+    Its default, flash attention, is the faster one for a prompt and a short context, and the slower one for single tokens
+    after a long context: there it is switched off.
+    """
 
     def __init__(self, form: str, folder: Path, threads: int) -> None:
         import llama_cpp
@@ -132,21 +136,23 @@ class LlamaCpp:
         )
         self._model, self._threads = model, threads
         self._size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        self._contexts: dict[int, Any] = {}
+        self._contexts: dict[tuple[int, bool], Any] = {}
 
-    def _context(self, sequences: int) -> Any:
-        if sequences not in self._contexts:
+    def _context(self, sequences: int, flash: bool) -> Any:
+        if (sequences, flash) not in self._contexts:
             params = self._lib.llama_context_default_params()
             params.n_ctx, params.n_batch, params.n_ubatch = 1024 * sequences, 1024, 512
             params.n_seq_max = sequences
             params.n_threads = params.n_threads_batch = self._threads
-            self._contexts[sequences] = self._lib.llama_init_from_model(self._model, params)
-        return self._contexts[sequences]
+            if not flash:
+                params.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            self._contexts[sequences, flash] = self._lib.llama_init_from_model(self._model, params)
+        return self._contexts[sequences, flash]
 
     def write(self, prompts: Prompts, n: int) -> list[float]:
         import numpy as np
 
-        lib, context = self._lib, self._context(len(prompts))
+        lib, context = self._lib, self._context(len(prompts), flash=n == 1 or len(prompts[0]) < 512)
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         batch = lib.llama_batch_init(1024, 0, 1)
         given, done, times = prompts, 0, []
