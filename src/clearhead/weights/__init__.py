@@ -6,8 +6,9 @@ that OpenAI published, and `identify` says whether a model is one of them, bit f
 point, that weights are whole and stand where they belong.
 """
 
+from clearhead.weights.comparison import Difference, compare
 from clearhead.weights.download import fetch_openai
-from clearhead.weights.hub import fetch
+from clearhead.weights.hub import fetch, fetch_into
 from clearhead.weights.huggingface import save_huggingface
 from clearhead.weights.official import Identity, identify
 from clearhead.weights.openai import save_openai
@@ -18,6 +19,7 @@ from clearhead.weights.tensors import TensorInfo
 from clearhead.weights.verifying import Point, Verification, verify
 
 __all__ = [
+    "Difference",
     "Identity",
     "LazyTensors",
     "Plan",
@@ -27,8 +29,10 @@ __all__ = [
     "Source",
     "TensorInfo",
     "Verification",
+    "compare",
     "convert",
     "fetch",
+    "fetch_into",
     "fetch_openai",
     "identify",
     "locate",

@@ -22,9 +22,9 @@ from typing import Literal
 import numpy as np
 
 from clearhead.config import RELEASED, GPTConfig
+from clearhead.progress import ByteProgress
 from clearhead.weights.formats.sstable import crc32c
 from clearhead.weights.plan import Plan
-from clearhead.weights.progress import ByteProgress
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorInfo
 

@@ -10,6 +10,7 @@ vocabulary. Quantized numbers are turned back by the library, and it writes the 
 
 from __future__ import annotations
 
+import copy
 import math
 import struct
 from collections.abc import Iterable, Mapping
@@ -87,6 +88,12 @@ class GGUFFile:
             data = data.copy()
         values = data.view(kind).reshape(stored.shape)
         return widen_bfloat16(values) if _PLAIN[stored.kind] == "bfloat16" else values
+
+    def again(self) -> GGUFFile:
+        """The same file mapped anew; see `TensorFile.again`."""
+        other = copy.copy(self)
+        other._data = np.memmap(self.path, np.uint8, mode="c")
+        return other
 
 
 def _library(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,16 @@ class ShardedFile:
     def read(self, name: str) -> np.ndarray:
         """One tensor as stored; see `TensorFile.read`."""
         return self._home[name].read(name)
+
+    def again(self) -> ShardedFile:
+        """The same shards mapped anew; see `TensorFile.again`."""
+        fresh: dict[int, TensorFile] = {}
+        for shard in self._home.values():
+            if id(shard) not in fresh:
+                fresh[id(shard)] = shard.again()
+        other = copy.copy(self)
+        other._home = {name: fresh[id(shard)] for name, shard in self._home.items()}
+        return other
 
 
 def _read_index(path: Path) -> dict[str, str]:
