@@ -287,7 +287,7 @@ def test_a_text_that_the_model_does_not_know_is_no_ground(tmp_path: Path) -> Non
 # Identity and continuation
 # --------------------------------------------------------------------------------------------------------------
 
-FORMS = ["openai", "huggingface", "book", "nanogpt", "llmc", "transformerlens", "gguf", "canonical"]
+FORMS = ["openai", "huggingface", "book", "nanogpt", "llmc", "transformerlens", "gguf", "canonical", "onnx"]
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +406,7 @@ def page(path: Path) -> None:
         ("book", "", cut, "files", "cut short"),
         ("gguf", "", cut, "files", "cut short"),
         ("llmc", "", cut, "files", "cut short"),
+        ("onnx", "model.onnx", cut, "files", "cut short"),
         ("llmc", "", page, "files", "web page"),
     ],
 )

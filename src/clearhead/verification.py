@@ -9,19 +9,16 @@ assert found.ok
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearhead.config import RELEASED, GPTConfig
-from clearhead.errors import ClearheadError, TokenizerError
+from clearhead.errors import TokenizerError, WeightsError
 from clearhead.evaluation.published import PUBLISHED, Continuation
 from clearhead.evaluation.sample_text import GPT2_END_OF_TEXT, GPT2_IDS, TEXT
 from clearhead.gpt import GPT, find_device
-from clearhead.weights import gguf
-from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.official import Official, same_shape, tokenizer_files
 from clearhead.weights.source import Source
 from clearhead.weights.verifying import Looked, Point, Trial, Verification
@@ -40,7 +37,6 @@ _DEVIATIONS = 3.0  # ... and its advantage must not rest on a few tokens
 _FLOPS = 2e12  # that a comparison may take, a minute or two of an ordinary processor: so many tokens are read ...
 _FEW_TOKENS = 128  # ... but so many at least
 _LAYER_BY_LAYER_FLOPS = 3e13  # what that may take at most; larger models get the whole-model rivals only
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.bpe", "merges.txt")
 
 
 def verify(
@@ -108,8 +104,8 @@ class _Run:
         """Opens the tokenizer that stands beside the weights or in them, and sends a text through it and back."""
         self.source, name = looked.source, "tokenizer"
         try:
-            self.tokenizer = _tokenizer_of(looked.source)
-        except TokenizerError as error:
+            self.tokenizer = looked.source.tokenizer()
+        except (TokenizerError, WeightsError) as error:
             return Point(name, "failed", str(error))
         if self.tokenizer is None:
             return Point(name, "not applicable", "No tokenizer stands beside the weights.")
@@ -190,28 +186,6 @@ class _Run:
     def _greedy(self, case: Continuation) -> tuple[int, ...]:
         gpt = GPT(self.model)
         return gpt.generate(case.prompt_ids, max_new_tokens=len(case.ids), temperature=0, stop_at_end_of_text=False).ids
-
-
-def _tokenizer_of(source: Source) -> Tokenizer | None:
-    """The tokenizer in the weights' folder, or in a GGUF file; None where there is none.
-
-    Raises:
-        TokenizerError: where its files are broken.
-    """
-    from clearhead.tokenizer import Tokenizer
-
-    if isinstance(source._file, GGUFFile):
-        with tempfile.TemporaryDirectory() as folder:
-            gguf.save_tokenizer(source._file.keys, Path(folder))
-            return Tokenizer.from_folder(folder) if any(Path(folder).iterdir()) else None
-    if not any((source.folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    try:
-        return Tokenizer.from_folder(source.folder)
-    except TokenizerError:
-        raise
-    except ClearheadError as error:  # a file that is a pointer or a page, as the weights' reader would say it
-        raise TokenizerError(str(error)) from None
 
 
 def _published_files(folder: Path) -> tuple[str, ...]:
