@@ -41,7 +41,7 @@ def gpt(peer: GPT2LMHeadModel, tmp_path_factory: pytest.TempPathFactory) -> GPT:
 
 @pytest.fixture(scope="module")
 def bundled() -> GPT:
-    return clearhead.load()
+    return clearhead.load(backend="torch")
 
 
 def peer_modules(peer: GPT2LMHeadModel, modules: dict[str, nn.Module]) -> dict[str, np.ndarray]:

@@ -39,7 +39,7 @@ def peer() -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module")
 def gpt() -> GPT:
-    return clearhead.load()
+    return clearhead.load(backend="torch")
 
 
 def walked(gpt: GPT, text: str, **options: Any) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def walk(
         text = text.removesuffix("\n").removesuffix("\r")  # the end of a file's last line is not part of the prompt
     if not text:
         raise InputError("the prompt is empty; give some text to follow.")
-    gpt = load(model, device=device)
+    gpt = load(model, backend="torch", device=device)  # what is watched is the PyTorch model
     for note in gpt.notes:
         notice(note)
     with working("walking through the model"):
