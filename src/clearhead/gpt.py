@@ -12,7 +12,8 @@ print(gpt.score("The cat sat on the mat.").bits_per_byte)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
@@ -26,6 +27,8 @@ from clearhead.scoring import Score, score
 if TYPE_CHECKING:
     import torch
 
+    from clearhead.lens import Trace
+    from clearhead.lens.editing import Change
     from clearhead.model import GPTModel
     from clearhead.tokenizer import Tokenizer
     from clearhead.torch_runner import TorchRunner
@@ -40,8 +43,6 @@ TOP_P = 0.95
 
 Prompt = str | Sequence[int]
 """Text, or the ids of its tokens."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.bpe", "merges.txt")
 
 
 class Options(TypedDict, total=False):
@@ -322,6 +323,66 @@ class GPT:
             tokenizer=self.tokenizer,
         )
 
+    def watch(
+        self,
+        text: Prompt,
+        names: str | Iterable[str] = "*",
+        *,
+        positions: int | Sequence[int] | None = None,
+        as_torch: bool = False,
+    ) -> Trace:
+        """Runs a text through the model and returns the values inside it, by their names.
+
+        Args:
+            text: text, or token ids; at most as many as the model's context.
+            names: which values, such as "blocks.3.attention.pattern", or a list of names; with wildcards, such as
+                "*.residual_out". `clearhead.lens.names(gpt.config)` lists them. All of them where it is left out.
+            positions: keep what belongs to the tokens at these places only, counted from 0.
+            as_torch: whether to return tensors on the model's device, and not NumPy arrays.
+
+        Raises:
+            InputError: for an unknown name (near matches are listed) or a text that is empty or too long.
+            TokenizerError: where the text cannot be encoded.
+        """
+        from clearhead import lens
+
+        ids = self._ids(text)
+        tokens = None if self.tokenizer is None else lens.pieces(self.tokenizer, ids)
+        return lens.watch(self.model, ids, names, positions=positions, tokens=tokens, as_torch=as_torch)
+
+    @contextmanager
+    def edit(
+        self,
+        names: str | Iterable[str],
+        change: Change,
+        *,
+        heads: int | Sequence[int] | None = None,
+        positions: int | Sequence[int] | None = None,
+    ) -> Iterator[GPT]:
+        """Inside a `with`, `watch`, `generate` and `score` go on with a changed value.
+
+            with gpt.edit("blocks.3.attention.pattern", lambda pattern: pattern.tril(-1), heads=2):
+                print(gpt.generate("Once upon a time"))
+
+        Several edits stand one in another; of two edits of one value, the inner one gets what the outer one made.
+
+        Args:
+            names: the value or values to change, as `watch` takes them.
+            change: a number, an array or a tensor, broadcast to the value's shape; or a function that gets a copy of
+                the value, a tensor [*its shape] for one sequence, and returns the new one.
+            heads: change these heads only.
+            positions: change what belongs to the tokens at these places only, counted from 0.
+
+        `clearhead.lens.edit` says how edits act while text is generated token by token.
+
+        Raises:
+            InputError: for an unknown name, a head or position out of range, or a change that does not fit.
+        """
+        from clearhead import lens
+
+        with lens.edit(self.model, names, change, heads=heads, positions=positions):
+            yield self
+
     def save(self, folder: str | os.PathLike[str], *, dtype: str = "float32") -> None:
         """Writes the model and its tokenizer as a Hugging Face folder, which `transformers` opens too.
 
@@ -382,11 +443,11 @@ def load(
         raise InputError(f"backend is {backend!r}; the backends are {', '.join(BACKENDS)}.")
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; the types of weights in memory are {', '.join(DTYPES)}.")
-    place = _device(device)
+    place = find_device(device)
     from clearhead import weights
 
     opened = weights.open(bundled() if source is None else source, revision=revision)
-    tokenizer = _tokenizer_in(opened.folder)
+    tokenizer = opened.tokenizer()
     _check_vocabulary(opened.config, tokenizer)
     return GPT(_model(opened, place, dtype), tokenizer, notes=opened.notes)
 
@@ -419,7 +480,12 @@ def _model(opened: Any, device: torch.device, dtype: str) -> GPTModel:
     return model.to(device=device, dtype=getattr(torch, dtype))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        InputError: where it is not to be had here.
+    """
     import torch
 
     try:
@@ -429,14 +495,6 @@ def _device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"device is {name!r}, which cannot be used here ({reason}); give 'cpu'.") from None
     return device
-
-
-def _tokenizer_in(folder: Path) -> Tokenizer | None:
-    from clearhead.tokenizer import Tokenizer
-
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    return Tokenizer.from_folder(folder)
 
 
 def _check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:

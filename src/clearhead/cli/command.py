@@ -18,6 +18,7 @@ from clearhead.cli.new import new
 from clearhead.cli.params import params
 from clearhead.cli.tokenize import tokenize
 from clearhead.cli.train import train
+from clearhead.cli.walk import walk
 from clearhead.cli.weights import HELP as WEIGHTS_HELP
 from clearhead.cli.weights import VERBS as WEIGHTS_VERBS
 from clearhead.errors import ClearheadError
@@ -60,7 +61,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, diagram, new, train, evaluate):
+for verb in (generate, tokenize, params, diagram, walk, new, train, evaluate):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")

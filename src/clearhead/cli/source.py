@@ -109,4 +109,6 @@ def open_tokenizer(model: str | None) -> Tokenizer:
     path = bundled() if model is None else weights.locate(model)
     if path.is_file() and path.suffix == ".json":
         return Tokenizer.from_json(path)
+    if path.suffix == ".gguf" and (own := weights.open(path).tokenizer()) is not None:
+        return own
     return Tokenizer.from_folder(path if path.is_dir() else path.parent)

@@ -1,4 +1,4 @@
-"""`clearhead weights`: what is in a model's file, and how its tensors become another scheme's."""
+"""`clearhead weights`: the verbs below it, and those two that look: `inspect` and `map`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clearhead.cli.weights_convert import EPILOG as CONVERT_EPILOG
+from clearhead.cli.weights_convert import convert_weights
+from clearhead.cli.weights_fetch import EPILOG as FETCH_EPILOG
+from clearhead.cli.weights_fetch import fetch_weights
+from clearhead.cli.weights_verify import EPILOG as VERIFY_EPILOG
+from clearhead.cli.weights_verify import verify_weights
 from clearhead.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from clearhead.weights.grouping import Span
     from clearhead.weights.inspection import Inspection
 
-HELP = "Look at a model's weights: what a file holds, and how its tensors become another scheme's."
+HELP = "Look at a model's weights, prove them right, fetch them, and write them in another form."
 
 INSPECT_EPILOG = """
 Examples:
@@ -104,6 +110,9 @@ def map_weights(
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "inspect": (inspect_weights, INSPECT_EPILOG),
     "map": (map_weights, MAP_EPILOG),
+    "verify": (verify_weights, VERIFY_EPILOG),
+    "convert": (convert_weights, CONVERT_EPILOG),
+    "fetch": (fetch_weights, FETCH_EPILOG),
 }
 """The verbs below `clearhead weights`, each with what stands under its help."""
 
