@@ -146,7 +146,7 @@ def test_memory_to_train_holds_the_real_tensors(dtype: str) -> None:
     held = {part.name: part.amount for part in Costs(config, dtype).memory_to_train().parts}
     assert held["parameters"] == sum(p.nbytes for p in model.parameters())
     assert held["gradients"] == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    assert held["AdamW's two averages"] == sum(average.nbytes for average in averages)
+    assert held["AdamW's averages"] == sum(average.nbytes for average in averages)
 
 
 class Peak(TorchDispatchMode):

@@ -187,7 +187,7 @@ class Costs:
             "memory to train",
             self._cost("parameters", "4 × N"),
             self._cost("gradients", "4 × N"),
-            self._cost("AdamW's two averages", "8 × N"),
+            self._cost("AdamW's averages", "8 × N"),
             *copies,
             activations,
         )

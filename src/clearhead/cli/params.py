@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,7 @@ Examples:
 """
 
 _MODELS_SIDE_BY_SIDE = 4  # as many columns of numbers as 80 characters hold
+_NUMBER = 14  # the width of such a column
 
 
 def params(
@@ -318,7 +320,8 @@ def _side_by_side(reports: list[_Report]) -> list[Sheet]:
 
 def _compared(reports: list[_Report]) -> Sheet:
     columns = [_column(report) for report in reports]
-    sheet = Sheet(["", *(report.title.replace(", as in", "\nas in") for report in reports)], headings=True)
+    names = ["\n".join(textwrap.wrap(report.title, _NUMBER)) for report in reports]
+    sheet = Sheet(["", *names], headings=True)
     for i, (name, depth, _) in enumerate(columns[0]):
         sheet.add(name, *(column[i][2] for column in columns), depth=depth)
     return sheet
@@ -360,9 +363,9 @@ def _column(report: _Report) -> list[tuple[str, int, str]]:
     training = costs.training_flops()
     return [
         *lines,
-        ("FLOPs a token", 0, ""),
-        ("forward", 1, f"{costs.forward_flops().amount:,}"),
-        ("to train", 1, f"{training.amount:,}"),
+        ("millions of FLOPs", 0, "a token"),
+        ("forward", 1, f"{costs.forward_flops().amount / 1e6:,.1f}"),
+        ("to train", 1, f"{training.amount / 1e6:,.1f}"),
         *((rule.name, 2, _against(rule, training)) for rule in costs.rules_of_thumb()),
         ("bytes moved", 0, binary(moved.amount)),
         ("FLOPs a byte", 1, _intensity(costs)),
