@@ -34,7 +34,7 @@ Examples:
 """
 
 _MODELS_SIDE_BY_SIDE = 4  # as many columns of numbers as 80 characters hold
-_NUMBER = 14  # the width of such a column
+_NUMBER = 13  # the width of such a column
 
 
 def params(
