@@ -12,6 +12,7 @@ import typer
 
 from clearhead import __version__
 from clearhead.cli.classify import classify
+from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
 from clearhead.cli.generate import generate
 from clearhead.cli.new import new
@@ -19,6 +20,7 @@ from clearhead.cli.params import params
 from clearhead.cli.runs import runs
 from clearhead.cli.tokenize import tokenize
 from clearhead.cli.train import train
+from clearhead.cli.walk import walk
 from clearhead.cli.weights import HELP as WEIGHTS_HELP
 from clearhead.cli.weights import VERBS as WEIGHTS_VERBS
 from clearhead.errors import ClearheadError
@@ -61,7 +63,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, new, train, runs, evaluate, classify):
+for verb in (generate, tokenize, params, diagram, walk, new, train, runs, evaluate, classify):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clearhead.errors import WeightsError
+from clearhead.progress import ByteProgress
 from clearhead.weights.plan import Plan
-from clearhead.weights.progress import ByteProgress
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import shape_words
 
