@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clearhead import __version__
+from clearhead.cli.bench import bench
 from clearhead.cli.classify import classify
 from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
@@ -63,7 +64,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, diagram, walk, new, train, runs, evaluate, classify):
+for verb in (generate, tokenize, params, diagram, walk, new, train, runs, evaluate, classify, bench):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
