@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.engine.compiling import entry, kernel
+from clearhead.compiling import entry, kernel
 from clearhead.engine.elementwise import round_to_bfloat16
 from clearhead.engine.tiles import CHUNKS, COLUMNS, PANEL, place_of
 from clearhead.errors import InputError
