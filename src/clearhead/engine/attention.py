@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
+from clearhead.engine.compiling import fused, kernel
 from clearhead.engine.elementwise import exponential, round_to_bfloat16
 from clearhead.engine.llvm import (
     F32,
@@ -102,7 +103,7 @@ def _accumulate(n_rows: int, width: int) -> Any:
 _three_wide, _one_wide, _one_narrow = _accumulate(3, WIDE), _accumulate(1, WIDE), _accumulate(1, LANES)
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def _accumulate_rows(
     rows: int,
     a: Any,
@@ -132,7 +133,7 @@ def _accumulate_rows(
             done += WIDE
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def attend(
     queries: Any,
     row: int,
@@ -193,7 +194,7 @@ def attend(
             out[row + r, head * head_dim + d] = mixed[r, d]
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def _softmax(scores: Any, row: int, seen: int, length: int, scale: Any) -> None:
     """scores[row, :seen] to weights that sum to 1; scores[row, seen:length], and what fills the last 8, to 0."""
     greatest = np.float32(-np.inf)

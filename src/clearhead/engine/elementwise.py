@@ -9,9 +9,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from clearhead.engine.compiling import fused, kernel
 from clearhead.engine.llvm import LANES, bits_as_float, float_as_bits, row_square_sum, row_sum
 
 _ROUND = np.float32(12582912.0)  # 1.5 · 2²³: added and taken away again it rounds to a whole number, half to even
@@ -24,7 +25,7 @@ _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
+@fused
 def exponential(x: Any) -> Any:
     """e to the x in float32, to about two units of the last place; below -87 as at -87.
 
@@ -45,7 +46,7 @@ def exponential(x: Any) -> Any:
     return p * bits_as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def round_to_bfloat16(number: Any) -> Any:
     """The bits of the nearest bfloat16, half to even; NaN stays NaN."""
     bits = np.uint32(float_as_bits(np.float32(number)))
@@ -55,7 +56,7 @@ def round_to_bfloat16(number: Any) -> Any:
     return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def normalize(x: Any, row: int, width: int, weight: Any, bias: Any, eps: float, out: Any) -> None:
     """LayerNorm (Ba et al. 2016, equation 4) of x[row, :width] into out[row, :width]; the rest of the row is 0."""
     padded = (width + LANES - 1) // LANES * LANES
@@ -70,7 +71,7 @@ def normalize(x: Any, row: int, width: int, weight: Any, bias: Any, eps: float, 
         out[row, i] = out[row, i] * scale * weight[i] + bias[i]
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
     """The tanh form of GELU (Hendrycks and Gimpel 2016) on y[row, first:last].
 
@@ -82,7 +83,7 @@ def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
         y[row, i] = x / (_ONE + exponential(np.float32(-2) * u))
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def gelu_exact(y: Any, row: int, first: int, last: int) -> None:
     """x times the share of a normal distribution below x, on y[row, first:last]."""
     for i in range(first, last):

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from clearhead.engine.compiling import entry, kernel
 from clearhead.engine.elementwise import round_to_bfloat16
 from clearhead.engine.tiles import CHUNK, PANEL
 from clearhead.errors import InputError
@@ -71,7 +71,8 @@ def pack(form: str, matrix: Array, weights: Array, scales: Array, threads: int =
     edges = [panels * part // threads for part in range(threads + 1)]
 
     def part(number: int) -> bool:
-        return bool(write(matrix, chunks, edges[number], edges[number + 1], weights, scales))
+        room = np.empty((2, CHUNK), np.float32)
+        return bool(write(matrix, chunks, edges[number], edges[number + 1], weights, scales, room))
 
     if threads == 1:
         fine = [part(0)]
@@ -85,8 +86,8 @@ def pack(form: str, matrix: Array, weights: Array, scales: Array, threads: int =
         )
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _write_float32(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any) -> bool:
+@entry
+def _write_float32(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
@@ -97,8 +98,8 @@ def _write_float32(matrix: Any, chunks: int, first: int, last: int, weights: Any
     return True
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _write_bfloat16(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any) -> bool:
+@entry
+def _write_bfloat16(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
@@ -109,8 +110,8 @@ def _write_bfloat16(matrix: Any, chunks: int, first: int, last: int, weights: An
     return True
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _write_int8(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any) -> bool:
+@entry
+def _write_int8(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
@@ -131,11 +132,10 @@ _TRIALS = 12
 """Scales that int4 tries for each group, from 0.7 to 1.15 of the one that just reaches the greatest number."""
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _write_int4(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any) -> bool:
+@entry
+def _write_int4(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
-    group = np.zeros(CHUNK, np.float32)
-    whole = np.zeros(CHUNK, np.float32)
+    group, whole = room[0], room[1]
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
             for chunk in range(chunks):
@@ -152,7 +152,7 @@ def _write_int4(matrix: Any, chunks: int, first: int, last: int, weights: Any, s
     return True
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def _best_int4(group: Any, whole: Any) -> Any:
     """Fills `whole` with numbers from -8 to 7; returns the bfloat16 bits of the scale that goes with them.
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
-from numba import njit
 
 from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
+from clearhead.engine.compiling import entry, fused
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, make_ready, normalize
 from clearhead.engine.llvm import atomic_write
 from clearhead.engine.threads import JOB, barrier, next_job
@@ -96,19 +96,19 @@ class Scratch(NamedTuple):
     mixed: Array  # float32 [threads, 3, D]
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def _share(n: int, thread: int, threads: int) -> tuple[int, int]:
     """Which of n things are this thread's: from, and to before."""
     return n * thread // threads, n * (thread + 1) // threads
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def _limit(padded: int) -> float:
     """How great a rounded activation may be: 127 times it, `padded` times, stays under 2³¹, and it fits 16 bits."""
     return min(32767, (2**31 - 1) // (127 * padded)) * 1.0
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def forward(
     thread: int, threads: int, control: Any, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any
 ) -> None:
@@ -185,7 +185,7 @@ def forward(
     barrier(control, threads)
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def _multiply(
     matrix: Any, layer: int, rows: int, padded: int, thread: int, threads: int, ready: Any, scales: Any, n: int, y: Any
 ) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def _multiply(
     return first * PANEL, min(rows, last * PANEL)
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
     """x += y for the columns from `first` to before `last` of n rows: the shortcut."""
     for row in range(n):
@@ -215,7 +215,7 @@ def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
             x[row, i] += y[row, i]
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def _embed(weights: Any, token: int, place: int, width: int, chunks: int, x: Any, row: int) -> None:
     """x[row] = the token's vector plus the place's."""
     read_row(weights.tokens.weights[0], weights.tokens.scales[0], token, chunks, width, x, row)
@@ -223,7 +223,7 @@ def _embed(weights: Any, token: int, place: int, width: int, chunks: int, x: Any
         x[row, i] += weights.positions[place, i]
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def _remember(
     wide: Any,
     row: int,
@@ -249,7 +249,7 @@ def _remember(
         put_number(cache.values, ((page * heads + head) * PAGE + inside) * value_dim + number, wide[row, i])
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+@fused
 def _attend(
     thread: int,
     threads: int,
@@ -299,7 +299,7 @@ def _attend(
         row += rows
 
 
-@njit(nogil=True, error_model="numpy", cache=True, _nrt=False)
+@entry
 def serve(
     thread: int, threads: int, control: Any, number: int, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any
 ) -> int:

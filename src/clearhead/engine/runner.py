@@ -13,6 +13,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import MOST_QUERIES, PAGE
+from clearhead.engine.compiling import told
 from clearhead.engine.formats import padded_columns, padded_rows
 from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, serve
 from clearhead.engine.threads import CONTROL_SIZE, STOP
@@ -225,8 +226,11 @@ class EngineRunner:
         if self._crew is None or self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
             self._crew = _Crew(self.threads, self._arguments())
-            weakref.finalize(self, self._crew.leave)
-        self._crew.run()
+            weakref.finalize(self, self._crew.leave).atexit = False
+            with told("Compiling the engine for this machine, once; this takes some ten seconds …"):
+                self._crew.run()
+        else:
+            self._crew.run()
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._weights, self._shape, self._cache, self._work, self._scratch

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from clearhead.engine.compiling import kernel
 from clearhead.engine.llvm import atomic_add, atomic_read, give_way
 
 # Places in the control array, each on a cache line of its own, so that who reads one does not slow who writes another.
@@ -28,7 +27,7 @@ _YIELDS = 2000
 """Offers after which a thread without work goes to sleep: under a millisecond on an idle machine."""
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def barrier(control: Any, threads: int) -> None:
     """Returns when all threads have come here; what each wrote before, all can read after."""
     if threads == 1:
@@ -42,7 +41,7 @@ def barrier(control: Any, threads: int) -> None:
             give_way()
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def next_job(control: Any, seen: int, patient: bool) -> int:
     """Waits for the pass after number `seen`; -1 when told to stop or, if not patient, when none came for a while."""
     spins = 0

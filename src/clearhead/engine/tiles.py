@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
+from clearhead.engine.compiling import fused, kernel
 from clearhead.engine.llvm import (
     F32,
     I8,
@@ -204,7 +205,7 @@ def _tile(n_tokens: int) -> Any:
 tile_1, tile_2, tile_3 = (_tile(n) for n in range(1, MOST_TOKENS + 1))
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@kernel
 def multiply(
     weights: Any, scales: Any, bias: Any, chunks: int, first: int, last: int, x: Any, x_scales: Any, n: int, y: Any
 ) -> None:
@@ -237,7 +238,7 @@ def _read_row(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out:
     }[weights.dtype]
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
+@fused
 def _index(row: int, chunks: int, i: int) -> int:
     """Where number i of a row stands among the numbers of a matrix in panels."""
     return ((row // PANEL * chunks + i // CHUNK) * PANEL + row % PANEL) * CHUNK + i % CHUNK

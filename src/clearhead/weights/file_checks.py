@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clearhead.errors import WeightsError
+from clearhead.progress import ByteProgress
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.sharded import ShardedFile
 from clearhead.weights.formats.tensorflow import TensorFlowFile
-from clearhead.weights.progress import ByteProgress
 from clearhead.weights.tensors import TensorFile
 
 _CHUNK = 2**22  # bytes of which a checksum is taken at a time

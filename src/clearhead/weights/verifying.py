@@ -17,13 +17,13 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, WeightsError
+from clearhead.progress import ByteProgress
 from clearhead.weights.arrangement import SURE, HeadWidth, LayerArrangement, arrangements, head_widths
 from clearhead.weights.file_checks import Checked, check_sizes, check_sums
 from clearhead.weights.inspection import Inspection, Statistics, inspect_source
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.official import Identity, Official, identify
 from clearhead.weights.plan import Plan
-from clearhead.weights.progress import ByteProgress
 from clearhead.weights.source import Source, locate
 from clearhead.weights.source import open as open_source
 from clearhead.weights.tensors import TensorInfo
