@@ -55,6 +55,8 @@ def curves(
     points = [point for line in lines.values() for point in line]
     heights = [math.log10(value) if logarithmic else value for _, value in points]
     across = ticks(min(at for at, _ in points), max(at for at, _ in points))
+    if all(float(at).is_integer() for at, _ in points):
+        across = [at for at in across if float(at).is_integer()]  # there is no layer 2.5
     up = _powers(heights) if logarithmic else ticks(min(heights), max(heights))
     left, right = min(at for at, _ in points), max(at for at, _ in points)
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
@@ -88,11 +90,11 @@ def curves(
 def grid(
     title: str, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, lang: str = "en"
 ) -> str:
-    """A table of shares as shaded squares, with each as a whole percentage, as an SVG document.
+    """A table of shares as shaded squares, with each of 1% or more as a number, as an SVG document.
 
     Args:
         title: what it shows.
-        values: numbers from 0 to 1, one list for each row; a square with exactly 0 stays empty.
+        values: numbers from 0 to 1, one list for each row; there is no square where one is exactly 0.
         rows, columns: the label of each.
         lang: the language of the title, en or zh.
     """
@@ -108,9 +110,9 @@ def grid(
         for column, value in enumerate(numbers):
             x = left + column * _CELL
             box = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{_CELL - 2}" height="{_CELL - 2}" rx="3"'
-            parts.append(f'<rect class="empty" {box}/>')
             if value:
-                parts.append(f'<rect class="cell" {box} fill-opacity="{value:.2f}"/>')
+                parts.append(f'<rect class="empty" {box}/><rect class="cell" {box} fill-opacity="{value:.2f}"/>')
+            if value >= 0.005:
                 kind = "number on" if value > _SHADED else "number"
                 parts.append(_text(kind, x + _CELL / 2, y + _CELL / 2 + 4, f"{value:.0%}", "middle"))
     slanted = max(left + (c + 0.5) * _CELL + text_width(name, _SIZE) * 0.75 for c, name in enumerate(columns))
