@@ -140,10 +140,11 @@ def _text(kind: str, x: float, y: float, text: str, anchor: str = "") -> str:
 
 
 def _powers(exponents: Sequence[float]) -> list[float]:
-    """Whole exponents of ten around those that are given, six or fewer."""
+    """Whole exponents of ten, from at most the least to at least the greatest that is given; about six."""
     low, high = math.floor(min(exponents) + 1e-9), math.ceil(max(exponents) - 1e-9)
-    step = max(1, math.ceil((high - low) / 5))
-    return [float(number) for number in range(low, max(high, low + 1) + step, step)]
+    step = next((step for step in (1, 2, 5, 10, 20, 50) if step * 5 >= high - low), 100)
+    first, last = low // step, max(-(-high // step), low // step + 1)
+    return [float(number * step) for number in range(first, last + 1)]
 
 
 def _power(exponent: float) -> str:

@@ -124,7 +124,7 @@ class Site:
     def _source(self, name: str, file: Path) -> Page:
         title = f"clearhead/{name}"
         body = f"<h1><code>{title}</code></h1><p>{_WORDS['en']['source']}.</p>"
-        body += f'<div class="source">{_highlighted(read(file), "python")}</div>'
+        body += f'<div class="code">{_highlighted(read(file), "python")}</div>'
         return self._fill("en", title, body, here="")
 
     def _missing(self) -> Page:
@@ -210,6 +210,6 @@ def _highlighted(code: str, language: str) -> str:
 @cache
 def _style() -> str:
     """The style sheet: the page's own, then the colours of code on a light and on a dark screen."""
-    light = HtmlFormatter(style="friendly").get_style_defs(".code, .source")
-    dark = HtmlFormatter(style="github-dark").get_style_defs(".code, .source")
+    light = HtmlFormatter(style="friendly").get_style_defs(".code")
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".code")
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{_STYLE.read_text(encoding='utf-8')}"
