@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from clearhead.model import GPTModel
+from clearhead.texts import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class HeldOut:
 @torch.inference_mode()
 def held_out(
     model: GPTModel,
-    ids: npt.NDArray[np.integer],
+    ids: Ids,
     text_bytes: int,
     *,
     windows: int | None = None,

@@ -12,7 +12,7 @@ from clearhead.weights.official import Identity, identify
 from clearhead.weights.openai import save_openai
 from clearhead.weights.plan import LazyTensors, Plan, PlanRow
 from clearhead.weights.saving import Saved, save
-from clearhead.weights.source import Source, convert, locate, open
+from clearhead.weights.source import Source, convert, locate, looks_like_a_path, open
 from clearhead.weights.tensors import TensorInfo
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "fetch_openai",
     "identify",
     "locate",
+    "looks_like_a_path",
     "open",
     "save",
     "save_huggingface",

@@ -31,7 +31,7 @@ _SMALL_FILES = [
 _TIMEOUT = 10.0  # seconds for the hub to answer before it counts as out of reach
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
+def fetch(name: str, revision: str | None = None, *, with_weights: bool = True) -> Path:
     """The folder with a hub model's config, tokenizer and weights, fetched where it is not in the cache.
 
     The hub is asked whether there is a newer version; where it cannot be reached, what is in the cache is taken.
@@ -39,6 +39,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     Args:
         name: `gpt2`, or `owner/name`.
         revision: a branch, tag or commit; the main branch where it is not given.
+        with_weights: whether the weights are wanted too, and not only the config and the tokenizer.
 
     Raises:
         HubError: where there is no such model or no access to it, or the hub cannot be reached and the cache
@@ -49,7 +50,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
 
     with _quiet():
         try:
-            return _download(name, revision)
+            return _download(name, revision, with_weights)
         except errors.GatedRepoError:
             raise HubError(
                 f"{name!r} on {_endpoint()} is given only to those who have asked for access; "
@@ -67,14 +68,20 @@ def fetch(name: str, revision: str | None = None) -> Path:
                 f"{name!r} does not exist here and cannot be a name on the hub, which is like gpt2 or owner/name."
             ) from None
         except (errors.HfHubHTTPError, OSError, _http_error()) as error:
-            return _from_cache(name, revision) or _refuse_unreachable(name, error)
+            return _from_cache(name, revision, with_weights) or _refuse_unreachable(name, error)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, with_weights: bool) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
+    if not with_weights:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=_SMALL_FILES, library_name="clearhead", etag_timeout=_TIMEOUT
+            )
+        )
     api = HfApi(library_name="clearhead")
     info = api.model_info(name, revision=revision, timeout=_TIMEOUT, files_metadata=True)
     files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
@@ -86,21 +93,26 @@ def _download(name: str, revision: str | None) -> Path:
         )
     shards = [weights.removesuffix(".safetensors.index.json").removesuffix(".bin.index.json") + "-*-of-*"]
     wanted = [*_SMALL_FILES, weights, *(shards if weights.endswith(".index.json") else [])]
-    if not sys.stderr.isatty() and not _from_cache(name, info.sha):  # on a terminal the hub library shows a bar
+    if not sys.stderr.isatty() and not _from_cache(
+        name, info.sha, with_weights
+    ):  # on a terminal the hub library shows a bar
         size = sum(n for file, n in files.items() if any(fnmatch(file, pattern) for pattern in wanted))
         print(f"Fetching {name}, {size / 1e6:,.0f} MB, from {_endpoint()} …", file=sys.stderr, flush=True)
     return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, library_name="clearhead"))
 
 
-def _from_cache(name: str, revision: str | None) -> Path | None:
-    """A model's folder in the cache, where all of it is there."""
+def _from_cache(name: str, revision: str | None, with_weights: bool) -> Path | None:
+    """A model's folder in the cache, where all of it that is wanted is there."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"], local_files_only=True))
     except OSError:
         return None
-    return folder if (folder / "config.json").is_file() and weights_in(folder) else None
+    wanted = (
+        weights_in(folder) if with_weights else any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json"))
+    )
+    return folder if (folder / "config.json").is_file() and wanted else None
 
 
 def _endpoint() -> str:
