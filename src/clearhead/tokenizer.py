@@ -764,6 +764,7 @@ class Tokenizer:
         elif _has_byte_level_decoder(definition):
             self._pieces = self._pieces_of(vocabulary)
         self._known_bytes = self._bytes_in(vocabulary)
+        self._sha256: tuple[int | None, str] | None = None  # made when it is asked for, with the end of text then
 
     def _pieces_of(self, vocabulary: Mapping[str, int]) -> list[bytes | None]:
         """The bytes of each id, for a vocabulary with which a text is its tokens' bytes joined; None for unused ids."""
@@ -904,10 +905,26 @@ class Tokenizer:
         self._refuse_unknown_bytes(_valid(text))
         return self._backend.array(text)
 
+    def byte_pairs(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
+        """The ids of the 256 bytes, int32 [256], and the merges in the order in which they were learned, int32 [n, 3].
+
+        A merge is the ids of its two parts and of what they become, and the last grows from merge to merge. None for
+        a vocabulary that is not of GPT-2's kind, or merges nothing.
+        """
+        import numpy as np
+
+        if not isinstance(self._backend, _Tiktoken):
+            return None
+        vocab, merges = self._definition["model"]["vocab"], self._definition["model"]["merges"]
+        ids = [(vocab[left], vocab[right], vocab[left + right]) for left, right in merges]
+        return np.array([vocab[_LETTER_OF_BYTE[byte]] for byte in range(256)], np.int32), np.array(ids, np.int32)
+
     def sha256(self) -> str:
         """A checksum, in hex, that two tokenizers share where every text gets the same ids from both."""
-        values = json.dumps([self._definition, self.end_of_text], sort_keys=True)
-        return hashlib.sha256(values.encode()).hexdigest()
+        if self._sha256 is None or self._sha256[0] != self.end_of_text:
+            values = json.dumps([self._definition, self.end_of_text], sort_keys=True)
+            self._sha256 = self.end_of_text, hashlib.sha256(values.encode()).hexdigest()
+        return self._sha256[1]
 
     def byte_lengths(self) -> npt.NDArray[np.int64] | None:
         """How many bytes of text each id stands for, int64 [vocab_size]; 0 for special tokens.

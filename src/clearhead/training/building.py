@@ -32,6 +32,7 @@ SHARD_TOKENS = 1 << 27
 """Ids in a shard: 256 MiB of them at two bytes each."""
 
 _SAVE_EVERY = 5.0  # seconds
+_MUCH = 1 << 25  # bytes of text from which on a compiled encoder is worth its seconds
 _PIECE = 1 << 20  # tokens that are copied at a time
 
 
@@ -282,7 +283,7 @@ class Build:
 
     def _encode(self) -> None:
         total = sum(job.source.size() for job in self.jobs)
-        encoder = Encoder(self.tokenizer, self.dtype)
+        encoder = Encoder.of(self.tokenizer, self.dtype, compiled=total >= _MUCH)
         with Progress("tokenizing", total) as progress:
             progress.advance(sum(known["bytes"] for known in self.state["sources"]) + self.state["place"]["at"])
             found = results(

@@ -5,6 +5,7 @@ This is the work that many processes share. The classes here are sent to them on
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +36,37 @@ class Encoded:
     begins: npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
 class Encoder:
     """Turns a stretch into tokens.
 
-    Attributes:
-        tokenizer: whose.
+    Args:
+        encode: a text to ids; sent to each process.
+        start: the ids before each document.
         dtype: of the ids.
     """
 
-    tokenizer: Tokenizer
-    dtype: np.dtype[Any]
+    def __init__(
+        self, encode: Callable[[str], npt.NDArray[np.uint32]], start: Sequence[int], dtype: np.dtype[Any]
+    ) -> None:
+        self.encode, self.start = encode, np.array(start, dtype)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, dtype: np.dtype[Any], *, compiled: bool) -> Encoder:
+        """One for a tokenizer.
+
+        Args:
+            tokenizer: whose.
+            dtype: of the ids.
+            compiled: whether to compile for it where the tokenizer is of GPT-2's kind, which takes seconds and then
+                saves most of the time. The ids do not depend on it.
+        """
+        encode: Callable[[str], npt.NDArray[np.uint32]] = tokenizer.encode_array
+        if compiled and tokenizer.byte_pairs() is not None:
+            from clearhead.bulk import BulkEncoder
+
+            encode = BulkEncoder(tokenizer)
+            encode("a")  # other processes find it compiled
+        return cls(encode, [] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype)
 
     def __call__(self, source: Source, content: Any) -> Encoded:
         """The tokens of a stretch.
@@ -54,19 +75,17 @@ class Encoder:
             InputError, TokenizerError: where it holds no text, or one that the vocabulary cannot write.
         """
         pieces = list(source.pieces(content))
-        end = self.tokenizer.end_of_text
-        start = np.array([] if end is None else [end], self.dtype)
         arrays: list[npt.NDArray[Any]] = []
         tokens = np.zeros(len(pieces), np.int64)
         for number, piece in enumerate(pieces):
             ids = self._ids(source, piece)
             tokens[number] = len(ids)
             if piece.begins:
-                arrays.append(start)
-                tokens[number] += len(start)
+                arrays.append(self.start)
+                tokens[number] += len(self.start)
             arrays.append(ids)
         return Encoded(
-            ids=np.concatenate(arrays, dtype=self.dtype, casting="unsafe") if arrays else start[:0],
+            ids=np.concatenate([self.start[:0], *arrays], dtype=self.start.dtype, casting="unsafe"),
             tokens=tokens,
             text_bytes=np.array([len(piece.text.encode()) for piece in pieces], np.int64),
             begins=np.array([piece.begins for piece in pieces], np.bool_),
@@ -74,7 +93,7 @@ class Encoder:
 
     def _ids(self, source: Source, piece: Piece) -> npt.NDArray[np.uint32]:
         try:
-            return self.tokenizer.encode_array(piece.text)
+            return self.encode(piece.text)
         except TokenizerError as error:
             raise TokenizerError(f"in {source.name}: {error}") from None
 
