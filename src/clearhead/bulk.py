@@ -181,7 +181,7 @@ def _merge(data: Any, start: int, end: int, byte_ids: Any, keys: Any, values: An
 
 
 @njit(cache=True)
-def _kind_at(data: Any, at: int, kinds: Any) -> tuple[int, int]:
+def _kind_at(data: Any, at: int, kinds: Any) -> Any:
     """The kind of the character that begins there, and its length in bytes."""
     byte = data[at]
     if byte < 0x80:
@@ -268,7 +268,7 @@ def _pack(data: Any, start: int, end: int, key: Any) -> np.uint64:
 
 
 @njit(cache=True)
-def _find(words: Any, key: Any, columns: int, hashed: np.uint64) -> int:
+def _find(words: Any, key: Any, columns: int, hashed: np.uint64) -> Any:
     """The row of a word, or the free one where it would stand."""
     row = np.int64(hashed & np.uint64(len(words) - 1))
     while words[row, 0] != 0:
