@@ -21,6 +21,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         models: the folder of each model, by name.
         gated: names to which access is refused.
+        wrong: what to give in place of a file, by its name.
         requests: every request so far, as `GET /path`.
     """
 
@@ -28,6 +29,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.models, self.gated = models, gated
         self.requests: list[str] = []
+        self.wrong: dict[str, bytes] = {}
         self.broken = False
 
     @property
@@ -76,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif api[2] == "tree":
                 self._send_json([self._entry(p) for p in self._files(api[1])])
             else:
-                siblings = [{"rfilename": p.name, "size": p.stat().st_size} for p in self._files(api[1])]
+                siblings = [self._sibling(p) for p in self._files(api[1])]
                 self._send_json({"id": api[1], "modelId": api[1], "sha": COMMIT, "siblings": siblings})
         elif file and self._may_see(file[1]):
             self._send_file(self.server.models[file[1]] / file[3])
@@ -96,11 +98,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _entry(self, path: Path) -> dict[str, Any]:
         return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _etag(path)}
 
+    def _sibling(self, path: Path) -> dict[str, Any]:
+        data = path.read_bytes()
+        found: dict[str, Any] = {"rfilename": path.name, "size": len(data)}
+        if path.suffix in (".json", ".txt", ".md"):
+            return found | {"blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+        lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        return found | {"blobId": "0" * 40, "lfs": lfs}
+
     def _send_file(self, path: Path) -> None:
         if not path.is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        self._send(200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT})
+        data = self.server.wrong.get(path.name, path.read_bytes())
+        self._send(200, data, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT})
 
     def _send_json(self, value: Any) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -257,7 +257,7 @@ def test_the_empty_prompt_is_refused(gpt: GPT) -> None:
         ({"device": "cuda:99"}, "device is 'cuda:99'.*give 'cpu'"),
     ],
 )
-def test_what_cannot_be_had_is_refused(folder: Path, options: dict[str, str], sentence: str) -> None:
+def test_what_cannot_be_had_is_refused(folder: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         clearhead.load(folder, **options)
 

@@ -607,7 +607,7 @@ class TestIntoTorch:
 
 
 def test_a_slow_load_shows_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from clearhead.weights import progress
+    from clearhead import progress
 
     clock = iter(range(0, 10_000, 30))  # every look at the clock finds 30 seconds gone
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

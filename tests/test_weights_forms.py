@@ -617,7 +617,7 @@ def test_an_interrupted_save_leaves_the_old_file(
 @pytest.mark.parametrize(
     ("dest", "options", "words"),
     [
-        ("x", {"to": "onnx"}, "no form 'onnx'.*huggingface, canonical, book"),
+        ("x", {"to": "ggml"}, "no form 'ggml'.*huggingface, canonical, book"),
         ("x", {"to": "book", "dtype": "q8_0"}, "not written as 'q8_0'"),
         ("", {"to": "nanogpt"}, "is a folder.*ckpt.pt"),
         ("x/y", {"to": "llmc"}, "could not be written"),

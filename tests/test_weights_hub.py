@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hub_server import serving
 from huggingface_hub import constants
+from test_weights_cli import call
 
 from clearhead import weights
-from clearhead.errors import ClearheadError
+from clearhead.errors import ClearheadError, HubError, WeightsError
+from clearhead.weights.locking import only_one
 
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -184,3 +186,83 @@ def test_a_released_size_is_fetched_by_its_name_on_the_hub(monkeypatch: pytest.M
     monkeypatch.setattr(weights.hub, "fetch", fetch)
     assert weights.locate("124M") == weights.locate("gpt2-xl") == tmp_path
     assert asked == ["gpt2", "gpt2-xl"]
+
+
+class TestIntoAFolder:
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A cache of its own; where a hub is, `at` says."""
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "model"
+
+    @staticmethod
+    def at(patch: pytest.MonkeyPatch, url: str) -> None:
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+    def test_all_files_and_nothing_twice(
+        self, models: dict[str, Path], here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with serving(models) as hub:
+            self.at(monkeypatch, hub.url)
+            assert weights.fetch_into("owner/shards", here) == here
+            names = {path.name for path in here.iterdir()}
+            assert names == {path.name for path in models["owner/shards"].iterdir()} - {"README.md", "rust_model.ot"}
+            for name in names:
+                assert (here / name).read_bytes() == (models["owner/shards"] / name).read_bytes()
+            assert not (here.parent / "cache").exists()
+            hub.requests.clear()
+            weights.fetch_into("owner/shards", here)
+            assert not [request for request in hub.requests if "/resolve/" in request]
+            shard = next(here.glob("*.safetensors"))
+            right = shard.read_bytes()
+            shard.write_bytes(right[:-1] + b"x")
+            weights.fetch_into("owner/shards", here)
+            assert shard.read_bytes() == right
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_a_wrong_file_never_takes_its_name(
+        self, models: dict[str, Path], here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        with serving(models) as hub:
+            self.at(monkeypatch, hub.url)
+            right = (models["tiny"] / name).read_bytes()
+            hub.wrong[name] = right[:-2] + b"!!"
+            with pytest.raises(HubError, match=rf"^{name} of 'tiny' came from .* another size or checksum"):
+                weights.fetch_into("tiny", here)
+            assert not (here / name).exists() and not (here / "model.safetensors").exists()
+            hub.wrong.clear()
+            weights.fetch_into("tiny", here)
+            assert (here / name).read_bytes() == right
+            assert not (here / ".fetching").exists()
+
+    def test_what_cannot_be(self, models: dict[str, Path], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with serving(models, gated=frozenset({"owner/gated"})) as hub:
+            self.at(monkeypatch, hub.url)
+            for name, words in (("owner/none", "no model of that name"), ("owner/gated", "asked for access")):
+                with pytest.raises(HubError, match=words):
+                    weights.fetch_into(name, here)
+            with pytest.raises(WeightsError, match=r"has no model\.safetensors"):
+                weights.fetch_into("owner/empty", here)
+            here.mkdir(exist_ok=True)
+            with only_one(here), pytest.raises(WeightsError, match="another process is fetching"):
+                weights.fetch_into("tiny", here)
+            (here.parent / "file").write_text("")
+            with pytest.raises(WeightsError, match="could not be written"):
+                weights.fetch_into("tiny", here.parent / "file" / "x")
+        self.at(monkeypatch, CLOSED)
+        with pytest.raises(HubError, match="could not be reached"):
+            weights.fetch_into("tiny", here)
+
+    def test_from_the_command_line(self, models: dict[str, Path], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with serving({"owner/small": models["tiny"], "gpt2-medium": models["tiny"]}) as hub:
+            self.at(monkeypatch, hub.url)
+            status, out, _ = call("fetch", "owner/small", "--from", "hub")
+            total = sum(path.stat().st_size for path in Path("small").iterdir())
+            assert (status, out.splitlines()[0]) == (0, f"small: 4 files, {total:,} bytes")
+            assert call("fetch", "355M", "--from", "hub")[0] == 0 and Path("355M", "config.json").is_file()
+            status, out, err = call("fetch", "owner/none", "--from", "hub")
+            assert (status, out) == (2, "") and "no model of that name" in err
+            assert call("fetch", "355M", "--from", "hub", "--mirror", "https://x")[0] == 2

@@ -10,6 +10,8 @@ import re
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +21,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+from test_weights_cli import call
 
 from clearhead import weights
 from clearhead.config import RELEASED, GPTConfig
@@ -26,6 +29,7 @@ from clearhead.errors import ClearheadError, ConfigError, HubError, WeightsError
 from clearhead.weights import download, official
 from clearhead.weights.formats.tensorflow import Entry, TensorFlowFile, index_bytes
 from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+from clearhead.weights.locking import only_one
 from clearhead.weights.official import Identity, Official, OfficialTensor, SmallFile, identify
 from clearhead.weights.tensors import TensorInfo
 
@@ -363,6 +367,84 @@ class TestFetch:
         monkeypatch.setattr(download.shutil, "disk_usage", lambda path: full)
         with pytest.raises(WeightsError, match="room for 0 MB"):
             weights.fetch_openai("124M", tmp_path / "out", [server.url])
+
+
+class TestCommand:
+    def test_files_are_fetched_and_identified(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        server.cut = 5000
+        status, out, err = call("fetch", "gpt2", "--mirror", "http://127.0.0.1:9/none", "--mirror", server.url)
+        total = sum(path.stat().st_size for path in server.root.iterdir())
+        assert (status, err) == (0, "")
+        assert out.splitlines() == [
+            f"124M: 6 files, {total:,} bytes",
+            "These are, bit for bit, the weights that OpenAI published as 124M.",
+        ]
+        assert_complete(tmp_path / "124M", server)
+        assert [int(request.split()[1]) for request in server.requests if DATA in request] == [0, 5000, 10000, 15000]
+
+    def test_a_stopped_download_goes_on_and_a_wrong_one_is_refused(self, server: Server, tmp_path: Path) -> None:
+        folder = tmp_path / "out"
+        folder.mkdir()
+        data = (server.root / DATA).read_bytes()
+        (folder / f"{DATA}.part").write_bytes(data[:7000])
+        server.wrong[DATA] = data[:-1] + bytes([data[-1] ^ 1])
+        status, out, err = call("fetch", "124M", folder, "--mirror", server.url)
+        assert (status, out) == (2, "") and "gave something else" in err and len(err.splitlines()) == 1
+        assert not list(folder.glob(f"{DATA}*"))
+        server.wrong.clear()
+        assert call("fetch", "124M", folder, "--mirror", server.url)[0] == 0
+        assert_complete(folder, server)
+
+    def test_one_at_a_time(self, server: Server, tmp_path: Path) -> None:
+        folder = tmp_path / "out"
+        folder.mkdir()
+        with only_one(folder):
+            status, _, err = call("fetch", "124M", folder, "--mirror", server.url)
+            assert status == 2 and "another process is fetching" in err
+            assert server.requests == []
+        assert call("fetch", "124M", folder, "--mirror", server.url)[0] == 0
+        assert_complete(folder, server)  # and no lock is left
+
+    def test_a_lock_goes_with_its_process(self, tmp_path: Path) -> None:
+        script = "import sys, time; from pathlib import Path; from clearhead.weights.locking import only_one\n"
+        script += "with only_one(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline() == b"held\n"
+            with pytest.raises(WeightsError, match="another process"), only_one(tmp_path):
+                pass
+            other.kill()
+        with only_one(tmp_path):
+            assert list(tmp_path.iterdir())
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            (("125M",), "there is no GPT-2 size '125M'.*--from hub"),
+            (("124M", "x", "--mirror", "ftp://x"), "'ftp://x' is no address"),
+            (("124M", "x", "--mirror", "http://127.0.0.1:9/"), "hparams.json could not be fetched"),
+        ],
+    )
+    def test_bad_input(
+        self, server: Server, tmp_path: Path, monkeypatch: Any, args: tuple[str, ...], words: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        status, out, err = call("fetch", *args)
+        assert (status, out) == (2, "") and re.search(words, err) and len(err.splitlines()) == 1, err
+
+
+def test_a_data_file_longer_than_its_index_says_is_remarked(tmp_path: Path) -> None:
+    for name in (INDEX, DATA, "hparams.json"):
+        shutil.copy(FIXTURE / name, tmp_path)
+    assert weights.open(tmp_path).notes == ()
+    with (tmp_path / DATA).open("ab") as file:
+        file.write(b"12345")
+    source = weights.open(tmp_path)
+    assert len(source.notes) == 1 and "5 bytes follow the last tensor" in source.notes[0]
+    np.testing.assert_array_equal(source.read("model/wte"), weights.open(FIXTURE).read("model/wte"))
 
 
 def test_data_can_be_elsewhere_than_its_index(tmp_path: Path) -> None:

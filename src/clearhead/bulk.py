@@ -314,16 +314,16 @@ def _encode(data: Any, kinds: Any, byte_ids: Any, pairs: Any, merged: Any, words
             row = _find(words, key, columns, hashed)
             if words[row, 0] != 0:
                 low = words[row, _KEYS]
-                found = np.int64(low >> np.uint64(56))
+                number = int(low >> np.uint64(56))
                 out[count] = low & mask
-                if found > 1:
+                if number > 1:
                     out[count + 1] = (low >> np.uint64(28)) & mask
-                    if found > 2:
+                    if number > 2:
                         high = words[row, _KEYS + 1]
                         out[count + 2] = high & mask
-                        if found > 3:
+                        if number > 3:
                             out[count + 3] = high >> np.uint64(28)
-                count += found
+                count += number
             else:
                 found = _merge(data, at, end, byte_ids, pairs, merged, out, count)
                 if found <= _MOST_IDS and filled[0] < len(words) // 2:

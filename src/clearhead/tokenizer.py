@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from clearhead import tokenizer_files
 from clearhead.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -467,7 +468,7 @@ def _check_merges(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], w
         )
 
 
-def _check_all_are_made(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], where: str) -> None:
+def _check_all_are_made(vocab: Iterable[str], merges: Sequence[tuple[str, str]], where: str) -> None:
     """Refuses a vocabulary with tokens that no merge makes: most likely the file of merges was cut short.
 
     Single letters need no merge, and neither do names in <> or [] brackets, the marks of special tokens.
@@ -476,8 +477,8 @@ def _check_all_are_made(vocab: Mapping[str, int], merges: Sequence[tuple[str, st
     lost = [t for t in vocab if t not in made and len(t) > 1 and t[0] + t[-1] not in ("<>", "[]")]
     if lost:
         raise TokenizerError(
-            f"{where} do not fit each other: no merge makes {len(lost)} of the {len(vocab)} tokens "
-            f"({lost[0]!r} is one); the file of merges was perhaps cut short or belongs to another model."
+            f"{where} do not fit each other: no merge makes {len(lost)} of the tokens ({lost[0]!r} is one); "
+            "the file of merges was perhaps cut short or belongs to another model."
         )
 
 
@@ -582,20 +583,17 @@ def _definition_from_bpe_files(vocab_path: Path, merges_path: Path) -> dict[str,
     return _gpt2_definition(vocab, merges)
 
 
-_BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's names, OpenAI's names
-
-
 def _definition_from_folder(folder: Path) -> dict[str, Any]:
     """From `tokenizer.json` where there is one, as it alone holds every setting; else from a pair of BPE files."""
     if not folder.is_dir():
         raise TokenizerError(f"{folder} is no folder; give a folder with a tokenizer's files.")
     if (folder / "tokenizer.json").is_file():
         return _definition_from_json(folder / "tokenizer.json")
-    for pair in _BPE_FILES:
+    for pair in tokenizer_files.BPE_PAIRS:
         present = [name for name in pair if (folder / name).is_file()]
         if len(present) == 2:
             return _definition_from_bpe_files(folder / pair[0], folder / pair[1])
-    for pair in _BPE_FILES:
+    for pair in tokenizer_files.BPE_PAIRS:
         present = [name for name in pair if (folder / name).is_file()]
         if present:
             absent = pair[1 - pair.index(present[0])]
@@ -817,6 +815,46 @@ class Tokenizer:
             TokenizerError: where a file is missing or broken, or the two do not fit each other.
         """
         return cls(_definition_from_bpe_files(Path(vocab), Path(merges)))
+
+    @classmethod
+    def from_bpe(
+        cls,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        *,
+        where: str,
+        special: Iterable[str] = (),
+        end_of_text: int | None = None,
+    ) -> Tokenizer:
+        """A GPT-2 tokenizer from a vocabulary and merges that are in memory.
+
+        Args:
+            vocab: the id of each token, in GPT-2's letters for bytes.
+            merges: the pairs of tokens that are joined, in order.
+            where: what to call the two in messages.
+            special: tokens of the vocabulary that no text gives, beside `<|endoftext|>`; as they stand, not in letters.
+            end_of_text: the id of the token that ends a text; that of `<|endoftext|>` where it is not given.
+
+        Raises:
+            TokenizerError: where a token stands there twice, or the two do not fit each other.
+        """
+        special = set(special)
+        _check_vocabulary(vocab, where)
+        _check_merges(vocab, merges, where)
+        _check_all_are_made([token for token in vocab if token not in special], merges, where)
+        definition = _gpt2_definition(vocab, merges)
+        known = {token["content"] for token in definition["added_tokens"]}
+        definition["added_tokens"] += [_special_token(t, id) for t, id in vocab.items() if t in special - known]
+        definition["added_tokens"].sort(key=operator.itemgetter("id"))
+        return cls(definition, end_of_text)
+
+    @property
+    def bpe(self) -> tuple[dict[str, int], list[tuple[str, str]]] | None:
+        """The vocabulary, in the order of the ids, and the merges; None where it is no byte-level BPE as GPT-2's."""
+        if not _is_gpt2_kind(self._definition) or self._definition["pre_tokenizer"].get("add_prefix_space", True):
+            return None
+        vocab = dict(sorted(self._backend.vocabulary.items(), key=operator.itemgetter(1)))
+        return vocab, [(left, right) for left, right in self._definition["model"]["merges"]]
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Tokenizer:

@@ -189,7 +189,7 @@ def build(recipe: CorpusRecipe, vocab_size: int, data: Path, folder: Path) -> Co
             vocabulary than the model.
     """
     if recipe.built:
-        corpus = Corpus(data / recipe.built)
+        corpus = Corpus(place(recipe, data, folder))
         with Progress("checking the corpus", corpus.size()) as progress:
             corpus.check(progress.advance)
     else:
@@ -200,6 +200,11 @@ def build(recipe: CorpusRecipe, vocab_size: int, data: Path, folder: Path) -> Co
             f"has {vocab_size:,}; set vocab_size in [model] to {corpus.tokenizer.vocab_size:,} or more."
         )
     return corpus
+
+
+def place(recipe: CorpusRecipe, data: Path, folder: Path) -> Path:
+    """Where the corpus of a recipe is, with the arguments of `build`."""
+    return data / recipe.built if recipe.built else folder
 
 
 def _plan(recipe: CorpusRecipe, vocab_size: int, data: Path) -> Plan:

@@ -61,7 +61,7 @@ class Vocabulary:
                 "files, or a name on the hub such as gpt2."
             )
         hub_name = {size: known for known, size in HUB_NAMES.items()}.get(name, name)
-        return cls("given", Tokenizer.from_folder(weights.fetch(hub_name, with_weights=False)))
+        return cls("given", Tokenizer.from_folder(weights.fetch_tokenizer(hub_name)))
 
     @property
     def weighs(self) -> bool:

@@ -19,11 +19,12 @@ from typing import Any
 
 from clearhead.config import HUB_NAMES, GPTConfig
 from clearhead.errors import ClearheadError, HubError, WeightsError
+from clearhead.progress import ByteProgress
 from clearhead.weights.formats.sniff import refuse_impostor
 from clearhead.weights.formats.sstable import read_table
 from clearhead.weights.formats.tensorflow import TensorFlowFile
+from clearhead.weights.locking import only_one
 from clearhead.weights.official import Official, released, tokenizer_files
-from clearhead.weights.progress import ByteProgress
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 """Where OpenAI publishes its models: a folder for each size."""
@@ -70,7 +71,7 @@ def fetch_openai(size: str, dest: str | Path, mirrors: Sequence[str] = (OPENAI,)
     Raises:
         ConfigError: where there is no such size.
         HubError: where no mirror gave a file; what has come of it is kept for the next time.
-        WeightsError: where the folder cannot be written, or has no room.
+        WeightsError: where the folder cannot be written, has no room, or another process fetches into it.
     """
     GPTConfig.named(size)  # refuses what is none
     official = released()[HUB_NAMES.get(size.removeprefix("openai-community/"), size)]
@@ -81,16 +82,21 @@ def fetch_openai(size: str, dest: str | Path, mirrors: Sequence[str] = (OPENAI,)
     folder = Path(dest).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [file for file in _files(official, folder) if not _is_there(file, folder)]
-        if not missing:
-            return folder
-        _refuse_without_room(folder, missing)
-        with ByteProgress(f"Fetching {official.size}", sum(file.nbytes or 0 for file in missing)) as progress:
-            for file in missing:
-                _fetch(file, [f"{base}/{official.size}/{file.name}" for base in bases], folder, progress)
+        with only_one(folder):
+            _fetch_missing(official, bases, folder)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}).") from None
     return folder
+
+
+def _fetch_missing(official: Official, bases: list[str], folder: Path) -> None:
+    missing = [file for file in _files(official, folder) if not _is_there(file, folder)]
+    if not missing:
+        return
+    _refuse_without_room(folder, missing)
+    with ByteProgress(f"Fetching {official.size}", sum(file.nbytes or 0 for file in missing)) as progress:
+        for file in missing:
+            _fetch(file, [f"{base}/{official.size}/{file.name}" for base in bases], folder, progress)
 
 
 def _files(official: Official, folder: Path) -> Iterator[_File]:

@@ -5,11 +5,9 @@ The keys are those of llama.cpp's architecture `gpt2`, and what its converter wr
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +16,10 @@ from clearhead.errors import ConfigError, TokenizerError, WeightsError
 from clearhead.weights.formats.gguf import GGUFFile, write_gguf
 from clearhead.weights.plan import Plan
 
-_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # ggml's types of tokens
+if TYPE_CHECKING:
+    from clearhead.tokenizer import Tokenizer
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # ggml's types of tokens
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
 _BLOCK = 32  # numbers that one scale of q8_0 serves; a row must be a whole number of them
 _COUNTS = {
@@ -114,39 +115,27 @@ def _dtype_for(name: str, shape: tuple[int, ...], dtype: str) -> str:
     return "float16" if dtype == "q8_0" and shape[-1] % _BLOCK else dtype
 
 
-def tokenizer_keys(file: Any, folder: Path, vocab_size: int) -> dict[str, Any]:
-    """The keys `tokenizer.*` for a model: those of its own GGUF file, or made from the files in its folder.
+def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """The keys `tokenizer.*` of a GGUF file for a tokenizer.
 
     Args:
-        file: the model's weights, as opened.
-        folder: where a tokenizer is looked for.
+        tokenizer: a byte-level BPE of GPT-2's kind.
         vocab_size: rows of the token embedding; the list of tokens is filled up to it.
 
     Raises:
-        TokenizerError: where there are a tokenizer's files and they are broken.
         WeightsError: where the tokenizer is of a kind that GGUF's `gpt2` cannot say, or larger than the model.
     """
-    if isinstance(file, GGUFFile):
-        return {key: value for key, value in file.keys.items() if key.startswith("tokenizer.")}
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "encoder.json")):
-        return {}
-    from clearhead.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.from_folder(folder)
-    with tempfile.TemporaryDirectory() as saved:
-        tokenizer.save(saved)
-        if not (Path(saved) / "merges.txt").is_file():
-            raise WeightsError(
-                f"the tokenizer in {folder} is no byte-level BPE of GPT-2's kind, and Clearhead writes no other into a "
-                "GGUF file; take the tokenizer's files away to save the model without it."
-            )
-        vocab: dict[str, int] = json.loads((Path(saved) / "vocab.json").read_text(encoding="utf-8"))
-        merges = (Path(saved) / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    if tokenizer.bpe is None:
+        raise WeightsError(
+            "the model's tokenizer is no byte-level BPE of GPT-2's kind, and Clearhead writes no other into a "
+            "GGUF file; take the tokenizer's files away to save the model without it."
+        )
     if tokenizer.vocab_size > vocab_size:
         raise WeightsError(
-            f"the tokenizer in {folder} has ids up to {tokenizer.vocab_size - 1:,}, but the model has {vocab_size:,} "
-            "rows for tokens; the two belong to different models."
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but the model has {vocab_size:,} rows for "
+            "tokens; the two belong to different models."
         )
+    vocab, merges = tokenizer.bpe
     names = {id: name for name, id in vocab.items()}
     special = set(tokenizer.special_tokens.values())
     keys: dict[str, Any] = {
@@ -158,33 +147,42 @@ def tokenizer_keys(file: Any, folder: Path, vocab_size: int) -> dict[str, Any]:
         ],
     }
     if merges:
-        keys["tokenizer.ggml.merges"] = merges
+        keys["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
     if tokenizer.end_of_text is not None:
         keys |= {f"tokenizer.ggml.{which}_token_id": tokenizer.end_of_text for which in ("bos", "eos")}
     return keys
 
 
-def save_tokenizer(keys: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-    """Writes the tokenizer in a GGUF file's keys as files that `transformers` opens; returns remarks.
+def why_no_tokenizer(keys: Mapping[str, Any]) -> str:
+    """A remark on the tokenizer in a file's keys that cannot be used here; empty where it can, or there is none."""
+    kind, cut = keys.get("tokenizer.ggml.model", "none"), keys.get("tokenizer.ggml.pre", "gpt-2")
+    if kind == "none" or (kind == "gpt2" and cut == "gpt-2"):
+        return ""
+    return f"the file's own tokenizer ({kind}, {cut}) is not GPT-2's kind and is not used."
 
-    Only a byte-level BPE of GPT-2's kind can be; of another, a remark is all.
+
+def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
+    """The tokenizer in a file's keys; None where there is none, or one that is no byte-level BPE of GPT-2's kind.
+
+    Raises:
+        TokenizerError: where its vocabulary and its merges do not fit each other.
     """
-    tokens, merges = keys.get("tokenizer.ggml.tokens", []), keys.get("tokenizer.ggml.merges", [])
-    kind, cut = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.pre", "gpt-2")
-    if kind in (None, "none"):
-        return ()
-    if kind != "gpt2" or cut != "gpt-2":
-        return (f"the file's tokenizer ({kind}, {cut}) is not GPT-2's kind and was left out.",)
+    keys = file.keys
+    if keys.get("tokenizer.ggml.model", "none") == "none" or why_no_tokenizer(keys):
+        return None
     from clearhead.tokenizer import Tokenizer
 
+    tokens = keys.get("tokenizer.ggml.tokens", [])
     types = keys.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
     vocab = {token: id for id, (token, type_) in enumerate(zip(tokens, types, strict=False)) if type_ != _UNUSED}
-    with tempfile.TemporaryDirectory() as made:
-        files = Path(made) / "vocab.json", Path(made) / "merges.txt"
-        files[0].write_text(json.dumps(vocab), encoding="utf-8")
-        files[1].write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-        try:
-            Tokenizer.from_bpe_files(*files).save(folder)
-        except TokenizerError as error:
-            return (f"the file's tokenizer could not be written: {error}",)
-    return ()
+    merges = [tuple(merge.split(" ")) for merge in keys.get("tokenizer.ggml.merges", [])]
+    if any(len(pair) != 2 for pair in merges) or len(vocab) != len(tokens) - types.count(_UNUSED):
+        raise TokenizerError(
+            f"{file.path} holds a tokenizer that cannot be: a token stands in it twice, or a merge is no pair; "
+            "put the model's tokenizer.json beside the file."
+        )
+    special = [token for token, id in vocab.items() if types[id] in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
+    end = keys.get("tokenizer.ggml.eos_token_id")
+    where = f"the vocabulary and the merges in {file.path}"
+    end = end if isinstance(end, int) and end in vocab.values() else None
+    return Tokenizer.from_bpe(vocab, merges, where=where, special=special, end_of_text=end)

@@ -18,13 +18,13 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
+from clearhead.progress import ByteProgress
 from clearhead.weights.formats.pytorch import PyTorchFile
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.formats.sharded import ShardedFile
 from clearhead.weights.formats.sniff import kind_of, refuse_impostor
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan, make_plan
-from clearhead.weights.progress import ByteProgress
 from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo, encode, shape_words
 
 WEIGHT_FILES: dict[str, Callable[[Path], TensorFile]] = {
@@ -128,8 +128,8 @@ def save_huggingface(
     write_folder(Path(folder), plan_from_arrays(config, tensors, "huggingface"), dtype, shard_bytes, extra_config or {})
 
 
-def write_folder(folder: Path, plan: Plan, dtype: str, shard_bytes: int, extra_config: Mapping[str, Any]) -> None:
-    """Writes a plan's targets, which are Hugging Face's, as `save_huggingface` does."""
+def write_folder(folder: Path, plan: Plan, dtype: str, shard_bytes: int, extra_config: Mapping[str, Any]) -> list[Path]:
+    """Writes a plan's targets, which are Hugging Face's, as `save_huggingface` does; the files written."""
     if dtype not in SAVED:
         raise WeightsError(f"weights cannot be saved as {dtype!r}; choose {', '.join(SAVED)}.")
     try:
@@ -138,9 +138,11 @@ def write_folder(folder: Path, plan: Plan, dtype: str, shard_bytes: int, extra_c
             written = _write_weights(Path(beside), folder, plan, dtype, shard_bytes)
             values = {**plan.config.to_huggingface(), "dtype": dtype, **extra_config}
             _write_json(Path(beside) / "config.json", values)
-            _put_in_place(Path(beside), folder, [*written[:-1], "config.json", written[-1]])
+            names = [*written[:-1], "config.json", written[-1]]
+            _put_in_place(Path(beside), folder, names)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}); nothing was changed.") from None
+    return [folder / name for name in names]
 
 
 def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, np.ndarray], to: str) -> Plan:

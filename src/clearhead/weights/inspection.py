@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from clearhead.errors import WeightsError
+from clearhead.progress import ByteProgress
 from clearhead.weights.grouping import Span, fold
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan
-from clearhead.weights.progress import ByteProgress
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorInfo
 

@@ -95,6 +95,7 @@ LAYOUTS: dict[str, Layout] = {
             prefixes=("transformer.", "_orig_mod.", "module."),
             keeps_qkv_bias=True,
             ignored=(
+                Ignored(r"score\.weight", "the head of a classifier; `clearhead classify` reads it"),
                 Ignored(r"h\.\d+\.attn\.bias", "the causal mask, a constant that older files hold"),
                 Ignored(
                     r"h\.\d+\.attn\.masked_bias", "the value for masked positions, a constant that older files hold"
@@ -132,6 +133,7 @@ LAYOUTS: dict[str, Layout] = {
             ),
         ),
         Layout("gguf", "GGUF", keeps_qkv_bias=True),
+        Layout("onnx", "ONNX"),
         Layout(
             "openai",
             "OpenAI's TensorFlow",
@@ -193,6 +195,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="embed.W_E [V, C]",
         gguf="token_embd.weight [V, C]",
         openai="model/wte [V, C]",
+        onnx="token_embedding.weight [V, C]",
     ),
     _row(
         "position_embedding.weight [T, C]",
@@ -203,6 +206,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="pos_embed.W_pos [T, C]",
         gguf="position_embd.weight [T, C]",
         openai="model/wpe [T, C]",
+        onnx="position_embedding.weight [T, C]",
     ),
     _row(
         "blocks.{i}.norm_1.weight [C]",
@@ -213,6 +217,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.ln1.w [C]",
         gguf="blk.{i}.attn_norm.weight [C]",
         openai="model/h{i}/ln_1/g [C]",
+        onnx="blocks.{i}.norm_1.weight [C]",
     ),
     _row(
         "blocks.{i}.norm_1.bias [C]",
@@ -223,6 +228,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.ln1.b [C]",
         gguf="blk.{i}.attn_norm.bias [C]",
         openai="model/h{i}/ln_1/b [C]",
+        onnx="blocks.{i}.norm_1.bias [C]",
     ),
     _row(
         "blocks.{i}.attention.qkv.weight [S H D, C]",
@@ -233,6 +239,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens=_qkv("blocks.{i}.attn.W_* [H, C, D]", "Q K V"),
         gguf="blk.{i}.attn_qkv.weight [S H D, C]",
         openai="model/h{i}/attn/c_attn/w [1, C, S H D]",
+        onnx="blocks.{i}.attention.qkv.weight [C, S H D]",
     ),
     _row(
         "blocks.{i}.attention.qkv.bias [S H D]",
@@ -244,6 +251,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens=_qkv("blocks.{i}.attn.b_* [H, D]", "Q K V"),
         gguf="blk.{i}.attn_qkv.bias [S H D]",
         openai="model/h{i}/attn/c_attn/b [S H D]",
+        onnx="blocks.{i}.attention.qkv.bias [S H D]",
     ),
     _row(
         "blocks.{i}.attention.out.weight [C, H D]",
@@ -254,6 +262,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.attn.W_O [H, D, C]",
         gguf="blk.{i}.attn_output.weight [C, H D]",
         openai="model/h{i}/attn/c_proj/w [1, H D, C]",
+        onnx="blocks.{i}.attention.out.weight [H D, C]",
     ),
     _row(
         "blocks.{i}.attention.out.bias [C]",
@@ -264,6 +273,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.attn.b_O [C]",
         gguf="blk.{i}.attn_output.bias [C]",
         openai="model/h{i}/attn/c_proj/b [C]",
+        onnx="blocks.{i}.attention.out.bias [C]",
     ),
     _row(
         "blocks.{i}.norm_2.weight [C]",
@@ -274,6 +284,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.ln2.w [C]",
         gguf="blk.{i}.ffn_norm.weight [C]",
         openai="model/h{i}/ln_2/g [C]",
+        onnx="blocks.{i}.norm_2.weight [C]",
     ),
     _row(
         "blocks.{i}.norm_2.bias [C]",
@@ -284,6 +295,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.ln2.b [C]",
         gguf="blk.{i}.ffn_norm.bias [C]",
         openai="model/h{i}/ln_2/b [C]",
+        onnx="blocks.{i}.norm_2.bias [C]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.weight [F, C]",
@@ -294,6 +306,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.mlp.W_in [C, F]",
         gguf="blk.{i}.ffn_up.weight [F, C]",
         openai="model/h{i}/mlp/c_fc/w [1, C, F]",
+        onnx="blocks.{i}.feed_forward.up.weight [C, F]",
     ),
     _row(
         "blocks.{i}.feed_forward.up.bias [F]",
@@ -304,6 +317,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.mlp.b_in [F]",
         gguf="blk.{i}.ffn_up.bias [F]",
         openai="model/h{i}/mlp/c_fc/b [F]",
+        onnx="blocks.{i}.feed_forward.up.bias [F]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.weight [C, F]",
@@ -314,6 +328,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.mlp.W_out [F, C]",
         gguf="blk.{i}.ffn_down.weight [C, F]",
         openai="model/h{i}/mlp/c_proj/w [1, F, C]",
+        onnx="blocks.{i}.feed_forward.down.weight [F, C]",
     ),
     _row(
         "blocks.{i}.feed_forward.down.bias [C]",
@@ -324,6 +339,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="blocks.{i}.mlp.b_out [C]",
         gguf="blk.{i}.ffn_down.bias [C]",
         openai="model/h{i}/mlp/c_proj/b [C]",
+        onnx="blocks.{i}.feed_forward.down.bias [C]",
     ),
     _row(
         "final_norm.weight [C]",
@@ -334,6 +350,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="ln_final.w [C]",
         gguf="output_norm.weight [C]",
         openai="model/ln_f/g [C]",
+        onnx="final_norm.weight [C]",
     ),
     _row(
         "final_norm.bias [C]",
@@ -344,6 +361,7 @@ TABLE: tuple[Row, ...] = (
         transformerlens="ln_final.b [C]",
         gguf="output_norm.bias [C]",
         openai="model/ln_f/b [C]",
+        onnx="final_norm.bias [C]",
     ),
     _row(
         "head.weight [V, C]",
@@ -353,6 +371,7 @@ TABLE: tuple[Row, ...] = (
         nanogpt="lm_head.weight [V, C]",
         transformerlens="unembed.W_U [C, V]",
         gguf="output.weight [V, C]",
+        onnx="head.weight [V, C]",
     ),
 )
 """Every tensor of a GPT-2 under every scheme's name, in the order of the model."""

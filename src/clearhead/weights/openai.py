@@ -18,11 +18,11 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
+from clearhead.progress import ByteProgress
 from clearhead.weights.formats.tensorflow import TensorFlowFile, index_in, shard_path, write_tensorflow
 from clearhead.weights.huggingface import plan_from_arrays
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan
-from clearhead.weights.progress import ByteProgress
 from clearhead.weights.tensors import TensorInfo
 
 PREFIX = "model.ckpt"
@@ -66,7 +66,7 @@ def open_checkpoint(path: Path, config: GPTConfig | None = None) -> tuple[Tensor
     if index is None:
         raise WeightsError(_no_index(path))
     file = TensorFlowFile(index)
-    notes: list[str] = []
+    notes = list(file.notes)
     others = [other.name for other in sorted(index.parent.glob("*.index")) if other != index]
     if path.is_dir() and others:
         notes.append(f"{path} holds several checkpoints; {index.name} is taken, and not {', '.join(others)}.")
@@ -167,8 +167,8 @@ def save_openai(
     write_folder(Path(folder), plan_from_arrays(config, tensors, "openai"), tokenizer)
 
 
-def write_folder(folder: Path, plan: Plan, tokenizer: SavesItself | None = None) -> None:
-    """The same as `save_openai`, of what a plan to this layout makes.
+def write_folder(folder: Path, plan: Plan, tokenizer: SavesItself | None = None) -> list[Path]:
+    """The same as `save_openai`, of what a plan to this layout makes; the files written.
 
     Raises:
         WeightsError: as `save_openai`.
@@ -184,7 +184,7 @@ def write_folder(folder: Path, plan: Plan, tokenizer: SavesItself | None = None)
             lines = [f'model_checkpoint_path: "{PREFIX}"', f'all_model_checkpoint_paths: "{PREFIX}"']
             _write_text(beside / "checkpoint", "\n".join(lines) + "\n")
             _write_weights(beside / PREFIX, plan, folder.name)
-            _put_in_place(beside, folder)
+            return _put_in_place(beside, folder)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}); nothing was changed.") from None
 
@@ -244,7 +244,7 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _put_in_place(beside: Path, folder: Path) -> None:
+def _put_in_place(beside: Path, folder: Path) -> list[Path]:
     """Moves finished files into the folder, the weights last, and removes the data files that they replace."""
     last = [shard_path(Path(f"{PREFIX}.index"), 0, 1).name, f"{PREFIX}.index", "checkpoint"]
     first = sorted(path.name for path in beside.iterdir() if path.name not in last)
@@ -253,3 +253,4 @@ def _put_in_place(beside: Path, folder: Path) -> None:
     for path in folder.glob(f"{PREFIX}.data-*-of-*"):
         if path.name != last[0]:
             path.unlink()
+    return [folder / name for name in [*first, *last]]

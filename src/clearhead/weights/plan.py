@@ -258,6 +258,16 @@ class Plan:
         for fill in self._by_target[target].layers(self.config.n_layers):
             yield fill.make(self._read, sizes, None)
 
+    def watched(self, tell: Callable[[int], None]) -> Plan:
+        """The same plan; whenever a source is read, `tell` hears how many bytes of the file that was."""
+        return replace(self, _read=_Watched(self._read, self.sources, self.config.n_layers, tell))
+
+    @property
+    def used_bytes(self) -> int:
+        """How many bytes the sources have that the plan reads."""
+        used = {part.source: part.info.nbytes for fill in self.fills for part in fill.parts}
+        return sum(used.values())
+
     def invert(self, read: Read | None = None) -> Plan:
         """The plan that leads back: from this one's targets to its sources' scheme.
 
@@ -266,6 +276,29 @@ class Plan:
         """
         infos = {name: TensorInfo(shape, "float32") for name, shape in self.targets.items()}
         return make_plan(infos, read or self.read, self.config, self.to, self.origin, where="the plan's own targets")
+
+
+class _Watched:
+    """Reads as another reader does, and tells how much."""
+
+    def __init__(
+        self, read: Read, sources: Mapping[str, TensorInfo], n_layers: int, tell: Callable[[int], None]
+    ) -> None:
+        self._read, self._sources, self._n_layers, self._tell = read, sources, n_layers, tell
+        if (read_layer := getattr(read, "layer", None)) is not None:
+            self._read_layer = read_layer
+            self.layer = self._one_layer
+
+    def __call__(self, name: str) -> np.ndarray:
+        """One tensor."""
+        values = self._read(name)
+        self._tell(self._sources[name].nbytes)
+        return values
+
+    def _one_layer(self, name: str, layer: int) -> np.ndarray:
+        values: np.ndarray = self._read_layer(name, layer)
+        self._tell(self._sources[name].nbytes // self._n_layers)
+        return values
 
 
 class LazyTensors(Mapping[str, np.ndarray]):

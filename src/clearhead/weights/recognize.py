@@ -21,6 +21,7 @@ from clearhead.weights.tensors import TensorInfo
 NAMED = ("huggingface", "canonical", "book", "nanogpt", "transformerlens")
 """The layouts that a collection of tensors may have whose file says nothing of itself."""
 
+_GIVE_CONFIG = "give config=GPTConfig(...), or --config with a JSON file where the command has it"
 _HEAD_WIDTH = 64  # numbers per attention head, in all released GPT-2s
 
 
@@ -152,10 +153,10 @@ def _guess_heads(path: Path, width: int) -> tuple[int, tuple[str, ...]]:
     if width % _HEAD_WIDTH:
         raise WeightsError(
             f"{path} does not say how many attention heads the model has, and emb_dim {width} is no multiple of "
-            f"{_HEAD_WIDTH}, the width of a head in the released GPT-2s; give config=GPTConfig(...)."
+            f"{_HEAD_WIDTH}, the width of a head in the released GPT-2s; {_GIVE_CONFIG}."
         )
     heads = width // _HEAD_WIDTH
     return heads, (
         f"the file does not say how many attention heads the model has; {heads} are taken, {_HEAD_WIDTH} numbers "
-        "each as in the released GPT-2s. Give config=GPTConfig(...) if the model was made with another number.",
+        f"each as in the released GPT-2s. If the model was made with another number, {_GIVE_CONFIG}.",
     )

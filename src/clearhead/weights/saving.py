@@ -13,18 +13,24 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clearhead import tokenizer_files
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.weights import gguf, huggingface, openai, state_dicts
+from clearhead.progress import ByteProgress
+from clearhead.weights import gguf, huggingface, onnx, openai, state_dicts
 from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
 from clearhead.weights.formats.llmc import write_llmc
+from clearhead.weights.formats.onnx import KINDS
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan
 from clearhead.weights.tensors import SAVED, TensorFile, encode
+
+if TYPE_CHECKING:
+    from clearhead.tokenizer import Tokenizer
 
 DTYPES: dict[str, tuple[str, ...]] = {
     "huggingface": SAVED,
@@ -35,21 +41,15 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "llmc": ("float32", "bfloat16"),
     "gguf": tuple(WRITTEN),
     "openai": ("float32",),
+    "onnx": tuple(KINDS),
 }
 """The forms that are written, each with its number formats."""
 
+FOLDERS = ("huggingface", "openai", "onnx")
+"""The forms that are a folder; the others are one file."""
+
 _USUAL_NAMES = {"nanogpt": "ckpt.pt", "llmc": "model.bin", "gguf": "model.gguf"}
 _FIXED = {"norm_eps": 1e-5, "activation": "gelu_tanh"}  # what programs take that read a form without these settings
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "encoder.json",
-    "vocab.bpe",
-)
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,21 @@ class Saved:
     Attributes:
         path: the file, or the folder.
         form: a key of `layouts.LAYOUTS`.
+        dtype: the number format.
+        files: every file that was written, those with the weights and those around them.
         notes: sentences for the user on what the form does not hold.
     """
 
     path: Path
     form: str
+    dtype: str
+    files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the files have."""
+        return sum(path.stat().st_size for path in self.files)
 
 
 def check(to: str, dtype: str) -> None:
@@ -83,7 +92,7 @@ def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = N
     """Writes what a plan makes.
 
     Args:
-        dest: the folder for `huggingface` and `openai`, else the file.
+        dest: the folder for one of `FOLDERS`, else the file.
         plan: its `to` is the form.
         dtype: one of `DTYPES[plan.to]`.
         file: the weights that the plan reads, where they are a file.
@@ -95,29 +104,48 @@ def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = N
     check(plan.to, dtype)
     _refuse_other_widths(plan)
     if plan.to == "huggingface":
-        return Saved(dest, plan.to, _save_folder(dest, plan, dtype, file, folder))
+        return Saved(dest, plan.to, dtype, tuple(_save_folder(dest, plan, dtype, file, folder)))
     if plan.to == "openai":
-        openai.write_folder(dest, plan, _tokenizer_in(folder))
-        return Saved(dest, plan.to)
+        return Saved(dest, plan.to, dtype, tuple(openai.write_folder(dest, plan, tokenizer_of(file, folder))))
+    if plan.to == "onnx":
+        written = onnx.save_folder(dest, plan, dtype, special_ids(file, folder))
+        return Saved(dest, plan.to, dtype, (*written, *_put_tokenizer(dest, file, folder)))
     if dest.is_dir():
         usual = _USUAL_NAMES.get(plan.to, "model.pth")
         raise WeightsError(
             f"{dest} is a folder; the form {plan.to} is one file: give its name, such as {dest / usual}."
         )
-    if plan.to == "llmc":
-        notes = _beside(dest, lambda path: _save_llmc(path, plan, dtype))
-    elif plan.to == "gguf":
-        tokenizer = gguf.tokenizer_keys(file, folder, plan.config.vocab_size)
-        notes = _beside(dest, lambda path: gguf.save_gguf(path, plan, dtype, tokenizer, dest.stem))
-    else:
-        notes = _beside(dest, lambda path: state_dicts.SAVERS[plan.to](path, plan, dtype))
-    return Saved(dest, plan.to, (*notes, *_lost_settings(plan)))
+    with ByteProgress(f"Saving {dest.name}", plan.used_bytes) as progress:
+        plan = plan.watched(progress.advance)
+        if plan.to == "llmc":
+            notes = _beside(dest, lambda path: _save_llmc(path, plan, dtype))
+        elif plan.to == "gguf":
+            keys = _tokenizer_keys(file, folder, plan.config.vocab_size)
+            notes = _beside(dest, lambda path: gguf.save_gguf(path, plan, dtype, keys, dest.stem))
+        else:
+            notes = _beside(dest, lambda path: state_dicts.SAVERS[plan.to](path, plan, dtype))
+    return Saved(dest, plan.to, dtype, (dest,), (*notes, *_lost_settings(plan)))
 
 
-def _tokenizer_in(folder: Path) -> openai.SavesItself | None:
-    from clearhead.tokenizer import Tokenizer  # here alone, so that a load needs none of it
+def tokenizer_of(file: TensorFile | None, folder: Path) -> Tokenizer | None:
+    """A model's tokenizer: of the files in its folder, else what its GGUF file itself holds; None where there is none.
 
-    return Tokenizer.from_folder(folder) if any((folder / name).is_file() for name in _TOKENIZER_FILES) else None
+    Raises:
+        TokenizerError: where there is one, and it is broken.
+    """
+    if tokenizer_files.are_in(folder):
+        from clearhead.tokenizer import Tokenizer  # here alone, so that other loads need none of it
+
+        return Tokenizer.from_folder(folder)
+    return gguf.tokenizer_of(file) if isinstance(file, GGUFFile) else None
+
+
+def _tokenizer_keys(file: TensorFile | None, folder: Path, vocab_size: int) -> Mapping[str, Any]:
+    """The tokenizer as a GGUF file's keys: those of the file itself as they are, else made of the folder's files."""
+    if isinstance(file, GGUFFile):
+        return {key: value for key, value in file.keys.items() if key.startswith("tokenizer.")}
+    tokenizer = tokenizer_of(file, folder)
+    return {} if tokenizer is None else gguf.tokenizer_keys(tokenizer, vocab_size)
 
 
 def _refuse_other_widths(plan: Plan) -> None:
@@ -179,20 +207,36 @@ def _save_llmc(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
     return ()
 
 
-def _save_folder(dest: Path, plan: Plan, dtype: str, file: TensorFile | None, folder: Path) -> tuple[str, ...]:
+def _save_folder(dest: Path, plan: Plan, dtype: str, file: TensorFile | None, folder: Path) -> list[Path]:
     """Writes a Hugging Face folder with the tokenizer that stands beside the weights, or in them."""
-    extra = _special_ids(folder)
-    if isinstance(file, GGUFFile):
-        ids = {which: file.keys.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos")}
-        extra = {f"{which}_token_id": id for which, id in ids.items() if id is not None}
-    huggingface.write_folder(dest, plan, dtype, huggingface.DEFAULT_SHARD_BYTES, extra)
-    if isinstance(file, GGUFFile):
-        return gguf.save_tokenizer(file.keys, dest)
-    for name in _TOKENIZER_FILES:
+    extra = special_ids(file, folder)
+    written = huggingface.write_folder(dest, plan, dtype, huggingface.DEFAULT_SHARD_BYTES, extra)
+    return [*written, *_put_tokenizer(dest, file, folder)]
+
+
+def _put_tokenizer(dest: Path, file: TensorFile | None, folder: Path) -> list[Path]:
+    """Puts a model's tokenizer into a folder: its files as they are, or made of what a GGUF file holds."""
+    if not tokenizer_files.are_in(folder):
+        tokenizer = tokenizer_of(file, folder)
+        if tokenizer is None:
+            return []
+        tokenizer.save(dest)
+        return [dest / name for name in tokenizer_files.ALL if (dest / name).is_file()]
+    written = []
+    for name in tokenizer_files.ALL:
         there, here = dest / name, folder / name
         if here.is_file() and not (there.exists() and there.samefile(here)):
             _beside(there, lambda path, here=here: (shutil.copyfile(here, path), ())[1])  # type: ignore[misc]
-    return ()
+            written.append(there)
+    return written
+
+
+def special_ids(file: TensorFile | None, folder: Path) -> Mapping[str, int]:
+    """The ids of special tokens, which a GPT-2's shape does not include, for a `config.json`."""
+    if not isinstance(file, GGUFFile):
+        return _special_ids(folder)
+    ids = {which: file.keys.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos")}
+    return {f"{which}_token_id": id for which, id in ids.items() if id is not None}
 
 
 def _special_ids(folder: Path) -> Mapping[str, int]:
@@ -217,7 +261,7 @@ def save(
     """Writes a model that is in memory, in any form.
 
     Args:
-        dest: the folder for `huggingface` and `openai`, else the file.
+        dest: the folder for one of `FOLDERS`, else the file.
         config: the model's shape.
         tensors: by canonical name; a mapping may read each when it is asked for.
         to: the form, a key of `DTYPES`.

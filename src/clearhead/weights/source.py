@@ -8,24 +8,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clearhead import tokenizer_files
 from clearhead.config import HUB_NAMES, GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.weights import gguf, hub, huggingface, openai, state_dicts
+from clearhead.progress import ByteProgress
+from clearhead.weights import gguf, hub, huggingface, onnx, openai, state_dicts
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
+from clearhead.weights.formats.onnx import OnnxFile
 from clearhead.weights.formats.sniff import kind_of
 from clearhead.weights.formats.tensorflow import index_in
-from clearhead.weights.plan import LazyTensors, Plan, make_plan
-from clearhead.weights.progress import ByteProgress
+from clearhead.weights.plan import LazyTensors, Plan, Read, make_plan
 from clearhead.weights.recognize import NAMED, recognize, refuse_unknown, stored_name
-from clearhead.weights.saving import Saved, check, save_plan
-from clearhead.weights.tensors import TensorFile, TensorInfo
+from clearhead.weights.saving import Saved, check, save_plan, tokenizer_of
+from clearhead.weights.streaming import Streamed
+from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo
 
-_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".index", ".json", ".h5", ".zip")
+if TYPE_CHECKING:
+    from clearhead.tokenizer import Tokenizer
+
+_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")
+_WEIGHT_SUFFIXES = (*_SINGLE_SUFFIXES, ".npz", ".index", ".json", ".h5", ".zip")
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,35 @@ class Source:
         Raises:
             WeightsError: where a tensor is missing, unknown, or does not fit the config; it is named.
         """
-        return make_plan(self.tensors, self._file.read, self.config, self.form, to, where=str(self.path))
+        return self._plan(to, self._file.read)
+
+    def stream(self, to: str = "canonical") -> Plan:
+        """The same plan, to be run once: what has been read counts as memory no longer than somebody holds it.
+
+        For a model that is larger than the memory. The file must stay as it is until the plan has run.
+
+        Raises:
+            WeightsError: as `plan`; and when it runs, where the file was changed.
+        """
+        return self._plan(to, Streamed(self._file))
+
+    def _plan(self, to: str, read: Read) -> Plan:
+        return make_plan(self.tensors, read, self.config, self.form, to, where=str(self.path))
+
+    @property
+    def dtype(self) -> str:
+        """The number format of the weights; where there are several, or others than are saved, float32."""
+        found = {part.info.dtype for fill in self.plan().fills for part in fill.parts}
+        quantized = isinstance(self._file, GGUFFile) and self._file.quantized
+        return found.pop() if len(found) == 1 and found <= set(SAVED) and not quantized else "float32"
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer: of the files in its folder, else what its GGUF file itself holds; None without one.
+
+        Raises:
+            TokenizerError: where there is one, and it is broken.
+        """
+        return tokenizer_of(self._file, self.folder)
 
     def load(self) -> dict[str, np.ndarray]:
         """Every tensor by its canonical name, as float32; a tied head is the token embedding's own array.
@@ -95,8 +130,8 @@ class Source:
         """Writes the model in another form (or in the same), with one tensor, or one layer of it, in memory at a time.
 
         Args:
-            dest: the folder for `huggingface`, else the file.
-            to: the form: huggingface, book, nanogpt, llmc, transformerlens, gguf or canonical.
+            dest: the folder for `huggingface`, `openai` and `onnx`, else the file.
+            to: the form: huggingface, openai, onnx, book, nanogpt, llmc, transformerlens, gguf or canonical.
             dtype: the number format: float32, float16, bfloat16, for some forms fewer; for gguf also q8_0.
 
         Raises:
@@ -104,7 +139,7 @@ class Source:
                 place cannot be written.
         """
         check(to, dtype)
-        return save_plan(Path(dest).expanduser(), self.plan(to), dtype, file=self._file, folder=self.folder)
+        return save_plan(Path(dest).expanduser(), self.stream(to), dtype, file=self._file, folder=self.folder)
 
     def lazy(self) -> LazyTensors:
         """The same as `load`, but each tensor is read when it is asked for."""
@@ -134,6 +169,8 @@ def _open_gguf(path: Path, config: GPTConfig | None) -> Found:
     file = GGUFFile(weights)
     told, notes = (config, ()) if config else gguf.config_of(file)
     told, notes = _settle_head(file, "gguf", told, notes, config is None)
+    if not tokenizer_files.are_in(weights.parent) and (why := gguf.why_no_tokenizer(file.keys)):
+        notes = (*notes, why)
     return Found(file, told, weights.parent, notes, "gguf")
 
 
@@ -141,6 +178,12 @@ def _open_llmc(path: Path, config: GPTConfig | None) -> Found:
     weights = _weights_file(path)
     file = LlmcFile(weights)
     return Found(file, config or file.config, weights.parent, form="llmc")
+
+
+def _open_onnx(path: Path, config: GPTConfig | None) -> Found:
+    weights = path / onnx.MODEL_FILE if (path / onnx.MODEL_FILE).is_file() else _weights_file(path)
+    file = OnnxFile(weights)
+    return Found(file, config or file.config, weights.parent, form="onnx")
 
 
 def _open_openai(path: Path, config: GPTConfig | None) -> Found:
@@ -238,10 +281,12 @@ _OPENERS: dict[str, Callable[[Path, GPTConfig | None], Found]] = {
     "gguf": _open_gguf,
     "llmc": _open_llmc,
     "openai": _open_openai,
+    "onnx": _open_onnx,
     **{form: partial(_open_named, form=form) for form in NAMED},
 }
 _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, GPTConfig | None], Found]], ...] = (
     (lambda path: openai.is_checkpoint(path) and not huggingface.weights_in(path), _open_openai),
+    (lambda path: _weights_file(path).suffix == ".onnx", _open_onnx),
     (_is("gguf"), _open_gguf),
     (_is("llm.c"), _open_llmc),
     (lambda path: True, _open_named),

@@ -133,7 +133,7 @@ def _constants(config: GPTConfig, form: str) -> dict[str, np.ndarray]:
 
 _ERF = (
     "nanoGPT computes GELU exactly (erf), so this model is run so too, as gelu_erf; if the weights are OpenAI's and "
-    "were not trained further, give config= with activation='gelu_tanh'."
+    "were not trained further, give config= (or --config) with activation='gelu_tanh'."
 )
 _TANH = (
     "the checkpoint says that nanoGPT took these weights from OpenAI and did not train them (init_from, iter_num 0); "

@@ -81,6 +81,12 @@ class TensorFile(Protocol):
             WeightsError: where the data cannot be read.
         """
 
+    def again(self) -> TensorFile:
+        """The same file mapped anew (itself, where it is not mapped).
+
+        What has been touched of a map counts as memory of the process until nothing refers to the map any more.
+        """
+
 
 def shape_words(shape: tuple[int, ...]) -> str:
     """A shape as it stands in messages and tables: `[768, 2304]`."""

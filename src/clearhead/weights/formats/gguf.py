@@ -10,6 +10,7 @@ vocabulary. Quantized numbers are turned back by the library, and it writes the 
 
 from __future__ import annotations
 
+import copy
 import math
 import struct
 from collections.abc import Iterable, Mapping
@@ -69,6 +70,11 @@ class GGUFFile:
         }
         _check_size(path, self._stored, len(self._data))
 
+    @property
+    def nbytes(self) -> int:
+        """Where the last tensor ends, in bytes from the start of the file."""
+        return max((tensor.begin + tensor.nbytes for tensor in self._stored.values()), default=0)
+
     def read(self, name: str) -> np.ndarray:
         """One tensor as stored, a view of the file; bfloat16 is widened to float32, quantized numbers turned back."""
         stored = self._stored[name]
@@ -82,6 +88,12 @@ class GGUFFile:
             data = data.copy()
         values = data.view(kind).reshape(stored.shape)
         return widen_bfloat16(values) if _PLAIN[stored.kind] == "bfloat16" else values
+
+    def again(self) -> GGUFFile:
+        """The same file mapped anew; see `TensorFile.again`."""
+        other = copy.copy(self)
+        other._data = np.memmap(self.path, np.uint8, mode="c")
+        return other
 
 
 def _library(path: Path) -> Any:

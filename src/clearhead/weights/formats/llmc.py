@@ -8,6 +8,7 @@ tensors are kept in the table of layouts.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,22 +54,30 @@ class LlmcFile:
         self.config, dtype = _config(path, header)
         rows = {"wte": _padded_rows(path, header)}
         self.tensors: dict[str, TensorInfo] = {}
-        begins, end = {}, _HEADER_BYTES
+        begins: dict[str, int] = {}
+        end = _HEADER_BYTES
         for name, shape in stored_shapes(self.config):
             self.tensors[name] = TensorInfo(shape, dtype)
             begins[name] = end
             end += TensorInfo((rows.get(name, shape[0]), *shape[1:]), dtype).nbytes
         _check_size(path, end)
-        # Copy-on-write: what is changed in memory never reaches the file.
-        data = np.memmap(path, np.uint8, mode="c")
-        self.read = _Reader(data, self.tensors, begins)
+        self._begins = begins
+        self.read = _Reader(path, self.tensors, begins)
+
+    def again(self) -> LlmcFile:
+        """The same file mapped anew; see `TensorFile.again`."""
+        other = copy.copy(self)
+        other.read = _Reader(self.path, self.tensors, self._begins)
+        return other
 
 
 class _Reader:
     """Reads tensors, or single layers of them, by name."""
 
-    def __init__(self, data: np.ndarray, tensors: dict[str, TensorInfo], begins: dict[str, int]) -> None:
-        self._data, self._tensors, self._begins = data, tensors, begins
+    def __init__(self, path: Path, tensors: dict[str, TensorInfo], begins: dict[str, int]) -> None:
+        # Copy-on-write: what is changed in memory never reaches the file.
+        self._data = np.memmap(path, np.uint8, mode="c")
+        self._tensors, self._begins = tensors, begins
 
     def __call__(self, name: str) -> np.ndarray:
         """One tensor as stored."""

@@ -47,7 +47,7 @@ class PyTorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         refuse_impostor(path)
-        self.contents = _load(path)
+        self.contents, self._mapped = _load(path)
         self._values = _state_dict(path, self.contents)
         self.tensors: dict[str, TensorInfo] = {}
         self.aliases: dict[str, str] = {}
@@ -73,15 +73,20 @@ class PyTorchFile:
             return widen_bfloat16(tensor.view(torch.uint16).numpy())
         return tensor.numpy()
 
+    def again(self) -> PyTorchFile:
+        """The same file mapped anew; itself, where its age does not allow to map it."""
+        return PyTorchFile(self.path) if self._mapped else self
 
-def _load(path: Path) -> Any:
+
+def _load(path: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether its numbers are mapped."""
     import torch
 
     try:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
         except RuntimeError:  # the format before PyTorch 1.6 is no zip and cannot be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} was not opened: it holds more than tensors and plain values, and opening it could run code "

@@ -10,6 +10,7 @@ copies every tensor, writes only what is wholly in memory, and does not say how 
 
 from __future__ import annotations
 
+import copy
 import json
 import mmap
 import os
@@ -66,9 +67,7 @@ class SafetensorsFile:
         _check_coverage(path, {n: span for n, (_, span) in entries.items()}, size - self._data_start)
         self.tensors: dict[str, TensorInfo] = {name: info for name, (info, _) in entries.items()}
         self._begins = {name: span[0] for name, (_, span) in entries.items()}
-        with path.open("rb") as file:
-            # Private and copy-on-write: what is changed in memory never reaches the file.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._map = _mapped(path)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as stored, a view of the file; bfloat16 is widened to float32."""
@@ -80,6 +79,18 @@ class SafetensorsFile:
         if not values.flags.aligned:
             values = values.copy()
         return widen_bfloat16(values) if info.dtype == "bfloat16" else values
+
+    def again(self) -> SafetensorsFile:
+        """The same file mapped anew; see `TensorFile.again`."""
+        other = copy.copy(self)
+        other._map = _mapped(self.path)
+        return other
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        # Private and copy-on-write: what is changed in memory never reaches the file.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def write_safetensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ class ShardedFile:
 
     Attributes:
         path: the index.
+        shards: the files that it names, opened.
         tensors: every tensor in the shards.
 
     Raises:
@@ -30,6 +32,7 @@ class ShardedFile:
         where = _read_index(path)
         _check_present(path, sorted(set(where.values())))
         shards = {name: open_shard(path.parent / name) for name in sorted(set(where.values()))}
+        self.shards: tuple[TensorFile, ...] = tuple(shards.values())
         self._home: dict[str, TensorFile] = {}
         for shard in shards.values():
             for name in shard.tensors:
@@ -46,6 +49,16 @@ class ShardedFile:
     def read(self, name: str) -> np.ndarray:
         """One tensor as stored; see `TensorFile.read`."""
         return self._home[name].read(name)
+
+    def again(self) -> ShardedFile:
+        """The same shards mapped anew; see `TensorFile.again`."""
+        fresh: dict[int, TensorFile] = {}
+        for shard in self._home.values():
+            if id(shard) not in fresh:
+                fresh[id(shard)] = shard.again()
+        other = copy.copy(self)
+        other._home = {name: fresh[id(shard)] for name, shard in self._home.items()}
+        return other
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ and neither a name nor their number nor the file may be larger than any real ind
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -63,7 +64,7 @@ class CutError(ValueError):
     """A number runs past the end of its bytes."""
 
 
-def varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
     """The number of seven bits a byte that begins at `at`, and where it ends.
 
     Raises:

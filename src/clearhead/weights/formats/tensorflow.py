@@ -9,6 +9,7 @@ tensorflow/core/protobuf, and tensor_shape.proto and types.proto in tensorflow/c
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +71,7 @@ class TensorFlowFile:
         path: the index.
         tensors: every tensor of numbers inside; strings, which only TensorFlow 2 writes beside the weights, are not.
         entries: where each of them is.
+        notes: remarks on what is odd about the files and does no harm.
 
     Args:
         path: the index.
@@ -87,9 +89,11 @@ class TensorFlowFile:
         n_shards = _header(path, table)
         self._shards = shards or [shard_path(path, shard, n_shards) for shard in range(n_shards)]
         self.entries: dict[str, Entry] = dict(_read_entries(path, table, len(self._shards)))
+        self._has_more = len(self.entries) < len(table) - 1  # one entry is the header, the others are text
         self.tensors: dict[str, TensorInfo] = {name: entry.info for name, entry in self.entries.items()}
         self._unchecked = set(self.entries) if check else set()
         self._maps = self._map_shards()
+        self.notes = tuple(self._odd_sizes())
 
     def _map_shards(self) -> list[np.ndarray]:
         """Every data file as bytes: private and copy-on-write, so that what is changed in memory stays there."""
@@ -107,9 +111,26 @@ class TensorFlowFile:
             for path in self._shards
         ]
 
+    def _ends(self, shard: int) -> list[tuple[int, str]]:
+        """Where each tensor of a data file ends, and its name."""
+        return [(e.offset + e.info.nbytes, name) for name, e in self.entries.items() if e.shard == shard]
+
+    def _odd_sizes(self) -> Iterator[str]:
+        """A remark on each data file that goes on behind the last tensor that the index has in it.
+
+        A tensor that is not read here (text, or one of a kind that only TensorFlow knows) may lie there.
+        """
+        for shard, path in enumerate(self._shards):
+            due, size = max(self._ends(shard), default=(0, ""))[0], path.stat().st_size
+            if size > due and not self._has_more:
+                yield (
+                    f"{path} is longer than {self.path.name} says: {size - due:,} bytes follow the last tensor; they "
+                    "are not used. If the data were appended to by a broken download, download both again."
+                )
+
     def _check_size(self, shard: int, path: Path) -> None:
-        """Raises where a data file is no data, or does not end where the index has its last tensor end."""
-        ends = [(e.offset + e.info.nbytes, name) for name, e in self.entries.items() if e.shard == shard]
+        """Raises where a data file is no data, or ends before the index has its last tensor end."""
+        ends = self._ends(shard)
         due, size = max(ends, default=(0, ""))[0], path.stat().st_size
         if due or size:
             refuse_impostor(path)
@@ -136,6 +157,12 @@ class TensorFlowFile:
             values = values.copy()
         return widen_bfloat16(values) if entry.info.dtype == "bfloat16" else values
 
+    def again(self) -> TensorFlowFile:
+        """The same file mapped anew, what has been checked already as checked; see `TensorFile.again`."""
+        other = copy.copy(self)
+        other._maps = self._map_shards()
+        return other
+
     def verify(self, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
         """Reads every tensor and compares its checksum with the index.
 
@@ -145,14 +172,28 @@ class TensorFlowFile:
         Raises:
             WeightsError: where checksums are wrong; it names the tensors.
         """
+        if wrong := self.damaged(progress):
+            self._unchecked.update(wrong)
+            raise WeightsError(self._wrong(wrong))
+
+    def damaged(self, progress: Callable[[int], None] = lambda n_bytes: None) -> list[str]:
+        """The tensors that do not have the checksum in the index; `read` gives them from here on as they are.
+
+        Args:
+            progress: is told after each tensor how many bytes it had.
+        """
         wrong = []
         for name, entry in self.entries.items():
             if not self._is_sound(entry):
                 wrong.append(name)
             progress(entry.info.nbytes)
-        if wrong:
-            raise WeightsError(self._wrong(wrong))
         self._unchecked.clear()
+        return wrong
+
+    def data_files(self) -> Iterator[tuple[Path, int]]:
+        """Every data file, and how many bytes the index demands of it."""
+        for shard, path in enumerate(self._shards):
+            yield path, max((e.offset + e.info.nbytes for e in self.entries.values() if e.shard == shard), default=0)
 
     def _bytes(self, entry: Entry) -> np.ndarray:
         return np.asarray(self._maps[entry.shard])[entry.offset : entry.offset + entry.info.nbytes]

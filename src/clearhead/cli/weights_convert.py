@@ -1,0 +1,110 @@
+"""`clearhead weights convert`: a model in another form, read back and compared number by number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clearhead.errors import InputError, WeightsError
+
+if TYPE_CHECKING:
+    from clearhead.weights import Difference, Saved, Source
+
+EPILOG = """
+Examples:
+
+[bold]clearhead weights convert gpt2 gpt2.gguf --to gguf --dtype q8_0[/]     for llama.cpp
+
+[bold]clearhead weights convert ckpt.pt my-gpt2/ --to huggingface[/]         what nanoGPT trained, for transformers
+
+[bold]clearhead weights convert my-gpt2/ gpt.pth --to book[/]                for the book's GPTModel
+"""
+
+
+def convert_weights(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A model's folder, a file of weights, or a name on the hub.")
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The file to write, or the folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="huggingface, openai, onnx (folders); gguf, book, nanogpt, llmc, transformerlens, canonical (files).",
+        ),
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="float32, float16, bfloat16, for gguf q8_0; as the source has it where that can be, else float32.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="The model's shape as a JSON file, where the source does not say all of it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+) -> None:
+    """Write a model in another form.
+
+    One tensor is in memory at a time. What was written is read again and compared with the source, so the last line
+    says how many numbers are not as they were: none where the form holds the source's number format.
+    """
+    from clearhead import weights
+    from clearhead.cli.console import notice
+    from clearhead.config import GPTConfig
+    from clearhead.weights.saving import DTYPES, check
+
+    check(to, dtype or DTYPES.get(to, ("float32",))[0])
+    dest = dest.expanduser()
+    _refuse_occupied(dest, to, force)
+    opened = weights.open(source, config=None if config is None else GPTConfig.from_file(config))
+    for note in opened.notes:
+        notice(note)
+    if dtype is None:
+        dtype = opened.dtype if opened.dtype in DTYPES[to] else "float32"
+    _refuse_itself(opened, dest, to)
+    saved = opened.save(dest, to, dtype)
+    for note in saved.notes:
+        notice(note)
+    written = weights.open(saved.path, form=to, config=opened.config)
+    _print_result(opened, saved, weights.compare(opened.stream(), written.stream(), dest.name))
+
+
+def _refuse_occupied(dest: Path, to: str, force: bool) -> None:
+    from clearhead.weights.saving import FOLDERS
+
+    if to in FOLDERS:
+        if dest.exists() and not dest.is_dir():
+            raise InputError(f"{dest} is a file, and the form {to} is a folder; give the name of a folder.")
+        if not force and dest.is_dir() and any(dest.iterdir()):
+            raise InputError(f"{dest} is not empty; give another name, or --force to write the model there.")
+    elif not force and dest.is_file():
+        raise InputError(f"{dest} is there already; give another name, or --force to write over it.")
+
+
+def _refuse_itself(opened: Source, dest: Path, to: str) -> None:
+    """Raises where the model would be written over its own files: then there were nothing left to compare with."""
+    from clearhead.weights.saving import FOLDERS
+
+    own = opened.folder if to in FOLDERS and opened.form == to else opened.path
+    if dest.exists() and dest.samefile(own):
+        raise WeightsError(f"{dest} is the source itself; give another place.")
+
+
+def _print_result(opened: Source, saved: Saved, difference: Difference) -> None:
+    from clearhead.cli.console import output
+    from clearhead.weights.layouts import LAYOUTS
+
+    console = output()
+    form = LAYOUTS[saved.form].title
+    console.print(f"{saved.path}: {form}, {saved.dtype}, {saved.nbytes:,} bytes", style="bold", soft_wrap=True)
+    if len(saved.files) > 1:
+        width = max(len(path.name) for path in saved.files)
+        for path in saved.files:
+            console.print(f"  {path.name:{width}} {path.stat().st_size:15,}", soft_wrap=True)
+    console.print(f"Read back and compared: {difference}", soft_wrap=True)
