@@ -23,9 +23,9 @@ from clearhead.benchmark.speed import SHORTEST, Work, time_alone, time_together
 from clearhead.cli import main
 from clearhead.config import GPTConfig
 from clearhead.engine.building import build
-from clearhead.engine.places import cache_folder
 from clearhead.errors import InputError
 from clearhead.model import GPTModel
+from clearhead.places import cache_folder
 from clearhead.runner import Slot
 from clearhead.weights.random_tensors import RandomTensors
 

@@ -20,9 +20,9 @@ from clearhead.benchmark.speed import Figure, Work
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import PAGE
 from clearhead.engine.building import layout, size
-from clearhead.engine.places import cache_folder
 from clearhead.engine.runner import page_sizes
 from clearhead.errors import InputError
+from clearhead.places import cache_folder
 
 _RUNS = 5  # of what is run several times
 

@@ -65,9 +65,9 @@ def bench(
     from clearhead.benchmark.run import benchmark, random_model, steps
     from clearhead.cli.source import find_source
     from clearhead.engine.formats import FORMATS
-    from clearhead.engine.places import usable_cores
     from clearhead.errors import InputError
     from clearhead.gpt import bundled
+    from clearhead.places import usable_cores
     from clearhead.progress import Progress
 
     dtypes = list(dict.fromkeys(dtype or FORMATS))
