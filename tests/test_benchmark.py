@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from clearhead import weights
 from clearhead.benchmark import run
 from clearhead.benchmark.bandwidth import read_speeds
-from clearhead.benchmark.run import Report, Times, random_model
+from clearhead.benchmark.run import Report, random_model
 from clearhead.benchmark.speed import SHORTEST, Work, time_alone, time_together
 from clearhead.cli import main
 from clearhead.config import GPTConfig
@@ -112,7 +112,7 @@ def test_bytes_of_a_step_are_those_of_the_arrays(dtype: str, tied: bool) -> None
     arrays = build(config, RandomTensors(config), dtype, 1)
     unread = ("positions",) if tied else ("positions", "tokens.")
     expected = sum(array.nbytes for name, array in arrays.items() if not name.startswith(unread))
-    report = Report(config, 1, Times(1.0, 1.0), None, [])
+    report = Report(config, 1, None, [])
     # Keys and values of 16 numbers each in 2 layers, for 3 sequences of 10 tokens.
     cache = 3 * 10 * 2 * 16 * 2 * (4 if dtype == "float32" else 2)
     assert report.step_bytes(dtype, 10, 3) == expected + cache
@@ -144,11 +144,11 @@ def test_bench_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(out)
     assert found["model"] == "tiny"
     assert (found["threads"], found["random_weights"]) == (1, False)
-    assert found["memory_bytes_per_second"]["median"] > 0
     (one,) = found["formats"]
     assert one["dtype"] == "int8"
     assert one["peak_bytes"] is None or one["peak_bytes"] > one["weight_bytes"] > 0
     assert one["first_token_seconds"]["best"] > 0
+    assert one["memory_bytes_per_second"]["best"] >= one["memory_bytes_per_second"]["median"] > 0
     assert [(f["kind"], f["context"], f["batch"]) for f in one["figures"]] == [
         ("prompt", 24, 1),
         ("decode", 24, 1),

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class FormatReport:
         dtype: the format.
         weight_bytes: of all weights in memory.
         first_token: seconds from the start of a new process until its first token, with everything kept on disk.
+        read_speed: bytes a second that the memory gave, before and after the figures were taken.
         peak_bytes: the most memory that the process had resident, with one sequence as long as the context; None where
             the system does not tell.
         figures: speeds.
@@ -56,8 +57,9 @@ class FormatReport:
     dtype: str
     weight_bytes: int
     first_token: Times
-    peak_bytes: int | None = None
-    figures: list[Figure] = field(default_factory=list)
+    read_speed: Times
+    peak_bytes: int | None
+    figures: list[Figure]
 
 
 @dataclass(slots=True)
@@ -67,14 +69,12 @@ class Report:
     Attributes:
         config: the model's shape.
         threads: how many shared the work.
-        bandwidth: bytes a second that the memory gave, measured before each format.
         import_torch: seconds that a new process takes for `import torch`; None where there is none.
         formats: in the order that was asked for.
     """
 
     config: GPTConfig
     threads: int
-    bandwidth: Times
     import_torch: Times | None
     formats: list[FormatReport]
 
@@ -92,9 +92,9 @@ class Report:
         cache_numbers = sum(page_sizes(config)) // PAGE  # of one token
         return weights + batch * context * cache_numbers * (4 if dtype == "float32" else 2)
 
-    def share(self, dtype: str, figure: Figure) -> float:
-        """The bytes that a step of decoding reads a second, as a share of what the memory gave."""
-        return self.step_bytes(dtype, figure.context, figure.batch) / figure.seconds / self.bandwidth.median
+    def share(self, one: FormatReport, figure: Figure) -> float:
+        """The bytes that a step of decoding reads a second, as a share of what the memory gave at the time."""
+        return self.step_bytes(one.dtype, figure.context, figure.batch) / figure.seconds / one.read_speed.median
 
 
 @contextlib.contextmanager
@@ -141,36 +141,37 @@ def benchmark(
     Raises:
         ClearheadError: where the model cannot be opened or has no room.
     """
-    speeds: list[float] = []
-    formats = []
     work = Work.of(config, quick)
+    formats = []
     for dtype in dtypes:
-        advance(0, f"{dtype}, preparing")
         job = {"model": model, "dtype": dtype, "threads": threads, "quick": quick}
+        advance(0, f"{dtype}, preparing")
         for _ in _lines({**job, "task": "first token"}):
             pass  # compiles, and keeps compiled code and weights on disk, if that was not done before
         advance(0, f"{dtype}, start-up")
-        report = FormatReport(dtype, size(config, dtype), _times([_until_first_token(job) for _ in range(_RUNS)]))
-        advance(1, "reading memory")
-        speeds += read_speeds(threads, _RUNS)
+        first_token = _times([_until_first_token(job) for _ in range(_RUNS)])
         advance(1, f"{dtype}, speed")
+        speeds = read_speeds(threads, _RUNS)
+        figures, peak_bytes = [], None
         for line in _lines({**job, "task": "measure"}):
             if "figure" in line:
-                report.figures.append(Figure(**line["figure"]))
+                figures.append(Figure(**line["figure"]))
                 advance(1, f"{dtype}, speed")
             else:
-                report.peak_bytes = line["peak_bytes"]
-        formats.append(report)
-        assert len(report.figures) == work.figures
+                peak_bytes = line["peak_bytes"]
+        assert len(figures) == work.figures
+        speeds += read_speeds(threads, _RUNS)
+        read_speed = Times(statistics.median(speeds), max(speeds))
+        formats.append(FormatReport(dtype, size(config, dtype), first_token, read_speed, peak_bytes, figures))
     advance(0, "import torch")
     torch = _import_torch()
     advance(1, "done")
-    return Report(config, threads, Times(statistics.median(speeds), max(speeds)), torch, formats)
+    return Report(config, threads, torch, formats)
 
 
 def steps(config: GPTConfig, dtypes: Sequence[str], quick: bool) -> int:
     """How many steps `benchmark` tells of."""
-    return len(dtypes) * (Work.of(config, quick).figures + 2) + 1
+    return len(dtypes) * (Work.of(config, quick).figures + 1) + 1
 
 
 def _times(seconds: list[float]) -> Times:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,7 +122,6 @@ def _as_json(source: Source, report: Report, random: bool) -> dict[str, Any]:
         "config": asdict(report.config),
         "machine": _machine(),
         "threads": report.threads,
-        "memory_bytes_per_second": asdict(report.bandwidth),
         "import_torch_seconds": None if report.import_torch is None else asdict(report.import_torch),
         "formats": [
             {
@@ -129,6 +129,7 @@ def _as_json(source: Source, report: Report, random: bool) -> dict[str, Any]:
                 "weight_bytes": one.weight_bytes,
                 "peak_bytes": one.peak_bytes,
                 "first_token_seconds": asdict(one.first_token),
+                "memory_bytes_per_second": asdict(one.read_speed),
                 "figures": [
                     {
                         **asdict(figure),
@@ -137,7 +138,7 @@ def _as_json(source: Source, report: Report, random: bool) -> dict[str, Any]:
                         **(
                             {
                                 "bytes_a_step": report.step_bytes(one.dtype, figure.context, figure.batch),
-                                "share_of_memory_speed": report.share(one.dtype, figure),
+                                "share_of_memory_speed": report.share(one, figure),
                             }
                             if figure.kind == "decode"
                             else {}
@@ -158,8 +159,9 @@ def _print(source: Source, report: Report, random: bool) -> None:
     weights = "random weights" if random else "its own weights"
     threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
     console.print(f"{source.name}, {weights}, {threads} on {machine['processor']}", style="bold", soft_wrap=True)
-    read = report.bandwidth
-    console.print(f"Memory is read at {read.median / 1e9:.1f} GB/s (at best {read.best / 1e9:.1f}).", soft_wrap=True)
+    read, best = [one.read_speed.median for one in report.formats], max(one.read_speed.best for one in report.formats)
+    median = statistics.median(read) / 1e9
+    console.print(f"Memory is read at {median:.1f} GB/s (at best {best / 1e9:.1f}).", soft_wrap=True)
     for sheet in (_alone(report), _together(report), _needs(report)):
         console.print()
         console.print(sheet.title, style="bold", soft_wrap=True)
@@ -179,7 +181,7 @@ def _alone(report: Report) -> Sheet:
     for one in report.formats:
         cells = [
             f"{figure.tokens_per_second:,.0f}"
-            + (f" ({report.share(one.dtype, figure):.0%})" if figure.kind == "decode" else "")
+            + (f" ({report.share(one, figure):.0%})" if figure.kind == "decode" else "")
             for figure in one.figures
             if figure.batch == 1
         ]
