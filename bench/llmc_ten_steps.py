@@ -3,10 +3,10 @@
     python bench/llmc_ten_steps.py gpt2                 the official weights, from the hub or a folder
     python bench/llmc_ten_steps.py MODEL --batch 2 16   another model: prints its losses, with nothing to compare to
 
-The batch is the first 4 windows of 64 tokens of tiny Shakespeare's validation part. llm.c's test_gpt2.c, commit
-f1e2ace, takes the loss before each of ten updates of AdamW, learning rate 1e-4, betas 0.9 and 0.999, epsilon 1e-8, weight decay
-0.01 on every parameter, no clipping, in float32, and allows 0.01 between C and PyTorch. The steps here are those
-of `clearhead train`: its head loss and its fused AdamW. Exits with 1 where a loss is further away than the tolerance.
+The batch is the first 4 windows of 64 tokens of tiny Shakespeare's validation part. llm.c's test_gpt2.c (at commit
+f1e2ace) takes the loss before each of ten updates of AdamW: learning rate 1e-4, betas 0.9 and 0.999, epsilon 1e-8,
+weight decay 0.01 on every parameter, no clipping, in float32; and it allows 0.01 between C and PyTorch. The steps here
+are those of `clearhead train`: its head loss and its fused AdamW. Exits with 1 where a loss is further away.
 """
 
 from __future__ import annotations

@@ -629,7 +629,7 @@ def test_defaults_are_those_of_the_library() -> None:
     verb = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
     library = {**inspect.signature(load).parameters, **inspect.signature(GPT.request).parameters}
     shared = verb.keys() & library.keys() - {"prompt", "stop"}
-    assert len(shared) == 13
+    assert len(shared) == 15
     assert {name: verb[name] for name in shared} == {name: library[name].default for name in shared}
     assert verb["samples"] == library["n"].default
 

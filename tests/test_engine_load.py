@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import clearhead
+from clearhead import places
 from clearhead.config import GPTConfig
-from clearhead.engine import places, store
+from clearhead.engine import store
 from clearhead.engine.runner import EngineRunner
 from clearhead.errors import InputError
 from clearhead.gpt import GPT

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import SMALL, ours_of, peer_of
+from reference_models import SMALL, ours_of, peer_of
 from small_runs import RECIPE, assert_equal_runs, one_step, recipe, small_run, weights_of, write_texts
 from transformers import GPT2LMHeadModel
 

@@ -21,6 +21,7 @@ from clearhead.cli.new import new
 from clearhead.cli.params import params
 from clearhead.cli.runs import runs
 from clearhead.cli.tokenize import tokenize
+from clearhead.cli.tour import tour
 from clearhead.cli.train import train
 from clearhead.cli.walk import walk
 from clearhead.cli.weights import HELP as WEIGHTS_HELP
@@ -65,7 +66,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, diagram, walk, new, train, runs, evaluate, classify):
+for verb in (generate, tokenize, params, diagram, walk, tour, new, train, runs, evaluate, classify):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 corpus = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")

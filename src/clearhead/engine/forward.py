@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
+from clearhead.compiling import entry, fused
 from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
-from clearhead.engine.compiling import entry, fused
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, make_ready, normalize
 from clearhead.engine.llvm import atomic_write
 from clearhead.engine.threads import JOB, barrier, next_job

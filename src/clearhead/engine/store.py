@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clearhead.engine.places import cache_folder, free_memory, usable_cores
 from clearhead.errors import InputError, WeightsError
+from clearhead.places import cache_folder, free_memory, usable_cores
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.tensors import TensorInfo
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 1
+VERSION = 2
 """Of the arrays' layout; a file of another version is made anew."""
 
 _KEPT = ("bfloat16", "int8", "int4")
@@ -101,8 +101,8 @@ def _load(source: Source, form: str) -> Arrays | None:
 
 
 def _make(source: Source, form: str, threads: int) -> Arrays:
+    from clearhead.compiling import told
     from clearhead.engine.building import build, size
-    from clearhead.engine.compiling import told
 
     need, there = size(source.config, form) + _ROOM, free_memory()
     if there is not None and need > there:
@@ -112,10 +112,28 @@ def _make(source: Source, form: str, threads: int) -> Arrays:
         )
     with told(f"Compiling what stores weights as {form}, once for this machine …"):
         arrays = build(source.config, source.lazy(), form, threads)
+        if form == "int4":
+            arrays = _rounded_better(source, arrays, threads)
     if form in _KEPT:
         with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
             _keep(source, form, arrays)
     return arrays
+
+
+def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
+    """int4 once more, by how the model uses its weights on a text that it writes itself (see `calibration.py`)."""
+    from clearhead.engine.building import build, weights_of
+    from clearhead.engine.calibration import moments, write_text
+    from clearhead.engine.runner import EngineRunner
+    from clearhead.progress import Progress
+
+    with Progress(f"Rounding {source.name} to int4, once", None) as progress:
+        progress.note("it writes a text to see how its weights are used")
+        ids = write_text(EngineRunner(source.config, weights_of(arrays), threads))
+        progress.note("what comes into each matrix is measured")
+        used = moments(source.config, source.lazy(), ids)
+        progress.note("each weight's error is made up for by those after it")
+        return build(source.config, source.lazy(), "int4", threads, used)
 
 
 def _keep(source: Source, form: str, arrays: Arrays) -> None:

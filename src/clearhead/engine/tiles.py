@@ -26,7 +26,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from clearhead.engine.compiling import fused, kernel
+from clearhead.compiling import fused, kernel
 from clearhead.engine.llvm import (
     F32,
     I8,
