@@ -3,6 +3,7 @@
 import ast
 import inspect
 import io
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import pytest
 
 import clearhead
 import clearhead.config
+from clearhead.anatomy import Costs
 from clearhead.cli import main
 
 SIZES = {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M": 1_557_611_200}
@@ -122,7 +124,13 @@ def test_help_lists_the_verbs_and_fits_80_columns() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["no-such-verb"], ["params", "--no-such-option"], ["params", "a", "b"], ["new"], ["generate", "--top-p", "x"]],
+    [
+        ["no-such-verb"],
+        ["params", "--no-such-option"],
+        ["params", "--batch", "many"],
+        ["new"],
+        ["generate", "--top-p", "x"],
+    ],
 )
 def test_usage_errors_exit_2_without_a_traceback(args: list[str]) -> None:
     result = call(*args)
@@ -143,6 +151,8 @@ def test_params_of_a_released_size(size: str) -> None:
     assert text.startswith(f"GPT-2 {size}: {SIZES[size]:,} parameters\n")
     assert max(map(len, text.splitlines())) <= 80
     assert f"{4 * SIZES[size]:,}" in text
+    tensors = {"124M": 148, "355M": 292, "774M": 436, "1558M": 580}[size]
+    assert re.search(rf"^tensors +{tensors} ", text, re.MULTILINE)
 
 
 def test_params_of_the_books_model_shows_every_number_of_the_book() -> None:
@@ -186,13 +196,16 @@ def test_params_as_json_is_the_whole_account() -> None:
     assert sum(leaf["parameters"] * leaf["times"] for leaf in leaves(account["parts"])) == SIZES["355M"]
 
 
-def test_params_as_markdown_is_two_tables() -> None:
+def test_params_as_markdown_is_three_tables() -> None:
     lines = call("params", "124M", "--markdown").stdout.decode().splitlines()
     assert lines[0].startswith("**GPT-2 124M: 124,439,808 parameters**")
-    tables = [line for line in lines if line.startswith("|")]
-    assert all(line.endswith("|") for line in tables)
-    assert len({line.count("|") for line in tables}) == 2
-    assert sum(line.startswith("|---") for line in tables) == 2
+    starts = [i for i, line in enumerate(lines) if line.startswith("|---")]
+    assert len(starts) == 3
+    for start in starts:
+        rows = [lines[start - 1], *itertools.takewhile(lambda line: line.startswith("|"), lines[start:])]
+        assert len(rows) > 6
+        assert len({row.count("|") for row in rows}) == 1
+        assert all(row.endswith("|") for row in rows)
 
 
 def test_params_takes_one_form_at_a_time() -> None:
@@ -233,6 +246,47 @@ def test_params_of_weights_that_do_not_belong_to_the_config(huggingface_folder: 
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "n_layer": 3}))
     assert "h.2" in refused(call("params", huggingface_folder))
+
+
+def test_params_of_several_models_stand_side_by_side() -> None:
+    text = call("params", "124M", "1558M", "bundled", "774M", "gpt2-medium").stdout.decode()
+    largest = call("params", "1558M", "1558M", "1558M", "774M", "--batch", "64", "--book").stdout.decode()
+    assert max(map(len, (text + largest).splitlines())) <= 80
+    assert "…" not in text + largest, "no number is cut"
+    (row,) = (line for line in text.splitlines() if line.startswith("parameters") and "124,439,808" in line)
+    assert row.split()[1:] == ["124,439,808", "1,557,611,200", "4,605,440", "774,030,080"]
+    assert "354,823,168" in text.partition(row)[2]
+    assert "bundled: Counted in the weights too" in text
+    several = json.loads(call("params", "124M", "bundled", "--json").stdout)
+    assert [account["parameters"] for account in several] == [SIZES["124M"], 4_605_440]
+    assert several[1]["counted_in_the_weights"].startswith("Counted in the weights too: 76 tensors")
+
+
+def test_params_shows_the_costs_of_the_work_that_is_asked_for() -> None:
+    options = ("124M", "--batch", "4", "--context", "256", "--dtype", "bfloat16")
+    costs = Costs(clearhead.config.RELEASED["124M"], "bfloat16", 4, 256)
+    text = call("params", *options).stdout.decode()
+    assert "The costs of 4 sequences of 256 tokens in bfloat16" in text
+    assert f"{costs.training_flops().amount:,}" in text
+    shown = json.loads(call("params", *options, "--json").stdout)["costs"]
+    assert shown["bytes_to_train"]["amount"] == costs.memory_to_train().amount
+    assert sum(part["amount"] for part in shown["bytes_to_train"]["parts"]) == shown["bytes_to_train"]["amount"]
+    assert shown["bytes_moved_a_pass"]["amount"] == costs.decoding_bytes().amount
+    in_int8 = call("params", "124M", "--dtype", "int8").stdout.decode()
+    assert "memory to run" in in_int8 and "memory to train" not in in_int8
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--context", "2000"], "2,000 tokens"),
+        (["--context", "0"], "at least 1 token"),
+        (["--batch", "0"], "at least 1 sequence"),
+        (["--dtype", "bfloat61"], "did you mean 'bfloat16'"),
+    ],
+)
+def test_params_of_work_that_cannot_be(options: list[str], sentence: str) -> None:
+    assert sentence in refused(call("params", "124M", *options))
 
 
 def test_params_of_what_is_nowhere() -> None:
@@ -575,7 +629,7 @@ def test_defaults_are_those_of_the_library() -> None:
     verb = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
     library = {**inspect.signature(load).parameters, **inspect.signature(GPT.request).parameters}
     shared = verb.keys() & library.keys() - {"prompt", "stop"}
-    assert len(shared) == 13
+    assert len(shared) == 15
     assert {name: verb[name] for name in shared} == {name: library[name].default for name in shared}
     assert verb["samples"] == library["n"].default
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from clearhead.errors import ClearheadError
     from clearhead.gpt import GPT, load
     from clearhead.sampling import SamplingParams
+    from clearhead.verification import verify
 
-__all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "load", "weights"]
+__all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "load", "verify", "weights"]
 
 # Where each name lives. They are imported when they are first used, so that `import clearhead` loads
 # neither torch nor NumPy.
@@ -24,6 +25,7 @@ _HOME = {
     "GPTConfig": "clearhead.config",
     "SamplingParams": "clearhead.sampling",
     "load": "clearhead.gpt",
+    "verify": "clearhead.verification",
 }
 
 

@@ -12,7 +12,8 @@ print(gpt.score("The cat sat on the mat.").bits_per_byte)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
@@ -26,12 +27,16 @@ from clearhead.scoring import Score, score
 if TYPE_CHECKING:
     import torch
 
+    from clearhead.lens import Trace
+    from clearhead.lens.editing import Change
     from clearhead.model import GPTModel
+    from clearhead.runner import ScoringRunner
     from clearhead.tokenizer import Tokenizer
     from clearhead.torch_runner import TorchRunner
 
-BACKENDS = ("auto", "torch")
-DTYPES = ("float32", "bfloat16", "float16")
+BACKENDS = ("auto", "engine", "torch")
+DTYPES = {"engine": ("float32", "bfloat16", "int8", "int4"), "torch": ("float32", "bfloat16", "float16")}
+"""The types of weights in memory that each backend has."""
 
 TEMPERATURE = 0.8
 """How `GPT` samples unless it is told: a little below the model's own distribution ..."""
@@ -148,32 +153,58 @@ class GPT:
     """A GPT-2, its tokenizer, and what runs it.
 
     Args:
-        model: the network; it is put into evaluation mode, so that dropout is off.
+        model: the network; it is put into evaluation mode, so that dropout is off. It may be a function that makes
+            the network when it is first asked for; then `runner` is needed.
         tokenizer: turns text into ids and back; without one, prompts are given as ids and results come so.
+        runner: what generation and scores run through; PyTorch on the model's device where it is None.
+        notes: as the attribute.
 
     Attributes:
-        model: the network, a `torch.nn.Module`.
         tokenizer: as given.
-        runner: what generation runs it through.
+        runner: what generation runs through.
         notes: sentences on what had to be decided when it was loaded.
 
     Raises:
         WeightsError: where the tokenizer has ids that the model does not know.
     """
 
-    def __init__(self, model: GPTModel, tokenizer: Tokenizer | None = None, *, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: GPTModel | Callable[[], GPTModel],
+        tokenizer: Tokenizer | None = None,
+        *,
+        runner: ScoringRunner | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.runner = _torch_runner(model) if runner is None else runner
+        _check_vocabulary(self.runner.config, tokenizer)
+        self._model = model
+        self.tokenizer = tokenizer
+        self.notes = tuple(notes)
+
+    @property
+    def model(self) -> GPTModel:
+        """The network, a `torch.nn.Module`.
+
+        Where the compiled engine runs the model, the network is made now, from the same weights in float32. What is
+        changed in it does not reach the engine: to train a model and generate with it, load it with backend="torch".
+        """
+        from clearhead.model import GPTModel
+
+        if not isinstance(self._model, GPTModel):
+            self._model = self._model().eval()
+        return self._model
+
+    @property
+    def _runs_on_torch(self) -> bool:
         from clearhead.torch_runner import TorchRunner
 
-        _check_vocabulary(model.config, tokenizer)
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.runner: TorchRunner = TorchRunner(model)
-        self.notes = tuple(notes)
+        return isinstance(self.runner, TorchRunner)
 
     @property
     def config(self) -> GPTConfig:
         """The shape of the model."""
-        return self.model.config
+        return self.runner.config
 
     def __repr__(self) -> str:
         shape = self.config
@@ -320,6 +351,72 @@ class GPT:
             tokenizer=self.tokenizer,
         )
 
+    def watch(
+        self,
+        text: Prompt,
+        names: str | Iterable[str] = "*",
+        *,
+        positions: int | Sequence[int] | None = None,
+        as_torch: bool = False,
+    ) -> Trace:
+        """Runs a text through the model and returns the values inside it, by their names.
+
+        Args:
+            text: text, or token ids; at most as many as the model's context.
+            names: which values, such as "blocks.3.attention.pattern", or a list of names; with wildcards, such as
+                "*.residual_out". `clearhead.lens.names(gpt.config)` lists them. All of them where it is left out.
+            positions: keep what belongs to the tokens at these places only, counted from 0.
+            as_torch: whether to return tensors on the model's device, and not NumPy arrays.
+
+        Raises:
+            InputError: for an unknown name (near matches are listed) or a text that is empty or too long.
+            TokenizerError: where the text cannot be encoded.
+        """
+        from clearhead import lens
+
+        ids = self._ids(text)
+        tokens = None if self.tokenizer is None else lens.pieces(self.tokenizer, ids)
+        return lens.watch(self.model, ids, names, positions=positions, tokens=tokens, as_torch=as_torch)
+
+    @contextmanager
+    def edit(
+        self,
+        names: str | Iterable[str],
+        change: Change,
+        *,
+        heads: int | Sequence[int] | None = None,
+        positions: int | Sequence[int] | None = None,
+    ) -> Iterator[GPT]:
+        """Inside a `with`, `watch`, `generate` and `score` go on with a changed value.
+
+            with gpt.edit("blocks.3.attention.pattern", lambda pattern: pattern.tril(-1), heads=2):
+                print(gpt.generate("Once upon a time"))
+
+        Several edits stand one in another; of two edits of one value, the inner one gets what the outer one made.
+
+        Args:
+            names: the value or values to change, as `watch` takes them.
+            change: a number, an array or a tensor, broadcast to the value's shape; or a function that gets a copy of
+                the value, a tensor [*its shape] for one sequence, and returns the new one.
+            heads: change these heads only.
+            positions: change what belongs to the tokens at these places only, counted from 0.
+
+        `clearhead.lens.edit` says how edits act while text is generated token by token.
+
+        Raises:
+            InputError: for an unknown name, a head or position out of range, or a change that does not fit.
+        """
+        from clearhead import lens
+
+        kept = self.runner
+        with lens.edit(self.model, names, change, heads=heads, positions=positions):
+            if not self._runs_on_torch:  # compiled code cannot be changed on its way
+                self.runner = _torch_runner(self.model)
+            try:
+                yield self
+            finally:
+                self.runner = kept
+
     def save(self, folder: str | os.PathLike[str], *, dtype: str = "float32") -> None:
         """Writes the model and its tokenizer as a Hugging Face folder, which `transformers` opens too.
 
@@ -360,33 +457,64 @@ def load(
     backend: str = "auto",
     device: str = "cpu",
     dtype: str = "float32",
+    threads: int | None = None,
     revision: str | None = None,
 ) -> GPT:
     """Opens a model: its weights, its config, its tokenizer.
 
     Args:
         source: a folder, a file of weights, or a name on the hub; None for the model that comes with Clearhead.
-        backend: what runs it: "torch", or "auto" for the best that is there.
+        backend: what runs it: "engine", compiled code for the CPU; "torch"; or "auto": the engine on a CPU where it
+            has the dtype, and PyTorch elsewhere.
         device: where it runs, as PyTorch names it: "cpu", "cuda", "cuda:1", "mps".
-        dtype: the type of the weights in memory: float32, bfloat16 or float16.
+        dtype: the type of the weights in memory: float32 and bfloat16; for the engine also int8 and int4, for torch
+            also float16.
+        threads: how many threads the engine uses; as many as the cores that the process may use where it is None.
+            PyTorch has its own setting, `torch.set_num_threads`.
         revision: of a model on the hub, its branch, tag or commit.
 
     Raises:
-        InputError: where backend, device or dtype is not to be had here.
+        InputError: where backend, device or dtype is not to be had here, or the memory does not suffice.
         WeightsError: where the weights are missing, broken or do not fit; HubError where they cannot be fetched.
         ConfigError, TokenizerError: where the files beside them are broken.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend is {backend!r}; the backends are {', '.join(BACKENDS)}.")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; the types of weights in memory are {', '.join(DTYPES)}.")
-    place = _device(device)
+    chosen = _backend(backend, device, dtype)
+    place = find_device(device) if chosen == "torch" else None
     from clearhead import weights
 
     opened = weights.open(bundled() if source is None else source, revision=revision)
     tokenizer = opened.tokenizer()
     _check_vocabulary(opened.config, tokenizer)
-    return GPT(_model(opened, place, dtype), tokenizer, notes=opened.notes)
+    if place is not None:
+        return GPT(_model(opened, place, dtype), tokenizer, notes=opened.notes)
+    from clearhead.engine.store import open_runner
+
+    runner = open_runner(opened, dtype, threads)
+    return GPT(lambda: _model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, notes=opened.notes)
+
+
+def _backend(backend: str, device: str, dtype: str) -> str:
+    """The backend that is meant.
+
+    Raises:
+        InputError: where there is none of that name, or it has no such device or dtype.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend is {backend!r}; the backends are {', '.join(BACKENDS)}.")
+    every = list(dict.fromkeys(name for names in DTYPES.values() for name in names))
+    if dtype not in every:
+        raise InputError(f"dtype is {dtype!r}; the types of weights in memory are {', '.join(every)}.")
+    if backend == "auto":
+        backend = "engine" if device == "cpu" and dtype in DTYPES["engine"] else "torch"
+    if backend == "engine" and device != "cpu":
+        raise InputError(f"device is {device!r}, but the engine runs on the CPU; give backend 'torch' or device 'cpu'.")
+    if dtype not in DTYPES[backend]:
+        where = "" if device == "cpu" else f" on {device}"
+        raise InputError(
+            f"dtype is {dtype!r}, which the backend {backend}{where} does not have; it has "
+            f"{', '.join(DTYPES[backend])}."
+        )
+    return backend
 
 
 def bundled() -> Path:
@@ -416,7 +544,12 @@ def _model(opened: Any, device: torch.device, dtype: str) -> GPTModel:
     return model.to(device=device, dtype=getattr(torch, dtype))
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        InputError: where it is not to be had here.
+    """
     import torch
 
     try:
@@ -426,6 +559,12 @@ def _device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"device is {name!r}, which cannot be used here ({reason}); give 'cpu'.") from None
     return device
+
+
+def _torch_runner(model: Any) -> TorchRunner:
+    from clearhead.torch_runner import TorchRunner
+
+    return TorchRunner(model.eval())
 
 
 def _check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:

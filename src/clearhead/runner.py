@@ -48,3 +48,14 @@ class Runner(Protocol):
             InputError: where ids are empty or outside the vocabulary, or a sequence would grow past
                 `config.context_length`.
         """
+
+
+class ScoringRunner(Runner, Protocol):
+    """A Runner that also gives the logits at every token of a text."""
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits at every token of a whole sequence, beside the open ones: float32 [T, vocab_size].
+
+        Raises:
+            InputError: as `extend`.
+        """

@@ -91,20 +91,26 @@ class OneEach:
         self._mask = (places <= self.lengths[:, None])[:, None, None, :]  # [B, 1, 1, longest]
         self._equal = len({slot.length for slot in slots}) == 1
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries, keys and values [B, H, 1, D] of the new tokens; returns the mixed values [B, H, 1, D]."""
+    def recall(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Stores new keys and values; returns all of them [B, H, longest, D], and a mask of those that exist."""
         all_keys, all_values = self.cache.keys[layer], self.cache.values[layer]
         all_keys[self.rows, :, self.lengths] = keys[:, :, 0]  # [B, H, D]
         all_values[self.rows, :, self.lengths] = values[:, :, 0]
         seen_keys = all_keys[self._choose, :, : self.longest]  # [B, H, longest, D]
         seen_values = all_values[self._choose, :, : self.longest]
         if self._equal:
-            return F.scaled_dot_product_attention(queries, seen_keys, seen_values)
+            return seen_keys, seen_values, None
         # Unwritten memory may hold NaN, and NaN times a weight of 0 is NaN: put zeros there.
-        seen_values = seen_values.masked_fill(~self._mask.transpose(-1, -2), 0)
-        scores = queries @ seen_keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])  # [B, H, 1, longest]
-        weights = scores.masked_fill(~self._mask, -torch.inf).softmax(dim=-1)
-        return weights @ seen_values  # [B, H, 1, D]
+        return seen_keys, seen_values.masked_fill(~self._mask.transpose(-1, -2), 0), self._mask
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries, keys and values [B, H, 1, D] of the new tokens; returns the mixed values [B, H, 1, D]."""
+        keys, values, mask = self.recall(layer, keys, values)
+        if mask is None:
+            return F.scaled_dot_product_attention(queries, keys, values)
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])  # [B, H, 1, longest]
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        return weights @ values  # [B, H, 1, D]
 
 
 class ManyForOne:
@@ -116,16 +122,23 @@ class ManyForOne:
         # A new token sees all that was there and the new ones up to itself: [new, end]
         self._mask = places <= places[self.start :, None]
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries, keys and values [1, H, new, D]; returns the mixed values [1, H, new, D]."""
+    def recall(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Stores new keys and values; returns all of them [1, H, end, D], and which each new token sees [new, end]."""
         all_keys, all_values = self.cache.keys[layer], self.cache.values[layer]
         all_keys[self.row, :, self.start : self.end] = keys[0]
         all_values[self.row, :, self.start : self.end] = values[0]
+        return (
+            all_keys[self.row : self.row + 1, :, : self.end],
+            all_values[self.row : self.row + 1, :, : self.end],
+            self._mask,
+        )
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries, keys and values [1, H, new, D]; returns the mixed values [1, H, new, D]."""
+        seen_keys, seen_values, mask = self.recall(layer, keys, values)
         if self.start == 0:
             return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        seen_keys = all_keys[self.row : self.row + 1, :, : self.end]  # [1, H, end, D]
-        seen_values = all_values[self.row : self.row + 1, :, : self.end]
-        return F.scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=self._mask)
+        return F.scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=mask)
 
 
 class TorchRunner:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +69,36 @@ def read_text(argument: str | None, file: Path | None, what: str) -> str:
     if argument is None and file is None and sys.stdin.isatty():
         raise InputError(f"there is no {what}; give it as an argument, with --file, or through a pipe.")
     return _decode(sys.stdin.buffer.read(), "standard input")
+
+
+def write_file(file: Path, contents: str | bytes) -> None:
+    """Writes a file beside its place and renames it, so that the old one stays until the new one is whole.
+
+    Args:
+        file: its place.
+        contents: text is written as UTF-8.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    try:
+        if file.is_dir():
+            raise InputError(f"{file} is a folder; give the name of a file to write.")
+        handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(contents.encode() if isinstance(contents, str) else contents)
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(beside).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+            os.replace(beside, file)  # noqa: PTH105
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"{file} could not be written ({error.strerror}); give a file in a folder that is there."
+        ) from None
 
 
 def _read(file: Path) -> bytes:

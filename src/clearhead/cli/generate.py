@@ -67,7 +67,16 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda, mps.", **_MODEL)]
 Dtype = Annotated[
-    str, typer.Option(help="The number format of the weights in memory: float32, bfloat16, float16.", **_MODEL)
+    str,
+    typer.Option(
+        help="The number format of the weights in memory: float32; bfloat16, int8 or int4, which are faster on a CPU "
+        "and less exact; float16 on a GPU.",
+        **_MODEL,
+    ),
+]
+Backend = Annotated[str, typer.Option(help="What runs it: engine (compiled, for the CPU), torch, or auto.", **_MODEL)]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of the engine; as many as there are cores where it is left out.", **_MODEL)
 ]
 
 Temperature = Annotated[
@@ -150,6 +159,8 @@ def generate(
     model: Model = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    backend: Backend = "auto",
+    threads: Threads = None,
     demo: Demo = False,
 ) -> None:
     """Write on from a prompt.
@@ -174,7 +185,7 @@ def generate(
         "strict_context": strict_context,
     }
     _check(text, options)
-    gpt = _load(model, device, dtype)
+    gpt = _load(model, device=device, dtype=dtype, backend=backend, threads=threads)
     if as_json:
         print(json.dumps(_as_json(gpt, gpt.generate(text, **options)), ensure_ascii=False))
         return
@@ -214,11 +225,11 @@ def _check(text: str, options: dict[str, Any]) -> None:
     Request(prompt_ids=(0,), params=params, **others)
 
 
-def _load(model: str | None, device: str, dtype: str) -> GPT:
+def _load(model: str | None, **options: Any) -> GPT:
     from clearhead.cli.console import notice
     from clearhead.gpt import load
 
-    gpt = load(model, device=device, dtype=dtype)
+    gpt = load(model, **options)
     for note in gpt.notes:
         notice(note)
     return gpt
@@ -245,9 +256,10 @@ def _write(gpt: GPT, prompt: str, request: Request, *, show_prompt: bool) -> Non
         if show_prompt:
             console.print(prompt, end="", style="dim", soft_wrap=True)
 
-    begin()
     try:
         for _, sample, event in stream(gpt.runner, gpt.tokenizer, [request]):
+            if not any(samples):
+                begin()  # not before: the first pass may have to say that it compiles
             samples[sample].append(event)
             notices |= dict.fromkeys(event.notices)
             if sample == current:

@@ -46,15 +46,18 @@ class Source:
         used = {part.source for fill in plan.fills for part in fill.parts}
         numbers = sum(plan.sources[name].size for name in used)
         filled = account.total - numbers
+        stored = sum(plan.sources[name].nbytes for name in used)
+        formats = " and ".join(sorted({plan.sources[name].dtype for name in used}))
         return (
-            f"Counted in the weights too: {len(used)} tensors with {numbers:,} numbers in {self.weights.path.name}"
+            f"Counted in the weights too: {len(used)} tensors with {numbers:,} numbers in {self.weights.path.name}, "
+            f"{stored:,} bytes as stored ({formats})"
             + (f", and {filled:,} zeros for biases that it leaves out" if filled else "")
             + "; every part agrees."
         )
 
 
 def find_source(model: str) -> Source:
-    """The shape of what a user calls a model; what exists on disk wins over a size's name.
+    """The shape of what a user calls a model; what exists on disk wins over a size's name, and over `bundled`.
 
     Raises:
         ConfigError: where a config describes no GPT-2.
@@ -66,6 +69,10 @@ def find_source(model: str) -> Source:
     size = HUB_NAMES.get(model.removeprefix("openai-community/"), model)
     if size in RELEASED and not path.exists():
         return Source(f"GPT-2 {size}", RELEASED[size])
+    if model == "bundled" and not path.exists():
+        from clearhead.gpt import bundled
+
+        return _open(str(bundled()), bundled())
     return _open(model, path)
 
 

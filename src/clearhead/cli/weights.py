@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +13,9 @@ from clearhead.cli.weights_convert import EPILOG as CONVERT_EPILOG
 from clearhead.cli.weights_convert import convert_weights
 from clearhead.cli.weights_fetch import EPILOG as FETCH_EPILOG
 from clearhead.cli.weights_fetch import fetch_weights
-from clearhead.errors import InputError, WeightsError
+from clearhead.cli.weights_verify import EPILOG as VERIFY_EPILOG
+from clearhead.cli.weights_verify import verify_weights
+from clearhead.errors import WeightsError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clearhead.weights.grouping import Span
     from clearhead.weights.inspection import Inspection
 
-HELP = "Look at a model's weights, fetch them, and write them in another form."
+HELP = "Look at a model's weights, prove them right, fetch them, and write them in another form."
 
 INSPECT_EPILOG = """
 Examples:
@@ -98,10 +98,10 @@ def map_weights(
     elif mermaid:
         print(chart.as_mermaid(), end="")
     elif svg is not None:
-        from clearhead.cli.console import notice
+        from clearhead.cli.console import notice, write_file
         from clearhead.weights.chart_svg import chart_svg
 
-        _write(svg, chart_svg(chart, _short(opened)))
+        write_file(svg, chart_svg(chart, _short(opened)))
         notice(f"wrote {svg}.")
     else:
         _print_chart(_short(opened), chart)
@@ -110,6 +110,7 @@ def map_weights(
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "inspect": (inspect_weights, INSPECT_EPILOG),
     "map": (map_weights, MAP_EPILOG),
+    "verify": (verify_weights, VERIFY_EPILOG),
     "convert": (convert_weights, CONVERT_EPILOG),
     "fetch": (fetch_weights, FETCH_EPILOG),
 }
@@ -131,32 +132,6 @@ def _short(source: Source) -> str:
     """A model's name for a heading: the last part of its path, or its name on the hub."""
     path = Path(source.name).expanduser()
     return path.resolve().name if path.exists() else source.name
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes a file beside its place and renames it, so that the old one stays until the new one is whole.
-
-    Raises:
-        InputError: where it cannot be written.
-    """
-    try:
-        if file.is_dir():
-            raise InputError(f"{file} is a folder; give the name of a file to write.")
-        handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(beside).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-            os.replace(beside, file)  # noqa: PTH105
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(
-            f"{file} could not be written ({error.strerror}); give a file in a folder that is there."
-        ) from None
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
+from clearhead.head_loss import NOT_COUNTED, head_nats
 from clearhead.model import GPTModel
+from clearhead.texts import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,20 @@ class HeldOut:
         return self.nats / math.log(2) / self.text_bytes
 
 
-@torch.inference_mode()
+Nats = Callable[[Tensor, Tensor], Tensor]
+"""Inputs and targets, int64 [B, T] each, in; the targets' summed surprisal out, a scalar."""
+
+
+@torch.no_grad()
 def held_out(
     model: GPTModel,
-    ids: npt.NDArray[np.integer],
+    ids: Ids,
     text_bytes: int,
     *,
     windows: int | None = None,
     batch_size: int = 16,
-    bfloat16: bool = False,
+    nats: Nats | None = None,
+    share: tuple[int, int] = (0, 1),
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> HeldOut:
     """The loss on a text, in windows of the context length that follow one another without overlap.
@@ -68,7 +74,9 @@ def held_out(
         windows: evaluate only so many, spread evenly over the text; their bytes are then taken to be the text's
             mean a token.
         batch_size: windows computed at once.
-        bfloat16: autocast the products.
+        nats: what computes a batch; the model itself in float32 where it is not given.
+        share: (r, n) computes every n-th batch from the r-th on. The results of all r sum to the whole; each takes
+            the same number of batches, the last of which may be empty.
         advance: is told how many tokens were done.
     """
     length = model.config.context_length
@@ -76,21 +84,29 @@ def held_out(
     starts = np.arange(0, len(ids) - 1, length)
     if windows is not None and windows < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
-    nats, tokens = 0.0, 0
+    rank, world = share
+    compute = nats or (
+        lambda inputs, targets: head_nats(model.hidden(inputs).flatten(0, 1), model.head.weight, targets.flatten())
+    )
+    total, tokens = 0.0, 0
     training = model.training
     model.eval()
-    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
-    for first in range(0, len(starts), batch_size):
-        batch = [ids[s : s + length + 1].astype(np.int64) for s in starts[first : first + batch_size]]
-        # Only the text's last window is shorter: behind it stand tokens that nobody predicts.
-        rows = np.stack([np.pad(row, (0, length + 1 - len(row)), constant_values=-100) for row in batch])
+    rounds = -(-len(starts) // (batch_size * world))
+    for first in range(rank * batch_size, rounds * world * batch_size, batch_size * world):
+        rows = _windows(ids, starts[first : first + batch_size], length)  # [B, T + 1]
         inputs = torch.from_numpy(rows[:, :-1]).clamp(min=0).to(device)  # [B, T]
         targets = torch.from_numpy(rows[:, 1:]).to(device)  # [B, T]
-        with autocast:
-            logits = model(inputs)  # [B, T, V]
-        nats += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").item()
-        done = sum(len(row) - 1 for row in batch)
+        total += compute(inputs, targets).item()
+        done = int((rows[:, 1:] != NOT_COUNTED).sum())
         tokens += done
         advance(done)
     model.train(training)
-    return HeldOut(nats, tokens, text_bytes * tokens / max(len(ids) - 1, 1))
+    return HeldOut(total, tokens, text_bytes * tokens / max(len(ids) - 1, 1))
+
+
+def _windows(ids: Ids, starts: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:
+    """The windows that start there, int64 [B, T + 1]; behind the text's end stand targets that do not count."""
+    rows = [ids[start : start + length + 1].astype(np.int64) for start in starts]
+    if not rows:
+        return np.full((1, length + 1), NOT_COUNTED)
+    return np.stack([np.pad(row, (0, length + 1 - len(row)), constant_values=NOT_COUNTED) for row in rows])

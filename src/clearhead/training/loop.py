@@ -1,39 +1,58 @@
 """The training run: a recipe and texts in, a model folder out, with checkpoints from which it goes on exactly.
 
-The run folder holds `recipe.toml` (as given), `checkpoint.pt` (the newest), `metrics.jsonl` (a line for each
-report and each validation) and, at the end, `model/` (a Hugging Face GPT-2 folder with its tokenizer).
+What a step is stands in `step.py`, what a run leaves behind in `run_folder.py` and `checkpoint.py`; this file is the
+order of things.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
-from clearhead.evaluation.held_out import HeldOut, held_out
 from clearhead.model import GPTModel
-from clearhead.progress import Progress, duration
-from clearhead.training.batches import Batches
-from clearhead.training.checkpoint import load_checkpoint, save_checkpoint
-from clearhead.training.corpus import Corpus, build
-from clearhead.training.optimizer import optimizers, rate_at
-from clearhead.training.recipe import Recipe
-from clearhead.weights import save_huggingface
-from clearhead.weights.into_torch import ModelTensors
+from clearhead.training.card import model_card
+from clearhead.training.checkpoint import (
+    check_past,
+    checkpoints,
+    load_tensors,
+    read_state,
+    save_checkpoint,
+    tensors_of,
+)
+from clearhead.training.clock import Clock
+from clearhead.training.corpus import Corpus, build, place
+from clearhead.training.display import Standing
+from clearhead.training.distributed import Processes, processes
+from clearhead.training.environment import environment
+from clearhead.training.find_lr import find_rate, save_search
+from clearhead.training.finetune import begin
+from clearhead.training.objective import Objective
+from clearhead.training.optimizer import optimizers
+from clearhead.training.precision import autocast, dtype_name, product_dtype
+from clearhead.training.recipe import NOT_OF_THE_PAST, Recipe
+from clearhead.training.record import Record
+from clearhead.training.run_folder import ENVIRONMENT, RECIPE, locked, write_text
+from clearhead.training.samples import continuations
+from clearhead.training.schedule import rate_at
+from clearhead.training.step import Step, Stepper
+from clearhead.training.stopping import listening
+from clearhead.training.task import NextTokens, Scores, Task
+from clearhead.training.throughput import memory_used, peak_flops, training_flops
 
-REPORT_EVERY = 10  # steps between lines of metrics
+_SETTLED = 5.0  # seconds of training before the machine's peak is measured; shorter runs go without
 
 
 def train(
@@ -46,14 +65,14 @@ def train(
     device: str = "auto",
     dtype: str = "float32",
 ) -> Path:
-    """Trains a model from a recipe.
+    """Trains a model from a recipe. Under torchrun each process calls this, and they train together.
 
     Args:
         recipe: what to do.
         data: the folder that the recipe's texts are in.
         out: the run's folder.
         corpus_folder: where the token shards go, or are found again; `corpus` in the run's folder by default.
-        resume: go on from the checkpoint in `out`.
+        resume: go on from the newest checkpoint in `out`.
         device: `cpu`, `cuda`, `mps`, or `auto`: `cuda` where there is one, else `cpu`.
         dtype: of the weights in the model folder: float32, float16 or bfloat16.
 
@@ -61,241 +80,277 @@ def train(
         the model's folder.
 
     Raises:
-        TrainingError: where texts, recipe, corpus and checkpoint do not fit together, the loss is no number, or
-            the device, or the compiler that the recipe asks for, is not there.
+        TrainingError: where texts, recipe, corpus and checkpoint do not fit together, another run holds the folder,
+            the disk is full, the loss is no number, or the device, or the compiler that the recipe asks for, is not
+            there.
     """
-    if (out / "checkpoint.pt").exists() and not resume:
-        raise TrainingError(f"{out} holds a run already; go on with --resume, or name another folder.")
-    if resume and not (out / "checkpoint.pt").exists():
-        raise TrainingError(f"there is no checkpoint in {out} to go on from; start the run without --resume.")
-    place = _device(device)
-    if recipe.training.compile:
-        _need_compiler(place)
-    corpus = build(recipe.corpus, recipe.model.vocab_size, data, corpus_folder or out / "corpus")
-    out.mkdir(parents=True, exist_ok=True)
-    run = Run(recipe, corpus, out, place)
-    if resume:
-        run.resume()
-    (out / "recipe.toml").write_text(recipe.text, encoding="utf-8")
-    run.go()
-    results = run.evaluate(None)
-    run.record(step=run.step, final={name: r.bits_per_byte for name, r in results.items()})
-    for name, result in results.items():
-        run.say(f"{name}: {result.bits_per_byte:.4f} bits per byte on the whole held-out text")
-    folder = out / "model"
-    save_huggingface(folder, recipe.model, ModelTensors(run.model), dtype=dtype, extra_config=_special_ids(corpus))
-    corpus.tokenizer.save(folder)
-    return folder
+    with processes(device) as group, contextlib.ExitStack() as held:
+        with group.first_alone() as first:
+            if first:
+                _check_start(recipe, out, resume, group.device)
+                held.enter_context(locked(out))
+        run = _new_run(recipe, data, out, corpus_folder, group)
+        if resume:
+            run.resume()
+        with group.first_alone() as first:
+            if first:
+                write_text(out / RECIPE, recipe.text)
+                values = {**environment(group, run.dtype), "data": str(data.resolve())}
+                values["corpus"] = None if corpus_folder is None else str(corpus_folder.resolve())
+                write_text(out / ENVIRONMENT, json.dumps(values, indent=1) + "\n")
+        run.go()
+        return run.finish(dtype)
 
 
 class Run:
-    """One run: the model, what moves it, and what is known about it so far."""
+    """One run: the model, what moves it, and what is known about it so far.
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, out: Path, device: torch.device) -> None:
-        self.recipe, self.corpus, self.out, self.device = recipe, corpus, out, device
+    Args:
+        recipe: its `[model]` and `[training]`.
+        task: where the batches come from.
+        out: the run's folder.
+        group: the processes that share the work.
+        model: what is trained; one with random weights where it is not given.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, out: Path, group: Processes, model: GPTModel | None = None) -> None:
+        self.recipe, self.task, self.out, self.group = recipe, task, out, group
         t = recipe.training
-        torch.manual_seed(t.seed)
-        self.model = GPTModel(recipe.model).to(device)
-        self.optimizers = optimizers(self.model, t)
-        self._peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        self.batches = Batches(
-            {name: corpus.tokens(shard) for name, shard in corpus.train.items()},
-            {source.name: source.weight for source in recipe.corpus.source},
-            recipe.model.context_length,
-            t.batch_size,
-            t.seed,
-        )
-        self.bfloat16 = t.precision == "bfloat16" or (t.precision == "auto" and has_fast_bfloat16(device))
-        self._loss = torch.compile(self.model.loss) if t.compile else self.model.loss
+        if model is None:
+            torch.manual_seed(t.seed)
+            model = GPTModel(recipe.model)
+        self._outline: GPTModel | None = None  # what the parts of a sharded model are put together in
+        if t.parallel == "shard" and group.world > 1:
+            self.model, self._outline = model, copy.deepcopy(model).to("meta")
+        else:
+            self.model = model.to(group.device)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute)
+        spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
+        self.dtype = product_dtype(t.precision, group.device)
+        draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
+        self.stepper = Stepper(spread, optimizers(self.model, t), t, group, self.dtype, draws)
+        self.record = Record(out, group.is_first, t.steps)
         self.step = 0
-        self.progress: Progress | None = None
-
-    def key(self, step: int) -> str:
-        """What the first steps of a run depend on: a run may go on under any recipe that shares it.
-
-        So a run can be made longer or shorter while its learning rate has not begun to fall.
-        """
-        t = self.recipe.training
-        # Not in it: settings that say what comes, how often to look and when to save.
-        past = replace(
-            t, steps=0, decay_steps=0, final_share=0.0, evaluate_every=0, evaluate_windows=0, checkpoint_every=0
-        )
-        rates = [rate_at(s, t) for s in range(step)]
-        words = f"{self.recipe.model}{past}{self.corpus.key}{rates}"
-        return hashlib.sha256(words.encode()).hexdigest()
+        self.clock = Clock()
+        self.tokens = 0
+        self._peak: float | None = None  # FLOP/s of all processes' devices
 
     def resume(self) -> None:
-        """Brings back the newest checkpoint; metrics of steps after it are forgotten, as they come again."""
-        self.step = load_checkpoint(self.out / "checkpoint.pt", self.model, self.optimizers, self.key)
-        if self.step > self.recipe.training.steps:
-            raise TrainingError(
-                f"the checkpoint has done {self.step:,} steps and the recipe asks for {self.recipe.training.steps:,}; "
-                "raise steps."
-            )
-        metrics = self.out / "metrics.jsonl"
-        if metrics.exists():
-            kept = [line for line in metrics.read_text().splitlines() if _step_of(line) <= self.step]
-            beside = metrics.with_name("metrics.jsonl.part")
-            beside.write_text("".join(f"{line}\n" for line in kept))
-            beside.replace(metrics)
+        """Brings back the newest checkpoint; metrics of steps after it are forgotten, as they come again.
+
+        Raises:
+            TrainingError: where there is none, or it belongs to another recipe or corpus.
+        """
+        newest = checkpoints(self.out)[-1]
+        state = read_state(newest)
+        check_past(state, self._past(state["step"]), newest, self.recipe.training.steps)
+        load_tensors(newest, tensors_of(self.model, self.stepper.optimizers), self.group)
+        self.step = state["step"]
+        self.stepper.restore(state)
+        self.clock.loss, self.tokens = state["smooth_loss"], state["tokens"]
+        self.record.go_on_from(self.step)
 
     def go(self) -> None:
         """Runs the steps that are left, with reports, validations and checkpoints on the way.
 
-        Interrupted from the keyboard, it writes a checkpoint before it stops.
+        Asked to stop, by Ctrl-C or SIGTERM, it finishes its step and writes a checkpoint first.
+
+        Raises:
+            KeyboardInterrupt: where it was asked to stop.
+            TrainingError: as `Stepper.take` and `save`.
         """
         t = self.recipe.training
-        tokens_a_step = t.batch_size * self.recipe.model.context_length
-        self.say(self._introduction())
-        with Progress("training", t.steps) as self.progress:
-            self.progress.advance(self.step)
-            clock = _Clock(t.steps - self.step, tokens_a_step)
-            try:
-                while self.step < t.steps:
-                    loss, norm = self._one_step()
-                    clock.tick(loss)
-                    note = f"step {self.step:,} of {t.steps:,}, loss {clock.loss:.3f}, {clock}"
-                    self.progress.advance(1, note)
-                    if self.step % REPORT_EVERY == 0:
-                        self.record(
-                            step=self.step,
-                            loss=loss,
-                            norm=norm,
-                            tokens=self.step * tokens_a_step,
-                            tokens_per_second=round(clock.tokens_per_second),
-                        )
-                    if self.step % t.evaluate_every == 0 and self.step < t.steps:
-                        with clock.paused():
-                            self._validate(t.evaluate_windows, clock.loss)
-                    if self.step % t.checkpoint_every == 0 or self.step == t.steps:
+        self.record.say(self._introduction())
+        self.clock.start(t.steps - self.step)
+        with self.record, listening() as stop:
+            while self.step < t.steps:
+                step = self.stepper.take(self.step, self.task.batch(self.step), stop.asked)
+                self.step += 1
+                self._report(step)
+                if self.step % t.evaluate_every == 0 and self.step < t.steps:
+                    with self.clock.paused():
+                        self._validate()
+                if self.step % t.checkpoint_every == 0 or self.step == t.steps or step.stop:
+                    with self.clock.paused():
                         self.save()
-            except KeyboardInterrupt:
-                self.save()
-                self.say(f"interrupted at step {self.step:,}; the same command with --resume goes on from there.")
-                raise
-        self.progress = None
+                if step.stop:
+                    self.record.say(f"stopped after step {self.step:,}; --resume goes on from there.")
+                    raise KeyboardInterrupt
 
     def save(self) -> None:
         """Writes a checkpoint of the state after the last whole step."""
-        save_checkpoint(self.out / "checkpoint.pt", self.model, self.optimizers, self.step, self.key(self.step))
+        state = {**self.stepper.state(), **self._past(self.step), "smooth_loss": self.clock.loss, "tokens": self.tokens}
+        tensors = tensors_of(self.model, self.stepper.optimizers)
+        save_checkpoint(self.out, self.step, tensors, state, self.group, self.recipe.training.keep_checkpoints)
 
-    def evaluate(self, windows: int | None) -> dict[str, HeldOut]:
-        """The loss on each held-out text, or on so many windows of it."""
-        return {
-            name: held_out(
-                self.model, self.corpus.tokens(shard), shard.text_bytes, windows=windows, bfloat16=self.bfloat16
+    def examine(self, windows: int | None) -> Scores:
+        """The scores on what is held out, or on so many windows of it."""
+
+        def examiner(*batch: Any, **how: Any) -> torch.Tensor:
+            with torch.no_grad(), autocast(self.group.device, self.dtype):
+                return self.objective(*batch, **how)
+
+        return self.task.examine(self.model, examiner, windows, self.group)
+
+    def finish(self, dtype: str) -> Path:
+        """Examines the model on all that is held out, draws the curves, writes the model folder; returns it."""
+        scores = self.examine(None)
+        self.record.add(self.step, final=scores)
+        for name, values in scores.items():
+            self.record.say(f"{name}: {_words(values)} on the whole held-out text")
+        self.record.draw()
+        folder = self.out / "model"
+        whole = self.whole_model()
+        with self.group.first_alone() as first:
+            if first:
+                self.task.save(whole, folder, dtype)
+                write_text(folder / "README.md", self._card(scores))
+        return folder
+
+    def whole_model(self) -> GPTModel:
+        """The model in one piece: itself, or, where it is spread over processes, a copy of it on the first one's CPU.
+
+        All processes come here together; of a spread model the others get one without values.
+        """
+        if self._outline is None:
+            return self.model
+        whole = copy.deepcopy(self._outline)
+        values = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            gathered = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if self.group.is_first:
+                values[name] = gathered.detach().cpu()
+        if values:
+            whole.load_state_dict(values, assign=True)
+        return whole
+
+    def _report(self, step: Step) -> None:
+        self.tokens += step.tokens
+        self.clock.tick(step.loss, step.tokens)
+        # Fine-tuning leaves out part of the arithmetic that the share of the peak is counted by.
+        known = self._peak is not None or self.recipe.finetune is not None
+        if not known and self.clock.running > _SETTLED and self.group.is_first:
+            with self.clock.paused():
+                self._peak = self.group.world * peak_flops(self.group.device, self.dtype)
+        speed = self.clock.tokens_per_second
+        share = None if self._peak is None else speed * training_flops(self.recipe.model) / self._peak
+        memory = memory_used(self.group.device)
+        left = self.clock.left * self.clock.seconds
+        self.record.update(Standing(self.step, self.clock.loss or step.loss, speed, share, memory, left))
+        if step.odd:
+            self.record.add(self.step, odd=step.odd, taken=step.taken)
+            self.record.say(f"step {self.step:,}: {step.odd}{'' if step.taken else '; left out'}")
+        if self.step % self.recipe.training.log_every == 0:
+            self.record.add(
+                self.step,
+                loss=step.loss,
+                norm=step.norm,
+                rate=step.rate,
+                tokens=self.tokens,
+                tokens_per_second=round(speed),
+                **({} if share is None else {"share_of_peak": round(share, 4)}),
+                memory=memory,
+                seconds=round(self.clock.running, 1),
             )
-            for name, shard in self.corpus.valid.items()
-        }
 
-    def record(self, **values: Any) -> None:
-        """Appends a line to the metrics."""
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def say(self, line: str) -> None:
-        """Prints a line that stays."""
-        (self.progress or Progress("", None)).say(line)
-
-    def _one_step(self) -> tuple[float, float]:
-        """One optimizer step; returns the batch's loss in nats and the gradient's norm before clipping."""
+    def _validate(self) -> None:
         t = self.recipe.training
-        inputs, targets = (torch.from_numpy(ids).to(self.device) for ids in self.batches.batch(self.step))  # [B, T]
-        size = t.micro_batch_size or t.batch_size
-        total = 0.0
-        for first in range(0, t.batch_size, size):
-            piece = slice(first, first + size)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss = self._loss(inputs[piece], targets[piece]) * (size / t.batch_size)
-            loss.backward()
-            total += loss.item()
-        if not math.isfinite(total):
-            raise TrainingError(
-                f"the loss is {total} at step {self.step:,}; lower the learning rate or warm up for longer. The "
-                f"checkpoint in {self.out} is from before."
-            )
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.clip_norm).item()
-        rate = rate_at(self.step, t)
-        for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate
-            optimizer.step()
-            optimizer.zero_grad()
-        self.step += 1
-        return total, norm
+        scores = self.examine(t.evaluate_windows)
+        self.record.add(self.step, train_loss=self.clock.loss, valid=scores)
+        if scores:
+            found = "; ".join(f"{name}: {_words(values)}" for name, values in scores.items())
+            self.record.say(f"step {self.step:,}: held out {found}; training loss {self.clock.loss:.3f}")
+        whole = self.whole_model() if t.samples else None
+        if whole is not None and self.group.is_first:
+            for prompt, text in continuations(whole, self.task.tokenizer, t.samples, t.sample_tokens):
+                self.record.add(self.step, prompt=prompt, sample=text)
+                self.record.say(f"  {prompt}|{text}")
 
-    def _validate(self, windows: int, train_loss: float) -> None:
-        found = {name: result.bits_per_byte for name, result in self.evaluate(windows).items()}
-        self.record(step=self.step, train_loss=train_loss, valid=found)
-        words = ", ".join(f"{name} {bits:.4f}" for name, bits in found.items())
-        if found:
-            self.say(f"step {self.step:,}: bits per byte held out: {words}; training loss {train_loss:.3f}")
+    def _past(self, step: int) -> dict[str, Any]:
+        """What the first steps of a run depend on: it may go on under any recipe that shares it.
+
+        So a run can be made longer or shorter while its learning rate has not begun to fall.
+        """
+        t = asdict(self.recipe.training)
+        rates = [rate_at(s, self.recipe.training) for s in range(step)]
+        return {
+            "model": asdict(self.recipe.model),
+            "training": {key: value for key, value in t.items() if key not in NOT_OF_THE_PAST},
+            "data": self.task.key,
+            "rates": hashlib.sha256(repr(rates).encode()).hexdigest(),
+        }
 
     def _introduction(self) -> str:
         t = self.recipe.training
-        n = sum(p.numel() for p in self.model.parameters())
-        tokens = t.steps * t.batch_size * self.recipe.model.context_length
-        epochs = ", ".join(
-            f"{name} {seen:.1f}" for name, seen in zip(self.corpus.train, self.batches.epochs(t.steps), strict=True)
-        )
-        kind = "bfloat16" if self.bfloat16 else "float32"
+        learned = sum(p.numel() for p in self.stepper.parameters)
+        some = f" ({learned:,} of them learn)" if learned < self.parameters else ""
         start = f" from step {self.step:,}" if self.step else ""
+        together = f", {self.group.world} processes" if self.group.world > 1 else ""
         return (
-            f"{n:,} parameters, {tokens:,} tokens in {t.steps:,} steps{start} (epochs: {epochs}), "
-            f"{kind} on {self.device.type}"
+            f"{self.parameters:,} parameters{some}, {t.steps:,} steps of {t.batch_size} windows{start} "
+            f"({self.task.describe(t.steps)}), {dtype_name(self.dtype)} on {self.group.device.type}{together}"
+        )
+
+    def _card(self, scores: Scores) -> str:
+        facts = {**environment(self.group, self.dtype), "parameters": self.parameters, "steps": self.step}
+        return model_card(
+            self.out.resolve().name, self.recipe, self.task.about(), scores, {**facts, "tokens": self.tokens}
         )
 
 
-class _Clock:
-    """Tokens a second and the time left, from the steps of this session, and a smoothed loss."""
+def find_lr(
+    recipe: Recipe, data: Path, out: Path, *, corpus_folder: Path | None = None, device: str = "auto"
+) -> dict[str, float]:
+    """Searches for a learning rate with a model of its own; writes `find_lr.json` and `find_lr.svg` into `out`.
 
-    def __init__(self, steps: int, tokens_a_step: int) -> None:
-        self.left, self.tokens_a_step = steps, tokens_a_step
-        self.seconds = 0.0  # a step, smoothed over about the last 50
-        self.loss = 0.0
-        self._steps = 0
-        self._last = time.monotonic()
+    Args:
+        recipe, data, out, corpus_folder, device: as `train`.
 
-    def tick(self, loss: float) -> None:
-        now = time.monotonic()
-        self._steps += 1
-        self.left -= 1
-        # The first step compiles and warms up: it says nothing about the next ones.
-        share = 1.0 if self._steps <= 2 else max(1 / self._steps, 0.02)
-        self.seconds += share * (now - self._last - self.seconds)
-        self.loss += (1.0 if self._steps == 1 else max(1 / self._steps, 0.02)) * (loss - self.loss)
-        self._last = now
+    Returns:
+        the suggested peak rates, by the recipe's keys.
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        before = time.monotonic()
-        yield
-        self._last += time.monotonic() - before
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens_a_step / self.seconds
-
-    def __str__(self) -> str:
-        return f"{self.tokens_per_second:,.0f} tokens/s, {duration(self.left * self.seconds)} left"
+    Raises:
+        TrainingError: as `train`, and where the loss falls at no rate.
+    """
+    with processes(device) as group:
+        run = _new_run(recipe, data, out, corpus_folder, group)
+        found = find_rate(run.stepper, run.task)
+        rates = {"learning_rate": recipe.training.learning_rate}
+        if recipe.training.optimizer == "muon":
+            rates["muon_learning_rate"] = recipe.training.muon_learning_rate
+        with group.first_alone() as first:
+            if first:
+                save_search(found, rates, out)
+        return {key: rate * found.share for key, rate in rates.items()}
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster there than in float32; without instructions they are 100 times slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return False
+def _check_start(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None:
+    there = checkpoints(out)
+    if there and not resume:
+        raise TrainingError(f"{out} holds a run already; go on with --resume, or name another folder.")
+    if resume and not there:
+        raise TrainingError(f"there is no checkpoint in {out} to go on from; start the run without --resume.")
+    if recipe.training.compile:
+        _need_compiler(device)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise TrainingError(f"there is no device {name!r} here; use cpu or auto.") from None
+def _new_run(recipe: Recipe, data: Path, out: Path, corpus_folder: Path | None, group: Processes) -> Run:
+    """A run that has not begun: of a new model, or of one that is there."""
+    if recipe.finetune is not None:
+        start = begin(recipe, data)
+        return Run(start.recipe, start.task, out, group, start.model)
+    corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
+    return Run(recipe, NextTokens(recipe, corpus), out, group)
+
+
+def _corpus(recipe: Recipe, data: Path, folder: Path, group: Processes) -> Corpus:
+    """The corpus, which the first process builds while the others wait."""
+    corpus = None
+    with group.first_alone() as first:
+        if first:
+            corpus = build(recipe.corpus, recipe.model.vocab_size, data, folder)
+    return corpus or Corpus(place(recipe.corpus, data, folder))
 
 
 def _need_compiler(device: torch.device) -> None:
@@ -308,12 +363,6 @@ def _need_compiler(device: torch.device) -> None:
         )
 
 
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 1 << 62  # a line that was cut short when the run was killed
-
-
-def _special_ids(corpus: Corpus) -> dict[str, Any]:
-    return {"bos_token_id": corpus.tokenizer.end_of_text, "eos_token_id": corpus.tokenizer.end_of_text}
+def _words(scores: dict[str, float]) -> str:
+    names = {"bits_per_byte": "bits per byte", "accuracy": "accuracy", "loss": "loss"}
+    return ", ".join(f"{words} {scores[key]:.4f}" for key, words in names.items() if key in scores)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clearhead.training.recipe import TrainingRecipe
 
@@ -50,7 +51,15 @@ class Muon(torch.optim.Optimizer):
                 ahead = parameter.grad.lerp(average, group["momentum"])
                 rows, columns = parameter.shape
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalised(ahead), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                parameter.add_(_whole_direction(ahead), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def _whole_direction(matrix: Tensor) -> Tensor:
+    """The orthogonal direction of a matrix; of one that is spread over processes, each keeps its own part."""
+    if not isinstance(matrix, DTensor):
+        return orthogonalised(matrix)
+    whole = orthogonalised(matrix.full_tensor())
+    return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
@@ -76,11 +85,13 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
 
 
 def optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run; each parameter belongs to exactly one group of one of them."""
+    """The optimizers of a run; each parameter that is trained belongs to exactly one group of one of them."""
     decayed: list[Tensor] = []
     others: list[Tensor] = []
     matrices: list[Tensor] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2:
             others.append(parameter)
         elif recipe.optimizer == "muon" and name.startswith("blocks."):
@@ -97,14 +108,3 @@ def optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Opt
     if not matrices:
         return [adamw]
     return [adamw, Muon(matrices, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)]
-
-
-def rate_at(step: int, recipe: TrainingRecipe) -> float:
-    """The share of its peak that the learning rate has in a step (the first is 0).
-
-    It rises linearly over warmup_steps, stays, and falls linearly to final_share over the last decay_steps
-    (the trapezoid of Zhai et al. 2022, "Scaling Vision Transformers", section 3.5).
-    """
-    rising = (step + 1) / recipe.warmup_steps if step < recipe.warmup_steps else 1.0
-    left = (recipe.steps - step) / recipe.decay_steps if recipe.decay_steps else 1.0
-    return rising * (recipe.final_share + (1 - recipe.final_share) * min(left, 1.0))

@@ -1,7 +1,8 @@
 """A recipe: everything that decides what a training run makes, in one TOML file.
 
 Three tables: `[model]` (the fields of `GPTConfig`), `[corpus]` (the texts and their shares) and `[training]` (steps,
-batch, optimizer, schedule). Two runs of one recipe on the same texts see the same batches.
+batch, optimizer, schedule); or two, where a model that is there learns more: `[finetune]` (the model and what it learns
+from) and `[training]`. Two runs of one recipe on the same texts see the same batches.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, TrainingError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw", "muon"]
+Schedule = Literal["wsd", "cosine"]
+OnSpike = Literal["report", "skip"]
+Kind = Literal["text", "instructions", "classes"]
+Parallel = Literal["replicate", "shard"]
 
 _T = TypeVar("_T")
 
@@ -29,14 +34,20 @@ class SourceRecipe:
 
     Attributes:
         name: what the metrics and the shards call it.
-        train: file to train on, relative to the data folder; documents are separated by a line `<|endoftext|>`.
-        valid: file that is held out; none where empty.
+        train: what to train on, relative to the data folder: a text file (documents are separated by a line
+            `<|endoftext|>`), JSON lines, a Parquet file, a folder of them, or a data set on the hub (`hf:NAME`).
+        valid: the same to be held out; none where empty.
+        validation: where `valid` is empty, what of `train` is held out: a share of the documents (`0.01`) or the last
+            share of the tokens (`tail:0.1`).
+        field: the field of a JSON line, or the column of a table, that is the document.
         weight: share of the training tokens that come from here, relative to the other sources' weights.
     """
 
     name: str
     train: str
     valid: str = ""
+    validation: str = ""
+    field: str = "text"
     weight: float = 1.0
 
 
@@ -46,11 +57,51 @@ class CorpusRecipe:
 
     Attributes:
         source: the texts.
+        built: in place of texts, the folder of a corpus that `clearhead corpus build` made, relative to the data
+            folder.
+        tokenizer: `bytes`, `characters`, or a tokenizer's file, folder or name on the hub; where it is empty, a
+            byte-level BPE is learned from the texts.
+        seed: of the draw of held-out documents.
         tokenizer_bytes: how many bytes of text the vocabulary is learned from, shared out by weight.
     """
 
-    source: tuple[SourceRecipe, ...]
+    source: tuple[SourceRecipe, ...] = ()
+    built: str = ""
+    tokenizer: str = ""
+    seed: int = 1
     tokenizer_bytes: int = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneRecipe:
+    """What a model that is there learns.
+
+    Attributes:
+        start: the model: `bundled`, a folder, a file of weights, or a name on the hub.
+        kind: `text` goes on as in pre-training, on a file of documents; `instructions` learns responses to prompts,
+            with the loss on the responses only; `classes` gets a head that names one of several classes, read from
+            the last token.
+        train: the file to learn from, relative to the data folder. For `text` documents separated by a line
+            `<|endoftext|>`; else JSON lines with `prompt` and `response` (or `instruction`, `input` and `output`), or
+            with `text` and `label`.
+        valid: a file of the same form that is held out; none where empty.
+        template: how a prompt is put before the model; `{prompt}` stands for it.
+        context_length: the most tokens of an example, or of a window of text; 0 for the model's own.
+        lora_rank: the rank of the matrices that are learned beside the model's own, which then stay as they are (Hu et
+            al. 2021); 0 to move all weights.
+        lora_alpha: what the learned matrices' product is multiplied by, over lora_rank.
+        lora_dropout: share of the values dropped before them.
+    """
+
+    start: str
+    kind: Kind
+    train: str
+    valid: str = ""
+    template: str = "{prompt}"
+    context_length: int = 0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +121,26 @@ class TrainingRecipe:
         weight_decay: AdamW's and Muon's, on matrices only (norms and biases are left alone).
         clip_norm: gradients longer than this (all together) are shortened to it.
         warmup_steps: over which the learning rate rises from 0.
-        decay_steps: the last steps, over which it falls linearly to `final_share` of its peak.
+        schedule: what follows: `wsd` stays at the peak until the decay, `cosine` falls from there to the end.
+        decay_steps: of `wsd`, the last steps, over which it falls linearly to `final_share` of its peak.
         final_share: what is left of the learning rate at the end.
-        precision: `bfloat16` autocasts the matrix products; `auto` does so where the machine has instructions for it.
+        precision: `bfloat16` and `float16` autocast the matrix products, float16 with a scaled loss; `auto` takes
+            bfloat16 where the machine has instructions for it.
         compile: whether torch.compile fuses the step; it needs a C++ compiler on a CPU.
+        recompute: keep only what goes into each block, and compute the inside again on the way back (activation
+            checkpointing): less memory for a third more time.
+        head_chunk: tokens whose logits are in memory at a time; 0 for as many as make 64 MiB.
+        on_spike: what becomes of a step whose loss or gradient norm jumps: `report` takes it, `skip` leaves it out.
+            A loss that is no number is left out by `skip` and stops the run otherwise.
+        parallel: with several processes, whether each has all of the model (`replicate`, DDP) or a part
+            (`shard`, FSDP2, for a model that does not fit).
+        log_every: steps between lines of metrics.
         evaluate_every: steps between validations.
         evaluate_windows: windows of each held-out text in such a validation; the end sees all of it.
+        samples: prompts that the model continues at each validation.
+        sample_tokens: how many tokens each continuation has.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of them stay; older ones are deleted.
     """
 
     steps: int
@@ -91,23 +155,55 @@ class TrainingRecipe:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     warmup_steps: int = 100
+    schedule: Schedule = "wsd"
     decay_steps: int = 0
     final_share: float = 0.0
     precision: Precision = "auto"
     compile: bool = False
+    recompute: bool = False
+    head_chunk: int = 0
+    on_spike: OnSpike = "report"
+    parallel: Parallel = "replicate"
+    log_every: int = 10
     evaluate_every: int = 250
     evaluate_windows: int = 32
+    samples: tuple[str, ...] = ()
+    sample_tokens: int = 40
     checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+
+
+NOT_OF_THE_PAST = (
+    *("steps", "decay_steps", "final_share", "schedule", "warmup_steps"),  # the rates themselves are compared
+    *("parallel", "log_every", "evaluate_every", "evaluate_windows", "samples", "sample_tokens"),
+    *("checkpoint_every", "keep_checkpoints"),
+)
+"""Keys of `[training]` that may change between a checkpoint and what goes on from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe. `text` is the TOML that it was read from, kept beside what it makes."""
+    """A whole recipe.
 
-    model: GPTConfig
+    Attributes:
+        model: the shape; None in a recipe with `[finetune]` until its model was opened.
+        corpus: the texts; empty in a recipe with `[finetune]`.
+        training: how.
+        finetune: what a model that is there learns; None where it is made from scratch.
+        text: the TOML that it was read from, kept beside what it makes.
+    """
+
+    shape: GPTConfig | None
     corpus: CorpusRecipe
     training: TrainingRecipe
+    finetune: FineTuneRecipe | None = None
     text: str = ""
+
+    @property
+    def model(self) -> GPTConfig:
+        """The shape of the model."""
+        assert self.shape is not None, "the model that the recipe starts from was not opened yet"
+        return self.shape
 
     @classmethod
     def from_file(cls, path: str | Path) -> Recipe:
@@ -133,21 +229,42 @@ class Recipe:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise TrainingError(f"this is not TOML: {error}.") from None
-        _refuse_unknown(tables, ["model", "corpus", "training"], "the recipe")
-        for name in ("model", "corpus", "training"):
+        _refuse_unknown(tables, ["model", "corpus", "finetune", "training"], "the recipe")
+        needed = ("finetune", "training") if "finetune" in tables else ("model", "corpus", "training")
+        for name in needed:
             if not isinstance(tables.get(name), dict):
-                raise TrainingError(f"the table [{name}] is missing; a recipe has [model], [corpus] and [training].")
+                raise TrainingError(
+                    f"the table [{name}] is missing; a recipe has [model], [corpus] and [training], or "
+                    "[finetune] and [training]."
+                )
+        for name in tables:
+            if name not in needed:
+                raise TrainingError(
+                    f"the recipe has [{name}] beside [finetune], whose model and texts it names itself."
+                )
+        if "finetune" in tables:
+            recipe = cls(
+                shape=None,
+                corpus=CorpusRecipe(source=()),
+                training=_table(TrainingRecipe, tables["training"], "[training]"),
+                finetune=_table(FineTuneRecipe, tables["finetune"], "[finetune]"),
+                text=text,
+            )
+            _check(recipe)
+            return recipe
         try:
             model = GPTConfig.from_dict(tables["model"])
         except ConfigError as error:
             raise TrainingError(f"in [model], {error}") from None
         corpus = dict(tables["corpus"])
-        sources = corpus.get("source")
-        if not isinstance(sources, list) or not sources:
-            raise TrainingError("[corpus] names no text; add a [[corpus.source]] with name and train.")
+        sources = corpus.get("source", [])
+        if not isinstance(sources, list) or bool(sources) == bool(corpus.get("built")):
+            raise TrainingError(
+                "[corpus] must name texts, each in a [[corpus.source]] with name and train, or a corpus in built."
+            )
         corpus["source"] = tuple(_table(SourceRecipe, s, "[[corpus.source]]") for s in sources)
         recipe = cls(
-            model=model,
+            shape=model,
             corpus=_table(CorpusRecipe, corpus, "[corpus]"),
             training=_table(TrainingRecipe, tables["training"], "[training]"),
             text=text,
@@ -168,6 +285,10 @@ def _table(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
         expected = types[name]
         if expected is float and type(value) is int:
             value = float(value)
+        if expected == tuple[str, ...]:
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise TrainingError(f"{name} in {where} is {value!r}; it must be a list of texts.")
+            value = tuple(value)
         if expected in (int, float, str, bool) and type(value) is not expected:
             raise TrainingError(f"{name} in {where} is {value!r}; it must be of type {expected.__name__}.")
         choices = getattr(expected, "__args__", ())
@@ -192,18 +313,49 @@ def _check(recipe: Recipe) -> None:
             raise TrainingError(f"two sources are named {source.name!r}; each needs a name of its own.")
         if not source.name.replace("_", "").replace("-", "").isalnum():
             raise TrainingError(f"a source is named {source.name!r}; use letters, digits, '-' and '_' only.")
+        if source.valid and source.validation:
+            raise TrainingError(f"the source {source.name!r} has both valid and validation; give one of them.")
         if not source.weight > 0:
             raise TrainingError(f"the weight of {source.name!r} is {source.weight}; it must be above 0.")
-    t = recipe.training
-    for name in ("steps", "batch_size", "evaluate_every", "evaluate_windows", "checkpoint_every"):
+    if recipe.finetune is not None:
+        _check_finetune(recipe.finetune, recipe.training)
+    _check_training(recipe.training)
+
+
+def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
+    for name in ("context_length", "lora_rank"):
+        if getattr(f, name) < 0:
+            raise TrainingError(f"{name} is {getattr(f, name)}; it must not be below 0.")
+    if not 0 <= f.lora_dropout < 1:
+        raise TrainingError(f"lora_dropout is {f.lora_dropout}; it must be from 0 up to, but not including, 1.")
+    if not f.lora_alpha > 0:
+        raise TrainingError(f"lora_alpha is {f.lora_alpha}; it must be above 0.")
+    if f.template.count("{prompt}") != 1:
+        raise TrainingError(f"the template {f.template!r} must hold {{prompt}} once, where the prompt stands.")
+    if f.kind == "classes" and t.samples:
+        raise TrainingError("samples are for models that write; leave them out where classes are learned.")
+    if f.lora_rank and t.optimizer == "muon":
+        raise TrainingError('lora_rank goes with optimizer = "adamw": Muon is for the matrices of a whole model.')
+
+
+def _check_training(t: TrainingRecipe) -> None:
+    for name in (
+        *("steps", "batch_size", "log_every", "evaluate_every", "evaluate_windows", "sample_tokens"),
+        *("checkpoint_every", "keep_checkpoints"),
+    ):
         if getattr(t, name) < 1:
             raise TrainingError(f"{name} is {getattr(t, name)}; it must be at least 1.")
     for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
         if not getattr(t, name) > 0:
             raise TrainingError(f"{name} is {getattr(t, name)}; it must be above 0.")
-    for name in ("warmup_steps", "decay_steps", "micro_batch_size", "weight_decay", "final_share"):
+    for name in ("warmup_steps", "decay_steps", "micro_batch_size", "head_chunk", "weight_decay", "final_share"):
         if getattr(t, name) < 0:
             raise TrainingError(f"{name} is {getattr(t, name)}; it must not be below 0.")
+    if t.schedule == "cosine" and t.decay_steps:
+        raise TrainingError(
+            f"decay_steps is {t.decay_steps} and the schedule is cosine, which falls from the warm-up to the end; "
+            'leave decay_steps out, or set schedule = "wsd".'
+        )
     if t.warmup_steps + t.decay_steps > t.steps:
         raise TrainingError(
             f"warmup_steps {t.warmup_steps} and decay_steps {t.decay_steps} do not fit into steps {t.steps}."

@@ -6,11 +6,10 @@ what stands in a line, so that nothing overlaps whatever the scheme. Lengths are
 
 from __future__ import annotations
 
-import re
 import textwrap
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
 
+from clearhead.svg import clean, document, rect, themed
 from clearhead.weights.chart import Chart, ChartTensor, Group
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.tensors import shape_words
@@ -22,9 +21,8 @@ _BOX, _PITCH = 42, 52  # the height of a tensor's box, and of a line
 _PILL, _ARROW = 24, 18  # the height of an operation's mark, and what lies between two of them
 _REASON_LINE, _REASON_CHARS = 15, 30
 
-_STYLE = """
-text { font-family: system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; fill: #1b1f24 }
-.name { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 13px }
+_LIGHT = """
+text { fill: #1b1f24 } .name { font-size: 13px }
 .small { font-size: 11.5px } .dim { fill: #59636e } .title { font-size: 20px; font-weight: 600 }
 .head { font-size: 13px; font-weight: 600; fill: #59636e } .label { font-size: 14px; font-weight: 600 }
 .step { font-size: 12px; text-anchor: middle; fill: #5c4300 }
@@ -32,13 +30,13 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu S
 .stored { fill: #e9f2fc; stroke: #8fb4dd } .made { fill: #e9f7ed; stroke: #86bd97 }
 .absent { fill: none; stroke: #a3acb6; stroke-dasharray: 4 3 } .pill { fill: #fff3d6; stroke: #d6ab4e }
 .flow { fill: none; stroke: #818b96; stroke-width: 1.5 } .dashed { stroke-dasharray: 5 4 } .tip { fill: #818b96 }
-@media (prefers-color-scheme: dark) {
+"""
+_DARK = """
   text { fill: #e8ebee } .dim, .head { fill: #a2acb7 } .step { fill: #f3d78f }
   .paper { fill: #12161b } .frame { fill: #1a2027; stroke: #3d4752 }
   .stored { fill: #16293e; stroke: #47719f } .made { fill: #163321; stroke: #45855b }
   .absent { stroke: #66717d } .pill { fill: #372c10; stroke: #8f7430 }
   .flow { stroke: #7c8792 } .tip { fill: #7c8792 }
-}
 """
 
 
@@ -124,20 +122,14 @@ class _Drawing:
             self._tie(one, other)
         self._ignored()
         self._legend()
-        height = self.y + _MARGIN
-        size = f'width="{self.width:.0f}" height="{height:.0f}" viewBox="0 0 {self.width:.0f} {height:.0f}"'
-        return "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
-                f"<title>{_text(self.heading)}</title>",
-                f"<desc>{_text(self.chart.counts)}</desc>",
-                f"<style>{_STYLE}</style>",
-                '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
-                'markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>',
-                f'<rect class="paper" width="{self.width:.0f}" height="{height:.0f}"/>',
-                *self.shapes,
-                "</svg>\n",
-            ]
+        return document(
+            self.width,
+            self.y + _MARGIN,
+            self.heading,
+            self.chart.counts,
+            themed(_LIGHT, _DARK, "auto"),
+            self.shapes,
+            "en",
         )
 
     # Parts ------------------------------------------------------------------------------------------------------
@@ -167,7 +159,7 @@ class _Drawing:
             self._cluster(cluster, framed)
         if framed:
             self.y += 8
-            frame = _rect("frame", _MARGIN, top, self.right_end + _INSET - _MARGIN, self.y - top, 12)
+            frame = rect("frame", _MARGIN, top, self.right_end + _INSET - _MARGIN, self.y - top, 12)
             self.shapes.insert(place, frame)  # behind what stands in it
             self.y += 14
 
@@ -196,7 +188,7 @@ class _Drawing:
         self._box("made", self.right, self.right_end, top, group.target)
         self.made_at[group.target.span.label] = centre
         if not group.sources or "tie" in group.operations:
-            self.shapes.append(_rect("absent", self.left, top, self.left_end - self.left, _BOX, 7))
+            self.shapes.append(rect("absent", self.left, top, self.left_end - self.left, _BOX, 7))
             self._write(self.left + 12, centre + 4, "no tensor is taken", "dim small")
         first, last = self._steps(group.steps, centre) if "tie" not in group.operations else (0.0, 0.0)
         if first:
@@ -274,13 +266,13 @@ class _Drawing:
 
     def _box(self, kind: str, x: float, end: float, y: float, tensor: ChartTensor, remark: str = "") -> None:
         under = self._under(tensor) + (f" · {remark}" if remark else "")
-        self.shapes.append(_rect(kind, x, y, end - x, _BOX, 7))
-        self._write(x + 12, y + 18, tensor.span.label, "name")
+        self.shapes.append(rect(kind, x, y, end - x, _BOX, 7))
+        self._write(x + 12, y + 18, tensor.span.label, "name mono")
         self._write(x + 12, y + 34, under, "dim small")
 
     def _pill(self, step: str, x: float, centre: float) -> None:
         wide = _pill_width(step)
-        self.shapes.append(_rect("pill", x, centre - _PILL / 2, wide, _PILL, _PILL / 2))
+        self.shapes.append(rect("pill", x, centre - _PILL / 2, wide, _PILL, _PILL / 2))
         self._write(x + wide / 2, centre + 4, step, "step")
 
     def _curve(self, x: float, y: float, turned: float, end: float, to: float) -> None:
@@ -297,7 +289,7 @@ class _Drawing:
     def _write(self, x: float, y: float, text: str, kind: str, size: int = 0, anchor: str = "") -> None:
         style = f' font-size="{size}"' if size else ""
         style += f' text-anchor="{anchor}"' if anchor else ""
-        self.shapes.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{style}>{_text(text)}</text>')
+        self.shapes.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{style}>{clean(text)}</text>')
 
 
 def _line_height(reason: list[str]) -> float:
@@ -307,13 +299,3 @@ def _line_height(reason: list[str]) -> float:
 
 def _pill_width(step: str) -> float:
     return 12 * _SANS * len(step) + 24
-
-
-def _rect(kind: str, x: float, y: float, width: float, height: float, round_: float) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect class="{kind}" {place} rx="{round_:g}"/>'
-
-
-def _text(text: str) -> str:
-    """Text for XML; the characters that XML does not have (control characters, halves of a pair) become U+FFFD."""
-    return escape(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))

@@ -95,6 +95,7 @@ LAYOUTS: dict[str, Layout] = {
             prefixes=("transformer.", "_orig_mod.", "module."),
             keeps_qkv_bias=True,
             ignored=(
+                Ignored(r"score\.weight", "the head of a classifier; `clearhead classify` reads it"),
                 Ignored(r"h\.\d+\.attn\.bias", "the causal mask, a constant that older files hold"),
                 Ignored(
                     r"h\.\d+\.attn\.masked_bias", "the value for masked positions, a constant that older files hold"

@@ -155,13 +155,18 @@ class Identity:
         return f" (it is stored as {' and '.join(halves)}, and was published as float32)" if halves else ""
 
 
-def identify(source: Source) -> Identity:
+def identify(source: Source, known: Mapping[str, Official] | None = None) -> Identity:
     """Compares a model, in whatever form it comes, with what OpenAI published. One tensor is in memory at a time.
+
+    Args:
+        source: the model.
+        known: what to compare with, by size; `released()` where it is left out.
 
     Raises:
         WeightsError: where the model cannot be read.
     """
-    official = next((one for one in released().values() if _same_shape(one.config, source.config)), None)
+    known = released() if known is None else known
+    official = next((one for one in known.values() if same_shape(one.config, source.config)), None)
     if official is None:
         return Identity(None, "unknown")
     if not official.tensors and official.data_sha256 is None:
@@ -177,7 +182,8 @@ def identify(source: Source) -> Identity:
     return Identity(official.size, verdict, differing, len(plan.targets), tuple(sorted(used)))
 
 
-def _same_shape(one: GPTConfig, other: GPTConfig) -> bool:
+def same_shape(one: GPTConfig, other: GPTConfig) -> bool:
+    """Whether two configs have tensors of the same names and shapes."""
     return all(getattr(one, name) == getattr(other, name) for name in _SHAPE_FIELDS)
 
 

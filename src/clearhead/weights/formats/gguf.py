@@ -70,6 +70,11 @@ class GGUFFile:
         }
         _check_size(path, self._stored, len(self._data))
 
+    @property
+    def nbytes(self) -> int:
+        """Where the last tensor ends, in bytes from the start of the file."""
+        return max((tensor.begin + tensor.nbytes for tensor in self._stored.values()), default=0)
+
     def read(self, name: str) -> np.ndarray:
         """One tensor as stored, a view of the file; bfloat16 is widened to float32, quantized numbers turned back."""
         stored = self._stored[name]

@@ -20,6 +20,7 @@ class ShardedFile:
 
     Attributes:
         path: the index.
+        shards: the files that it names, opened.
         tensors: every tensor in the shards.
 
     Raises:
@@ -31,6 +32,7 @@ class ShardedFile:
         where = _read_index(path)
         _check_present(path, sorted(set(where.values())))
         shards = {name: open_shard(path.parent / name) for name in sorted(set(where.values()))}
+        self.shards: tuple[TensorFile, ...] = tuple(shards.values())
         self._home: dict[str, TensorFile] = {}
         for shard in shards.values():
             for name in shard.tensors:

@@ -172,14 +172,28 @@ class TensorFlowFile:
         Raises:
             WeightsError: where checksums are wrong; it names the tensors.
         """
+        if wrong := self.damaged(progress):
+            self._unchecked.update(wrong)
+            raise WeightsError(self._wrong(wrong))
+
+    def damaged(self, progress: Callable[[int], None] = lambda n_bytes: None) -> list[str]:
+        """The tensors that do not have the checksum in the index; `read` gives them from here on as they are.
+
+        Args:
+            progress: is told after each tensor how many bytes it had.
+        """
         wrong = []
         for name, entry in self.entries.items():
             if not self._is_sound(entry):
                 wrong.append(name)
             progress(entry.info.nbytes)
-        if wrong:
-            raise WeightsError(self._wrong(wrong))
         self._unchecked.clear()
+        return wrong
+
+    def data_files(self) -> Iterator[tuple[Path, int]]:
+        """Every data file, and how many bytes the index demands of it."""
+        for shard, path in enumerate(self._shards):
+            yield path, max((e.offset + e.info.nbytes for e in self.entries.values() if e.shard == shard), default=0)
 
     def _bytes(self, entry: Entry) -> np.ndarray:
         return np.asarray(self._maps[entry.shard])[entry.offset : entry.offset + entry.info.nbytes]

@@ -1,0 +1,73 @@
+"""`clearhead runs`: training runs side by side, and their curves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EPILOG = """
+Examples:
+
+[bold]clearhead runs[/]                                      the runs in the folder runs/
+
+[bold]clearhead runs runs/a runs/b --curves both.svg[/]      their curves above each other
+"""
+
+Places = Annotated[list[Path] | None, typer.Argument(help="Runs' folders, or folders of them. runs/ if left out.")]
+Curves = Annotated[
+    Path | None, typer.Option(help="Draw the curves of these runs above each other: a name ending in .svg or .png.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for each run.")]
+
+
+def runs(places: Places = None, curves: Curves = None, as_json: Json = False) -> None:
+    """List training runs, and compare them.
+
+    For each run: where it stands, its last training loss, its newest score on held-out texts (bits per byte; of a
+    classifier, the accuracy), and its speed. A run that is going on can be looked at too.
+    """
+    from clearhead.training.curves import curves_svg, save_drawing
+    from clearhead.training.overview import overviews
+    from clearhead.training.run_folder import read_metrics
+
+    found = overviews(places or [Path("runs")])
+    if as_json:
+        for run in found:
+            print(json.dumps({**asdict(run), "folder": str(run.folder)}))
+    else:
+        _table(found)
+    if curves is not None:
+        save_drawing(curves_svg({_name(run.folder): read_metrics(run.folder) for run in found}), curves)
+        if not as_json:
+            print(f"The curves are in {curves}.")
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def _table(found: list[Any]) -> None:
+    from rich.table import Table
+
+    from clearhead.cli.console import output
+    from clearhead.progress import duration
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("run", "state", "steps", "loss", "held out", "tokens/s", "time"):
+        table.add_column(heading, justify="right" if heading in ("steps", "loss", "tokens/s", "time") else "left")
+    for run in found:
+        scores = ", ".join(f"{text} {value:.4f}" for text, value in run.scores.items())
+        table.add_row(
+            _name(run.folder),
+            run.state,
+            f"{run.step:,} of {run.steps:,}" if run.steps else f"{run.step:,}",
+            "" if run.loss is None else f"{run.loss:.3f}",
+            scores,
+            "" if run.tokens_per_second is None else f"{run.tokens_per_second:,}",
+            "" if run.seconds is None else duration(run.seconds),
+        )
+    output().print(table)

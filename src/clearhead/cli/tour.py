@@ -1,0 +1,107 @@
+"""`clearhead tour`: ten chapters through a GPT-2, in a browser, and the proof that their code does what they say."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clearhead.errors import InputError
+
+EPILOG = """
+Examples:
+
+[bold]clearhead tour[/]                          read it in a browser
+
+[bold]clearhead tour --lang zh --no-open[/]      in Chinese; print the address only
+
+[bold]clearhead tour --check[/]                  run every cell, and compare with what is written
+
+[bold]clearhead tour docs/tour --write[/]        run every cell, and write what it prints and draws
+"""
+
+_SERVE = {"rich_help_panel": "Reading"}
+_RUN = {"rich_help_panel": "Running the chapters"}
+
+Folder = Annotated[
+    Path | None, typer.Argument(help="A folder such as docs/tour. The chapters that come with Clearhead if left out.")
+]
+Lang = Annotated[str, typer.Option(help="The language to begin with: en or zh.", **_SERVE)]
+Port = Annotated[int, typer.Option(help="Where to listen on this machine; 0 for any free port.", **_SERVE)]
+NoOpen = Annotated[bool, typer.Option("--no-open", help="Open no browser, print the address only.", **_SERVE)]
+Check = Annotated[
+    bool, typer.Option("--check", help="Run every chapter and compare; exit status 1 where one differs.", **_RUN)
+]
+Write = Annotated[
+    bool, typer.Option("--write", help="Run every chapter of FOLDER and write its outputs and figures anew.", **_RUN)
+]
+
+
+def tour(
+    folder: Folder = None,
+    lang: Lang = "en",
+    port: Port = 0,
+    no_open: NoOpen = False,
+    check: Check = False,
+    write: Write = False,
+) -> None:
+    """Read ten short chapters on how a GPT-2 works, each step shown by code that runs.
+
+    They are served to a browser on this machine only, until Ctrl-C.
+    """
+    from clearhead.tour import LANGUAGES, chapters
+
+    if check and write:
+        raise typer.BadParameter("give --check or --write, not both.")
+    if lang not in LANGUAGES:
+        raise InputError(f"lang is {lang!r}; the tour is there in {' and '.join(LANGUAGES)}.")
+    if write:
+        if folder is None:
+            raise InputError("--write needs the folder whose chapters are to change, such as docs/tour.")
+        _write(folder)
+    elif check:
+        _check(folder or chapters.folder())
+    else:
+        _serve(folder or chapters.folder(), lang, port, no_open)
+
+
+def _serve(folder: Path, lang: str, port: int, no_open: bool) -> None:
+    from clearhead.tour.server import open_server
+    from clearhead.tour.site import Site
+
+    with open_server(Site(folder), port) as server:
+        address = f"http://127.0.0.1:{server.server_port}/{'' if lang == 'en' else f'{lang}/'}README.html"
+        print(f"The tour is at {address}\nCtrl-C ends it.", flush=True)
+        if not no_open:
+            webbrowser.open(address)
+        server.serve_forever()
+
+
+def _check(folder: Path) -> None:
+    from clearhead import tour
+
+    found = tour.find(folder)
+    faults = 0
+    for chapter in found:
+        problems = tour.check(chapter.path)
+        faults += len(problems)
+        cells = len(tour.parse(chapter.path.read_text(encoding="utf-8")))
+        print(
+            f"{chapter.language} {chapter.path.stem}: " + (f"{cells} cells, as written" if not problems else "differs")
+        )
+        for problem in problems:
+            print(f"  {problem}")
+    if faults:
+        raise typer.Exit(1)
+
+
+def _write(folder: Path) -> None:
+    from clearhead import tour
+
+    changed = [path for chapter in tour.find(folder) for path in tour.rewrite(chapter.path)]
+    for path in changed:
+        print(f"wrote {path}")
+    if not changed:
+        print("every chapter is as it was.")

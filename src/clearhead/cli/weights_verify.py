@@ -1,0 +1,111 @@
+"""`clearhead weights verify`: the proof that a model is what it should be, point by point."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from clearhead.weights import Point, Verification
+
+EPILOG = """
+Examples:
+
+[bold]clearhead weights verify gpt2[/]                       is it OpenAI's?
+
+[bold]clearhead weights verify model/ --text page.txt[/]     a text of its kind
+
+[bold]clearhead weights verify model.gguf --json[/]          for a program
+"""
+
+_SHOWN = 6  # details of one point
+
+_SIGNS = {"passed": "✓", "failed": "✗", "warning": "!", "not applicable": "–"}
+_STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "not applicable": "dim"}
+
+
+def verify_weights(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A model's folder, a file of weights, or a name on the hub.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every detail.")] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="What the model is to read, in place of a page of plain English."),
+    ] = None,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Whether the model is run, or only looked at.")] = True,
+    device: Annotated[str, typer.Option(help="Where it runs: cpu, cuda, mps.")] = "cpu",
+) -> None:
+    """Prove that a model's weights are whole and stand where they belong.
+
+    Sizes and checksums; every tensor in its place; no NaN; transposed matrices and exchanged q, k and v, which no check
+    of shapes sees; whether these are, bit for bit, the weights that OpenAI published; what the model makes of a text.
+
+    The exit status is 0 where no point failed, and 2 where one did.
+    """
+    from clearhead.cli.command import USAGE
+
+    if text is not None and not run:
+        raise typer.BadParameter("--text is for a run of the model; leave out --no-run.")
+    found = _verify(source, text, run, device)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+    if not found.ok:
+        raise typer.Exit(USAGE)
+
+
+def _verify(source: str, text: Path | None, run: bool, device: str) -> Verification:
+    if not run:
+        from clearhead.weights import verify as look
+
+        return look(source)
+    from clearhead.cli.console import read_text
+    from clearhead.evaluation.sample_text import TEXT
+    from clearhead.verification import verify
+
+    return verify(source, device=device, text=TEXT if text is None else read_text(None, text, "text"))
+
+
+def _print(found: Verification) -> None:
+    from rich.text import Text
+
+    from clearhead.cli.console import notice, output
+
+    if found.source is not None:
+        for note in found.source.notes:
+            notice(note)
+    console = output()
+    console.print(Text(found.model, "bold"), soft_wrap=True)
+    for point in found.points:
+        console.print(_line(point))
+    failed = [point.name for point in found.points if point.verdict == "failed"]
+    warned = [point.name for point in found.points if point.verdict == "warning"]
+    if failed:
+        console.print(Text(f"Failed: {', '.join(failed)}.", "bold red"))
+    else:
+        console.print(Text("Nothing failed" + (f"; look at: {', '.join(warned)}." if warned else "."), "green"))
+
+
+def _line(point: Point) -> object:
+    """A sign, the point's name, its text, and under that its details; broken where the terminal ends."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = point.details[:_SHOWN]
+    more = len(point.details) - len(shown)
+    lines = [Text(point.text, "dim" if point.verdict == "not applicable" else "")]
+    lines += [Text(f"· {detail}", "dim") for detail in shown]
+    lines += [Text(f"· and {more} more (--json lists them)", "dim")] if more else []
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(width=1)
+    table.add_column(width=12)
+    table.add_column(overflow="fold")
+    style = _STYLES[point.verdict]
+    table.add_row(Text(_SIGNS[point.verdict], style), Text(point.name, style), Group(*lines))
+    return table

@@ -1,0 +1,125 @@
+"""A model's weights in the engine's arrays: which there are, and how they are filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clearhead.config import GPTConfig
+from clearhead.engine.formats import pack, padded_columns, padded_rows, storage
+from clearhead.engine.forward import Matrix, Norm, Weights
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_BLOCK_MATRICES = {
+    "qkv": "attention.qkv",
+    "out": "attention.out",
+    "up": "feed_forward.up",
+    "down": "feed_forward.down",
+}
+"""The engine's name of each matrix of a block, and its canonical name there."""
+
+
+def layout(config: GPTConfig, form: str) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """The type and shape of every array of a model in a format, by name; layers lie along the first axis."""
+    found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    float32 = np.dtype(np.float32)
+
+    def matrix(name: str, layers: int, rows: int, columns: int) -> None:
+        for part, (dtype, size) in storage(form, rows, columns).items():
+            found[f"{name}.{part}"] = (dtype, (layers, size))
+        found[f"{name}.bias"] = (float32, (layers, padded_rows(rows)))
+
+    def norm(name: str, layers: int) -> None:
+        found[f"{name}.weight"] = found[f"{name}.bias"] = (float32, (layers, config.emb_dim))
+
+    layers, width, ff_width = config.n_layers, config.emb_dim, config.ff_dim
+    matrix("tokens", 1, config.vocab_size, width)
+    found["positions"] = (float32, (config.context_length, width))
+    norm("norm_1", layers)
+    matrix("qkv", layers, 3 * width, width)
+    matrix("out", layers, width, width)
+    norm("norm_2", layers)
+    matrix("up", layers, ff_width, width)
+    matrix("down", layers, width, ff_width)
+    norm("final_norm", 1)
+    if not config.tie_weights:
+        matrix("head", 1, config.vocab_size, width)
+    return found
+
+
+def size(config: GPTConfig, form: str) -> int:
+    """The bytes of a model's weights in a format."""
+    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout(config, form).values())
+
+
+def build(
+    config: GPTConfig,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    form: str,
+    threads: int,
+    moments: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> Arrays:
+    """Fills the arrays of a format.
+
+    Args:
+        config: the model's shape.
+        tensors: by canonical name; float32. Each is asked for once, so they may be read as they are needed.
+        form: one of `formats.FORMATS`.
+        threads: how many share the work.
+        moments: for int4, what `calibration.moments` found; it rounds better with them.
+
+    Raises:
+        InputError: where the format cannot store a tensor's numbers.
+    """
+    arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(config, form).items()}
+
+    def matrix(name: str, layer: int, canonical: str) -> None:
+        weights = np.ascontiguousarray(tensors[f"{canonical}.weight"], np.float32)
+        used = None if moments is None else moments.get(f"{canonical}.weight")
+        pack(form, weights, arrays[f"{name}.weights"][layer], arrays[f"{name}.scales"][layer], threads, used)
+        if (bias := f"{canonical}.bias") in tensors:
+            arrays[f"{name}.bias"][layer, : len(weights)] = tensors[bias]
+
+    matrix("tokens", 0, "token_embedding")
+    arrays["positions"][:] = tensors["position_embedding.weight"]
+    for layer in range(config.n_layers):
+        for name in ("norm_1", "norm_2"):
+            arrays[f"{name}.weight"][layer] = tensors[f"blocks.{layer}.{name}.weight"]
+            arrays[f"{name}.bias"][layer] = tensors[f"blocks.{layer}.{name}.bias"]
+        for name, canonical in _BLOCK_MATRICES.items():
+            matrix(name, layer, f"blocks.{layer}.{canonical}")
+    arrays["final_norm.weight"][0] = tensors["final_norm.weight"]
+    arrays["final_norm.bias"][0] = tensors["final_norm.bias"]
+    if not config.tie_weights:
+        matrix("head", 0, "head")
+    return arrays
+
+
+def weights_of(arrays: Arrays) -> Weights:
+    """The arrays as the kernels take them; without a head of its own the token embedding is the head."""
+
+    def matrix(name: str) -> Matrix:
+        return Matrix(arrays[f"{name}.weights"], arrays[f"{name}.scales"], arrays[f"{name}.bias"])
+
+    def norm(name: str) -> Norm:
+        return Norm(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+
+    return Weights(
+        tokens=matrix("tokens"),
+        positions=arrays["positions"],
+        norm_1=norm("norm_1"),
+        qkv=matrix("qkv"),
+        out=matrix("out"),
+        norm_2=norm("norm_2"),
+        up=matrix("up"),
+        down=matrix("down"),
+        final_norm=norm("final_norm"),
+        head=matrix("head" if "head.weights" in arrays else "tokens"),
+    )
+
+
+__all__ = ["Arrays", "build", "layout", "padded_columns", "size", "weights_of"]

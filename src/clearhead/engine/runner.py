@@ -1,0 +1,321 @@
+"""`EngineRunner`: the compiled Runner, and how a model's weights come into it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clearhead.compiling import told
+from clearhead.config import GPTConfig
+from clearhead.engine.attention import MOST_QUERIES, PAGE
+from clearhead.engine.formats import padded_columns, padded_rows
+from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, serve
+from clearhead.engine.threads import CONTROL_SIZE, STOP
+from clearhead.errors import InputError
+from clearhead.runner import Slot
+
+MOST_ROWS = 128
+"""Tokens in one pass; a longer prompt is several."""
+
+
+@dataclass(eq=False)
+class EngineSlot:
+    """One sequence: its row in the table of pages, and how many tokens are there."""
+
+    row: int
+    length: int = 0
+    open: bool = True
+
+
+class _Crew:
+    """The threads of one runner besides the one that calls it."""
+
+    def __init__(self, threads: int, arguments: tuple[Any, ...]) -> None:
+        self._threads = threads
+        self._control = np.zeros(CONTROL_SIZE, np.int64)
+        self._arguments = arguments
+        self._passes = 0
+        self._asleep = 0
+        self._leaving = False
+        self._change = threading.Condition()
+        for thread in range(1, threads):
+            threading.Thread(target=self._serve, args=(thread,), daemon=True, name=f"clearhead-{thread}").start()
+
+    def run(self) -> None:
+        """One pass, by all threads; returns when it is done."""
+        with self._change:
+            self._passes += 1
+            if self._asleep:
+                self._change.notify_all()
+        serve(0, self._threads, self._control, self._passes, *self._arguments)
+
+    def replace(self, arguments: tuple[Any, ...]) -> None:
+        """Gives the threads other arrays for the next pass; not while one runs."""
+        self._control[STOP] = 1
+        with self._change:
+            self._change.wait_for(lambda: self._asleep == self._threads - 1)
+            self._arguments = arguments
+            self._control[STOP] = 0
+
+    def leave(self) -> None:
+        """Ends the threads; not while a pass runs. Returns at once, so that a garbage collector can call it."""
+        self._leaving = True
+        self._control[STOP] = 1
+        with self._change:
+            self._change.notify_all()
+
+    def _serve(self, thread: int) -> None:
+        seen = 0
+        while True:
+            with self._change:
+                self._asleep += 1
+                self._change.notify_all()
+                # The number of the pass is told before it begins, so a thread cannot fall asleep and miss it.
+                while self._passes <= seen and not self._leaving:
+                    self._change.wait()
+                self._asleep -= 1
+                if self._leaving:
+                    return
+                arguments = self._arguments
+            seen = serve(thread, self._threads, self._control, seen, *arguments)
+
+
+class EngineRunner:
+    """Runs a GPT-2 on the CPU in compiled code. Implements `clearhead.runner.Runner`.
+
+    The results for a sequence have the same bits whatever else runs with it, however its tokens are cut into calls,
+    and for any number of threads.
+
+    Args:
+        config: the model's shape.
+        weights: as `store.py` makes them.
+        threads: how many share the work.
+    """
+
+    def __init__(self, config: GPTConfig, weights: Weights, threads: int) -> None:
+        self._config = config
+        self._weights = weights
+        self._lock = threading.Lock()
+        self._slots: dict[int, EngineSlot] = {}
+        self._n_pages = -(-config.context_length // PAGE)
+        self._free: list[int] = []
+        self.threads = threads
+        whole = weights.qkv.weights.dtype in (np.int8, np.uint8)
+        self._stored = np.float32 if weights.qkv.weights.dtype == np.float32 else np.uint16
+        self._shape = Shape(
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            width=config.emb_dim,
+            ff_width=config.ff_dim,
+            vocab_size=config.vocab_size,
+            eps=config.norm_eps,
+            tanh=config.activation == "gelu_tanh",
+        )
+        self._work = _work()
+        self._scratch = _scratch(config, threads, whole)
+        self._cache = Cache(
+            np.zeros(0, self._stored), np.zeros(0, self._stored), np.zeros((0, self._n_pages), np.int64)
+        )
+        self._crew: _Crew | None = None
+        self._process = os.getpid()
+
+    @property
+    def config(self) -> GPTConfig:
+        """The model's shape."""
+        return self._config
+
+    def open(self) -> EngineSlot:
+        """A new, empty sequence."""
+        with self._lock:
+            row = next(r for r in range(len(self._slots) + 1) if r not in self._slots)
+            slot = self._slots[row] = EngineSlot(row)
+            return slot
+
+    def close(self, slot: Slot) -> None:
+        """Forgets a sequence; its memory serves the next one. Closing twice does nothing."""
+        ours = _ours(slot)
+        with self._lock:
+            if ours.open:
+                ours.open = False
+                del self._slots[ours.row]
+                used = -(-ours.length // PAGE)
+                self._free.extend(int(page) for page in self._cache.table[ours.row, :used])
+
+    def extend(self, work: Sequence[tuple[Slot, Sequence[int]]]) -> np.ndarray:
+        """Appends tokens to each sequence; returns the logits after each one's last token.
+
+        Args:
+            work: pairs of a slot and the ids to append, at least one each; no slot twice.
+
+        Returns:
+            float32 [len(work), V]
+
+        Raises:
+            InputError: where ids are empty or outside the vocabulary, a sequence would grow past
+                `config.context_length`, or a slot is closed or stands twice in `work`. Nothing has changed then.
+        """
+        tasks = [(_ours(slot), np.asarray(ids, np.int64)) for slot, ids in work]
+        with self._lock:
+            self._check(tasks)
+            logits = np.empty((len(tasks), self._config.vocab_size), np.float32)
+            self._reserve(tasks)
+            rows = [(place, slot, ids, 0) for place, (slot, ids) in enumerate(tasks)]
+            self._run_all(rows, logits, every=False)
+        return logits
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits at every token of a whole sequence: float32 [T, V].
+
+        Raises:
+            InputError: as `extend`.
+        """
+        slot = self.open()
+        try:
+            tokens = np.asarray(ids, np.int64)
+            with self._lock:
+                self._check([(slot, tokens)])
+                found = np.empty((len(tokens), self._config.vocab_size), np.float32)
+                self._reserve([(slot, tokens)])
+                self._run_all([(0, slot, tokens, 0)], found, every=True)
+            return found
+        finally:
+            self.close(slot)
+
+    def _run_all(self, rows: list[tuple[int, EngineSlot, np.ndarray, int]], logits: np.ndarray, every: bool) -> None:
+        """Fills passes with tokens until all have run; `every` asks for each token's logits, not only the last's."""
+        work, n = self._work, 0
+        wanted: list[tuple[int, int]] = []
+        done: list[tuple[EngineSlot, int]] = []
+
+        def run() -> None:
+            work.wanted[: len(wanted)] = [row for row, _ in wanted]
+            work.counts[:] = n, len(wanted)
+            self._pass()
+            for place, (_, target) in enumerate(wanted):
+                logits[target] = self._scratch.logits[place, : self._config.vocab_size]
+            for slot, count in done:
+                slot.length += count
+
+        for place, slot, ids, _ in rows:
+            start, taken = 0, slot.length
+            while start < len(ids):
+                count = min(len(ids) - start, MOST_ROWS - n)
+                work.tokens[n : n + count] = ids[start : start + count]
+                work.places[n : n + count] = np.arange(taken + start, taken + start + count)
+                work.slots[n : n + count] = slot.row
+                done.append((slot, count))
+                if every:
+                    wanted.extend((n + i, start + i) for i in range(count))
+                elif start + count == len(ids):
+                    wanted.append((n + count - 1, place))
+                n += count
+                start += count
+                if n == MOST_ROWS:
+                    run()
+                    n, wanted, done = 0, [], []
+        if n:
+            run()
+
+    def _pass(self) -> None:
+        if self._crew is None or self._process != os.getpid():  # threads do not survive a fork
+            self._process = os.getpid()
+            self._crew = _Crew(self.threads, self._arguments())
+            weakref.finalize(self, self._crew.leave).atexit = False
+            with told("Compiling the engine for this machine, once; this takes some ten seconds …"):
+                self._crew.run()
+        else:
+            self._crew.run()
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._weights, self._shape, self._cache, self._work, self._scratch
+
+    def _reserve(self, tasks: Sequence[tuple[EngineSlot, np.ndarray]]) -> None:
+        """Gives each sequence the pages that its new tokens need."""
+        needs = [
+            (slot, page)
+            for slot, ids in tasks
+            for page in range(-(-slot.length // PAGE), -(-(slot.length + len(ids)) // PAGE))
+        ]
+        rows = 1 + max(slot.row for slot, _ in tasks)
+        if rows > len(self._cache.table) or len(needs) > len(self._free):
+            self._grow(rows, len(needs))
+        for slot, page in needs:
+            self._cache.table[slot.row, page] = self._free.pop()
+
+    def _grow(self, rows: int, needed: int) -> None:
+        """Makes the cache larger, by half at least where pages run out."""
+        config, old = self._config, self._cache
+        key_page, value_page = page_sizes(config)
+        pages = len(old.keys) // key_page
+        if needed > len(self._free):
+            more = max(needed - len(self._free), pages // 2, 1)
+            self._free.extend(range(pages + more - 1, pages - 1, -1))
+            pages += more
+        table = np.zeros((max(rows, len(old.table)), self._n_pages), np.int64)
+        table[: len(old.table)] = old.table
+        keys, values = old.keys, old.values
+        if pages * key_page > len(keys):
+            keys, values = np.zeros(pages * key_page, self._stored), np.zeros(pages * value_page, self._stored)
+            keys[: len(old.keys)], values[: len(old.values)] = old.keys, old.values
+        self._cache = Cache(keys, values, table)
+        if self._crew is not None and self._process == os.getpid():
+            self._crew.replace(self._arguments())
+
+    def _check(self, tasks: Sequence[tuple[EngineSlot, np.ndarray]]) -> None:
+        config = self._config
+        if len({id(slot) for slot, _ in tasks}) < len(tasks):
+            raise InputError("a sequence stands twice in one call; give all of its new tokens in one piece.")
+        for slot, ids in tasks:
+            if not slot.open:
+                raise InputError("this sequence was closed; open a new one.")
+            if not len(ids):
+                raise InputError("there are no tokens to run; give at least one.")
+            if slot.length + len(ids) > config.context_length:
+                raise InputError(
+                    f"{slot.length + len(ids):,} tokens do not fit into the model's context of "
+                    f"{config.context_length:,}; shorten the sequence."
+                )
+            outside = ids[(ids < 0) | (ids >= config.vocab_size)]
+            if len(outside):
+                raise InputError(f"token id {outside[0]} is not in the vocabulary of {config.vocab_size:,} (from 0).")
+
+
+def page_sizes(config: GPTConfig) -> tuple[int, int]:
+    """How many numbers of keys, and of values, a page of the cache has."""
+    value_dim = (config.head_dim + 7) // 8 * 8
+    return config.n_layers * config.emb_dim * PAGE, config.n_layers * config.n_heads * value_dim * PAGE
+
+
+def _work() -> Work:
+    def row() -> np.ndarray:
+        return np.zeros(MOST_ROWS, np.int64)
+
+    return Work(tokens=row(), places=row(), slots=row(), wanted=row(), counts=np.zeros(2, np.int64))
+
+
+def _scratch(config: GPTConfig, threads: int, whole: bool) -> Scratch:
+    width, ff_width = padded_columns(config.emb_dim), padded_columns(config.ff_dim)
+    tokens = -(-config.context_length // PAGE) * PAGE
+    wide = max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim))
+    return Scratch(
+        x=np.zeros((MOST_ROWS, width), np.float32),
+        fine=np.zeros((MOST_ROWS, width), np.float32),
+        wide=np.zeros((MOST_ROWS, wide), np.float32),
+        ready=np.zeros((MOST_ROWS, max(width, ff_width)), np.int16 if whole else np.float32),
+        scales=np.zeros(MOST_ROWS, np.float32),
+        logits=np.zeros((MOST_ROWS, padded_rows(config.vocab_size)), np.float32),
+        scores=np.zeros((threads, MOST_QUERIES, tokens), np.float32),
+        mixed=np.zeros((threads, MOST_QUERIES, (config.head_dim + 7) // 8 * 8), np.float32),
+    )
+
+
+def _ours(slot: Slot) -> EngineSlot:
+    if not isinstance(slot, EngineSlot):
+        raise TypeError(f"a slot of EngineRunner was expected, not a {type(slot).__name__}.")
+    return slot

@@ -1,0 +1,155 @@
+"""From an opened model to a Runner: weights are made once for a format, kept on disk, and mapped at the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clearhead.errors import InputError, WeightsError
+from clearhead.places import cache_folder, free_memory, usable_cores
+from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
+from clearhead.weights.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from clearhead.engine.building import Arrays
+    from clearhead.engine.runner import EngineRunner
+    from clearhead.weights import Source
+
+VERSION = 2
+"""Of the arrays' layout; a file of another version is made anew."""
+
+_KEPT = ("bfloat16", "int8", "int4")
+"""The formats that are kept on disk. float32 is no smaller than the model itself, and takes little time to arrange."""
+_ROOM = 200_000_000  # bytes for everything but the weights
+
+
+def open_runner(source: Source, form: str, threads: int | None = None) -> EngineRunner:
+    """A Runner of a model's weights in a format.
+
+    Args:
+        source: the model, opened.
+        form: one of float32, bfloat16, int8, int4.
+        threads: how many share the work; the cores that this process may use where it is None.
+
+    Raises:
+        InputError: where the number of threads is below 1, or the memory does not suffice.
+        WeightsError: where the weights cannot be read.
+    """
+    n_threads = _threads(threads)
+    from clearhead.engine.building import weights_of
+    from clearhead.engine.runner import EngineRunner
+
+    arrays = _load(source, form) or _make(source, form, n_threads)
+    return EngineRunner(source.config, weights_of(arrays), n_threads)
+
+
+def _threads(asked: int | None) -> int:
+    cores = usable_cores()
+    if asked is None:
+        return cores
+    if asked < 1:
+        raise InputError(f"threads is {asked}; give a whole number of at least 1.")
+    if asked > cores:
+        print(
+            f"{asked} threads were asked for and this process may use {cores} core{'s' if cores > 1 else ''}; "
+            "more threads than cores make it slower.",
+            file=sys.stderr,
+        )
+    return asked
+
+
+def _place(source: Source, form: str) -> tuple[Path, str]:
+    """Where a model's weights in a format are kept, and the key that says what they were made from."""
+    stat_of = [path for path in sorted(source.folder.iterdir()) if path.is_file()] if source.form else []
+    files = [source.path, *(path for path in stat_of if path.suffix not in (".md", ".txt") and path != source.path)]
+    told = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    key = json.dumps([VERSION, form, source.form, repr(source.config), told])
+    name = hashlib.sha256(json.dumps([str(source.path.resolve()), form]).encode()).hexdigest()[:24]
+    return cache_folder() / "weights" / f"{name}.safetensors", hashlib.sha256(key.encode()).hexdigest()
+
+
+def forget(source: Source) -> None:
+    """Removes what was kept on disk of a model, in every format."""
+    for form in _KEPT:
+        _place(source, form)[0].unlink(missing_ok=True)
+
+
+def _load(source: Source, form: str) -> Arrays | None:
+    """The arrays as they were kept, mapped and not read; None where there are none that fit."""
+    if form not in _KEPT:
+        return None
+    from clearhead.engine.building import layout
+
+    path, key = _place(source, form)
+    if not path.is_file():
+        return None
+    try:
+        file = SafetensorsFile(path)
+        if file.metadata.get("made_from") != key:
+            return None
+        arrays = {name: file.read(name) for name in file.tensors}
+    except (WeightsError, OSError) as error:
+        print(f"The kept {form} weights are made anew: {error}", file=sys.stderr)
+        return None
+    expected = layout(source.config, form)
+    if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
+        print(f"The kept {form} weights are made anew: {path} is of another version.", file=sys.stderr)
+        return None
+    return arrays
+
+
+def _make(source: Source, form: str, threads: int) -> Arrays:
+    from clearhead.compiling import told
+    from clearhead.engine.building import build, size
+
+    need, there = size(source.config, form) + _ROOM, free_memory()
+    if there is not None and need > there:
+        raise InputError(
+            f"the weights in {form} and what runs them need {need / 1e6:,.0f} MB of memory and {there / 1e6:,.0f} MB "
+            "are free; take a smaller format (int8, int4) or a smaller model."
+        )
+    with told(f"Compiling what stores weights as {form}, once for this machine …"):
+        arrays = build(source.config, source.lazy(), form, threads)
+        if form == "int4":
+            arrays = _rounded_better(source, arrays, threads)
+    if form in _KEPT:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
+            _keep(source, form, arrays)
+    return arrays
+
+
+def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
+    """int4 once more, by how the model uses its weights on a text that it writes itself (see `calibration.py`)."""
+    from clearhead.engine.building import build, weights_of
+    from clearhead.engine.calibration import moments, write_text
+    from clearhead.engine.runner import EngineRunner
+    from clearhead.progress import Progress
+
+    with Progress(f"Rounding {source.name} to int4, once", None) as progress:
+        progress.note("it writes a text to see how its weights are used")
+        ids = write_text(EngineRunner(source.config, weights_of(arrays), threads))
+        progress.note("what comes into each matrix is measured")
+        used = moments(source.config, source.lazy(), ids)
+        progress.note("each weight's error is made up for by those after it")
+        return build(source.config, source.lazy(), "int4", threads, used)
+
+
+def _keep(source: Source, form: str, arrays: Arrays) -> None:
+    path, key = _place(source, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    infos = {name: TensorInfo(array.shape, np.dtype(array.dtype).name) for name, array in arrays.items()}
+    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        write_safetensors(Path(beside), infos, arrays.items(), {"made_from": key, "model": str(source.name)})
+        Path(beside).replace(path)
+    finally:
+        Path(beside).unlink(missing_ok=True)

@@ -1,0 +1,216 @@
+"""The tour as web pages: each file of it becomes the page at its own path, so that its links work as they stand.
+
+`docs/tour/zh/02-attention.md` is the page `/zh/02-attention.html`, and the links into `src/clearhead` are pages of the
+package's own source. Everything is read anew for each request: who changes a chapter reloads the page.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+from clearhead.tour.chapters import LANGUAGES, Chapter, find, home, read, title_of
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_STYLE = Path(__file__).with_name("page.css")
+_PACKAGE = Path(__file__).parents[1]
+
+_WORDS = {
+    "en": {
+        "tour": "A tour of GPT-2",
+        "contents": "Contents",
+        "back": "Previous",
+        "next": "Next",
+        "skip": "Skip to the chapter",
+        "source": "The source of Clearhead as it runs here",
+        "missing": "There is no such page",
+        "home": "Go to the list of chapters",
+    },
+    "zh": {
+        "tour": "GPT-2 导览",
+        "contents": "目录",
+        "back": "上一章",
+        "next": "下一章",
+        "skip": "跳到正文",
+        "source": "Clearhead 正在运行的源代码",
+        "missing": "没有这一页",
+        "home": "回到目录",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a browser gets.
+
+    Attributes:
+        body: its bytes.
+        kind: its media type.
+        found: False where there is nothing at the path, and the body says so.
+    """
+
+    body: bytes
+    kind: str = "text/html; charset=utf-8"
+    found: bool = True
+
+
+class Site:
+    """The pages of a tour.
+
+    Args:
+        folder: the tour's folder, such as `docs/tour`.
+
+    Raises:
+        InputError: where it has no chapter.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        find(folder)
+
+    def page(self, path: str) -> Page:
+        """The page at a path of a URL, decoded and without its query; only the tour and the package are read."""
+        if path == "/style.css":
+            return Page(_style().encode(), "text/css; charset=utf-8")
+        if figure := re.fullmatch(r"/(?:\w+/)?figures/([\w.-]+\.svg)", path):
+            file = self.folder / "figures" / figure[1]
+            return Page(file.read_bytes(), "image/svg+xml") if file.is_file() else self._missing()
+        if source := re.fullmatch(r"/src/clearhead/((?:\w+/)*\w+\.py)", path):
+            file = _PACKAGE / source[1]
+            return self._source(source[1], file) if file.is_file() else self._missing()
+        for language in LANGUAGES:
+            base = "/" if language == "en" else f"/{language}/"
+            if path in (base, f"{base}README.html"):
+                return self._index(language)
+            for chapter in self._chapters(language):
+                if path == f"{base}{chapter.path.stem}.html":
+                    return self._chapter(chapter)
+        return self._missing()
+
+    def _chapters(self, language: str) -> list[Chapter]:
+        return [chapter for chapter in find(self.folder) if chapter.language == language]
+
+    def _index(self, language: str) -> Page:
+        file = home(self.folder, language) / "README.md"
+        if not file.is_file():
+            first = self._chapters(language)
+            return self._chapter(first[0]) if first else self._missing()
+        return self._fill(language, title_of(file), markdown_html(read(file)), here="README")
+
+    def _chapter(self, chapter: Chapter) -> Page:
+        listed = self._chapters(chapter.language)
+        place = listed.index(chapter)
+        turns = [
+            f'<a class="{kind}" href="{other.path.stem}.html"><small>{word}</small>{html.escape(other.title)}</a>'
+            for kind, word, other in (
+                ("back", _WORDS[chapter.language]["back"], listed[place - 1] if place else None),
+                ("next", _WORDS[chapter.language]["next"], listed[place + 1] if place + 1 < len(listed) else None),
+            )
+            if other is not None
+        ]
+        body = markdown_html(read(chapter.path)) + f'<nav class="turn">{"".join(turns)}</nav>'
+        return self._fill(chapter.language, chapter.title, body, here=chapter.path.stem)
+
+    def _source(self, name: str, file: Path) -> Page:
+        title = f"clearhead/{name}"
+        body = f"<h1><code>{title}</code></h1><p>{_WORDS['en']['source']}.</p>"
+        body += f'<div class="code">{_highlighted(read(file), "python")}</div>'
+        return self._fill("en", title, body, here="")
+
+    def _missing(self) -> Page:
+        words = _WORDS["en"]
+        body = f'<h1>{words["missing"]}</h1><p><a href="/README.html">{words["home"]}</a></p>'
+        return Page(self._fill("en", words["missing"], body, here="").body, found=False)
+
+    def _fill(self, language: str, title: str, body: str, here: str) -> Page:
+        words = _WORDS[language]
+        base = "/" if language == "en" else f"/{language}/"
+        entries = [("README", words["tour"]), *((c.path.stem, c.title) for c in self._chapters(language))]
+        marked = {here: ' aria-current="page"'}
+        listed = "".join(
+            f'<li><a href="{base}{stem}.html"{marked.get(stem, "")}>{html.escape(name)}</a></li>'
+            for stem, name in entries
+        )
+        marks = {
+            "LANG": "zh-CN" if language == "zh" else language,
+            "TITLE": html.escape(title),
+            "TOUR": words["tour"],
+            "HOME": f"{base}README.html",
+            "SKIP": words["skip"],
+            "CONTENTS": words["contents"],
+            "LANGUAGES": self._languages(language, here or "README"),
+            "LIST": listed,
+            "BODY": body,
+        }
+        template = _TEMPLATE.read_text(encoding="utf-8")
+        return Page(re.sub(r"@([A-Z]+)@", lambda mark: marks[mark[1]], template).encode())
+
+    def _languages(self, language: str, stem: str) -> str:
+        """Links to the same page in the other languages that have it."""
+        links = []
+        for other, name in LANGUAGES.items():
+            if other != language and (home(self.folder, other) / f"{stem}.md").is_file():
+                base = "/" if other == "en" else f"/{other}/"
+                links.append(f'<a href="{base}{stem}.html" lang="{other}" hreflang="{other}">{name}</a>')
+        return " ".join(links)
+
+
+def markdown_html(text: str) -> str:
+    """Markdown as HTML: code in colours, tables that scroll by themselves, links to chapters as links to pages."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(text)
+    for block in tokens:
+        for part in block.children or ():
+            link = part.attrs.get("href")
+            if isinstance(link, str) and not re.match(r"[a-z]+:", link):
+                part.attrs["href"] = re.sub(r"\.md(#|$)", r".html\1", link)
+            if part.type == "image":
+                part.attrs["loading"] = "lazy"
+    rendered = []
+    start = 0
+    for place, block in enumerate(tokens):
+        if block.type == "fence":
+            rendered.append(markdown.renderer.render(tokens[start:place], markdown.options, {}))
+            rendered.append(_fence(block.content, block.info.strip(), _follows(tokens, place)))
+            start = place + 1
+    rendered.append(markdown.renderer.render(tokens[start:], markdown.options, {}))
+    return re.sub(r"<table>.*?</table>", r'<div class="table">\g<0></div>', "".join(rendered), flags=re.DOTALL)
+
+
+def _follows(tokens: Sequence[object], place: int) -> bool:
+    """Whether the block is the output of a cell: a text fence right after a Python one."""
+    before = tokens[place - 1] if place else None
+    return getattr(before, "type", "") == "fence" and getattr(before, "info", "").strip() == "python"
+
+
+def _fence(code: str, language: str, is_output: bool) -> str:
+    if is_output and language == "text":
+        return f'<pre class="output" tabindex="0"><samp>{html.escape(code)}</samp></pre>'
+    return f'<div class="code">{_highlighted(code, language or "text")}</div>'
+
+
+def _highlighted(code: str, language: str) -> str:
+    try:
+        lexer = get_lexer_by_name(language)
+    except ClassNotFound:
+        lexer = get_lexer_by_name("text")
+    inner = highlight(code, lexer, HtmlFormatter(nowrap=True))
+    return f'<pre tabindex="0"><code>{inner}</code></pre>'
+
+
+@cache
+def _style() -> str:
+    """The style sheet: the page's own, then the colours of code on a light and on a dark screen."""
+    light = HtmlFormatter(style="friendly").get_style_defs(".code")
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".code")
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{_STYLE.read_text(encoding='utf-8')}"

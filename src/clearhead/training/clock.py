@@ -1,0 +1,61 @@
+"""Tokens a second and the time left, from the steps of this session, and a smoothed loss."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+_MEMORY = 50  # steps that both averages look back on
+
+
+class Clock:
+    """Is told of each step.
+
+    Attributes:
+        loss: the smoothed training loss; a checkpoint keeps it.
+        seconds, tokens: of a step, smoothed.
+        left: steps to go.
+    """
+
+    def __init__(self) -> None:
+        self.loss: float | None = None
+        self.seconds = 0.0
+        self.tokens = 0.0
+        self.left = 0
+        self._steps = 0
+        self._started = self._last = 0.0
+
+    def start(self, steps: int) -> None:
+        """The first step begins now, and so many are to go."""
+        self.left, self._started = steps, time.monotonic()
+        self._last = self._started
+
+    def tick(self, loss: float, tokens: int) -> None:
+        """A step is done."""
+        now = time.monotonic()
+        self._steps += 1
+        self.left -= 1
+        # The first step compiles and warms up: it says nothing about the next ones.
+        share = 1.0 if self._steps <= 2 else max(1 / self._steps, 1 / _MEMORY)
+        self.seconds += share * (now - self._last - self.seconds)
+        self.tokens += share * (tokens - self.tokens)
+        self.loss = loss if self.loss is None else self.loss + (loss - self.loss) / _MEMORY
+        self._last = now
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in this block is no part of a step."""
+        before = time.monotonic()
+        yield
+        self._last += time.monotonic() - before
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all processes together."""
+        return self.tokens / self.seconds
+
+    @property
+    def running(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started

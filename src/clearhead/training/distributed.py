@@ -1,0 +1,154 @@
+"""The processes of a run: one, or as many as torchrun starts, and what they say to each other.
+
+`torchrun --nproc-per-node=8 -m clearhead train ...` starts eight processes and tells each who it is by environment
+variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR). Each takes its share of every batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from clearhead.errors import TrainingError
+from clearhead.training.recipe import Parallel
+
+_PATIENCE = timedelta(minutes=30)  # for the others; building a corpus or saving a large model takes a while
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Who this process is among those of the run.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+        device: what this one computes on.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the processes, in float64."""
+        if self.world == 1:
+            return list(values)
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        together = torch.tensor(values, dtype=kind, device=self.device)
+        dist.all_reduce(together)
+        return together.tolist()
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process gives, in all of them."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[bool]:
+        """Runs the block where the value is true, on the first process; a ClearheadError there is raised in all.
+
+        with processes.first_alone() as first:
+            if first: ...
+        """
+        error: Exception | None = None
+        try:
+            yield self.is_first
+        except Exception as found:
+            error = found
+        told = self.from_first(None if error is None else str(error))
+        if error is not None:
+            raise error
+        if told is not None:
+            raise TrainingError(told)
+
+    def spread(self, objective: nn.Module, blocks: Sequence[nn.Module], parallel: Parallel) -> nn.Module:
+        """The module as all processes train it together: a replica in each (DDP), or a part in each (FSDP2).
+
+        Args:
+            objective: whose forward gives the loss.
+            blocks: its large pieces, of which one at a time is brought together where the model is sharded.
+            parallel: `replicate` or `shard`.
+        """
+        if self.world == 1:
+            return objective
+        if parallel == "replicate":
+            return nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+        return objective
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """The processes of this run, connected while the block runs.
+
+    Args:
+        device: as `clearhead train --device` has it; of several GPUs each process takes the one of its local rank.
+
+    Raises:
+        TrainingError: where the device is not there, or the processes do not find each other.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(0, 1, find_device(device))
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    kind = find_device(device).type
+    place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise TrainingError(
+                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+                "start as many processes as there are GPUs (torchrun --nproc-per-node)."
+            )
+        torch.cuda.set_device(place)
+    try:
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"the {world} processes did not find each other ({str(error).splitlines()[0]}); start them with torchrun."
+        ) from None
+    try:
+        yield Processes(rank, world, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; `auto` is cuda where there is one, else the CPU.
+
+    Raises:
+        TrainingError: where there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise TrainingError(f"there is no device {name!r} here; use cpu or auto.") from None

@@ -1,0 +1,53 @@
+"""What a run ran on and with: versions, the machine, the command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+import clearhead
+from clearhead.training.distributed import Processes
+from clearhead.training.precision import dtype_name
+
+
+def environment(processes: Processes, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything about the machine and the programs that may explain a difference between two runs."""
+    values: dict[str, Any] = {
+        "clearhead": clearhead.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": sys.modules["numpy"].__version__,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": processes.world,
+        "device": device_name(processes.device),
+        "products": dtype_name(dtype),
+        "command": sys.argv,
+    }
+    if processes.device.type == "cuda":
+        values["cuda"] = torch.version.cuda
+    return values
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: the GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{_processor()}, {torch.get_num_threads()} threads"
+    return device.type
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

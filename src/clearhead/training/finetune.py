@@ -1,0 +1,273 @@
+"""A model that is there learns more: texts, responses to prompts, or classes; with all weights, or with LoRA."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from clearhead.errors import TrainingError
+from clearhead.evaluation.held_out import HeldOut, held_out
+from clearhead.gpt import load
+from clearhead.model import GPTModel
+from clearhead.texts import encode_documents
+from clearhead.tokenizer import Tokenizer
+from clearhead.training.batches import Batches
+from clearhead.training.classifier import save_classifier
+from clearhead.training.distributed import Processes
+from clearhead.training.examples import Example, ExampleBatches, classified, digest_of, instructions, together
+from clearhead.training.objective import counted_places
+from clearhead.training.recipe import FineTuneRecipe, Recipe
+from clearhead.training.step import Batch
+from clearhead.training.task import Examiner, Scores, Task, numbers_of, save_model
+
+_LEARNED = ["qkv", "out", "up", "down"]  # the matrices of a block, beside which LoRA learns its own
+_AT_ONCE = 16  # examples that are examined together
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a fine-tuning begins with: the recipe with the model's shape, the model, and its task."""
+
+    recipe: Recipe
+    model: GPTModel
+    task: Task
+
+
+def begin(recipe: Recipe, data: Path) -> Start:
+    """Opens the model that a recipe starts from, and what it learns from.
+
+    Args:
+        recipe: with a `[finetune]` table.
+        data: the folder of its files.
+
+    Raises:
+        WeightsError: where the model cannot be opened.
+        TrainingError: where it has no tokenizer, the files do not fit it, or LoRA's library is not installed.
+    """
+    f = recipe.finetune
+    assert f is not None
+    gpt = load(None if f.start == "bundled" else f.start, backend="torch")
+    if gpt.tokenizer is None:
+        raise TrainingError(f"the model {f.start} has no tokenizer; put its files (tokenizer.json) beside the weights.")
+    length = f.context_length or gpt.config.context_length
+    if length > gpt.config.context_length:
+        raise TrainingError(
+            f"context_length is {length:,} and the model {f.start} has learned {gpt.config.context_length:,} "
+            "positions; lower it."
+        )
+    model = gpt.model.train()
+    recipe = replace(recipe, shape=model.config)
+    key = hashlib.sha256(repr((f, digest_of(data / f.train))).encode())
+    for _, parameter in sorted(model.named_parameters()):
+        key.update(parameter.detach().contiguous().numpy().tobytes())
+    torch.manual_seed(recipe.training.seed)
+    task: Task
+    if f.kind == "text":
+        task = MoreText(recipe, f, data, gpt.tokenizer, length, key.hexdigest())
+    elif f.kind == "instructions":
+        task = Instructions(recipe, f, data, gpt.tokenizer, length, key.hexdigest())
+    else:
+        classes = Classes(recipe, f, data, gpt.tokenizer, length, key.hexdigest())
+        model.head = nn.Linear(model.config.emb_dim, len(classes.labels), bias=False)
+        nn.init.normal_(model.head.weight, std=0.02)
+        task = classes
+    if f.lora_rank:
+        add_lora(model, f)
+        model.head.weight.requires_grad_(f.kind == "classes")
+    return Start(recipe, model, task)
+
+
+def add_lora(model: GPTModel, f: FineTuneRecipe) -> None:
+    """Puts LoRA's matrices beside those of every block, in place; only they are learned from here on.
+
+    Raises:
+        TrainingError: where peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise TrainingError(
+            'lora_rank needs the package peft; install it with: pip install "clearhead[train]".'
+        ) from None
+    config = LoraConfig(r=f.lora_rank, lora_alpha=f.lora_alpha, lora_dropout=f.lora_dropout, target_modules=_LEARNED)
+    inject_adapter_in_model(config, model)
+
+
+def merged(model: GPTModel) -> GPTModel:
+    """The model with what LoRA learned added to its own matrices; itself where it has none, else a copy."""
+    if not any("lora_" in name for name, _ in model.named_parameters()):
+        return model
+    from peft.tuners.lora import LoraLayer
+
+    whole = copy.deepcopy(model)
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)
+            owner, _, field = name.rpartition(".")
+            setattr(whole.get_submodule(owner), field, module.get_base_layer())
+    return whole
+
+
+class MoreText:
+    """Windows of a text file, with the loss on another: what pre-training does, by the model's own tokenizer."""
+
+    def __init__(
+        self, recipe: Recipe, f: FineTuneRecipe, data: Path, tokenizer: Tokenizer, length: int, key: str
+    ) -> None:
+        self.tokenizer, self.key, self.file = tokenizer, key, f.train
+        self.ids, _ = _tokens(data / f.train, tokenizer)
+        self.valid = _tokens(data / f.valid, tokenizer) if f.valid else None
+        t = recipe.training
+        self.batches = Batches({f.train: self.ids}, {f.train: 1.0}, length, t.batch_size, t.seed)
+
+    def batch(self, step: int) -> Batch:
+        """Windows of the text."""
+        return self.batches.batch(step)
+
+    def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
+        """Loss, perplexity and bits per byte of the held-out text."""
+        if self.valid is None:
+            return {}
+        share = (processes.rank, processes.world)
+        found = held_out(model, *self.valid, windows=windows, nats=examiner, share=share)
+        sums = processes.sums([found.nats, found.tokens, found.text_bytes])
+        return {"held out": numbers_of(HeldOut(sums[0], int(sums[1]), sums[2]))}
+
+    def describe(self, steps: int) -> str:
+        """How often the text is seen."""
+        return f"{len(self.ids):,} tokens, epochs: {self.batches.epochs(steps)[0]:.1f}"
+
+    def about(self) -> str:
+        """The text."""
+        return f"The text {self.file}, {len(self.ids):,} tokens, after what the model it began with had learned."
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """An ordinary model folder."""
+        save_model(merged(model), self.tokenizer, folder, dtype)
+
+
+class Instructions:
+    """Prompts and responses, with the loss on the responses."""
+
+    def __init__(
+        self, recipe: Recipe, f: FineTuneRecipe, data: Path, tokenizer: Tokenizer, length: int, key: str
+    ) -> None:
+        self.tokenizer, self.key, self.file = tokenizer, key, f.train
+        self.train, self.left_out = instructions(data / f.train, tokenizer, f.template, length)
+        self.valid = instructions(data / f.valid, tokenizer, f.template, length)[0] if f.valid else []
+        self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed)
+
+    def batch(self, step: int) -> Batch:
+        """Examples in the epoch's order."""
+        return self.batches.batch(step)
+
+    def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
+        """The loss on held-out responses."""
+        return _examine_examples(self.valid, model, examiner, windows, processes, classes=False)
+
+    def describe(self, steps: int) -> str:
+        """How often the examples are seen."""
+        short = f", {self.left_out:,} too long and left out" if self.left_out else ""
+        return f"{_times(self.train, self.batches, steps)}{short}"
+
+    def about(self) -> str:
+        """The examples."""
+        return f"{len(self.train):,} prompts with responses from {self.file}; the loss was on the responses only."
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """An ordinary model folder."""
+        save_model(merged(model), self.tokenizer, folder, dtype)
+
+
+class Classes:
+    """Texts and their classes, read from the last token (the book's chapter 6).
+
+    Attributes:
+        labels: the classes; a target is a place in this list.
+    """
+
+    def __init__(
+        self, recipe: Recipe, f: FineTuneRecipe, data: Path, tokenizer: Tokenizer, length: int, key: str
+    ) -> None:
+        self.tokenizer, self.key, self.file = tokenizer, key, f.train
+        self.train, self.labels = classified(data / f.train, tokenizer, length, None)
+        self.valid = classified(data / f.valid, tokenizer, length, self.labels)[0] if f.valid else []
+        self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed)
+
+    def batch(self, step: int) -> Batch:
+        """Examples in the epoch's order."""
+        return self.batches.batch(step)
+
+    def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
+        """Loss and accuracy on held-out texts."""
+        return _examine_examples(self.valid, model, examiner, windows, processes, classes=True)
+
+    def describe(self, steps: int) -> str:
+        """How often the examples are seen."""
+        return f"classes {', '.join(self.labels)}; {_times(self.train, self.batches, steps)}"
+
+    def about(self) -> str:
+        """The examples."""
+        return f"{len(self.train):,} texts from {self.file} in the classes {', '.join(self.labels)}."
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """A folder that transformers opens as `GPT2ForSequenceClassification`."""
+        save_classifier(merged(model), self.tokenizer, self.labels, folder, dtype)
+
+
+def _examine_examples(
+    examples: Sequence[Example],
+    model: GPTModel,
+    examiner: Examiner,
+    most: int | None,
+    processes: Processes,
+    classes: bool,
+) -> Scores:
+    """The mean loss of the counted targets, and of classes the share of right guesses; spread over the processes."""
+    if not examples:
+        return {}
+    chosen = examples[:most]
+    nats = right = count = 0.0
+    training = model.training
+    model.eval()
+    rounds = -(-len(chosen) // (_AT_ONCE * processes.world))
+    for first in range(processes.rank * _AT_ONCE, rounds * _AT_ONCE * processes.world, _AT_ONCE * processes.world):
+        # An empty share still takes part: a model that is spread over processes needs all of them.
+        rows = chosen[first : first + _AT_ONCE]
+        inputs, targets = (torch.from_numpy(array) for array in together(rows or chosen[:1]))
+        if not rows:
+            targets.fill_(-100)
+        places = counted_places(targets)
+        inputs, there = inputs.to(processes.device), targets.to(processes.device)
+        counted = None if places is None else places.to(processes.device)
+        nats += examiner(inputs, there, counted).item()
+        wanted = targets.flatten() if places is None else targets.flatten()[places]
+        count += len(wanted)
+        if classes:
+            right += int((examiner(inputs, there, counted, guess=True).cpu() == wanted).sum())
+    model.train(training)
+    nats, right, count = processes.sums([nats, right, count])
+    return {"held out": {"loss": nats / count, **({"accuracy": right / count} if classes else {})}}
+
+
+def _times(examples: Sequence[Example], batches: ExampleBatches, steps: int) -> str:
+    return f"{len(examples):,} examples, epochs: {steps * batches.batch_size / len(examples):.1f}"
+
+
+def _tokens(path: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """A text file's tokens, and its length in bytes without separators."""
+    ids: list[int] = []
+    size = 0
+    for tokens, length in encode_documents(path, tokenizer):
+        ids += tokens
+        size += length
+    if not ids:
+        raise TrainingError(f"{path} has no text in it; give a file with some.")
+    return np.array(ids, np.int32), size

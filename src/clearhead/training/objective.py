@@ -1,0 +1,62 @@
+"""What training makes small: the summed nats of a batch's targets, as one module that can be spread and compiled."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from clearhead.head_loss import NOT_COUNTED, head_nats
+from clearhead.model import GPTModel
+
+
+class Objective(nn.Module):
+    """A model and its loss.
+
+    Args:
+        model: the network; it is used, not copied.
+        chunk: tokens whose logits are in memory at a time; 0 for a size that fits.
+        compiled: whether torch.compile fuses everything below the head (which is a few large products and gains
+            nothing from it).
+        recompute: whether the inside of each block is computed again on the way back.
+    """
+
+    def __init__(self, model: GPTModel, *, chunk: int = 0, compiled: bool = False, recompute: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+        if recompute:
+            for block in model.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        self._trunk = torch.compile(model.hidden) if compiled else model.hidden
+
+    def forward(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None, guess: bool = False) -> Tensor:
+        """The summed surprisal of the targets in nats, or what the head would name in their place.
+
+        Args:
+            ids: int64 [B, T]
+            targets: int64 [B, T]; -100 where a token does not count.
+            counted: the places in the flattened batch whose targets count, int64 [N]; None for all. The others do
+                not go through the head.
+            guess: return the likeliest ids instead of the loss.
+
+        Returns:
+            a scalar, float32; the guesses, int64 [N].
+        """
+        trunk = self._trunk if self.model.training else self.model.hidden
+        hidden = trunk(ids).flatten(0, 1)  # [B * T, C]
+        targets = targets.flatten()  # [B * T]
+        if counted is not None:
+            hidden, targets = hidden[counted], targets[counted]
+        if guess:
+            return self.model.head(hidden).argmax(dim=-1)  # [N]
+        return head_nats(hidden, self.model.head.weight, targets, self.chunk)
+
+
+def counted_places(targets: Tensor) -> Tensor | None:
+    """The places of the flattened targets [B, T] that count, int64 [N]; None where all do."""
+    flat = targets.flatten()
+    counted = flat != NOT_COUNTED
+    return None if bool(counted.all()) else counted.nonzero()[:, 0]

@@ -1,0 +1,116 @@
+"""What a run tells: lines of metrics, TensorBoard's files where it is installed, a display on the terminal, curves."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from clearhead.errors import TrainingError
+from clearhead.training.curves import curves_svg, png_of, save_drawing
+from clearhead.training.display import Display, Standing
+from clearhead.training.run_folder import Metrics, read_metrics, room_for
+
+_CURVES = "curves.svg"
+
+
+class Record:
+    """The record of one process: the first one writes and shows, the others are silent.
+
+    Args:
+        out: the run's folder.
+        speaks: whether this is the first process.
+        steps: how many the run has.
+    """
+
+    def __init__(self, out: Path, speaks: bool, steps: int) -> None:
+        self.out, self.speaks = out, speaks
+        self.metrics = Metrics(out)
+        self.display = Display(steps) if speaks else None
+        self._board: Any = None
+        self._purge: int | None = None  # TensorBoard forgets from this step on
+
+    def __enter__(self) -> Self:
+        if self.display is not None:
+            self.display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.display is not None:
+            self.display.__exit__(kind, error, trace)
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def go_on_from(self, step: int) -> None:
+        """Forgets the metrics of later steps."""
+        if self.speaks:
+            self.metrics.forget_after(step)
+            self._purge = step + 1
+
+    def add(self, step: int, **values: Any) -> None:
+        """A line of metrics.
+
+        Raises:
+            TrainingError: where there is no space left.
+        """
+        if not self.speaks:
+            return
+        self.metrics.add(step=step, **values)
+        board = self._writer()
+        if board is not None:
+            with room_for("TensorBoard's files", self.out):
+                for name, value in flat(values).items():
+                    if isinstance(value, str):
+                        board.add_text(name, value, step)
+                    elif math.isfinite(value):
+                        board.add_scalar(name, value, step)
+
+    def update(self, standing: Standing) -> None:
+        """Where the run stands after a step."""
+        if self.display is not None:
+            self.display.update(standing)
+
+    def say(self, line: str) -> None:
+        """A line on the terminal that stays."""
+        if self.display is not None:
+            self.display.say(line)
+
+    def draw(self) -> None:
+        """Writes `curves.svg`, and `curves.png` where the library for it is installed."""
+        if not self.speaks:
+            return
+        try:
+            svg = curves_svg({self.out.name: read_metrics(self.out)})
+        except TrainingError:
+            return  # a run of a few steps has nothing to draw
+        save_drawing(svg, self.out / _CURVES)
+        if importlib.util.find_spec("resvg_py") is not None:
+            with room_for("curves.png", self.out):
+                beside = self.out / ".curves.png.part"
+                beside.write_bytes(png_of(svg))
+                beside.replace(self.out / "curves.png")
+
+    def _writer(self) -> Any:
+        """TensorBoard's writer, made when there is something to write."""
+        if self._board is None and importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self._purge)
+            self._purge = None
+        return self._board
+
+
+def flat(values: dict[str, Any], before: str = "") -> dict[str, float | str]:
+    """The numbers and texts of nested tables, by names with slashes: `valid/birds/loss`."""
+    found: dict[str, float | str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{before}{key}/")
+        elif isinstance(value, (int, float, str)):
+            found[before + key] = value
+    return found

@@ -1,0 +1,177 @@
+"""The folder of a run: who may write to it, its small files, and what a full disk becomes.
+
+recipe.toml         as it was given            checkpoints/   step-00000250/, the newest few
+environment.json    what it ran on and with    model/         at the end: a Hugging Face GPT-2 folder
+metrics.jsonl       a line for each report     curves.svg     the metrics, drawn
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from clearhead.errors import TrainingError
+
+RECIPE, METRICS, ENVIRONMENT = "recipe.toml", "metrics.jsonl", "environment.json"
+_LOCK = "run.lock"
+# No space, no quota, or larger than this process may write.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run's folder, made where it is not there, for this process alone.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+        TrainingError: where another run holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("a+")
+    except OSError as error:
+        raise TrainingError(
+            f"the run's folder {folder} cannot be written ({error.strerror}); name another with --out."
+        ) from None
+    with file:
+        if not _try_lock(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise TrainingError(
+                f"{folder} belongs to a run that is going on ({holder}); wait for its end, or name another folder."
+            )
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is going on in a folder."""
+    try:
+        with (folder / _LOCK).open("r+") as file:
+            return not _try_lock(file)
+    except OSError:
+        return False
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def room_for(what: str, folder: Path) -> Iterator[None]:
+    """Makes a sentence of a disk that is full.
+
+    Raises:
+        TrainingError: where there is no space left for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise TrainingError(
+            f"there is no space left in {folder} for {what} ({error.strerror}). What was there before is untouched: "
+            "make room, and go on with --resume."
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file beside its place and renames it.
+
+    Raises:
+        TrainingError: where there is no space left.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    with room_for(path.name, path.parent):
+        try:
+            with beside.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / METRICS
+
+    def add(self, **values: Any) -> None:
+        """Appends a line.
+
+        Raises:
+            TrainingError: where there is no space left.
+        """
+        with room_for("the metrics", self.path.parent), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of later steps, which come again, and one that was cut short."""
+        kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
+        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Where the data of a run were: the folder of its texts, and that of its shards if it was named."""
+
+    data: Path
+    corpus: Path | None
+
+
+def remembered(folder: Path) -> Remembered:
+    """Where the data of a run were when it was started.
+
+    Raises:
+        TrainingError: where the folder holds no run that could say so.
+    """
+    try:
+        values = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        return Remembered(Path(values["data"]), None if values["corpus"] is None else Path(values["corpus"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TrainingError(
+            f"there is no checkpoint in {folder} to go on from: it holds no run with a {ENVIRONMENT}. Check --out, or "
+            "start the run without --resume."
+        ) from None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics; none where it has no file. A line that was cut short is passed over."""
+    lines = []
+    try:
+        text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            lines.append(values)
+    return lines

@@ -1,0 +1,521 @@
+"""The framework diagram: its numbers and shapes against the real model, its drawing as a browser measures it."""
+
+import io
+import json
+import os
+import re
+import shutil
+import string
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from clearhead.anatomy import count_parameters, diagram_words
+from clearhead.anatomy import diagram_png as pixels
+from clearhead.anatomy.diagram import Diagram, make_diagram
+from clearhead.anatomy.diagram_layout import LABEL, LAYOUTS, Page, Place, label_width, lay_out
+from clearhead.anatomy.diagram_mermaid import diagram_mermaid
+from clearhead.anatomy.diagram_png import png
+from clearhead.anatomy.diagram_svg import diagram_svg
+from clearhead.anatomy.diagram_words import LANGUAGES
+from clearhead.cli import main
+from clearhead.config import RELEASED, GPTConfig
+from clearhead.errors import InputError
+from clearhead.model import GPTModel
+from clearhead.svg import wrap
+
+DOCS = Path(__file__).parents[1] / "docs"
+SVG = "{http://www.w3.org/2000/svg}"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> GPTConfig:
+    n_heads = draw(st.sampled_from([1, 2, 7, 25, 96]))
+    return GPTConfig(
+        vocab_size=draw(st.integers(1, 1_000_000)),
+        context_length=draw(st.integers(1, 100_000)),
+        emb_dim=n_heads * draw(st.integers(1, 300)),
+        n_heads=n_heads,
+        n_layers=draw(st.sampled_from([1, 2, 48, 120])),
+        drop_rate=draw(st.sampled_from([0.0, 0.1])),
+        qkv_bias=draw(st.booleans()),
+        tie_weights=draw(st.booleans()),
+        activation=draw(st.sampled_from(["gelu_tanh", "gelu_erf"])),
+        ff_dim=draw(st.integers(0, 50_000)),
+    )
+
+
+# --- Numbers -----------------------------------------------------------------------------------------------------
+
+
+@given(configs(), st.sampled_from(["en", "zh"]))
+@settings(deadline=None, max_examples=60)
+def test_counts_in_the_boxes_sum_to_the_model(config: GPTConfig, lang: str) -> None:
+    figure = make_diagram(config, "a model", lang)
+    total = count_parameters(config).total
+    sums = {p.key: sum(box.parameters * box.times for box in p.boxes) for p in figure.panels}
+    opened = {box.key: box.parameters * box.times for box in figure.panels[0].boxes}
+    assert sums["model"] == figure.total == total == sum(share.parameters for share in figure.shares)
+    assert sums["attention"] == opened["attention"] == config.n_layers * count(config, "attention")
+    assert sums["feed_forward"] == opened["feed_forward"] == config.n_layers * count(config, "feed_forward")
+    for panel in figure.panels:
+        for box in panel.boxes:
+            assert not box.parameters or box.detail[-1].endswith(f"= {box.parameters:,}")
+
+
+def count(config: GPTConfig, name: str) -> int:
+    (part,) = (part for _, part in count_parameters(config).rows() if part.name == name)
+    return part.count
+
+
+class Calls(TorchFunctionMode):
+    """Writes down the shape of what each function of torch's gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        first = out[0] if isinstance(out, tuple | list) and len(out) else out
+        if isinstance(first, Tensor):
+            self.shapes.setdefault(func.__name__, []).append(tuple(first.shape))
+        return out
+
+
+def real_shapes(config: GPTConfig, batch: int, tokens: int) -> dict[str, tuple[int, ...]]:
+    """What leaves each box of the figure in a forward pass of our model."""
+    model = GPTModel(config, plain=True).train()
+    found: dict[str, list[tuple[int, ...]]] = {}
+
+    def hook(name: str) -> Any:
+        def note(module: Any, inputs: Any, output: Tensor) -> None:
+            found.setdefault(f"{name} in", []).append(tuple(inputs[0].shape))
+            found.setdefault(name, []).append(tuple(output.shape))
+
+        return note
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(hook(name))
+    with Calls() as calls:
+        ids = torch.zeros(batch, tokens, dtype=torch.long)
+        model(ids)
+    products = calls.shapes["matmul"] if "matmul" in calls.shapes else calls.shapes["__matmul__"]
+    block = "blocks.0"
+    return {
+        "ids": found["token_embedding in"][0],
+        "positions": found["position_embedding in"][0],
+        "token": found["token_embedding"][0],
+        "position": found["position_embedding"][0],
+        "add": found["dropout in"][0],
+        "dropout": found["dropout"][0],
+        "norm_1": found[f"{block}.norm_1"][0],
+        "attention": found[f"{block}.attention"][0],
+        "drop_1": found[f"{block}.dropout"][0],
+        "add_1": found[f"{block}.norm_2 in"][0],
+        "norm_2": found[f"{block}.norm_2"][0],
+        "feed_forward": found[f"{block}.feed_forward"][0],
+        "drop_2": found[f"{block}.dropout"][1],
+        "add_2": found[block][0],
+        "final_norm": found["final_norm"][0],
+        "head": found["head"][0],
+        "attention.in": found[f"{block}.attention in"][0],
+        "W_query": calls.shapes["split"][0],
+        "W_key": calls.shapes["split"][0],
+        "W_value": calls.shapes["split"][0],
+        "split": calls.shapes["transpose"][0],
+        "scores": products[0],
+        "mask": calls.shapes["masked_fill"][0],
+        "softmax": calls.shapes["softmax"][0],
+        "drop_weights": calls.shapes["softmax"][0],
+        "mix": products[1],
+        "join": calls.shapes["reshape"][0],
+        "out": found[f"{block}.attention.out"][0],
+        "feed_forward.in": found[f"{block}.feed_forward in"][0],
+        "up": found[f"{block}.feed_forward.up"][0],
+        "gelu": found[f"{block}.feed_forward.gelu"][0],
+        "down": found[f"{block}.feed_forward.down"][0],
+    }
+
+
+@pytest.mark.parametrize("ff_dim", [0, 21])
+def test_every_arrow_carries_the_shape_of_a_real_pass(ff_dim: int) -> None:
+    config = GPTConfig(59, 13, 24, 3, 2, drop_rate=0.1, tie_weights=True, ff_dim=ff_dim)
+    shapes = real_shapes(config, 2, 7)
+    figure = make_diagram(config, "a model", batch=2, tokens=7)
+    arrows = [arrow for panel in figure.panels for arrow in panel.arrows if arrow.route != "tie"]
+    assert {arrow.start for arrow in arrows} == set(shapes)
+    for arrow in arrows:
+        assert arrow.label == str(list(shapes[arrow.start])), arrow
+    with_letters = make_diagram(config, "a model")
+    named = [arrow.label for panel in with_letters.panels for arrow in panel.arrows if arrow.route != "tie"]
+    assert {re.sub(r"\bT\b", "7", label.replace("B", "2")) for label in named} == {arrow.label for arrow in arrows}
+
+
+def test_boxes_and_arrows_hang_together() -> None:
+    for panel in make_diagram(RELEASED["124M"], "GPT-2").panels:
+        keys = [box.key for box in panel.boxes]
+        assert len(set(keys)) == len(keys)
+        fed = {arrow.end for arrow in panel.arrows}
+        feeding = {arrow.start for arrow in panel.arrows}
+        assert fed | feeding == set(keys)
+        rows = {box.key: box.row for box in panel.boxes}
+        assert all(rows[a.start] < rows[a.end] for a in panel.arrows if a.route != "tie"), "a token travels upwards"
+        for box in panel.boxes:
+            enters = sum(arrow.end == box.key and arrow.route != "tie" for arrow in panel.arrows)
+            assert box.kind != "sum" or enters == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"lang": "fr"}, "no language 'fr' for the diagram; the languages are en, zh"),
+        ({"tokens": 1025}, "1,025 tokens were asked for; this model has positions for 1 to 1,024"),
+        ({"batch": -1}, "the batch is -1; it must have at least 1"),
+    ],
+)
+def test_what_cannot_be_drawn(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        make_diagram(RELEASED["124M"], "GPT-2", **options)
+
+
+# --- Words -------------------------------------------------------------------------------------------------------
+
+
+def test_both_languages_have_every_string() -> None:
+    english, chinese = LANGUAGES["en"], LANGUAGES["zh"]
+    assert list(english) == list(chinese)
+    for key, words in english.items():
+        fields = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (words, chinese[key])]
+        assert fields[0] == fields[1], key
+        assert words and chinese[key]
+
+
+class Noted(dict[str, str]):
+    """Words that know which of them were asked for."""
+
+    asked: set[str]
+
+    def __getitem__(self, key: str) -> str:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_every_string_is_used(lang: str) -> None:
+    words = Noted(LANGUAGES[lang])
+    words.asked = set()
+    with mock.patch.dict(diagram_words.LANGUAGES, {lang: words}):
+        make_diagram(RELEASED["124M"], "GPT-2", lang)
+        make_diagram(GPTConfig(9, 9, 4, 1, 1, activation="gelu_erf"), "small", lang, book=True)
+    assert words.asked == set(words)
+
+
+@given(st.text("abc 词元，。", max_size=60), st.integers(30, 200))
+@settings(deadline=None, max_examples=40)
+def test_wrapped_text_is_all_there(text: str, width: int) -> None:
+    assert "".join("".join(wrap(text, 12, width)).split()) == "".join(text.split())
+
+
+# --- The page ----------------------------------------------------------------------------------------------------
+
+
+def overlap(one: Place, other: Place) -> bool:
+    x = min(one.right, other.right) - max(one.x, other.x)
+    y = min(one.bottom, other.bottom) - max(one.y, other.y)
+    return x > 1e-6 and y > 1e-6
+
+
+def inside(inner: Place, outer: Place, by: float = 1e-6) -> bool:
+    return (
+        inner.x >= outer.x - by
+        and inner.right <= outer.right + by
+        and inner.y >= outer.y - by
+        and inner.bottom <= outer.bottom + by
+    )
+
+
+def labels(page: Page) -> Iterator[tuple[str, Place]]:
+    for laid in page.panels:
+        for line in laid.lines:
+            (x, y), wide = line.label, label_width(line.arrow.label)
+            if line.turned:
+                yield line.arrow.label, Place(x - LABEL, y - wide / 2, LABEL, wide)
+            else:
+                yield line.arrow.label, Place(x, y - LABEL, wide, LABEL)
+
+
+@given(configs(), st.sampled_from(["en", "zh"]), st.sampled_from(LAYOUTS), st.integers(0, 1))
+@settings(deadline=None, max_examples=80)
+def test_nothing_overlaps(config: GPTConfig, lang: str, layout: str, batch: int) -> None:
+    page = lay_out(make_diagram(config, "some model", lang, batch=batch * 1024), layout)
+    whole = Place(0, 0, page.width, page.height)
+    for one, other in combinations([page.heading.area, *(laid.area for laid in page.panels)], 2):
+        assert not overlap(one, other)
+    boxes = [place for laid in page.panels for place in laid.boxes.values()]
+    for one, other in combinations(boxes, 2):
+        assert not overlap(one, other)
+    for laid in page.panels:
+        assert all(inside(place, laid.area) for place in laid.boxes.values())
+        assert inside(laid.area, whole)
+    written = list(labels(page))
+    for text, place in written:
+        assert inside(place, whole), text
+        assert not any(overlap(place, box) for box in boxes), text
+    for (text, one), (_, other) in combinations(written, 2):
+        assert not overlap(one, other), text
+    frame = page.panels[0].frame
+    assert frame is not None
+    for box in page.panels[0].panel.boxes:
+        place = page.panels[0].boxes[box.key]
+        assert inside(place, frame) if 4 <= box.row <= 11 else not overlap(place, frame)
+
+
+# --- The drawing -------------------------------------------------------------------------------------------------
+
+
+def figures() -> dict[str, str]:
+    """Drawings of many kinds, by what they are."""
+    book = RELEASED["124M"].replace(qkv_bias=False, tie_weights=False)
+    tiny = GPTConfig(9, 9, 4, 1, 1, activation="gelu_erf")
+    wide = GPTConfig(999_983, 100_000, 12_288, 96, 120, drop_rate=0.25, qkv_bias=True)
+    return {
+        f"{name} {lang} {layout}": diagram_svg(make_diagram(config, name, lang, **numbers), layout=layout)
+        for name, config, numbers in (
+            ("GPT-2 124M", RELEASED["124M"], {}),
+            ("GPT-2 1558M", RELEASED["1558M"], {"tokens": 4}),
+            ("the book's", book, {"book": True}),
+            ("tiny", tiny, {}),
+            ("wide", wide, {"batch": 512, "tokens": 100_000}),
+        )
+        for lang in ("en", "zh")
+        for layout in LAYOUTS
+    }
+
+
+def test_svg_is_xml_with_text_and_a_description() -> None:
+    for name, svg in figures().items():
+        root = ET.fromstring(svg)
+        assert root.tag == f"{SVG}svg" and root.get("role") == "img"
+        title, about = root.findtext(f"{SVG}title"), root.findtext(f"{SVG}desc")
+        assert title and about and title.split()[0] == name.split()[0].partition("（")[0]
+        words = [node.text for node in root.iter(f"{SVG}text")]
+        assert all(words) and len(words) > 80
+        counts = [(int(g.get("data-parameters", "0")), int(g.get("data-times", "0"))) for g in root.iter(f"{SVG}g")]
+        keys = [g.get("id") for g in root.iter(f"{SVG}g")]
+        assert len(set(keys)) == len(keys) == 35
+        model = sum(parameters * times for parameters, times in counts[:17])
+        assert f"{model:,}" in about
+        classes = {name for node in root.iter() for name in (node.get("class") or "").split()}
+        style = root.findtext(f"{SVG}style") or ""
+        assert {name for name in classes if not re.search(rf"\.{name}\b", style)} == set()
+
+
+def test_a_name_cannot_break_the_drawing() -> None:
+    for name in ('"]<b>&x', "a\x00b\ud800", "-->", "x" * 200):
+        figure = make_diagram(RELEASED["124M"], name)
+        root = ET.fromstring(diagram_svg(figure))
+        assert root.find(f".//{SVG}b") is None
+        assert len(diagram_mermaid(figure).splitlines()) == len(
+            diagram_mermaid(make_diagram(RELEASED["124M"], "n")).splitlines()
+        )
+
+
+def test_themes() -> None:
+    figure = make_diagram(RELEASED["124M"], "GPT-2 124M")
+    light, dark, auto = (diagram_svg(figure, theme) for theme in ("light", "dark", "auto"))
+    assert "@media" not in light + dark
+    assert "@media screen and (prefers-color-scheme: dark)" in auto
+    assert light != dark
+    with pytest.raises(InputError, match="no theme 'sepia'; the themes are auto, light, dark"):
+        diagram_svg(figure, "sepia")
+    with pytest.raises(InputError, match="no layout 'tall'; the layouts are page, slide, column"):
+        diagram_svg(figure, layout="tall")
+
+
+MEASURE = """
+<meta charset="utf-8"><body><script>
+const drawings = DRAWINGS, found = {};
+const rect = (node) => { const r = node.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };
+for (const [name, svg] of Object.entries(drawings)) {
+  const root = document.body.appendChild(document.createElement("div")).attachShadow({mode: "open"});
+  root.innerHTML = svg;
+  const paper = rect(root.querySelector("svg")), bad = [], texts = [...root.querySelectorAll("text")];
+  const within = (a, b) => a[0] >= b[0] && a[1] >= b[1] && a[2] <= b[2] && a[3] <= b[3];
+  for (const g of root.querySelectorAll("g")) {
+    const box = rect(g.querySelector("rect, circle"));
+    for (const t of g.querySelectorAll("text")) if (!within(rect(t), box)) bad.push("leaves its box: " + t.textContent);
+    for (const p of g.querySelectorAll(".axis, .curve, .seen, .unseen")) for (const t of g.querySelectorAll("text"))
+      if (rect(p)[2] > rect(t)[0]) bad.push("meets a picture: " + t.textContent);
+  }
+  texts.forEach((t, i) => {
+    const a = rect(t);
+    if (!within(a, paper)) bad.push("leaves the page: " + t.textContent);
+    for (const other of texts.slice(i + 1)) {
+      const b = rect(other), x = Math.min(a[2], b[2]) - Math.max(a[0], b[0]);
+      const y = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
+      if (x > 0.5 && y > 3.5) bad.push("meets: " + t.textContent + " / " + other.textContent);
+    }
+  });
+  found[name] = [texts.length, bad];
+}
+document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to measure with")
+def test_text_stays_in_its_box_in_a_browser(tmp_path: Path) -> None:
+    drawings = figures()
+    page = tmp_path / "page.html"
+    page.write_text(MEASURE.replace("DRAWINGS", json.dumps(drawings).replace("</", "<\\/")), encoding="utf-8")
+    switches = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    switches += " --disable-component-update --disable-sync --dump-dom"
+    result = subprocess.run(
+        [str(CHROMIUM), *switches.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
+        capture_output=True,
+        timeout=120,
+    )
+    measured = re.search(r"FOUND(.*)END", result.stdout.decode(), re.DOTALL)
+    assert measured, result.stderr.decode()
+    found = json.loads(measured[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert found.keys() == drawings.keys()
+    assert all(texts > 80 for texts, _ in found.values())
+    assert {name: bad for name, (_, bad) in found.items() if bad} == {}
+
+
+@pytest.mark.parametrize(("name", "lang"), [("diagram.svg", "en"), ("diagram.zh.svg", "zh")])
+def test_the_drawings_in_the_docs_are_up_to_date(name: str, lang: str) -> None:
+    drawn = diagram_svg(make_diagram(RELEASED["124M"], "GPT-2 124M", lang))
+    how = f"clearhead diagram 124M --lang {lang} -o docs/{name}"
+    assert (DOCS / name).read_text(encoding="utf-8") == drawn, f"draw it anew: {how}"
+
+
+# --- Mermaid and pixels ------------------------------------------------------------------------------------------
+
+
+@given(configs(), st.sampled_from(["en", "zh"]), st.text(max_size=20))
+@settings(deadline=None, max_examples=40)
+def test_mermaid_is_well_formed(config: GPTConfig, lang: str, name: str) -> None:
+    figure = make_diagram(config, name, lang)
+    lines = [line.strip() for line in diagram_mermaid(figure).splitlines()]
+    assert lines[0] == "flowchart BT"
+    words = r'"[^"]+"'
+    nodes = {
+        m[1]
+        for line in lines
+        if (m := re.fullmatch(rf"(n_\w+)(?:\[{words}\]|\(\[{words}\]\)|\(\({words}\)\)):::\w+", line))
+    }
+    links = [m for line in lines if (m := re.fullmatch(rf"(n_\w+) (?:-->|-\.-)\|{words}\| (n_\w+)", line))]
+    assert len(nodes) == sum(len(panel.boxes) for panel in figure.panels)
+    assert len(links) == sum(len(panel.arrows) for panel in figure.panels)
+    assert {key for link in links for key in link.groups()} == nodes
+    rest = [line for line in lines if not line.startswith("n_")]
+    known = (
+        rf"subgraph \w+\[{words}\]|end|direction BT|style \w+ \S+|classDef \w+ [\S ]+|acc(Title|Descr): .*|flowchart BT"
+    )
+    assert all(re.fullmatch(known, line) for line in rest), rest
+    assert sum(line.startswith("subgraph") for line in lines) == lines.count("end") == 3
+
+
+def small() -> Diagram:
+    return make_diagram(GPTConfig(9, 9, 4, 1, 1), "small")
+
+
+def test_png_is_the_drawing_in_pixels() -> None:
+    pytest.importorskip("resvg_py")
+    svg = diagram_svg(small(), "light")
+    width, height = (int(ET.fromstring(svg).get(side, "0")) for side in ("width", "height"))
+    drawn = png(svg, 0.5)
+    assert drawn.startswith(b"\x89PNG\r\n\x1a\n")
+    assert abs(int.from_bytes(drawn[16:20]) - width / 2) <= 1 and abs(int.from_bytes(drawn[20:24]) - height / 2) <= 1
+    assert png(diagram_svg(small(), "dark"), 0.5) != drawn
+    for scale in (0.0, 11.0, float("nan")):
+        with pytest.raises(InputError, match="the scale is"):
+            png(svg, scale)
+
+
+def test_png_without_what_it_needs_is_refused() -> None:
+    svg = diagram_svg(make_diagram(GPTConfig(9, 9, 4, 1, 1), "small", "zh"), "light")
+    with mock.patch.dict(sys.modules, {"resvg_py": None}), pytest.raises(InputError, match=r"clearhead\[diagram\]"):
+        png(svg)
+    resvg = pytest.importorskip("resvg_py")
+    draw = resvg.svg_to_bytes
+
+    def without_chinese(svg_string: str, **options: Any) -> bytes:
+        return bytes(draw(svg_string=re.sub("[\u4e00-\u9fff]", "\U000e0fff", svg_string), **options))
+
+    pixels._has_chinese.cache_clear()
+    with mock.patch.object(resvg, "svg_to_bytes", without_chinese), pytest.raises(InputError, match="Noto Sans CJK"):
+        png(svg)
+    pixels._has_chinese.cache_clear()
+
+
+# --- The command -------------------------------------------------------------------------------------------------
+
+
+def call(*args: object) -> tuple[int, bytes, str]:
+    """Runs `clearhead diagram` in this process: its exit status, standard output and standard error."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    status: Any = 0
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}),
+        mock.patch.multiple(sys, argv=["clearhead", "diagram", *map(str, args)], stdout=out, stderr=err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+    for stream in (out, err):
+        stream.flush()
+    printed, said = (stream.buffer.getvalue() for stream in (out, err))
+    return status, printed, said.decode()
+
+
+def test_command_writes_what_the_ending_says(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    for name, start in (("a.svg", b"<svg "), ("a.png", b"\x89PNG"), ("a.MMD", b"flowchart BT\n")):
+        status, printed, said = call("bundled", "-o", tmp_path / name, "--scale", "0.5")
+        assert (status, printed) == (0, b"") and said.endswith(f"{name}.\n")
+        assert (tmp_path / name).read_bytes().startswith(start)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.MMD", "a.png", "a.svg"]
+
+
+def test_command_on_standard_output() -> None:
+    status, svg, _ = call("124M", "--book", "--tokens", "4")
+    words = [node.text for node in ET.fromstring(svg).iter(f"{SVG}text")]
+    assert status == 0 and "163,009,536 parameters" in words and "[B, 4, 50257]" in words
+    assert "GPT-2 124M, as in the book" in words
+    status, mermaid, _ = call("124M", "--mermaid", "--lang", "zh")
+    assert status == 0 and "词元嵌入" in mermaid.decode()
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["-o", "x.pdf"], "x.pdf does not end in .svg, .png or .mmd"),
+        (["-o", "x.svg", "--mermaid"], "a Mermaid chart is written to a .mmd file"),
+        (["-o", "/no/such/folder/x.svg"], "could not be written"),
+        (["--tokens", "0"], "--tokens is 0; it must be at least 1"),
+        (["--batch", "-2"], "--batch is -2; it must be at least 1"),
+        (["--lang", "de"], "the languages are en, zh"),
+        (["125M"], "124M, 355M, 774M, 1558M"),
+    ],
+)
+def test_command_refuses_in_one_sentence(args: list[str], sentence: str) -> None:
+    status, printed, said = call(*args)
+    assert (status, printed) == (2, b"")
+    assert sentence in said and said.count("\n") == 1

@@ -1,0 +1,171 @@
+"""The compiled Runner against the PyTorch one and against itself: the same numbers, and the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clearhead.config import GPTConfig
+from clearhead.engine.building import build, weights_of
+from clearhead.engine.calibration import moments
+from clearhead.engine.formats import FORMATS, GROUP, pack, padded_columns, storage
+from clearhead.engine.runner import EngineRunner
+from clearhead.engine.tiles import PANEL
+from clearhead.errors import InputError
+from clearhead.model import GPTModel
+from clearhead.torch_runner import TorchRunner
+from clearhead.weights.into_torch import ModelTensors
+
+SHAPES = {
+    "small": GPTConfig(vocab_size=101, context_length=150, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True),
+    "odd": GPTConfig(vocab_size=67, context_length=70, emb_dim=42, n_heads=3, n_layers=3, ff_dim=50, tie_weights=False),
+    "exact gelu": GPTConfig(vocab_size=30, context_length=16, emb_dim=16, n_heads=1, n_layers=1, activation="gelu_erf"),
+}
+
+
+def _model(config: GPTConfig) -> GPTModel:
+    torch.manual_seed(0)
+    model = GPTModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from the start, so that attention and biases matter
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model
+
+
+def _runner(model: GPTModel, form: str = "float32", threads: int = 2) -> EngineRunner:
+    return EngineRunner(model.config, weights_of(build(model.config, ModelTensors(model), form, 1)), threads)
+
+
+def _ids(n: int, vocab_size: int, seed: int = 0) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(0, vocab_size, n)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_equals_pytorch(shape: str) -> None:
+    model = _model(SHAPES[shape])
+    ids = _ids(model.config.context_length, model.config.vocab_size)
+    expected = TorchRunner(model).logits(ids)
+    assert np.abs(_runner(model).logits(ids) - expected).max() < 1e-4
+
+
+RUNNERS = {form: _runner(_model(SHAPES["small"]), form) for form in FORMATS}
+ALONE = {form: _runner(_model(SHAPES["small"]), form, threads=1) for form in FORMATS}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@settings(deadline=None, max_examples=10)
+@given(data=st.data())
+def test_same_bits_in_any_batch_cut_and_number_of_threads(form: str, data: st.DataObject) -> None:
+    """Whatever runs together, and in whatever pieces, each token's logits are those of the sequence run alone."""
+    vocab_size = SHAPES["small"].vocab_size
+    runner = RUNNERS[form]
+    lengths = data.draw(st.lists(st.integers(1, 150), min_size=1, max_size=4))
+    sequences = [_ids(length, vocab_size, seed) for seed, length in enumerate(lengths)]
+    alone = [ALONE[form].logits(ids) for ids in sequences]
+    slots = [runner.open() for _ in sequences]
+    done = [0] * len(sequences)
+    while any(at < len(ids) for at, ids in zip(done, sequences, strict=True)):
+        waiting = [i for i, ids in enumerate(sequences) if done[i] < len(ids)]
+        chosen = data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True))
+        pieces = [data.draw(st.integers(1, len(sequences[i]) - done[i])) for i in chosen]
+        work = [(slots[i], sequences[i][done[i] : done[i] + n]) for i, n in zip(chosen, pieces, strict=True)]
+        for i, n, logits in zip(chosen, pieces, runner.extend(work), strict=True):
+            done[i] += n
+            assert (logits == alone[i][done[i] - 1]).all()
+    for slot in slots:
+        runner.close(slot)
+
+
+def test_a_closed_sequence_leaves_nothing_behind() -> None:
+    runner = _runner(_model(SHAPES["small"]))
+    ids = _ids(100, 101)
+    first = runner.open()
+    before = runner.extend([(first, ids)])
+    runner.close(first)
+    runner.close(first)
+    other, again = runner.open(), runner.open()
+    runner.extend([(other, _ids(90, 101, seed=1))])
+    assert (runner.extend([(again, ids)]) == before).all()
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "int8"])
+def test_formats_stay_close_to_float32(form: str) -> None:
+    model = _model(SHAPES["small"])
+    ids = _ids(60, 101)
+    expected = TorchRunner(model).logits(ids)
+    assert np.abs(_runner(model, form).logits(ids) - expected).max() < 0.05 * expected.std() * 3
+
+
+def test_unreadable_numbers_are_refused() -> None:
+    model = _model(SHAPES["small"])
+    with torch.no_grad():
+        model.get_parameter("blocks.1.feed_forward.up.weight")[3, 4] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        _runner(model, "int8")
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [([[]], "no tokens"), ([[101]], "not in the vocabulary"), ([[-1]], "not in the vocabulary"), ([[1] * 151], "151")],
+)
+def test_what_cannot_run_is_refused(work: Sequence[Sequence[int]], message: str) -> None:
+    runner = RUNNERS["float32"]
+    slots = [runner.open() for _ in work]
+    try:
+        with pytest.raises(InputError, match=message):
+            runner.extend(list(zip(slots, work, strict=True)))
+    finally:
+        for slot in slots:
+            runner.close(slot)
+
+
+def test_int4_errs_less_where_the_inputs_are_known() -> None:
+    """On inputs that go together, what int4 changes in a product is smaller with their moments than without."""
+    draw = np.random.default_rng(0)
+    inputs = (draw.standard_normal((400, 10)) @ draw.standard_normal((10, 90))).astype(np.float32)
+    inputs += 0.1 * draw.standard_normal(inputs.shape).astype(np.float32)
+    matrix = draw.standard_normal((21, 90)).astype(np.float32)
+    errors = []
+    for known in (None, inputs.T @ inputs):
+        arrays = {name: np.zeros(n, dtype) for name, (dtype, n) in storage("int4", 21, 90).items()}
+        pack("int4", matrix, arrays["weights"], arrays["scales"], 2, known)
+        errors.append(np.abs(inputs @ (_unpacked(arrays, 21, 90) - matrix).T).mean())
+    assert errors[1] < 0.6 * errors[0]
+
+
+def _unpacked(arrays: dict[str, np.ndarray], rows: int, columns: int) -> np.ndarray:
+    """The numbers that the documented layout of int4 stands for."""
+    signed = arrays["weights"].view(np.int8).astype(np.int32).reshape(-1, GROUP // 2)
+    whole = np.concatenate([((signed & 15) ^ 8) - 8, signed >> 4], axis=1)  # [chunks, 32]
+    scales = (arrays["scales"].astype(np.uint32) << 16).view(np.float32)
+    chunks = (whole * scales[:, None]).reshape(-1, padded_columns(columns) // GROUP, PANEL, GROUP)
+    return chunks.transpose(0, 2, 1, 3).reshape(-1, padded_columns(columns))[:rows, :columns]
+
+
+def test_moments_are_those_of_what_comes_into_each_layer() -> None:
+    for shape in ("small", "odd"):
+        model = _model(SHAPES[shape])
+        ids = np.array([_ids(40, model.config.vocab_size, seed) for seed in range(3)])
+        expected: dict[str, np.ndarray] = {}
+
+        def note(name: str, layer: torch.nn.Module, seen: dict[str, np.ndarray] = expected) -> None:
+            def hook(_: object, inputs: tuple[torch.Tensor, ...], __: object) -> None:
+                x = inputs[0].flatten(0, -2)
+                seen[f"{name}.weight"] = (x.T @ x).numpy()
+
+            layer.register_forward_hook(hook)
+
+        for name, layer in model.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                note(name, layer)
+        with torch.inference_mode():
+            model(torch.from_numpy(ids))
+        found = moments(model.config, ModelTensors(model), ids)
+        assert found.keys() - {"token_embedding.weight"} == expected.keys()
+        for name, value in expected.items():
+            assert np.abs(found[name] - value).max() < 1e-3 * np.abs(value).max()

@@ -1,0 +1,258 @@
+"""What a run leaves behind and shows: metrics, curves, TensorBoard's files, the card, the display, the list of runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from small_runs import one_step, recipe, small_run, write_texts
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from clearhead.cli.command import app
+from clearhead.config import GPTConfig
+from clearhead.errors import ClearheadError, TrainingError
+from clearhead.model import GPTModel
+from clearhead.training.corpus import Corpus, build
+from clearhead.training.curves import curves_svg, png_of, save_drawing, ticks
+from clearhead.training.display import Display, Standing, sparkline
+from clearhead.training.find_lr import find_rate
+from clearhead.training.loop import find_lr, train
+from clearhead.training.overview import overviews
+from clearhead.training.run_folder import locked, read_metrics
+from clearhead.training.throughput import peak_flops, training_flops
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return build(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two finished runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    logging = ("steps = 12", 'log_every = 2\nsamples = ["The old", ""]\nsample_tokens = 5\nsteps = 12')
+    train(recipe(logging), data, folder / "muon", corpus_folder=corpus.folder)
+    train(recipe(logging, ('"muon"', '"adamw"')), data, folder / "adamw", corpus_folder=corpus.folder)
+    return folder
+
+
+def test_a_run_leaves_its_record(runs: Path) -> None:
+    lines = read_metrics(runs / "muon")
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    assert {"loss", "norm", "rate", "tokens", "tokens_per_second", "memory", "seconds"} <= lines[0].keys()
+    assert lines[0]["tokens"] == 2 * 8 * 16
+    assert lines[0]["memory"] > 10_000_000
+    samples = [(line["step"], line["prompt"]) for line in lines if "sample" in line]
+    assert samples == [(5, "The old"), (5, ""), (10, "The old"), (10, "")]
+    assert lines[-1]["final"]["birds"].keys() == {"loss", "bits_per_byte", "perplexity"}
+    environment = json.loads((runs / "muon/environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert environment["products"] == "float32"
+    card = (runs / "muon/model/README.md").read_text()
+    assert f"{lines[-1]['final']['birds']['bits_per_byte']:.4f}" in card
+    assert 'optimizer = "muon"' in card
+    assert card.startswith("---\nlibrary_name: clearhead\n")
+
+
+def test_tensorboard_reads_what_the_metrics_say(runs: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs / "muon/tensorboard"))
+    events.Reload()
+    expected = [(line["step"], line["loss"]) for line in read_metrics(runs / "muon") if "loss" in line]
+    assert [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars("loss")] == expected
+    assert [event.step for event in events.Scalars("valid/birds/bits_per_byte")] == [5, 10]
+
+
+def test_curves_are_drawn_with_every_point_in_its_panel(runs: Path) -> None:
+    svg = ElementTree.fromstring((runs / "muon/curves.svg").read_text())
+    titles = [text.text for text in svg.iter(f"{SVG}text") if text.get("class") == "title"]
+    assert titles[:2] == ["training loss (nats a token)", "birds, held out: bits per byte"]
+    assert (runs / "muon/curves.png").read_bytes().startswith(b"\x89PNG\r\n")
+    frames = [rect for rect in svg.iter(f"{SVG}rect") if rect.get("class") == "frame"]
+    lines = [path for path in svg.iter(f"{SVG}path") if path.get("class") == "line" and "L" in str(path.get("d"))]
+    assert len(frames) == len(titles) == len(lines)
+    for frame, line in zip(frames, lines, strict=True):
+        left, top, width, height = (float(frame.get(key) or "nan") for key in ("x", "y", "width", "height"))
+        for point in str(line.get("d"))[1:].split("L"):
+            x, y = map(float, point.split())
+            assert left - 0.1 <= x <= left + width + 0.1
+            assert top - 0.1 <= y <= top + height + 0.1
+
+
+def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["runs", str(runs), "--json", "--curves", str(tmp_path / "both.svg")])
+    listed = {Path(line["folder"]).name: line for line in map(json.loads, found.output.splitlines())}
+    assert listed.keys() == {"adamw", "muon"}
+    last = read_metrics(runs / "muon")[-1]["final"]["birds"]["bits_per_byte"]
+    assert (listed["muon"]["state"], listed["muon"]["step"], listed["muon"]["steps"]) == ("finished", 12, 12)
+    assert listed["muon"]["scores"] == {"birds": last}
+    svg = (tmp_path / "both.svg").read_text()
+    assert svg.count(">muon</text>") == svg.count(">adamw</text>") >= 5
+    table = CliRunner().invoke(app, ["runs", str(runs / "muon"), str(runs / "adamw")]).output
+    assert f"birds {last:.4f}" in table
+    with locked(runs / "muon"):
+        assert [run.state for run in overviews([runs / "muon"])] == ["going on"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["nowhere"], "nowhere could not be read"), ([".", "--curves", "a.gif"], "is no run and holds none")],
+)
+def test_runs_that_are_none_are_named(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = CliRunner().invoke(app, ["runs", *arguments]).exception
+    assert isinstance(error, ClearheadError)
+    assert words in str(error)
+
+
+def test_a_drawing_has_a_known_ending(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"neither in \.svg nor in \.png"):
+        save_drawing("<svg/>", tmp_path / "a.gif")
+    with pytest.raises(TrainingError, match="nothing to draw"):
+        curves_svg({"a": []})
+
+
+def test_a_png_is_twice_the_size_of_its_svg() -> None:
+    data = png_of('<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><rect width="9" height="9"/></svg>')
+    assert (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (60, 40)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_ticks_are_few_and_around_the_values(one: float, other: float) -> None:
+    found = ticks(min(one, other), max(one, other))
+    assert 2 <= len(found) <= 9
+    assert found[0] <= min(one, other) + 1e-6
+    assert found[-1] >= max(one, other) - 1e-6
+    assert np.allclose(np.diff(found), found[1] - found[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The machine's share, the display, the search for a rate
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_arithmetic_of_a_token_is_what_torch_counts() -> None:
+    config = GPTConfig(vocab_size=101, context_length=24, emb_dim=32, n_heads=4, n_layers=3, tie_weights=True)
+    model = GPTModel(config, plain=True)  # torch does not count inside its fused attention on a CPU
+    ids = torch.randint(101, (2, 24))
+    with FlopCounterMode(display=False) as counter:
+        model.loss(ids, ids).backward()
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(training_flops(config), rel=0.001)
+
+
+def test_the_peak_is_above_what_a_step_reaches() -> None:
+    assert 1e8 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
+
+
+def test_the_display_shows_and_ends_with_a_line() -> None:
+    display = Display(200)
+    text = io.StringIO()
+    display._console = Console(
+        file=text, force_terminal=True, width=120, legacy_windows=False, highlight=False, markup=False
+    )
+    with display:
+        display._shown -= 10
+        display.update(Standing(50, 3.25, 1234.0, 0.42, 2_500_000_000, 90.0))
+        display.say("a line [that] stays")
+    shown = text.getvalue()
+    for words in ("25.0%", "step 50 of 200", "90 s left", "loss 3.250", "1,234 tokens/s", "42% of peak", "2.5 GB"):
+        assert words in shown
+    assert "a line [that] stays\n" in shown
+    assert "step 50 of 200, loss 3.250, 1,234 tokens/s, 42% of peak, 2.5 GB, 90 s left, " in shown
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(-1e3, 1e3), max_size=200), st.integers(1, 50))
+def test_a_sparkline_is_as_wide_as_it_may_be(values: list[float], width: int) -> None:
+    line = sparkline(values, width)
+    assert len(line) == min(width, len(values))
+    if len(values) == len(line) > 0 and max(values) > min(values):
+        assert line[int(np.argmax(values))] == "█"
+        assert line[int(np.argmin(values))] == "▁"
+
+
+def test_the_search_finds_a_rate_that_learns_and_touches_no_run(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    rates = find_lr(recipe(), data, tmp_path, corpus_folder=corpus.folder)
+    assert rates.keys() == {"learning_rate", "muon_learning_rate"}
+    assert rates["muon_learning_rate"] / rates["learning_rate"] == pytest.approx(0.02 / 3e-3)
+    saved = json.loads((tmp_path / "find_lr.json").read_text())
+    assert saved["suggested"] == rates
+    shares = [rate for rate, _ in saved["curve"]]
+    assert shares == sorted(shares)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["find_lr.json", "find_lr.svg"]
+    ElementTree.parse(tmp_path / "find_lr.svg")
+    text = recipe().text.replace("learning_rate = 3e-3", f"learning_rate = {rates['learning_rate']}")
+    text = text.replace('optimizer = "muon"', f'muon_learning_rate = {rates["muon_learning_rate"]}\noptimizer = "muon"')
+    losses = []
+    for share in (1.0, 0.01):
+        run = small_run(recipe().from_text(text), corpus, tmp_path)
+        run.stepper.peaks = [[peak * share for peak in peaks] for peaks in run.stepper.peaks]
+        losses.append([one_step(run).loss for _ in range(10)][-1])
+    assert losses[0] < losses[1] - 0.5
+
+
+def test_a_search_that_cannot_end_well_says_so(corpus: Corpus, tmp_path: Path) -> None:
+    run = small_run(recipe(), corpus, tmp_path)
+    with torch.no_grad():
+        run.model.final_norm.weight.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="no number from the start"):
+        find_rate(run.stepper, run.task)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_resume_remembers_recipe_and_texts(runs: Path, data: Path, tmp_path: Path) -> None:
+    text = recipe(("steps = 12", "steps = 5"), ("decay_steps = 4", "decay_steps = 0")).text
+    (tmp_path / "recipe.toml").write_text(text)
+    out = tmp_path / "run"
+    first = CliRunner().invoke(
+        app, ["train", str(tmp_path / "recipe.toml"), "--data", str(data), "--out", str(out)], catch_exceptions=False
+    )
+    assert "clearhead generate" in first.output
+    (out / "recipe.toml").write_text(text.replace("steps = 5", "steps = 6"))
+    again = CliRunner().invoke(app, ["train", "--resume", "--out", str(out)], catch_exceptions=False)
+    assert again.exit_code == 0
+    assert overviews([out])[0].step == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "new"], "a recipe is missing"),
+        (["recipe.toml", "--out", "new"], r"the folder of its texts \(--data\) is missing"),
+        (["--resume", "--out", "new"], "there is no checkpoint in new to go on from"),
+        (["recipe.toml", "--resume", "--find-lr", "--out", "new"], "leave --resume out"),
+    ],
+)
+def test_what_is_missing_is_named(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = CliRunner().invoke(app, ["train", *arguments]).exception
+    assert isinstance(error, ClearheadError)
+    with pytest.raises(ClearheadError, match=words):
+        raise error
