@@ -66,15 +66,13 @@ def unchecked(folder: str) -> None:
 
 def model(folder: str) -> None:
     """A model that is ready to run."""
-    import torch
-
     from clearhead import weights
     from clearhead.model import GPTModel
-    from clearhead.weights.into_torch import load_into
+    from clearhead.weights.into_torch import load_into, without_memory
 
     start()
     source = weights.open(folder)
-    with torch.device("meta"):
+    with without_memory():
         one = GPTModel(source.config)
     load_into(one, source)
     total([p.detach().numpy() for p in one.parameters()])

@@ -235,6 +235,7 @@ def test_tensors_that_do_not_fit_are_named(changes: dict[str, Any], sentence: st
 def test_bytes_are_those_of_torch(parameters: int) -> None:
     for dtype in ("float32", "bfloat16", "float16", "int8"):
         assert bytes_of(parameters, dtype) == parameters * getattr(torch, dtype).itemsize
+    assert 2 * bytes_of(parameters, "int4") in (parameters, parameters + 1)
 
 
 def test_unknown_number_format_is_refused() -> None:

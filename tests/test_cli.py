@@ -250,7 +250,9 @@ def test_params_of_weights_that_do_not_belong_to_the_config(huggingface_folder: 
 
 def test_params_of_several_models_stand_side_by_side() -> None:
     text = call("params", "124M", "1558M", "bundled", "774M", "gpt2-medium").stdout.decode()
-    assert max(map(len, text.splitlines())) <= 80
+    largest = call("params", "1558M", "1558M", "1558M", "774M", "--batch", "64", "--book").stdout.decode()
+    assert max(map(len, (text + largest).splitlines())) <= 80
+    assert "…" not in text + largest, "no number is cut"
     (row,) = (line for line in text.splitlines() if line.startswith("parameters") and "124,439,808" in line)
     assert row.split()[1:] == ["124,439,808", "1,557,611,200", "4,605,440", "774,030,080"]
     assert "354,823,168" in text.partition(row)[2]
@@ -627,7 +629,7 @@ def test_defaults_are_those_of_the_library() -> None:
     verb = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
     library = {**inspect.signature(load).parameters, **inspect.signature(GPT.request).parameters}
     shared = verb.keys() & library.keys() - {"prompt", "stop"}
-    assert len(shared) == 13
+    assert len(shared) == 15
     assert {name: verb[name] for name in shared} == {name: library[name].default for name in shared}
     assert verb["samples"] == library["n"].default
 

@@ -452,11 +452,16 @@ def test_png_without_what_it_needs_is_refused() -> None:
     svg = diagram_svg(make_diagram(GPTConfig(9, 9, 4, 1, 1), "small", "zh"), "light")
     with mock.patch.dict(sys.modules, {"resvg_py": None}), pytest.raises(InputError, match=r"clearhead\[diagram\]"):
         png(svg)
-    pytest.importorskip("resvg_py")
-    with mock.patch.object(pixels, "FONTS", {"zh": "no-such-font"}):
-        pixels._has_chinese.cache_clear()
-    with mock.patch.object(pixels, "_has_chinese", lambda: False), pytest.raises(InputError, match="Noto Sans CJK"):
+    resvg = pytest.importorskip("resvg_py")
+    draw = resvg.svg_to_bytes
+
+    def without_chinese(svg_string: str, **options: Any) -> bytes:
+        return bytes(draw(svg_string=re.sub("[\u4e00-\u9fff]", "\U000e0fff", svg_string), **options))
+
+    pixels._has_chinese.cache_clear()
+    with mock.patch.object(resvg, "svg_to_bytes", without_chinese), pytest.raises(InputError, match="Noto Sans CJK"):
         png(svg)
+    pixels._has_chinese.cache_clear()
 
 
 # --- The command -------------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def test_the_empty_prompt_is_refused(gpt: GPT) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"backend": "abacus"}, "backend is 'abacus'; the backends are auto, torch"),
+        ({"backend": "abacus"}, "backend is 'abacus'; the backends are auto, engine, torch"),
         ({"dtype": "int3"}, "dtype is 'int3'"),
         ({"device": "gpu"}, "device is 'gpu'.*give 'cpu'"),
         ({"device": "cuda:99"}, "device is 'cuda:99'.*give 'cpu'"),
@@ -284,6 +284,6 @@ def test_importing_clearhead_is_light() -> None:
     assert loaded == []
     assert names == ["clearhead.config", "clearhead.sampling", "clearhead.gpt", "clearhead.gpt"]
     assert not torch_loaded  # not even to hold the names; torch comes with the first model
-    assert public == ["ClearheadError", "GPT", "GPTConfig", "SamplingParams", "load", "weights"] and listed
+    assert public == ["ClearheadError", "GPT", "GPTConfig", "SamplingParams", "load", "verify", "weights"] and listed
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = clearhead.laod

@@ -360,3 +360,23 @@ def test_what_cannot_be_is_refused_with_a_sentence(bad: dict[str, Any], sentence
         SamplingParams(**bad)
     assert isinstance(raised.value, ClearheadError)
     assert str(raised.value).endswith(".")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    vocab_size=st.integers(2, 400),
+    temperature=st.floats(0.05, 3),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3]),
+)
+def test_the_compiled_draw_takes_the_greatest_score_of_what_is_left(
+    seed: int, vocab_size: int, temperature: float, top_p: float, min_p: float
+) -> None:
+    """`distribution` lists the tokens that are left; the definition of Gumbel-max picks one of them."""
+    params = SamplingParams(temperature=temperature, top_p=top_p, min_p=min_p, seed=seed)
+    logits = (np.random.default_rng(seed).standard_normal(vocab_size) * 3).astype(np.float32)
+    ids, _ = Sampler(params, vocab_size=vocab_size).distribution(logits)
+    uniform = ((random_bits(stream_key(seed, 0, 0), ids) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    scores = logits[ids].astype(np.float64) / temperature - np.log(-np.log(uniform))
+    assert Sampler(params, vocab_size=vocab_size).sample(logits) == ids[np.argmax(scores)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.cells import cell_len
-from test_cli import call, refused, run
+from test_cli import call, refused
 from transformers import GPT2LMHeadModel
 
 import clearhead
@@ -39,7 +39,7 @@ def peer() -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module")
 def gpt() -> GPT:
-    return clearhead.load()
+    return clearhead.load(backend="torch")
 
 
 def walked(gpt: GPT, text: str, **options: Any) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def test_the_printed_weights_are_transformers(peer: GPT2LMHeadModel, gpt: GPT) -
 
 
 def test_json_is_the_same_walk(gpt: GPT) -> None:
-    result = run("walk", "-", "--json", "--temperature", 1, "--top-k", 3, "--seed", 5, stdin=f"{PROMPT}\n".encode())
+    result = call("walk", "-", "--json", "--temperature", 1, "--top-k", 3, "--seed", 5, stdin=f"{PROMPT}\n".encode())
     data = json.loads(result.stdout)
     expected = json.loads(json.dumps(walked(gpt, PROMPT, temperature=1.0, top_k=3, seed=5)))
     assert {key: data[key] for key in expected} == expected

@@ -536,10 +536,9 @@ def _model(opened: Any, device: torch.device, dtype: str) -> GPTModel:
     import torch
 
     from clearhead.model import GPTModel
-    from clearhead.weights.into_torch import load_into
+    from clearhead.weights.into_torch import load_into, without_memory
 
-    # On the meta device a model has shapes and no memory; loading gives each parameter its own.
-    with torch.device("meta"):
+    with without_memory():
         model = GPTModel(opened.config)
     load_into(model, opened)
     return model.to(device=device, dtype=getattr(torch, dtype))

@@ -47,11 +47,6 @@ _MIX_2 = 0x94D049BB133111EB
 # Below this a temperature would overflow float32 and says nothing that 0 does not say.
 _LOWEST_TEMPERATURE = 1e-6
 
-# Where the draw starts from: the head reaches this far below the best logit (in units of the temperature),
-# and this many tokens make the score to beat. Any values give the same token; these are quick at 50,257.
-_HEAD = 8.0
-_FIRST = 256
-
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -175,7 +170,7 @@ class Sampler:
         self._check_best(logits, float(adjusted[token]))
         if self.params.temperature > 0:
             key = stream_key(self.seed, self.sample_index, self.position)
-            token = self._draw(adjusted, float(adjusted[token]), key)
+            token = self._draw(adjusted, token, float(adjusted[token]), key)
         self.position += 1
         if self._history is not None:
             self._history.add(token)
@@ -242,10 +237,21 @@ class Sampler:
             ids = np.flatnonzero(logits >= lowest) if ids is None else ids[logits[ids] >= lowest]
         return ids
 
-    def _draw(self, logits: Floats, best: float, key: int) -> int:
+    def _draw(self, logits: Floats, first: int, best: float, key: int) -> int:
+        params, state = self.params, np.uint64(key)
+        if params.top_k is None or params.top_k >= len(logits):
+            from clearhead.drawing import draw_from_all, draw_in_order, heavy_tokens
+
+            least = np.float32(best + params.temperature * math.log(params.min_p) if params.min_p > 0 else -math.inf)
+            if params.top_p >= 1:
+                return int(draw_from_all(logits, least, best, params.temperature, state, first))
+            weights, order = _weights(logits, best, params.temperature, len(logits)), _scratch(len(logits)).bits
+            count, total = heavy_tokens(weights, weights.view(np.uint32), params.top_p, order)
+            order[:count].sort()
+            goal = params.top_p * total
+            return int(draw_in_order(logits, weights, order[:count], goal, least, best, params.temperature, state))
         ids = self._kept(logits, best)
-        if ids is None:
-            ids = _contenders(logits, best, self.params.temperature, key)
+        assert ids is not None  # with top_k there is always a choice
         scores = _gumbel_scores(logits[ids], ids, best, self.params.temperature, key)
         return int(ids[np.argmax(scores)])
 
@@ -295,30 +301,6 @@ def _gumbel_scores(logits: Floats, ids: Ids, best: float, temperature: float, ke
     return (logits.astype(np.float64) - best) / temperature - np.log(-np.log(uniform))
 
 
-def _contenders(logits: Floats, best: float, temperature: float, key: int) -> Ids:
-    """The few ids of the whole vocabulary that can win the draw; the same winner as with all of them.
-
-    Some of the likeliest tokens make a score S that has to be beaten. As no logit is above the best, that
-    takes noise of at least S, and outside the head at least S + _HEAD. Noise above n is a uniform number
-    above exp(-exp(-n)): a comparison of integers, and logarithms for some dozens of tokens only.
-    """
-    nearest = np.flatnonzero(logits >= np.float32(best - temperature))[:_FIRST]
-    to_beat = float(_gumbel_scores(logits[nearest], nearest, best, temperature, key).max())
-    work = _scratch(len(logits))
-    np.add(work.steps, np.uint64(key), out=work.bits)
-    _mix_in_place(work.bits, work.bits_scratch)
-    head = logits >= np.float32(best - _HEAD * temperature)
-    return np.flatnonzero(
-        (work.bits >= _bits_for_noise(to_beat + _HEAD)) | (head & (work.bits >= _bits_for_noise(to_beat)))
-    )
-
-
-def _bits_for_noise(noise: float) -> np.uint64:
-    """The least random bits that can give this much Gumbel noise, or less: 1e-9 below, which outdoes rounding."""
-    uniform = math.exp(-math.exp(min(700.0, -noise)))
-    return np.uint64(int(max(0.0, uniform - 1e-9) * 2.0**53) << 11)
-
-
 def top_k_ids(logits: Floats, k: int) -> Ids:
     """The ids of the k greatest logits, ascending; among equals at the edge the lower ids."""
     values = _scratch(len(logits)).values
@@ -337,16 +319,21 @@ def _nucleus(logits: Floats, ids: Ids | None, best: float, temperature: float, t
     than 1 - top_p. So only the others, some hundreds of fifty thousand, need to be sorted.
     """
     values = logits if ids is None else logits[ids]
-    weights = _scratch(len(logits)).values[: len(values)]
-    np.subtract(values, np.float32(best), out=weights)
-    np.divide(weights, np.float32(temperature), out=weights)
-    np.exp(weights, out=weights)
+    weights = _weights(values, best, temperature, len(logits))
     total = float(weights.sum(dtype=np.float64))
     heavy = np.flatnonzero(weights >= (1 - top_p) * total / len(values))
     order = heavy[_descending(weights[heavy])]
     reached = np.cumsum(weights[order], dtype=np.float64)
     inside = np.sort(order[: int(np.searchsorted(reached, top_p * total)) + 1])
     return inside if ids is None else ids[inside]
+
+
+def _weights(values: Floats, best: float, temperature: float, vocab_size: int) -> npt.NDArray[np.float32]:
+    """exp((value - best) / temperature), in scratch memory."""
+    weights = _scratch(vocab_size).values[: len(values)]
+    np.subtract(values, np.float32(best), out=weights)
+    np.divide(weights, np.float32(temperature), out=weights)
+    return np.exp(weights, out=weights)
 
 
 def _descending(weights: npt.NDArray[np.float32]) -> Ids:
@@ -408,8 +395,6 @@ class _Scratch:
         self.adjusted = np.empty(vocab_size, np.float32)
         self.values = np.empty(vocab_size, np.float32)
         self.bits = np.empty(vocab_size, np.uint64)
-        self.bits_scratch = np.empty(vocab_size, np.uint64)
-        self.steps = np.arange(1, vocab_size + 1, dtype=np.uint64) * np.uint64(_GAMMA)
 
 
 _of_this_thread = threading.local()

@@ -9,19 +9,16 @@ assert found.ok
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearhead.config import RELEASED, GPTConfig
-from clearhead.errors import ClearheadError, TokenizerError
+from clearhead.errors import TokenizerError, WeightsError
 from clearhead.evaluation.published import PUBLISHED, Continuation
 from clearhead.evaluation.sample_text import GPT2_END_OF_TEXT, GPT2_IDS, TEXT
 from clearhead.gpt import GPT, find_device
-from clearhead.weights import gguf
-from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.official import Official, same_shape, tokenizer_files
 from clearhead.weights.source import Source
 from clearhead.weights.verifying import Looked, Point, Trial, Verification
@@ -32,13 +29,14 @@ if TYPE_CHECKING:
     from clearhead.model import GPTModel
     from clearhead.tokenizer import Tokenizer
 
-_TOKENS = 256  # of the text, or what the context has room for
+_MOST_TOKENS = 2048  # of a text; the more, the finer the differences that show
 _FEWEST_TOKENS = 16  # from which on a text is worth a comparison
 _FAMILIAR = 0.5  # a text is judged where a token of it costs at most this share of what it costs by chance
 _NATS = 10.0  # by which a rival must be likelier to be believed: 22,000 to 1
 _DEVIATIONS = 3.0  # ... and its advantage must not rest on a few tokens
-_LAYER_BY_LAYER_FLOPS = 3e13  # some minutes of an ordinary processor; larger models get the whole-model rivals only
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.bpe", "merges.txt")
+_FLOPS = 2e12  # that a comparison may take, a minute or two of an ordinary processor: so many tokens are read ...
+_FEW_TOKENS = 128  # ... but so many at least
+_LAYER_BY_LAYER_FLOPS = 3e13  # what that may take at most; larger models get the whole-model rivals only
 
 
 def verify(
@@ -106,8 +104,8 @@ class _Run:
         """Opens the tokenizer that stands beside the weights or in them, and sends a text through it and back."""
         self.source, name = looked.source, "tokenizer"
         try:
-            self.tokenizer = _tokenizer_of(looked.source)
-        except TokenizerError as error:
+            self.tokenizer = looked.source.tokenizer()
+        except (TokenizerError, WeightsError) as error:
             return Point(name, "failed", str(error))
         if self.tokenizer is None:
             return Point(name, "not applicable", "No tokenizer stands beside the weights.")
@@ -134,14 +132,14 @@ class _Run:
         if looked.broken or not looked.trained:
             why = "its numbers are broken" if looked.broken else "it is untrained, and cannot read yet"
             return Point(name, "not applicable", f"The model was not run: {why}.")
-        ids = self._ids(config)[: 1 + min(_TOKENS, config.context_length)]
+        ids = self._ids(config)[: 1 + _n_tokens(config)]
         if len(ids) <= _FEWEST_TOKENS:
             why = "there is no tokenizer" if not ids else "the text or the context is too short"
             return Point(name, "not applicable", f"The model was not run: {why}.")
         from clearhead.evaluation.rivals import compare, n_rivals
         from clearhead.progress import Progress
 
-        layer_by_layer = _flops(config, len(ids)) <= _LAYER_BY_LAYER_FLOPS
+        layer_by_layer = _flops(config) * len(ids) <= _LAYER_BY_LAYER_FLOPS
         with Progress(f"reading with {looked.source.name}", n_rivals(config, layer_by_layer)) as progress:
             found = compare(self.model, ids, layer_by_layer=layer_by_layer, advance=progress.advance)
         return _judge(found, layer_by_layer)
@@ -190,28 +188,6 @@ class _Run:
         return gpt.generate(case.prompt_ids, max_new_tokens=len(case.ids), temperature=0, stop_at_end_of_text=False).ids
 
 
-def _tokenizer_of(source: Source) -> Tokenizer | None:
-    """The tokenizer in the weights' folder, or in a GGUF file; None where there is none.
-
-    Raises:
-        TokenizerError: where its files are broken.
-    """
-    from clearhead.tokenizer import Tokenizer
-
-    if isinstance(source._file, GGUFFile):
-        with tempfile.TemporaryDirectory() as folder:
-            gguf.save_tokenizer(source._file.keys, Path(folder))
-            return Tokenizer.from_folder(folder) if any(Path(folder).iterdir()) else None
-    if not any((source.folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    try:
-        return Tokenizer.from_folder(source.folder)
-    except TokenizerError:
-        raise
-    except ClearheadError as error:  # a file that is a pointer or a page, as the weights' reader would say it
-        raise TokenizerError(str(error)) from None
-
-
 def _published_files(folder: Path) -> tuple[str, ...]:
     """Which of a tokenizer's files are, by their SHA-256, those that OpenAI published."""
     import hashlib
@@ -225,12 +201,16 @@ def _published_files(folder: Path) -> tuple[str, ...]:
     return (f"{' and '.join(same)}: as OpenAI published, by SHA-256",) if same else ()
 
 
-def _flops(config: GPTConfig, tokens: int) -> float:
-    """What reading a text layer by layer takes, at two operations for each weight and token."""
+def _flops(config: GPTConfig) -> float:
+    """What the comparison layer by layer takes for a token, at two operations for each weight."""
     block = 4 * config.emb_dim**2 + 2 * config.emb_dim * config.ff_dim
     head = config.emb_dim * config.vocab_size
-    passes = 4 * config.n_layers
-    return 2.0 * tokens * passes * (config.n_layers * block / 2 + head)
+    passes = 4 * config.n_layers  # of half the blocks each
+    return 2.0 * passes * (config.n_layers * block / 2 + head)
+
+
+def _n_tokens(config: GPTConfig) -> int:
+    return int(min(_MOST_TOKENS, max(_FEW_TOKENS, _FLOPS / _flops(config))))
 
 
 def _judge(found: Comparison, layer_by_layer: bool) -> Point:

@@ -7,8 +7,15 @@ letters the work's):
     L  blocks                N  parameters
     H  heads                 K  parameters of the blocks and the final norm
                              M  weights in the matrices of the blocks and the head
-    b  sequences at once     s  bytes of a number
-    t  tokens in each        w  bytes of a weight
+    b  sequences at once     s  bytes of a number (in int8 and int4: of one in the cache)
+    t  tokens in each
+
+and, for the engine's formats with whole numbers:
+
+    G  groups of up to 32 weights, each of one row, in the matrices of the blocks and the head
+    R  rows of these matrices
+    X  biases and norms
+    c  groups in a token's row
 
 A multiply-add is two operations, and only matrix products are counted (biases, norms, GELU and softmax are about one
 operation in a hundred). Attention is counted as the products of all t tokens with all t, as the plain form computes
@@ -55,9 +62,10 @@ class Costs:
 
     Args:
         config: the shape.
-        dtype: the number format, of `BITS`. Running holds everything in it, but with int8 the weights only, and the
-            rest in float32. Training keeps parameters, gradients and averages in float32, as `clearhead train` does; a
-            16-bit format is that of the products (autocast).
+        dtype: the number format, of `BITS`. Running holds everything in it; with int8 and int4 as the engine does,
+            matrices in whole numbers with their scales, keys and values in bfloat16, the rest in float32. Training
+            keeps parameters, gradients and averages in float32, as `clearhead train` does; a 16-bit format is that of
+            the products (autocast).
         batch: b, sequences at once.
         context: t, tokens in each; the whole of context_length where it is 0.
 
@@ -85,22 +93,27 @@ class Costs:
         self.batch = batch
         self.context = context or config.context_length
         self.account: Account = count_parameters(config)
+        self.whole_numbers = dtype in ("int8", "int4")
         blocks, norm = (part.count for _, part in self.account.rows() if part.name in ("blocks", "final_norm"))
-        values = 4 if dtype == "int8" else BITS[dtype] // 8
+        layers, width, wide, ids = config.n_layers, config.emb_dim, config.ff_dim, config.vocab_size
+        weights = layers * (4 * width**2 + 2 * width * wide)
         self.letters: dict[str, int] = {
             "b": batch,
             "t": self.context,
-            "L": config.n_layers,
+            "T": config.context_length,
+            "L": layers,
             "H": config.n_heads,
-            "C": config.emb_dim,
-            "F": config.ff_dim,
-            "V": config.vocab_size,
+            "C": width,
+            "F": wide,
+            "V": ids,
             "N": self.account.total,
             "K": blocks + norm,
-            "M": config.n_layers * (4 * config.emb_dim**2 + 2 * config.emb_dim * config.ff_dim)
-            + config.vocab_size * config.emb_dim,
-            "s": values,
-            "w": BITS[dtype] // 8,
+            "M": weights + ids * width,
+            "s": 2 if self.whole_numbers else BITS[dtype] // 8,
+            "G": layers * ((4 * width + wide) * _groups(width) + width * _groups(wide)) + ids * _groups(width),
+            "R": layers * (5 * width + wide) + ids,
+            "X": blocks + norm - weights,
+            "c": _groups(width),
         }
 
     # Memory -----------------------------------------------------------------------------------------------------
@@ -114,8 +127,13 @@ class Costs:
 
         The activations are what is alive at once at the fullest moment of the pass: inside a feed-forward layer its
         two wide vectors, the normed and the shortcut's vector and the block's input; or the logits of each sequence's
-        last token. Memory that a kernel takes for itself while it runs is not in it.
+        last token. Memory that a kernel takes for itself while it runs is not in it. With int8 and int4 there are none:
+        the engine works in a space of its own that does not grow with the batch.
         """
+        weights = self._together("weights", *self._weights()) if self.whole_numbers else self._cost("weights", "N × s")
+        cache = self._cost("keys and values", "2 × b × t × L × C × s")
+        if self.whole_numbers:
+            return self._together("memory to run", weights, cache)
         sizes = self.letters
         moments = [
             "3 × b × t × C × s + 2 × b × t × F × s",  # in feed_forward, between up and down
@@ -126,11 +144,23 @@ class Costs:
         name = "activations (a block)" if fullest != moments[-1] else "activations (the logits)"
         return self._whole(
             "memory to run",
-            f"N × w + 2 × b × t × L × C × s + {fullest}",
-            self._cost("weights", "N × w"),
-            self._cost("keys and values", "2 × b × t × L × C × s"),
+            f"N × s + 2 × b × t × L × C × s + {fullest}",
+            weights,
+            cache,
             self._cost(name, fullest),
         )
+
+    def _weights(self) -> list[Cost]:
+        """The parts of the weights in whole numbers, but for what fills up the engine's tiles."""
+        group, scales = ("32 × G", "4 × R") if self.dtype == "int8" else ("16 × G", "2 × G")
+        table = "32 × V × c + 4 × V" if self.dtype == "int8" else "18 × V × c"
+        return [
+            self._cost("matrices", group),
+            self._cost("their scales", scales),
+            *([] if self.config.tie_weights else [self._cost("the token table", table)]),
+            self._cost("biases and norms", "4 × X"),
+            self._cost("positions", "4 × T × C"),
+        ]
 
     def memory_to_train(self, plain: bool = False) -> Cost:
         """Bytes that are held between the forward and the backward pass of a batch of b × t tokens, with AdamW.
@@ -147,17 +177,17 @@ class Costs:
             plain: attention step by step, which keeps all t × t weights, in place of the fused kernel.
 
         Raises:
-            InputError: where the format is int8.
+            InputError: where the format is int8 or int4.
         """
-        if self.dtype == "int8":
-            raise InputError("a model is not trained in int8; give float32, bfloat16 or float16.")
+        if self.whole_numbers:
+            raise InputError(f"a model is not trained in {self.dtype}; give float32, bfloat16 or float16.")
         copies = [self._cost("16-bit copies of the matrices", "M × s")] if self.letters["s"] < 4 else []
         activations = self.activations(plain)
         return self._together(
             "memory to train",
             self._cost("parameters", "4 × N"),
             self._cost("gradients", "4 × N"),
-            self._cost("AdamW's two averages", "8 × N"),
+            self._cost("AdamW's averages", "8 × N"),
             *copies,
             activations,
         )
@@ -248,14 +278,23 @@ class Costs:
         Every weight is read once for all sequences, but of the tables only the rows that are looked up (a tied token
         table is read whole, as the head); keys and values are each sequence's own.
         """
-        return self._whole(
-            "bytes moved",
-            "K × w + C × V × w + 2 × b × C × w + 2 × b × t × L × C × s + 2 × b × L × C × s",
-            self._cost("blocks and final norm", "K × w"),
-            self._cost("the head's matrix", "C × V × w"),
-            self._cost("token's and position's row", "2 × b × C × w"),
+        cache = [
             self._cost("keys and values, read", "2 × b × t × L × C × s"),
             self._cost("keys and values, written", "2 × b × L × C × s"),
+        ]
+        if self.whole_numbers:
+            read = [part for part in self._weights() if part.name not in ("the token table", "positions")]
+            row = "32 × b × c + 4 × b" if self.dtype == "int8" else "18 × b × c"
+            return self._together(
+                "bytes moved", *read, self._cost("token's and position's row", f"{row} + 4 × b × C"), *cache
+            )
+        return self._whole(
+            "bytes moved",
+            "K × s + C × V × s + 2 × b × C × s + 2 × b × t × L × C × s + 2 × b × L × C × s",
+            self._cost("blocks and final norm", "K × s"),
+            self._cost("the head's matrix", "C × V × s"),
+            self._cost("token's and position's row", "2 × b × C × s"),
+            *cache,
         )
 
     # Rows -------------------------------------------------------------------------------------------------------
@@ -274,6 +313,10 @@ class Costs:
         """A row that is the sum of others."""
         numbers = " + ".join(f"{part.amount:,}" for part in parts)
         return Cost(name, " + ".join(part.name for part in parts), numbers, sum(part.amount for part in parts), parts)
+
+
+def _groups(columns: int) -> int:
+    return -(-columns // 32)
 
 
 def _value(formula: str, sizes: Mapping[str, int]) -> int:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
 
-BITS: dict[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8}
-"""Bits that one parameter takes in each number format; the scales that go with int8 are apart."""
+BITS: dict[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
+"""Bits that one parameter takes in each number format; the scales that go with int8 and int4 are apart."""
 
 
 @dataclass(frozen=True, slots=True)

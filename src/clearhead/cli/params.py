@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,7 @@ Examples:
 """
 
 _MODELS_SIDE_BY_SIDE = 4  # as many columns of numbers as 80 characters hold
+_NUMBER = 13  # the width of such a column
 
 
 def params(
@@ -52,7 +54,7 @@ def params(
         ),
     ] = False,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Number format of the costs: float32, bfloat16, float16, int8.")
+        str, typer.Option("--dtype", help="Number format of the costs: float32, bfloat16, float16, int8, int4.")
     ] = "float32",
     batch: Annotated[int, typer.Option("--batch", help="Sequences at once, for the costs.")] = 1,
     context: Annotated[
@@ -132,9 +134,9 @@ class _Report:
                 "context": costs.context,
                 "bytes_of_cache_a_token": costs.cache_a_token().amount,
                 "bytes_to_run": dataclasses.asdict(costs.memory_to_run()),
-                "bytes_to_train": None if costs.dtype == "int8" else dataclasses.asdict(costs.memory_to_train()),
+                "bytes_to_train": None if costs.whole_numbers else dataclasses.asdict(costs.memory_to_train()),
                 "bytes_to_train_with_plain_attention": None
-                if costs.dtype == "int8"
+                if costs.whole_numbers
                 else dataclasses.asdict(costs.memory_to_train(plain=True)),
                 "flops_forward_a_token": dataclasses.asdict(costs.forward_flops()),
                 "flops_training_a_token": dataclasses.asdict(costs.training_flops()),
@@ -227,7 +229,8 @@ def _totals(account: Account) -> Sheet:
     sheet.add("bytes in float32", *(f"{bytes_of(a.total):,}" for a in accounts))
     sheet.add("", *(binary(bytes_of(a.total)) for a in accounts))
     sheet.add("bfloat16, float16", *(binary(bytes_of(a.total, "float16")) for a in accounts))
-    sheet.add("int8, without scales", *(binary(bytes_of(a.total, "int8")) for a in accounts))
+    for dtype in ("int8", "int4"):
+        sheet.add(f"{dtype}, without scales", *(binary(bytes_of(a.total, dtype)) for a in accounts))
     return sheet
 
 
@@ -246,8 +249,8 @@ def _costs(costs: Costs, wide: bool) -> Sheet:
             if cost.name == "memory to run" and part.name == "keys and values":
                 add(costs.cache_a_token(), show, depth + 2)
 
-    add(costs.memory_to_run(), binary)
-    if costs.dtype != "int8":
+    add(costs.memory_to_run(), binary, opened=2)
+    if not costs.whole_numbers:
         add(costs.memory_to_train(), binary, opened=2)
         plain = costs.activations(plain=True)
         add(dataclasses.replace(plain, name="or, with plain attention"), binary, depth=1, opened=0)
@@ -271,11 +274,16 @@ def _work(costs: Costs) -> str:
 def _letters(costs: Costs) -> str:
     """The letters of their formulas that the parameters' legend does not have, and what is counted."""
     of = costs.letters
+    number = "a key or value" if costs.whole_numbers else "a number"
+    groups = (
+        f"; G = {of['G']:,} groups of 32 weights in R = {of['R']:,} rows (c = {of['c']:,} in a token's), "
+        f"X = {of['X']:,} biases and norms"
+    )
     return (
         f"N = {of['N']:,} parameters, K = {of['K']:,} of the blocks and the final norm, M = {of['M']:,} weights in "
         f"matrices; L = {of['L']:,} (blocks), H = {of['H']:,} (heads), F = {of['F']:,} in feed_forward; "
-        f"b = {of['b']:,} (sequences), t = {of['t']:,} (tokens), s = {of['s']} (bytes a number), "
-        f"w = {of['w']} (bytes a weight). FLOPs are for one token, a multiply-add being two; "
+        f"b = {of['b']:,} (sequences), t = {of['t']:,} (tokens), s = {of['s']} (bytes of {number})"
+        f"{groups if costs.whole_numbers else ''}. FLOPs are for one token, a multiply-add being two; "
         "bytes moved are for one more token in each sequence."
     )
 
@@ -312,7 +320,8 @@ def _side_by_side(reports: list[_Report]) -> list[Sheet]:
 
 def _compared(reports: list[_Report]) -> Sheet:
     columns = [_column(report) for report in reports]
-    sheet = Sheet(["", *(report.title.replace(", as in", "\nas in") for report in reports)], headings=True)
+    names = ["\n".join(textwrap.wrap(report.title, _NUMBER)) for report in reports]
+    sheet = Sheet(["", *names], headings=True)
     for i, (name, depth, _) in enumerate(columns[0]):
         sheet.add(name, *(column[i][2] for column in columns), depth=depth)
     return sheet
@@ -345,18 +354,18 @@ def _column(report: _Report) -> list[tuple[str, int, str]]:
         ("weights", 2, binary(run.parts[0].amount)),
         ("keys and values", 2, binary(run.parts[1].amount)),
         ("of one token", 3, binary(costs.cache_a_token().amount)),
-        ("activations", 2, binary(run.parts[2].amount)),
+        *(("activations", 2, binary(part.amount)) for part in run.parts[2:]),
     ]
-    if costs.dtype != "int8":
+    if not costs.whole_numbers:
         train = costs.memory_to_train()
         lines.append(("to train", 1, binary(train.amount)))
         lines += [(part.name, 2, binary(part.amount)) for part in train.parts]
     training = costs.training_flops()
     return [
         *lines,
-        ("FLOPs a token", 0, ""),
-        ("forward", 1, f"{costs.forward_flops().amount:,}"),
-        ("to train", 1, f"{training.amount:,}"),
+        ("millions of FLOPs", 0, "a token"),
+        ("forward", 1, f"{costs.forward_flops().amount / 1e6:,.1f}"),
+        ("to train", 1, f"{training.amount / 1e6:,.1f}"),
         *((rule.name, 2, _against(rule, training)) for rule in costs.rules_of_thumb()),
         ("bytes moved", 0, binary(moved.amount)),
         ("FLOPs a byte", 1, _intensity(costs)),

@@ -88,7 +88,9 @@ def _check(folder: Path) -> None:
         problems = tour.check(chapter.path)
         faults += len(problems)
         cells = len(tour.parse(chapter.path.read_text(encoding="utf-8")))
-        print(f"{chapter.language} {chapter.path.stem}: " + (f"{cells} cells, as written" if not problems else "differs"))
+        print(
+            f"{chapter.language} {chapter.path.stem}: " + (f"{cells} cells, as written" if not problems else "differs")
+        )
         for problem in problems:
             print(f"  {problem}")
     if faults:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,7 +93,7 @@ def walk(
         text = text.removesuffix("\n").removesuffix("\r")  # the end of a file's last line is not part of the prompt
     if not text:
         raise InputError("the prompt is empty; give some text to follow.")
-    gpt = load(model, device=device)
+    gpt = load(model, backend="torch", device=device)  # what is watched is the PyTorch model
     for note in gpt.notes:
         notice(note)
     with working("walking through the model"):
@@ -185,7 +186,7 @@ class Printed:
     def norm(self) -> None:
         for name in ("norm_1", "norm_2"):
             norm = self.block[name]
-            self.console.print(f"{self.format('at.block', block=self.walk['block'])}, {name}", style="underline")
+            self.console.print(f"{self.format('at.block', block=self.walk['block'])} · {name}", style="underline")
             stages = ("before", "normed", "after")
             self.line(["", *(self.words[f"norm.{stage}"] for stage in stages)], [_LABEL, 20, 20, 20], "dim")
             self.line(
@@ -278,7 +279,8 @@ class Printed:
 
     def say(self, key: str, **values: Any) -> None:
         """A sentence, broken at the width."""
-        self.console.print(self.format(key, **values), style="dim", width=self.width)
+        for line in _wrapped(self.format(key, **values), self.width):
+            self.console.print(line, style="dim", soft_wrap=True)
 
     def line(self, cells: Sequence[Any], widths: Sequence[int], style: str = "") -> None:
         """Cells of these widths, to the right of it, or where it is negative to the left."""
@@ -294,7 +296,7 @@ class Printed:
 
     def numbers(self, numbers: Sequence[float]) -> str:
         fit = max(2, min(len(numbers), (self.width - _LABEL - 16) // 8))
-        return " ".join(f"{number:7.3f}" for number in numbers[:fit]) + " …"
+        return " ".join(f"{round(number, 3) + 0.0:7.3f}" for number in numbers[:fit]) + " …"  # + 0.0: no -0.000
 
     def depth(self, depth: int) -> str:
         return self.format("depth.block", block=depth - 1) if depth else self.words["depth.embedding"]
@@ -309,6 +311,23 @@ class Printed:
         """A token beside its row: without its space, unless it is nothing else."""
         text: str = self.walk["tokens"][t]["text"]
         return text.strip() or repr(text)
+
+
+# What stays in one piece: a word, or a Chinese character, each with the Chinese punctuation that follows it.
+_UNBROKEN = re.compile(r"\s+|（?(?:[⺀-鿿]|[^\s⺀-鿿（），。；：、]+)[），。；：、]*|.")
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    """Lines of at most so many cells. Chinese may end a line after any character, which rich does not know."""
+    from rich.cells import cell_len
+
+    line = ""
+    for unbroken in _UNBROKEN.findall(text):
+        if cell_len(line + unbroken.rstrip()) > width:
+            yield line.rstrip()
+            line = ""
+        line += unbroken if line else unbroken.lstrip()
+    yield line.rstrip()
 
 
 def _fit(text: str, width: int) -> str:

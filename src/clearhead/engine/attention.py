@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from clearhead.engine.compiling import fused, kernel
+from clearhead.compiling import fused, kernel
 from clearhead.engine.elementwise import exponential, round_to_bfloat16
 from clearhead.engine.llvm import (
     F32,

@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from clearhead.engine.compiling import fused, kernel
+from clearhead.compiling import fused, kernel
 from clearhead.engine.llvm import LANES, bits_as_float, float_as_bits, row_square_sum, row_sum
 
 _ROUND = np.float32(12582912.0)  # 1.5 · 2²³: added and taken away again it rounds to a whole number, half to even

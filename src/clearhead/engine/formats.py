@@ -19,10 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.engine.compiling import entry, kernel
+from clearhead.compiling import entry, kernel
 from clearhead.engine.elementwise import round_to_bfloat16
-from clearhead.engine.tiles import CHUNK, PANEL
+from clearhead.engine.tiles import CHUNKS, COLUMNS, PANEL, place_of
 from clearhead.errors import InputError
+
+GROUP = CHUNKS["int4"]
+"""Numbers that share a scale in int4."""
+_FLOAT32, _BFLOAT16, _INT8, _ = CHUNKS.values()
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 
@@ -36,7 +40,7 @@ def padded_rows(rows: int) -> int:
 
 def padded_columns(columns: int) -> int:
     """Columns with those that fill up the last chunk."""
-    return (columns + CHUNK - 1) // CHUNK * CHUNK
+    return (columns + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
 def storage(form: str, rows: int, columns: int) -> dict[str, tuple[np.dtype[Any], int]]:
@@ -47,7 +51,7 @@ def storage(form: str, rows: int, columns: int) -> dict[str, tuple[np.dtype[Any]
         "float32": {"weights": (np.dtype(np.float32), n), "scales": nothing},
         "bfloat16": {"weights": (np.dtype(np.uint16), n), "scales": nothing},
         "int8": {"weights": (np.dtype(np.int8), n), "scales": (np.dtype(np.float32), padded_rows(rows))},
-        "int4": {"weights": (np.dtype(np.uint8), n // 2), "scales": (np.dtype(np.uint16), n // CHUNK)},
+        "int4": {"weights": (np.dtype(np.uint8), n // 2), "scales": (np.dtype(np.uint16), n // GROUP)},
     }
     return found[form]
 
@@ -65,14 +69,14 @@ def pack(form: str, matrix: Array, weights: Array, scales: Array, threads: int =
         InputError: where the format holds whole numbers and the matrix has a NaN or an infinity.
     """
     rows, columns = matrix.shape
-    chunks = padded_columns(columns) // CHUNK
+    padded = padded_columns(columns)
     write = _WRITERS[form]
     panels = padded_rows(rows) // PANEL
     edges = [panels * part // threads for part in range(threads + 1)]
 
     def part(number: int) -> bool:
-        room = np.empty((2, CHUNK), np.float32)
-        return bool(write(matrix, chunks, edges[number], edges[number + 1], weights, scales, room))
+        room = np.empty((2, GROUP), np.float32)
+        return bool(write(matrix, padded, edges[number], edges[number + 1], weights, scales, room))
 
     if threads == 1:
         fine = [part(0)]
@@ -87,31 +91,27 @@ def pack(form: str, matrix: Array, weights: Array, scales: Array, threads: int =
 
 
 @entry
-def _write_float32(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
+def _write_float32(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
-            for chunk in range(chunks):
-                start = ((panel * chunks + chunk) * PANEL + row % PANEL) * CHUNK
-                for i in range(min(CHUNK, columns - chunk * CHUNK)):
-                    weights[start + i] = matrix[row, chunk * CHUNK + i]
+            for i in range(columns):
+                weights[place_of(row, padded, _FLOAT32, i)] = matrix[row, i]
     return True
 
 
 @entry
-def _write_bfloat16(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
+def _write_bfloat16(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
-            for chunk in range(chunks):
-                start = ((panel * chunks + chunk) * PANEL + row % PANEL) * CHUNK
-                for i in range(min(CHUNK, columns - chunk * CHUNK)):
-                    weights[start + i] = round_to_bfloat16(matrix[row, chunk * CHUNK + i])
+            for i in range(columns):
+                weights[place_of(row, padded, _BFLOAT16, i)] = round_to_bfloat16(matrix[row, i])
     return True
 
 
 @entry
-def _write_int8(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
+def _write_int8(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
@@ -123,8 +123,7 @@ def _write_int8(matrix: Any, chunks: int, first: int, last: int, weights: Any, s
             scales[row] = greatest / np.float32(127)
             inverse = np.float32(127) / greatest if greatest > 0 else np.float32(0)
             for i in range(columns):
-                start = ((panel * chunks + i // CHUNK) * PANEL + row % PANEL) * CHUNK
-                weights[start + i % CHUNK] = np.int8(np.rint(matrix[row, i] * inverse))
+                weights[place_of(row, padded, _INT8, i)] = np.int8(np.rint(matrix[row, i] * inverse))
     return True
 
 
@@ -133,22 +132,22 @@ _TRIALS = 12
 
 
 @entry
-def _write_int4(matrix: Any, chunks: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
+def _write_int4(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any, room: Any) -> bool:
     rows, columns = matrix.shape
     group, whole = room[0], room[1]
     for panel in range(first, last):
         for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
-            for chunk in range(chunks):
-                here = (panel * chunks + chunk) * PANEL + row % PANEL
-                for i in range(CHUNK):
-                    place = chunk * CHUNK + i
+            for number in range(padded // GROUP):
+                here = place_of(row, padded, GROUP, number * GROUP) // GROUP
+                for i in range(GROUP):
+                    place = number * GROUP + i
                     group[i] = matrix[row, place] if place < columns else np.float32(0)
                     if not np.isfinite(group[i]):
                         return False
                 scales[here] = _best_int4(group, whole)
-                for i in range(CHUNK // 2):
-                    lower, upper = int(whole[i]), int(whole[CHUNK // 2 + i])
-                    weights[here * (CHUNK // 2) + i] = np.uint8((lower & 15) | ((upper & 15) << 4))
+                for i in range(GROUP // 2):
+                    lower, upper = int(whole[i]), int(whole[GROUP // 2 + i])
+                    weights[here * (GROUP // 2) + i] = np.uint8((lower & 15) | ((upper & 15) << 4))
     return True
 
 

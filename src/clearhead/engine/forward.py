@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
+from clearhead.compiling import entry, fused
 from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
-from clearhead.engine.compiling import entry, fused
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, make_ready, normalize
 from clearhead.engine.llvm import atomic_write
 from clearhead.engine.threads import JOB, barrier, next_job
-from clearhead.engine.tiles import CHUNK, PANEL, multiply, read_row
+from clearhead.engine.tiles import COLUMNS, PANEL, multiply, read_row
 
 Array = npt.NDArray[Any]
 
@@ -116,7 +116,7 @@ def forward(
     n, n_wanted = work.counts[0], work.counts[1]
     width, ff_width, heads = shape.width, shape.ff_width, shape.n_heads
     head_dim = width // heads
-    padded, ff_padded = (width + CHUNK - 1) // CHUNK * CHUNK, (ff_width + CHUNK - 1) // CHUNK * CHUNK
+    padded, ff_padded = (width + COLUMNS - 1) // COLUMNS * COLUMNS, (ff_width + COLUMNS - 1) // COLUMNS * COLUMNS
     limit, ff_limit = _limit(padded), _limit(ff_padded)
     key_page = heads * head_dim * PAGE  # numbers of one layer in a page
     value_dim = (head_dim + 7) // 8 * 8
@@ -124,7 +124,7 @@ def forward(
     x, fine, wide, ready, scales = scratch.x, scratch.fine, scratch.wide, scratch.ready, scratch.scales
     first, last = _share(n, thread, threads)
     for row in range(first, last):
-        _embed(weights, work.tokens[row], work.places[row], width, padded // CHUNK, x, row)
+        _embed(weights, work.tokens[row], work.places[row], width, padded, x, row)
     for layer in range(shape.n_layers):
         for row in range(first, last):
             normalize(x, row, width, weights.norm_1.weight[layer], weights.norm_1.bias[layer], shape.eps, fine)
@@ -196,7 +196,7 @@ def _multiply(
         matrix.weights[layer],
         matrix.scales[layer],
         matrix.bias[layer],
-        padded // CHUNK,
+        padded,
         first,
         last,
         ready,
@@ -216,9 +216,9 @@ def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
 
 
 @fused
-def _embed(weights: Any, token: int, place: int, width: int, chunks: int, x: Any, row: int) -> None:
+def _embed(weights: Any, token: int, place: int, width: int, columns: int, x: Any, row: int) -> None:
     """x[row] = the token's vector plus the place's."""
-    read_row(weights.tokens.weights[0], weights.tokens.scales[0], token, chunks, width, x, row)
+    read_row(weights.tokens.weights[0], weights.tokens.scales[0], token, columns, width, x, row)
     for i in range(width):
         x[row, i] += weights.positions[place, i]
 

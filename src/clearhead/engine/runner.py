@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from clearhead.compiling import told
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import MOST_QUERIES, PAGE
-from clearhead.engine.compiling import told
 from clearhead.engine.formats import padded_columns, padded_rows
 from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, serve
 from clearhead.engine.threads import CONTROL_SIZE, STOP

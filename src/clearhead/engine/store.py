@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clearhead.engine.places import cache_folder, free_memory, usable_cores
 from clearhead.errors import InputError, WeightsError
+from clearhead.places import cache_folder, free_memory, usable_cores
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.tensors import TensorInfo
 
@@ -101,8 +101,8 @@ def _load(source: Source, form: str) -> Arrays | None:
 
 
 def _make(source: Source, form: str, threads: int) -> Arrays:
+    from clearhead.compiling import told
     from clearhead.engine.building import build, size
-    from clearhead.engine.compiling import told
 
     need, there = size(source.config, form) + _ROOM, free_memory()
     if there is not None and need > there:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clearhead.engine.compiling import kernel
+from clearhead.compiling import kernel
 from clearhead.engine.llvm import atomic_add, atomic_read, give_way
 
 # Places in the control array, each on a cache line of its own, so that who reads one does not slow who writes another.

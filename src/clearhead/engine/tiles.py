@@ -1,8 +1,8 @@
 """The products of a matrix with some tokens' vectors: four rows by up to three tokens at a time.
 
-A *panel* is four rows of a matrix, stored chunk by chunk: 32 numbers of the first row, 32 of the second, and so on
-to the fourth, then the next 32 of the first. So a panel is read from its first byte to its last, which is what memory
-is fastest at, and each piece of a token's vector that is loaded serves four rows.
+A *panel* is four rows of a matrix, stored chunk by chunk: 16 numbers of the first row, 16 of the second, and so on
+to the fourth, then the next 16 of the first (the formats differ in how many). So a panel is read from its first byte to
+its last, which is what memory is fastest at, and each piece of a token's vector that is loaded serves four rows.
 
 A *tile* is what stays in registers while a panel is read once: the sums of its four rows for one, two or three
 tokens. Each sum is eight partial sums side by side (`LANES`), added up at the end in a fixed order. The order in which
@@ -26,7 +26,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from clearhead.engine.compiling import fused, kernel
+from clearhead.compiling import fused, kernel
 from clearhead.engine.llvm import (
     F32,
     I8,
@@ -53,8 +53,11 @@ from clearhead.engine.llvm import (
 
 PANEL = 4
 """Rows in a panel."""
-CHUNK = 32
-"""Numbers of one row that lie side by side in a panel."""
+COLUMNS = 32
+"""Columns are filled up with zeros to a multiple of this, the longest chunk."""
+CHUNKS = {"float32": 8, "bfloat16": 8, "int8": 16, "int4": 32}
+"""Numbers of one row that lie side by side in a panel: what one turn of a tile's loop takes of each row. With more, the
+compiler holds more in registers than there are."""
 MOST_TOKENS = 3
 """Tokens in the largest tile: 4 × 3 sums fill 12 of the 16 registers that AVX2 has."""
 BLOCK = 48
@@ -68,16 +71,18 @@ class _Floats:
 
     activations = types.float32
 
+    chunk = CHUNKS["float32"]
+
     def __init__(self, element: ir.Type) -> None:
         self.element = element
-        self.chunk_bytes = PANEL * CHUNK * (4 if element == F32 else 2)
+        self.chunk_bytes = PANEL * self.chunk * (4 if element == F32 else 2)
         self.start = ir.Constant(vector(F32, LANES), [0.0] * LANES)
 
     def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: Pointers, sums: list[list[Any]]) -> None:
-        for part in range(0, CHUNK, LANES):
+        for part in range(0, self.chunk, LANES):
             xs = [load(b, at(b, token, I64(part), F32), F32, LANES) for token in tokens]
             for row in range(PANEL):
-                here = load(b, at(b, weights, I64(row * CHUNK + part), self.element), self.element, LANES)
+                here = load(b, at(b, weights, I64(row * self.chunk + part), self.element), self.element, LANES)
                 w = here if self.element == F32 else widen_bfloat16(b, here)
                 for place, x in enumerate(xs):
                     sums[row][place] = multiply_add(b, w, x, sums[row][place])
@@ -90,14 +95,15 @@ class _Int8:
     """int8 weights with a scale a row, int16 activations with a scale a token."""
 
     activations = types.int16
-    chunk_bytes = PANEL * CHUNK
+    chunk = CHUNKS["int8"]
+    chunk_bytes = PANEL * chunk
     start = ir.Constant(vector(I32, LANES), [0] * LANES)
 
     def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: Pointers, sums: list[list[Any]]) -> None:
-        for part in range(0, CHUNK, 2 * LANES):
+        for part in range(0, self.chunk, 2 * LANES):
             xs = [load(b, at(b, token, I64(part), I16), I16, 2 * LANES) for token in tokens]
             for row in range(PANEL):
-                narrow = load(b, at(b, weights, I64(row * CHUNK + part), I8), I8, 2 * LANES)
+                narrow = load(b, at(b, weights, I64(row * self.chunk + part), I8), I8, 2 * LANES)
                 w = b.sext(narrow, vector(I16, 2 * LANES))
                 for place, x in enumerate(xs):
                     sums[row][place] = b.add(sums[row][place], multiply_pairs(b, w, x))
@@ -111,7 +117,8 @@ class _Int4:
     """int4 weights with a scale for each group of 32, int16 activations with a scale a token."""
 
     activations = types.int16
-    chunk_bytes = PANEL * CHUNK // 2
+    chunk = CHUNKS["int4"]
+    chunk_bytes = PANEL * chunk // 2
     start = ir.Constant(vector(F32, LANES), [0.0] * LANES)
 
     def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: Pointers, sums: list[list[Any]]) -> None:
@@ -120,7 +127,7 @@ class _Int4:
         xs = [[load(b, at(b, token, I64(p), I16), I16, 2 * LANES) for p in (0, 2 * LANES)] for token in tokens]
         for row in range(PANEL):
             # Byte i of sixteen holds number i in its lower half and number 16 + i in its upper, both signed.
-            both = b.sext(load(b, at(b, weights, I64(row * CHUNK // 2), I8), I8, 2 * LANES), wide)
+            both = b.sext(load(b, at(b, weights, I64(row * self.chunk // 2), I8), I8, 2 * LANES), wide)
             upper = b.ashr(both, ir.Constant(wide, [4] * 2 * LANES))
             lower = b.ashr(b.shl(both, ir.Constant(wide, [12] * 2 * LANES)), ir.Constant(wide, [12] * 2 * LANES))
             scale = pick(b, group_scales, group_scales, [row] * LANES)
@@ -138,7 +145,8 @@ KINDS = {types.float32: _Floats(F32), types.uint16: _Floats(I16), types.int8: _I
 
 def _write_tile(kind: Any, n_tokens: int, context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
     weights, scales, bias = (data(context, b, signature, arguments, place) for place in range(3))
-    panel, chunks, token = arguments[3], arguments[4], arguments[7]
+    panel, token = arguments[3], arguments[7]
+    chunks = b.sdiv(arguments[4], I64(kind.chunk))
     x, x_stride = rows_of(context, b, signature, arguments, 5)
     x_scales = data(context, b, signature, arguments, 6)
     y, y_stride = rows_of(context, b, signature, arguments, 8)
@@ -148,7 +156,7 @@ def _write_tile(kind: Any, n_tokens: int, context: Any, b: ir.IRBuilder, signatu
     with Loop(b, chunks, [kind.start] * (PANEL * n_tokens)) as loop:
         here = bytes_on(b, weights, b.mul(loop.count, I64(kind.chunk_bytes)))
         group = at(b, scales, b.mul(b.add(first, loop.count), I64(PANEL)), I16)
-        pieces = [bytes_on(b, t, b.mul(loop.count, I64(CHUNK * kind.activations.bitwidth // 8))) for t in tokens]
+        pieces = [bytes_on(b, t, b.mul(loop.count, I64(kind.chunk * kind.activations.bitwidth // 8))) for t in tokens]
         sums = [loop.values[row * n_tokens : (row + 1) * n_tokens] for row in range(PANEL)]
         kind.turn(b, here, group, pieces, sums)
         loop.next = [one for row in sums for one in row]
@@ -173,7 +181,7 @@ def _tile(n_tokens: int) -> Any:
         scales: Any,
         bias: Any,
         panel: Any,
-        chunks: Any,
+        columns: Any,
         x: Any,
         x_scales: Any,
         token: Any,
@@ -186,8 +194,8 @@ def _tile(n_tokens: int) -> Any:
             scales: for int8 float32, one a row; for int4 bfloat16's bits, four a chunk; else not read.
             bias: float32, one a row.
             panel: which.
-            chunks: how many a panel has.
-            x: the tokens' vectors, a row each, as long as the chunks reach.
+            columns: how many each row has, with those that fill it up.
+            x: the tokens' vectors, a row each, as long as that.
             x_scales: float32, one a token, that int16 vectors are to be multiplied by.
             token: the first row of x.
             y: float32, a row a token.
@@ -207,7 +215,7 @@ tile_1, tile_2, tile_3 = (_tile(n) for n in range(1, MOST_TOKENS + 1))
 
 @kernel
 def multiply(
-    weights: Any, scales: Any, bias: Any, chunks: int, first: int, last: int, x: Any, x_scales: Any, n: int, y: Any
+    weights: Any, scales: Any, bias: Any, columns: int, first: int, last: int, x: Any, x_scales: Any, n: int, y: Any
 ) -> None:
     """y = x W^T + bias for the panels from `first` to before `last`, and the first n tokens of x."""
     # As many tokens at a time as stay in the second-level cache while all panels pass by.
@@ -216,20 +224,23 @@ def multiply(
         for panel in range(first, last):
             token = start
             while token + 3 <= end:
-                tile_3(weights, scales, bias, panel, chunks, x, x_scales, token, y)
+                tile_3(weights, scales, bias, panel, columns, x, x_scales, token, y)
                 token += 3
             if token + 2 == end:
-                tile_2(weights, scales, bias, panel, chunks, x, x_scales, token, y)
+                tile_2(weights, scales, bias, panel, columns, x, x_scales, token, y)
             elif token + 1 == end:
-                tile_1(weights, scales, bias, panel, chunks, x, x_scales, token, y)
+                tile_1(weights, scales, bias, panel, columns, x, x_scales, token, y)
 
 
-def read_row(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out: Any, to: Any) -> Any:
+_FLOAT32, _BFLOAT16, _INT8, _INT4 = CHUNKS.values()
+
+
+def read_row(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
     """out[to, :width] = one row of a matrix in panels, as float32."""
 
 
 @overload(read_row, inline="never")
-def _read_row(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out: Any, to: Any) -> Any:
+def _read_row(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
     return {
         types.float32: _read_float32,
         types.uint16: _read_bfloat16,
@@ -239,30 +250,30 @@ def _read_row(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out:
 
 
 @fused
-def _index(row: int, chunks: int, i: int) -> int:
-    """Where number i of a row stands among the numbers of a matrix in panels."""
-    return ((row // PANEL * chunks + i // CHUNK) * PANEL + row % PANEL) * CHUNK + i % CHUNK
+def place_of(row: int, columns: int, chunk: int, i: int) -> int:
+    """Where number i of a row stands among the numbers of a matrix in panels with chunks of this length."""
+    return ((row // PANEL * (columns // chunk) + i // chunk) * PANEL + row % PANEL) * chunk + i % chunk
 
 
-def _read_float32(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out: Any, to: Any) -> Any:
+def _read_float32(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
     for i in range(width):
-        out[to, i] = weights[_index(row, chunks, i)]
+        out[to, i] = weights[place_of(row, columns, _FLOAT32, i)]
 
 
-def _read_bfloat16(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out: Any, to: Any) -> Any:
+def _read_bfloat16(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
     for i in range(width):
-        out[to, i] = bits_as_float(np.int32(np.uint32(weights[_index(row, chunks, i)]) << np.uint32(16)))
+        out[to, i] = bits_as_float(np.int32(np.uint32(weights[place_of(row, columns, _BFLOAT16, i)]) << np.uint32(16)))
 
 
-def _read_int8(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out: Any, to: Any) -> Any:
+def _read_int8(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
     for i in range(width):
-        out[to, i] = np.float32(weights[_index(row, chunks, i)]) * scales[row]
+        out[to, i] = np.float32(weights[place_of(row, columns, _INT8, i)]) * scales[row]
 
 
-def _read_int4(weights: Any, scales: Any, row: Any, chunks: Any, width: Any, out: Any, to: Any) -> Any:
+def _read_int4(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
     for i in range(width):
-        place = _index(row, chunks, i)
-        chunk, inside = place // CHUNK, place % CHUNK
-        both = np.int32(np.int8(weights[chunk * (CHUNK // 2) + inside % (CHUNK // 2)]))
-        number = both >> 4 if inside >= CHUNK // 2 else ((both & 15) ^ 8) - 8  # 8 to 15 stand for -8 to -1
+        place = place_of(row, columns, _INT4, i)
+        chunk, inside = place // _INT4, place % _INT4
+        both = np.int32(np.int8(weights[chunk * (_INT4 // 2) + inside % (_INT4 // 2)]))
+        number = both >> 4 if inside >= _INT4 // 2 else ((both & 15) ^ 8) - 8  # 8 to 15 stand for -8 to -1
         out[to, i] = np.float32(number) * bits_as_float(np.int32(np.uint32(scales[chunk]) << np.uint32(16)))

@@ -151,21 +151,25 @@ class _Trial:
     def __init__(self, model: GPTModel, ids: Sequence[int]) -> None:
         self.model = model
         device = model.token_embedding.weight.device
-        sequence = torch.tensor([list(ids)], device=device)  # [1, T + 1]
-        self.inputs, self.targets = sequence[:, :-1], sequence[0, 1:]
-        positions = torch.arange(self.inputs.shape[1], device=device)
-        x = model.token_embedding(self.inputs) + model.position_embedding(positions)  # [1, T, C]
+        length = min(model.config.context_length, len(ids) - 1)
+        starts = range(0, len(ids) - length, length)
+        windows = torch.tensor([list(ids[start : start + length + 1]) for start in starts], device=device)  # [B, T + 1]
+        self.inputs, self.targets = windows[:, :-1], windows[:, 1:]
+        positions = torch.arange(length, device=device)
+        x = model.token_embedding(self.inputs) + model.position_embedding(positions)  # [B, T, C]
         self.before = [x]  # what goes into each block
         for block in model.blocks:
             x = block(x)
             self.before.append(x)
-        self.as_it_is = self.end(x)  # [T]
+        self.as_it_is = self.end(x)  # [B * T]
 
     def end(self, x: Tensor) -> Tensor:
-        """The log-probabilities of the targets, float64 [T], from what the last block gave."""
-        logits = self.model.head(self.model.final_norm(x))[0].float()  # [T, V]
-        chosen = logits.gather(1, self.targets[:, None])[:, 0]
-        return (chosen - logits.logsumexp(dim=-1)).double()
+        """The log-probabilities of the targets, float64 [B * T], from what the last block gave."""
+        found = []
+        for window, targets in zip(x, self.targets, strict=True):  # one at a time: the logits are the largest tensor
+            logits = self.model.head(self.model.final_norm(window)).float()  # [T, V]
+            found.append(logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1))
+        return torch.cat(found).double()
 
     def through(self, blocks: Sequence[Callable[[Tensor], Tensor]], first: int) -> Tensor:
         """The log-probabilities where these blocks run from `first` on."""
@@ -222,7 +226,8 @@ def compare(
 
     Args:
         model: in evaluation mode; it is not changed.
-        ids: the text, at most context_length + 1 tokens, of which the first is not predicted.
+        ids: the text; it is read in windows of the context's length, each token of which but the text's first is
+            predicted from those before it in its window. What does not fill a window at the end is left out.
         layer_by_layer: whether parts of single layers are rearranged too: (4 n_layers - 1) half passes more.
         advance: is told after each rival.
     """
@@ -249,4 +254,4 @@ def compare(
                 swapped = [blocks[layer + 1], block, *blocks[layer + 2 :]]
                 add("the blocks exchanged", (layer, layer + 1), swapped)
     loss = -float(trial.as_it_is.mean())
-    return Comparison(len(trial.targets), loss, math.log(config.vocab_size), tuple(rivals))
+    return Comparison(trial.targets.numel(), loss, math.log(config.vocab_size), tuple(rivals))

@@ -1,4 +1,4 @@
-"""The tour: ten short chapters through a GPT-2 whose code cells run, and whose printed outputs are held against what is written.
+"""The tour: ten short chapters through a GPT-2, whose code runs and is held against the output written below it.
 
 `chapters.py` finds them, `cells.py` runs them and compares, `figures.py` draws what they draw, `site.py` makes pages of
 them, and `server.py` serves these to a browser on the same machine. The chapters are in `docs/tour` of the project.

@@ -157,8 +157,9 @@ def rewrite(path: Path) -> list[Path]:
             lines[cell.end : cell.output_end] = _fenced(result.output)
         for link, svg in result.files.items():
             if _figure_fault(path, link, svg):
-                _write(path.parent / link, svg)
-                written.append(path.parent / link)
+                figure = Path(os.path.normpath(path.parent / link))
+                _write(figure, svg)
+                written.append(figure)
     if "".join(lines) != text:
         _write(path, "".join(lines))
         written.append(path)
@@ -251,9 +252,9 @@ def _blocks(tokens: Iterable[Token]) -> Iterator[Token]:
     for token in tokens:
         if token.level == 0 and token.nesting == 1:
             inside = token.type
-        if (token.level == 0 and token.nesting != -1) or (token.level == 1 and inside == "paragraph_open"):
-            if token.type != "paragraph_open":
-                yield token
+        own = token.level == 0 and token.nesting != -1 and token.type != "paragraph_open"
+        if own or (token.level == 1 and inside == "paragraph_open"):
+            yield token
         if token.level == 0 and token.nesting == -1:
             inside = ""
 

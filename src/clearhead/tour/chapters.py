@@ -9,7 +9,7 @@ from pathlib import Path
 from clearhead.errors import InputError
 
 LANGUAGES = {"en": "English", "zh": "中文"}
-"""The languages of the tour, each under its own name. English lies in the folder itself, the others in folders in it."""
+"""The languages of the tour by their own names. English lies in the tour's folder, the others in folders in it."""
 
 _NUMBERED = re.compile(r"(\d\d)-[a-z0-9-]+")
 

@@ -42,10 +42,10 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "clearhead", ""
     timeout = 30  # seconds; a connection on which nothing comes is closed
 
-    def do_GET(self) -> None:  # noqa: N802: http.server's own names
+    def do_GET(self) -> None:
         self.wfile.write(self._head())
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._head()
 
     def _head(self) -> bytes:

@@ -79,7 +79,7 @@ class Site:
         find(folder)
 
     def page(self, path: str) -> Page:
-        """The page at a path of a URL (decoded, without its query). Only files of the tour and of the package are read."""
+        """The page at a path of a URL, decoded and without its query; only the tour and the package are read."""
         if path == "/style.css":
             return Page(_style().encode(), "text/css; charset=utf-8")
         if figure := re.fullmatch(r"/(?:\w+/)?figures/([\w.-]+\.svg)", path):
@@ -136,8 +136,9 @@ class Site:
         words = _WORDS[language]
         base = "/" if language == "en" else f"/{language}/"
         entries = [("README", words["tour"]), *((c.path.stem, c.title) for c in self._chapters(language))]
+        marked = {here: ' aria-current="page"'}
         listed = "".join(
-            f'<li><a href="{base}{stem}.html"{" aria-current=page" if stem == here else ""}>{html.escape(name)}</a></li>'
+            f'<li><a href="{base}{stem}.html"{marked.get(stem, "")}>{html.escape(name)}</a></li>'
             for stem, name in entries
         )
         marks = {
@@ -165,7 +166,7 @@ class Site:
 
 
 def markdown_html(text: str) -> str:
-    """Markdown as HTML: code in colours, a table that scrolls by itself, links between chapters as links between pages."""
+    """Markdown as HTML: code in colours, tables that scroll by themselves, links to chapters as links to pages."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
     for block in tokens:

@@ -33,7 +33,8 @@ from clearhead.config import GPTConfig
 SURE = 6.0
 """From how many standard deviations on a bond counts: 6 are met once in a thousand million by chance."""
 
-_BIAS_RATIO = 3.0  # between the sizes of the biases of q and k, from which on they tell the two apart
+_RIGHT_RATIO = 3.0  # of the size of the queries' bias to the keys', from which on the two are told apart
+_EXCHANGED_RATIO = 1 / 8  # and up to which they stand in each other's place: more is needed to accuse than to agree
 _ORDERS = {(0, 1, 2): "", (0, 2, 1): "v stands in the middle of q, k, v", (1, 2, 0): "v stands first of q, k, v"}
 _WEAVES = {
     "": "",
@@ -167,9 +168,9 @@ class LayerArrangement:
     @property
     def exchanged(self) -> bool | None:
         """Whether q and k stand in each other's place, by their biases; None where these do not say."""
-        if self.bias_ratio is None or 1 / _BIAS_RATIO < self.bias_ratio < _BIAS_RATIO:
+        if self.bias_ratio is None or _EXCHANGED_RATIO < self.bias_ratio < _RIGHT_RATIO:
             return None
-        return self.bias_ratio < 1
+        return self.bias_ratio <= _EXCHANGED_RATIO
 
 
 def look_at_layer(

@@ -18,6 +18,7 @@ from pathlib import Path
 from clearhead.errors import WeightsError
 from clearhead.progress import ByteProgress
 from clearhead.weights.formats.gguf import GGUFFile
+from clearhead.weights.formats.onnx import OnnxFile
 from clearhead.weights.formats.sharded import ShardedFile
 from clearhead.weights.formats.tensorflow import TensorFlowFile
 from clearhead.weights.tensors import TensorFile
@@ -59,6 +60,8 @@ def check_sizes(file: TensorFile) -> Checked:
     for one in files_of(file):
         if isinstance(one, GGUFFile):
             _compare(one.path, one.nbytes, "its header", said, odd)
+        elif isinstance(one, OnnxFile):
+            said += [f"{path.name}: {path.stat().st_size:,} bytes, room for all of its tensors" for path in one.files]
         else:  # the readers of the other formats refuse a file with a byte too many or too few
             what = "the zip's directory" if zipfile.is_zipfile(one.path) else "its header"
             said.append(f"{one.path.name}: {one.path.stat().st_size:,} bytes, as {what} demands")

@@ -6,7 +6,8 @@ Beside `formats/pytorch.py` the only file of this package that needs PyTorch; im
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +22,36 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are built inside have shapes and no memory, for `load_into` to fill.
+
+    They are not filled with random numbers: there is nothing to fill, and PyTorch would first load its compiler for
+    that, which takes seconds.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class NoNumbers(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(function, "__name__", "") in _FILLS:
+                return args[0] if args else kwargs["tensor"]  # torch.nn.init hands it on by name
+            return function(*args, **kwargs)
+
+    with torch.device("meta"), NoNumbers():
+        yield
+
+
+_FILLS = ("normal_", "uniform_", "kaiming_uniform_", "fill_", "zero_")  # what fills a tensor and returns it
+
+
 def load_into(model: nn.Module, source: Source) -> None:
     """Fills a model whose parameters have the canonical names.
 
     Values are copied into the parameters that are there, cast to their type and moved to their device. A
     parameter on the `meta` device has no memory yet and takes the array itself: of a float32 file's
-    embeddings that is the mapped file, so a model built under `torch.device("meta")` is never in memory twice.
+    embeddings that is the mapped file, so a model built under `without_memory` is never in memory twice.
 
     Raises:
         WeightsError: where the model has a parameter that the source does not fill, the source has a tensor

@@ -70,7 +70,7 @@ class Verification:
 
     def __getitem__(self, name: str) -> Point:
         """The point of this name."""
-        return next(point for point in self.points if point.name == name)
+        return {point.name: point for point in self.points}[name]
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""

@@ -74,6 +74,11 @@ class OnnxFile:
         for name, stored in self._stored.items():
             self._check_size(name, stored)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file itself, and those beside it that hold numbers of large models."""
+        return tuple(self._maps)
+
     def _look(self, data: mmap.mmap) -> tuple[GPTConfig, dict[str, _Stored]]:
         told: dict[str, str] = {}
         stored: dict[str, _Stored] = {}

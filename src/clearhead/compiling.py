@@ -1,7 +1,8 @@
-"""How the engine's functions are compiled, and where the compiled code is kept.
+"""How functions are compiled with Numba, and where the compiled code is kept.
 
 The first run on a machine compiles, which takes some ten seconds a weight format, and keeps the result in the user's
-cache folder under a name that the engine's own source and Numba's version make: changed code never meets old results.
+cache folder under a name that the compiled source itself and Numba's version make: changed code never meets
+old results.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numba
 from numba import njit
 from numba.core import event
 
-from clearhead.engine.places import cache_folder
+from clearhead.places import cache_folder
 
 kernel = njit(nogil=True, error_model="numpy", _nrt=False)
 """Compiles a function that other compiled functions call. It holds no lock of Python's and allocates nothing."""
@@ -40,7 +41,8 @@ def entry(function: Callable[..., Any]) -> Any:
 
 def _folder() -> Path:
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in (here / "compiling.py", here / "drawing.py", *sorted((here / "engine").glob("*.py"))):
         digest.update(path.read_bytes())
     folder = cache_folder() / "compiled" / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the engine keeps what it need not make again, and how much of the machine it may use. No Numba here."""
+"""Where Clearhead keeps what it need not make again, and how much of the machine it may use. No Numba here."""
 
 from __future__ import annotations
 

@@ -1,0 +1,198 @@
+"""How fast Clearhead writes beside the programs that others use for GPT-2 on a CPU, in turn in one run.
+
+    python bench/peers.py --folder models --python peers-venv/bin/python --threads 2
+
+Models with random weights are made once in the folder (`peer_models.py`): speed does not depend on their numbers. Then
+come rounds. In each, every program runs in a process of its own (`peer.py`), one after another, so that whatever else
+slows the machine hits all alike. Of a program and a kind of work the median of its rounds is shown; a ratio is the median
+of the rounds' ratios. What is not installed for the peers' Python is named and left out.
+
+The peers may need another Python than Clearhead's: `pip install clearhead[bench]` in an environment of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from peer_models import installed_for, make
+
+WORKER = Path(__file__).with_name("peer.py")
+
+PROGRAMS = {
+    ("clearhead", "float32"): 32,
+    ("clearhead", "bfloat16"): 16,
+    ("clearhead", "int8"): 8,
+    ("clearhead", "int4"): 4,
+    ("transformers", "float32"): 32,
+    ("transformers", "bfloat16"): 16,
+    ("ctranslate2", "float32"): 32,
+    ("ctranslate2", "int8"): 8,
+    ("llama.cpp", "f16"): 16,
+    ("llama.cpp", "q8_0"): 8,
+    ("llama.cpp", "q4_0"): 4,
+    ("openvino", "int8"): 8,
+    ("openvino", "int4"): 4,
+}
+"""Program and weight format, with the bits of a weight: those of one width are compared."""
+
+NEEDS = {
+    "transformers": {"transformers"},
+    "ctranslate2": {"ctranslate2"},
+    "llama.cpp": {"llama_cpp"},
+    "openvino": {"openvino_genai", "optimum.intel"},
+}
+"""The packages that each peer and the making of its models take."""
+
+WORK = {"prompt 512": 512, "decode 128": 1, "decode 900": 1, "together 128": 8}
+"""The kinds of work, and how many tokens one measured time of each stands for."""
+
+_LEFT_OUT = {("transformers", "bfloat16")}
+_LONG = 600  # seconds after which a program is given up
+
+Key = tuple[str, str]
+Rounds = dict[Key, list[dict[str, Any]]]
+
+
+def main() -> None:
+    """Reads the arguments, makes the models, measures, prints."""
+    arguments = _arguments()
+    chosen = [_key(text) for text in arguments.programs or []] or [key for key in PROGRAMS if key not in _LEFT_OUT]
+    installed = installed_for(arguments.python)
+    missing = [key for key in chosen if not NEEDS.get(key[0], set()) <= installed]
+    for name in dict.fromkeys(name for name, _ in missing):
+        print(f"{name} is left out: {arguments.python} lacks {', '.join(sorted(NEEDS[name] - installed))}.")
+    chosen = [key for key in chosen if key not in missing]
+    make(arguments.folder, arguments.size, arguments.python, installed)
+    for key in chosen:  # Clearhead compiles once for a machine, and arranges the weights of a format once
+        if key[0] == "clearhead":
+            _run(key, arguments, ["--runs", "0"])
+    rounds: Rounds = {key: [] for key in chosen}
+    for number in range(arguments.rounds):
+        for key in chosen:
+            _note(f"round {number + 1} of {arguments.rounds}: {' '.join(key)}")
+            rounds[key].append(_run(key, arguments, ["--tokens", str(arguments.tokens)]))
+    _note("")
+    report = summarize(rounds)
+    print(_table(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where the models are, or will be made (2 GB)")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that has the peers")
+    parser.add_argument("--size", default="124M", help="a released size")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=24, help="decoded in a round")
+    parser.add_argument("--programs", nargs="+", metavar="NAME:FORMAT", help="only these, as llama.cpp:q8_0")
+    parser.add_argument("--before", default="", help="a command that starts each process, as 'taskset -c 0,1'")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    return parser.parse_args()
+
+
+def _key(text: str) -> Key:
+    name, _, form = text.partition(":")
+    if (name, form) not in PROGRAMS:
+        raise SystemExit(f"{text} is unknown; there are {', '.join(':'.join(key) for key in PROGRAMS)}.")
+    return name, form
+
+
+def _run(key: Key, arguments: argparse.Namespace, options: list[str]) -> dict[str, Any]:
+    """One process of a program: its version, peak memory, seconds to load, and times."""
+    python = sys.executable if key[0] == "clearhead" else arguments.python
+    command = [*shlex.split(arguments.before), python, str(WORKER), *key, str(arguments.folder)]
+    threads = str(arguments.threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [*command, "--threads", threads, *options], capture_output=True, text=True, timeout=_LONG, env=environment
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(key)} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _note(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# From times to figures
+# --------------------------------------------------------------------------------------------------------------
+
+
+def summarize(rounds: Rounds) -> dict[str, Any]:
+    """Tokens a second of every program, and Clearhead's ratio to the fastest peer of each width of weights."""
+    speeds = {
+        key: {work: [n / statistics.median(one["times"][work]) for one in found] for work, n in WORK.items()}
+        for key, found in rounds.items()
+    }
+    programs = [
+        {
+            "program": name,
+            "format": form,
+            "bits": PROGRAMS[name, form],
+            "version": found[0]["version"],
+            "load_seconds": statistics.median(one["load"] for one in found),
+            "peak_bytes": max(one["peak_bytes"] for one in found),
+            "tokens_per_second": {work: statistics.median(all_) for work, all_ in speeds[name, form].items()},
+            "rounds": speeds[name, form],
+        }
+        for (name, form), found in rounds.items()
+    ]
+    return {"programs": programs, "ratios": _ratios(speeds)}
+
+
+def _ratios(speeds: dict[Key, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    peers = [key for key in speeds if key[0] != "clearhead"]
+    found = []
+    for ours in (key for key in speeds if key[0] == "clearhead"):
+        for work in WORK:
+            # A prompt is bound by arithmetic, so the bits of a weight are no reason to compare only within a width.
+            alike = [key for key in peers if work.startswith("prompt") or PROGRAMS[key] == PROGRAMS[ours]]
+            if not alike:
+                continue
+            best = max(alike, key=lambda key: statistics.median(speeds[key][work]))
+            pairs = zip(speeds[ours][work], speeds[best][work], strict=True)
+            ratio = statistics.median(a / b for a, b in pairs)
+            found.append({"format": ours[1], "work": work, "best_peer": " ".join(best), "ratio": ratio})
+    return found
+
+
+def _table(report: dict[str, Any]) -> str:
+    """Both tables, in 80 columns."""
+    lines = [
+        "Tokens a second. Prompt: 512 tokens. Decode: after 128 and 900 tokens of",
+        "context. Together: 8 sequences of 128 tokens, all their tokens.",
+        "",
+        f"{'program':<23}{'prompt':>9}{'at 128':>9}{'at 900':>9}{'together':>10}{'peak MB':>10}{'load s':>8}",
+    ]
+    for one in report["programs"]:
+        speeds = "".join(
+            f"{speed:>{width},.1f}"
+            for speed, width in zip(one["tokens_per_second"].values(), (9, 9, 9, 10), strict=True)
+        )
+        name = f"{one['program']} {one['format']}"
+        lines.append(f"{name:<23}{speeds}{one['peak_bytes'] / 1e6:>10,.0f}{one['load_seconds']:>8.1f}")
+    lines += ["", "Clearhead beside the fastest peer with weights of the same width (prompts: of any):", ""]
+    for one in report["ratios"]:
+        lines.append(f"{one['format']:<9} {one['work']:<13} {one['ratio']:>6.2f} x  {one['best_peer']}")
+    versions = {one["program"]: one["version"] for one in report["programs"]}
+    return "\n".join([*lines, "", *(f"{name} {version}" for name, version in versions.items())])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How fast training is: tokens a second of one step, beside transformers' GPT-2 in a plain PyTorch loop, in one run.
+
+    python bench/training.py [--shapes 10M 124M] [--rounds 3] [--compile]
+
+Each way starts from the same shape, takes the same batches in float32, and makes whole steps: forwards, backwards,
+clipping, AdamW. The ways take turns; the best of the rounds counts, and the ratio is to transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from clearhead.config import GPTConfig
+from clearhead.model import GPTModel
+from clearhead.training.distributed import Processes
+from clearhead.training.objective import Objective
+from clearhead.training.optimizer import optimizers
+from clearhead.training.recipe import TrainingRecipe
+from clearhead.training.step import Stepper
+from clearhead.training.throughput import peak_flops, training_flops
+
+SHAPES = {
+    # name: shape, windows in a batch, tokens in a window
+    "10M": (GPTConfig(8192, 512, 320, 5, 6, qkv_bias=True, tie_weights=True), 4, 512),
+    "124M": (GPTConfig.named("124M").replace(drop_rate=0.0), 1, 512),
+}
+Take = Callable[[], float]
+
+
+def clearhead_step(config: GPTConfig, windows: int, length: int, compiled: bool) -> Take:
+    """A step of `clearhead train`."""
+    torch.manual_seed(1)
+    recipe = TrainingRecipe(steps=1000, batch_size=windows, warmup_steps=0, compile=compiled, precision="float32")
+    model = GPTModel(config)
+    alone = Processes(0, 1, torch.device("cpu"))
+    objective = Objective(model, compiled=compiled)
+    stepper = Stepper(objective, optimizers(model, recipe), recipe, alone, torch.float32, draws=False)
+    batch = ids_of(config, windows, length)
+    return lambda: stepper.take(0, batch).loss
+
+
+def transformers_step(config: GPTConfig, windows: int, length: int) -> Take:
+    """A step as one writes it with transformers: its own loss, torch's AdamW as it comes."""
+    torch.manual_seed(1)
+    values = {**config.to_huggingface(), "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**values)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    inputs, targets = map(torch.from_numpy, ids_of(config, windows, length))
+
+    def take() -> float:
+        logits = model(inputs, use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return take
+
+
+def ids_of(config: GPTConfig, windows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of random tokens."""
+    ids = np.random.default_rng(1).integers(config.vocab_size, size=(windows, length + 1))
+    return ids[:, :-1].copy(), ids[:, 1:].copy()
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--compile", action="store_true", help="measure the compiled loop too; it compiles for a minute"
+    )
+    arguments = parser.parse_args()
+    peak = peak_flops(torch.device("cpu"), torch.float32)
+    print(f"{torch.get_num_threads()} threads; a large product reaches {peak / 1e9:.0f} GFLOP/s in float32")
+    for name in arguments.shapes:
+        config, windows, length = SHAPES[name]
+        ways = {
+            "transformers": transformers_step(config, windows, length),
+            "clearhead": clearhead_step(config, windows, length, compiled=False),
+        }
+        if arguments.compile:
+            ways["clearhead, compiled"] = clearhead_step(config, windows, length, compiled=True)
+        best = dict.fromkeys(ways, math.inf)
+        for take in ways.values():
+            take()  # memory is laid out, and code compiled
+        for _ in range(arguments.rounds):
+            for way, take in ways.items():
+                start = time.perf_counter()
+                take()
+                best[way] = min(best[way], time.perf_counter() - start)
+        print(f"\n{name}: {windows} x {length} tokens a step")
+        for way, seconds in best.items():
+            speed = windows * length / seconds
+            share = speed * training_flops(config.replace(context_length=length)) / peak
+            ratio = best["transformers"] / seconds
+            print(f"  {way:<20} {speed:9,.0f} tokens/s   {ratio:.2f} times transformers   {100 * share:3.0f}% of peak")
+        del ways
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()

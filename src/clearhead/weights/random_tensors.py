@@ -1,0 +1,53 @@
+"""Tensors of a model that nobody trained: the numbers are random, the shapes are a config's."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from clearhead.config import GPTConfig
+from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+
+_SPREAD = 0.02  # the standard deviation from which GPT-2's training started
+
+
+class RandomTensors(Mapping[str, np.ndarray]):
+    """Every tensor of a model by canonical name, made when it is asked for.
+
+    Matrices and embeddings are drawn from a normal distribution with standard deviation 0.02, the weights of norms are
+    one and biases zero. It is what measuring speed needs: how fast a model runs does not depend on its numbers.
+
+    Args:
+        config: the model's shape.
+        seed: the same one gives the same numbers, in whatever order they are asked for.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int = 0) -> None:
+        sizes, has = axis_sizes(config), {"": True, "qkv_bias": config.qkv_bias, "head": not config.tie_weights}
+        self._seed = seed
+        self._shapes = {
+            piece.name: piece.shape(sizes)
+            for row in TABLE
+            if has[row.needs]
+            for piece in pieces(row, "canonical", config.n_layers)
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """float32, of the tensor's shape."""
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return (np.ones if "norm" in name and name.endswith("weight") else np.zeros)(shape, np.float32)
+        rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(_SPREAD)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without making it."""
+        return self._shapes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)

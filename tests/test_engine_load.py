@@ -1,0 +1,199 @@
+"""Loading a model into the engine: what is kept on disk, what is said, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import clearhead
+from clearhead import places
+from clearhead.config import GPTConfig
+from clearhead.engine import store
+from clearhead.engine.runner import EngineRunner
+from clearhead.errors import InputError
+from clearhead.gpt import GPT
+from clearhead.model import GPTModel
+
+CONFIG = GPTConfig(vocab_size=101, context_length=40, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True)
+_OUTSIDE = dict(os.environ)
+IDS = [int(i) for i in np.random.default_rng(3).integers(0, 101, 30)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    made = tmp_path_factory.mktemp("model")
+    GPT(GPTModel(CONFIG)).save(made)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Kept weights go to a folder of the test's own. Compiled code was placed when the engine was imported."""
+    monkeypatch.setenv("CLEARHEAD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "weights"
+
+
+def _logits(gpt: GPT) -> np.ndarray:
+    return gpt.runner.logits(IDS)
+
+
+def test_a_cpu_takes_the_engine_and_the_rest_takes_pytorch(folder: Path) -> None:
+    gpt, reference = clearhead.load(folder), clearhead.load(folder, backend="torch")
+    assert isinstance(gpt.runner, EngineRunner)
+    assert not isinstance(reference.runner, EngineRunner)
+    assert np.abs(_logits(gpt) - _logits(reference)).max() < 1e-4
+    assert not isinstance(clearhead.load(folder, dtype="float16").runner, EngineRunner)
+
+
+def test_one_seed_gives_one_text_on_both(folder: Path) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 60, "seed": 5, "temperature": 1.0}
+    on_engine = clearhead.load(folder).generate(IDS[:4], **options)
+    on_torch = clearhead.load(folder, backend="torch").generate(IDS[:4], **options)
+    assert on_engine.ids == on_torch.ids
+    greedy = [
+        clearhead.load(folder, backend=name).generate(IDS[:4], max_new_tokens=64, temperature=0)
+        for name in ("engine", "torch")
+    ]
+    assert greedy[0].ids == greedy[1].ids
+
+
+def test_the_bundled_model_writes_greedily_what_pytorch_writes() -> None:
+    texts = [
+        clearhead.load(backend=name).generate("One day, a little girl", max_new_tokens=64, temperature=0).text
+        for name in ("engine", "torch")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_the_network_is_there_when_it_is_asked_for(folder: Path) -> None:
+    gpt = clearhead.load(folder)
+    expected = clearhead.load(folder, backend="torch").model.state_dict()
+    for name, tensor in gpt.model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    assert gpt.model is gpt.model
+
+
+def test_weights_are_kept_and_mapped_again(folder: Path, cache: Path) -> None:
+    first = _logits(clearhead.load(folder, dtype="int8"))
+    (kept,) = cache.iterdir()
+    made = kept.stat()
+    assert (_logits(clearhead.load(folder, dtype="int8")) == first).all()
+    assert kept.stat().st_mtime_ns == made.st_mtime_ns
+
+
+def test_kept_weights_that_are_cut_short_are_made_anew(
+    folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = _logits(clearhead.load(folder, dtype="int4"))
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-100])
+    assert (_logits(clearhead.load(folder, dtype="int4")) == first).all()
+    assert "made anew" in capsys.readouterr().err
+    assert kept.read_bytes() == whole
+
+
+def test_kept_weights_of_a_model_that_changed_are_made_anew(tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(2)
+    GPT(GPTModel(CONFIG)).save(tmp_path / "model")
+    before = _logits(clearhead.load(tmp_path / "model", dtype="bfloat16"))
+    torch.manual_seed(3)
+    GPT(GPTModel(CONFIG)).save(tmp_path / "model")
+    after = _logits(clearhead.load(tmp_path / "model", dtype="bfloat16"))
+    assert (before != after).any()
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CLEARHEAD_CACHE", str(tmp_path / "file"))
+    assert np.isfinite(_logits(clearhead.load(folder, dtype="int8"))).all()
+
+
+def test_more_threads_than_cores_are_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cores = places.usable_cores()
+    gpt = clearhead.load(folder, threads=cores + 1)
+    assert f"{cores + 1} threads were asked for" in capsys.readouterr().err
+    assert (_logits(gpt) == _logits(clearhead.load(folder, threads=1))).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"threads": 0}, "threads is 0"),
+        ({"dtype": "int3"}, "dtype is 'int3'"),
+        ({"dtype": "int8", "backend": "torch"}, "backend torch.* float32, bfloat16, float16"),
+        ({"dtype": "float16", "backend": "engine"}, "backend engine.* int8, int4"),
+        ({"backend": "engine", "device": "cuda"}, "engine runs on the CPU"),
+        ({"backend": "fast"}, "backends are auto, engine, torch"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(folder: Path, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        clearhead.load(folder, **options)
+
+
+def test_too_little_memory_is_said_before_anything_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "free_memory", lambda: 1_000_000)
+    with pytest.raises(InputError, match="1 MB are free; take a smaller format"):
+        clearhead.load(folder)
+
+
+def test_several_threads_may_call_one_runner(folder: Path) -> None:
+    runner = clearhead.load(folder).runner
+    alone = runner.logits(IDS)[-1]
+    found: list[np.ndarray] = []
+
+    def one() -> None:
+        for _ in range(20):
+            slot = runner.open()
+            found.append(runner.extend([(slot, IDS)])[0])
+            runner.close(slot)
+
+    callers = [threading.Thread(target=one) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 80
+    assert all((logits == alone).all() for logits in found)
+
+
+_SCRIPT = """
+import sys
+import clearhead
+gpt = clearhead.load(sys.argv[1], dtype=sys.argv[2])
+print(gpt.generate([1, 2, 3], max_new_tokens=20, temperature=0).ids)
+print("torch" in sys.modules)
+"""
+
+
+def _run(folder: Path, dtype: str, **environment: str) -> list[str]:
+    made = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(folder), dtype],
+        env=_OUTSIDE | environment,  # where the compiled code is kept already
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return made.stdout.splitlines()
+
+
+def test_generating_imports_no_torch(folder: Path) -> None:
+    assert _run(folder, "float32")[1] == "False"
+
+
+def test_a_cpu_without_anything_special_computes_the_same(folder: Path) -> None:
+    """On the plainest CPU of this kind: no AVX, no fused multiply-add."""
+    assert _run(folder, "int8", NUMBA_CPU_NAME="generic") == _run(folder, "int8")

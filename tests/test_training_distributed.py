@@ -1,0 +1,116 @@
+"""One, two and three processes: the same losses, the same model, and checkpoints that go from one number to another."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import RECIPE, recipe, write_texts
+from worlds import run_together
+
+from clearhead.training.corpus import Corpus, build
+from clearhead.training.loop import train
+from clearhead.training.recipe import Recipe
+from clearhead.training.run_folder import locked, read_metrics
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the processes are forked")
+
+# Dropout, Muon, gradients in pieces: all that could depend on who computes what.
+TEXT = (
+    RECIPE.replace("batch_size = 8", "batch_size = 12\nmicro_batch_size = 2\nlog_every = 1")
+    .replace("qkv_bias = true", "qkv_bias = true\ndrop_rate = 0.1")
+    .replace("evaluate_windows = 2", 'evaluate_windows = 5\nsamples = ["The old"]\nsample_tokens = 4')
+)
+SHORT = TEXT.replace("steps = 12", "steps = 5").replace("decay_steps = 4", "decay_steps = 0")
+
+
+def as_(parallel: str, text: str = TEXT) -> str:
+    return text.replace("[training]", f'[training]\nparallel = "{parallel}"')
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return build(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    train(Recipe.from_text(TEXT), data, out, corpus_folder=corpus.folder)
+    return out
+
+
+def assert_same_to_rounding(one: Path, other: Path) -> None:
+    lines = [read_metrics(out) for out in (one, other)]
+    for key in ("loss", "norm"):
+        values = [[line[key] for line in of_run if key in line] for of_run in lines]
+        assert len(values[0]) == 12
+        assert values[0] == pytest.approx(values[1], abs=2e-5, rel=2e-5)
+    assert lines[0][-1]["final"]["birds"] == pytest.approx(lines[1][-1]["final"]["birds"], rel=1e-5)
+    models = [load_file(out / "model/model.safetensors") for out in (one, other)]
+    for name, tensor in models[0].items():
+        assert (tensor - models[1][name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize(("world", "parallel"), [(2, "replicate"), (3, "replicate"), (2, "shard"), (3, "shard")])
+def test_any_number_of_processes_makes_the_same_run(
+    data: Path, corpus: Corpus, alone: Path, tmp_path: Path, world: int, parallel: str
+) -> None:
+    assert run_together(world, as_(parallel), data, tmp_path, corpus.folder) == [""] * world
+    assert_same_to_rounding(tmp_path, alone)
+    for key in ("valid", "sample"):
+        found, expected = ([line[key] for line in read_metrics(out) if key in line] for out in (tmp_path, alone))
+        assert len(found) == len(expected) == 2
+        if key == "sample":
+            assert found == expected
+        else:
+            for one, other in zip(found, expected, strict=True):
+                assert one["birds"] == pytest.approx(other["birds"], rel=1e-5)
+
+
+def test_a_checkpoint_of_two_goes_on_alone_and_with_three(
+    data: Path, corpus: Corpus, alone: Path, tmp_path: Path
+) -> None:
+    """Two processes with a part of the model each; then three with all of it; then one."""
+    assert run_together(2, as_("shard", SHORT), data, tmp_path, corpus.folder) == ["", ""]
+    nine = as_("replicate", SHORT.replace("steps = 5", "steps = 9"))
+    assert run_together(3, nine, data, tmp_path, corpus.folder, resume=True) == ["", "", ""]
+    train(Recipe.from_text(TEXT), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+    assert_same_to_rounding(tmp_path, alone)
+
+
+def test_a_checkpoint_of_one_goes_on_with_two_that_share_it(
+    data: Path, corpus: Corpus, alone: Path, tmp_path: Path
+) -> None:
+    train(Recipe.from_text(SHORT), data, tmp_path, corpus_folder=corpus.folder)
+    assert run_together(2, as_("shard"), data, tmp_path, corpus.folder, resume=True) == ["", ""]
+    expected = load_file(alone / "model/model.safetensors")
+    for name, tensor in load_file(tmp_path / "model/model.safetensors").items():
+        assert (tensor - expected[name]).abs().max() < 1e-4, name
+
+
+def test_all_processes_hear_of_what_stops_one(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        ends = run_together(2, TEXT, data, tmp_path, corpus.folder)
+    assert all("belongs to a run that is going on" in end for end in ends)
+    ends = run_together(2, TEXT.replace("batch_size = 12", "batch_size = 10"), data, tmp_path, corpus.folder)
+    assert all("batch_size 10 cannot be shared out among 2 processes in pieces of 2" in end for end in ends)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_random_numbers_of_dropout_belong_to_the_piece(data: Path, corpus: Corpus, tmp_path: Path, alone: Path) -> None:
+    """Without it, the comparison above could not see dropout: the losses of another seed are others."""
+    other = Recipe.from_text(TEXT.replace("drop_rate = 0.1", "drop_rate = 0.0"))
+    train(other, data, tmp_path, corpus_folder=corpus.folder)
+    losses = [[line["loss"] for line in read_metrics(out) if "loss" in line] for out in (tmp_path, alone)]
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-3
+    assert torch.tensor(losses).isfinite().all()
