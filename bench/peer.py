@@ -119,8 +119,8 @@ class CTranslate2:
 class LlamaCpp:
     """llama.cpp through the C interface that llama-cpp-python gives.
 
-    Its default, flash attention, is the faster one for a prompt and a short context, and the slower one for single tokens
-    after a long context: there it is switched off.
+    Its default, flash attention, is the faster one for a prompt and a short context, and the slower one for single
+    tokens after a long context: there it is switched off.
     """
 
     def __init__(self, form: str, folder: Path, threads: int) -> None:
@@ -158,9 +158,7 @@ class LlamaCpp:
         given, done, times = prompts, 0, []
         for _ in range(n):
             start = time.perf_counter()
-            rows = [
-                (id, done + i, seq, i == len(ids) - 1) for seq, ids in enumerate(given) for i, id in enumerate(ids)
-            ]
+            rows = [(id, done + i, seq, i == len(ids) - 1) for seq, ids in enumerate(given) for i, id in enumerate(ids)]
             batch.n_tokens = len(rows)
             for at, (id, place, seq, wanted) in enumerate(rows):
                 batch.token[at], batch.pos[at], batch.n_seq_id[at] = id, place, 1

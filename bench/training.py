@@ -30,8 +30,8 @@ from clearhead.training.throughput import peak_flops, training_flops
 
 SHAPES = {
     # name: shape, windows in a batch, tokens in a window
-    "10M": (GPTConfig(8192, 512, 320, 5, 6, qkv_bias=True, tie_weights=True), 4, 512),
-    "124M": (GPTConfig.named("124M").replace(drop_rate=0.0), 1, 512),
+    "10M": (GPTConfig(8192, 512, 320, 5, 6, qkv_bias=True, tie_weights=True), 1, 512),
+    "124M": (GPTConfig.named("124M").replace(drop_rate=0.0), 1, 256),
 }
 Take = Callable[[], float]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import SMALL, ours_of, peer_of
+from reference_models import SMALL, ours_of, peer_of
 
 BENCH = runpy.run_path(str(Path(__file__).parents[1] / "bench/llmc_ten_steps.py"))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import SMALL, ours_of, peer_logits, peer_of
+from reference_models import SMALL, ours_of, peer_logits, peer_of
 from transformers import GPT2LMHeadModel
 
 from clearhead.config import GPTConfig

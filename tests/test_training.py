@@ -18,17 +18,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import SMALL, ours_of, peer_of
+from reference_models import SMALL, ours_of, peer_of
 from small_runs import RECIPE, assert_equal_runs, one_step, recipe, small_run, weights_of, write_texts
 from transformers import GPT2LMHeadModel
 
 import clearhead
-from clearhead.errors import InputError, TrainingError
+from clearhead.errors import TrainingError
 from clearhead.evaluation.held_out import held_out
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
-from clearhead.texts import documents
-from clearhead.training.batches import Batches
 from clearhead.training.checkpoint import checkpoints, read_state
 from clearhead.training.corpus import Corpus, build
 from clearhead.training.loop import train
@@ -98,138 +96,6 @@ def test_a_recipe_that_cannot_be_is_refused(old: str, new: str, words: str) -> N
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"none\.toml could not be read"):
         Recipe.from_file(tmp_path / "none.toml")
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The corpus
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def test_a_corpus_decodes_to_its_texts(corpus: Corpus, data: Path) -> None:
-    for name, shard in corpus.train.items():
-        texts = list(documents(data / f"{name}.txt"))
-        ids = corpus.tokens(shard)
-        starts = np.flatnonzero(ids == corpus.tokenizer.end_of_text)
-        assert [corpus.tokenizer.decode(part[1:].tolist()) for part in np.split(ids, starts[1:])] == texts
-        assert (shard.documents, shard.tokens) == (len(texts), len(ids))
-        assert shard.text_bytes == sum(len(text.encode()) for text in texts)
-
-
-def test_a_corpus_is_not_built_twice(data: Path, tmp_path: Path) -> None:
-    first = build(recipe().corpus, 300, data, tmp_path)
-    written = (tmp_path / "manifest.json").stat().st_mtime_ns
-    again = build(recipe().corpus, 300, data, tmp_path)
-    assert again.train == first.train
-    assert (tmp_path / "manifest.json").stat().st_mtime_ns == written
-
-
-def test_a_corpus_of_other_texts_is_refused(data: Path, tmp_path: Path) -> None:
-    build(recipe().corpus, 300, data, tmp_path)
-    with pytest.raises(TrainingError, match="built from other texts or settings"):
-        build(recipe(("weight = 3", "weight = 4")).corpus, 300, data, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("write", "words"),
-    [(None, r"fish\.txt could not be read"), (b"  \n", "has no text"), (b"\xff\xfe", "not UTF-8")],
-    ids=["missing", "empty", "binary"],
-)
-def test_a_text_that_cannot_be_used_is_named(data: Path, tmp_path: Path, write: bytes | None, words: str) -> None:
-    for file in data.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "fish.txt").unlink()
-    if write is not None:
-        (tmp_path / "fish.txt").write_bytes(write)
-    with pytest.raises((TrainingError, InputError), match=words):
-        build(recipe().corpus, 300, tmp_path, tmp_path / "corpus")
-    assert not (tmp_path / "corpus/manifest.json").exists()
-
-
-def test_a_shard_that_was_cut_short_is_named(data: Path, tmp_path: Path) -> None:
-    built = build(recipe().corpus, 300, data, tmp_path)
-    shard = tmp_path / "birds.train.bin"
-    shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(TrainingError, match=r"birds\.train\.bin has"):
-        built.tokens(built.train["birds"])
-
-
-def test_a_broken_manifest_is_named(data: Path, tmp_path: Path) -> None:
-    build(recipe().corpus, 300, data, tmp_path)
-    (tmp_path / "manifest.json").write_text('{"train": 1')
-    with pytest.raises(TrainingError, match=r"manifest\.json could not be read"):
-        Corpus(tmp_path)
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=20), max_size=6))
-def test_documents_are_what_stands_between_the_separators(tmp_path_factory: Any, texts: list[str]) -> None:
-    path = tmp_path_factory.mktemp("documents") / "text.txt"
-    path.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8", newline="")
-    assert list(documents(path)) == [text.strip() for text in texts if text.strip()]
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def numbered(*lengths: int) -> dict[str, np.ndarray]:
-    """Texts whose every id says which text and which place it is from."""
-    return {str(text): np.arange(length) + 100_000 * text for text, length in enumerate(lengths)}
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    lengths=st.lists(st.integers(50, 400), min_size=1, max_size=3),
-    context=st.integers(1, 20),
-    size=st.integers(1, 7),
-    seed=st.integers(0, 2**31),
-    step=st.integers(0, 200),
-)
-def test_a_batch_is_windows_of_the_texts_and_depends_on_the_step_alone(
-    lengths: list[int], context: int, size: int, seed: int, step: int
-) -> None:
-    def make() -> Batches:
-        return Batches(numbered(*lengths), {str(i): i + 1.0 for i in range(len(lengths))}, context, size, seed)
-
-    inputs, targets = make().batch(step)
-    assert inputs.shape == targets.shape == (size, context)
-    assert (targets == inputs + 1).all()
-    for row in targets:
-        assert len({int(value) // 100_000 for value in row}) == 1
-        assert row[-1] % 100_000 < lengths[row[0] // 100_000]
-    used = make()
-    for earlier in (3, 0, step + 5):
-        used.batch(earlier)
-    assert (used.batch(step)[0] == inputs).all()
-
-
-@settings(deadline=None, max_examples=25)
-@given(length=st.integers(60, 300), context=st.integers(2, 20), seed=st.integers(0, 2**31))
-def test_an_epoch_sees_no_token_twice_and_almost_all_once(length: int, context: int, seed: int) -> None:
-    batches = Batches(numbered(length), {"0": 1.0}, context, 1, seed)
-    per_epoch = (length - context) // context
-    orders = []
-    for epoch in range(2):
-        seen = Counter(int(i) for n in range(per_epoch) for i in batches.batch(epoch * per_epoch + n)[0][0])
-        assert set(seen.values()) == {1}
-        assert len(seen) == per_epoch * context > length - 3 * context
-        orders.append([batches.batch(epoch * per_epoch + n)[0][0, 0] for n in range(per_epoch)])
-    assert orders[0] != orders[1] or per_epoch < 4
-    assert batches.epochs(per_epoch) == [1.0]
-
-
-def test_texts_come_by_their_weights() -> None:
-    batches = Batches(numbered(4000, 900, 900), {"0": 5.0, "1": 3.0, "2": 2.0}, 4, 10, seed=7)
-    texts = Counter(int(row[0]) // 100_000 for step in range(200) for row in batches.batch(step)[0])
-    assert texts == {0: 1000, 1: 600, 2: 400}
-    early = Counter(int(row[0]) // 100_000 for step in range(20) for row in batches.batch(step)[0])
-    assert 70 <= early[0] <= 130  # the pattern is shuffled, not one text after another
-
-
-def test_a_text_shorter_than_two_windows_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"'0' has 32 tokens.*at least 33"):
-        Batches(numbered(32), {"0": 1.0}, 16, 1, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from peers import peer_of
+from reference_models import peer_of
 from transformers import GPT2LMHeadModel
 
 from clearhead import weights

@@ -561,6 +561,7 @@ def test_the_command_line(published: tuple[Tensors, dict[str, Official]], tmp_pa
     page_of_text = tmp_path / "page.txt"
     page_of_text.write_text("Once upon a time there was a page of text. " * 9)
     assert "✓ tokenizer" in call(bundled(), "--text", page_of_text)[1]
+    assert call(bundled(), "--text", page_of_text, "--no-run")[0] == 2
     flip(tmp_path / "model" / DATA)
     status, out, err = call(tmp_path / "model", "--no-run")
     assert status == 2 and "✗ checksums" in out and out.rstrip().endswith("Failed: checksums.") and err == ""

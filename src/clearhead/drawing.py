@@ -108,7 +108,7 @@ def draw_in_order(
     """
     reached, found, greatest = 0.0, -1, -np.inf
     for place in range(len(order)):
-        token = np.int64(order[place] & np.uint64(0xFFFFFFFF))
+        token = int(order[place] & np.uint64(0xFFFFFFFF))
         if logits[token] >= least:
             score = _score(logits[token], _bits(key, token), best, temperature)
             if score > greatest:

@@ -24,10 +24,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from clearhead import tokenizer_files
 from clearhead.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that GPT-2 was trained to see between two documents."""
@@ -100,20 +104,29 @@ class _Backend(Protocol):
 
     def encode(self, text: str, special: bool) -> list[int]: ...
 
+    def array(self, text: str) -> npt.NDArray[np.uint32]: ...
+
     def encode_batch(self, texts: Sequence[str], special: bool, threads: int | None) -> list[list[int]]: ...
 
 
-class _Tiktoken:
-    """Encodes with `tiktoken`; special tokens are found here, the longest first, as `tokenizers` does it."""
+class _Direct:
+    """What the encoders below share: special tokens are found here, the longest first, as `tokenizers` does it."""
 
-    def __init__(self, definition: Mapping[str, Any], ranks: dict[bytes, int]) -> None:
-        import tiktoken
-
-        self._encoding = tiktoken.Encoding("clearhead", pat_str=_CUTTING_RULE, mergeable_ranks=ranks, special_tokens={})
+    def __init__(self, definition: Mapping[str, Any]) -> None:
         self.special_tokens: dict[str, int] = {t["content"]: t["id"] for t in definition["added_tokens"]}
         self.vocabulary: dict[str, int] = definition["model"]["vocab"] | self.special_tokens
         by_length = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, by_length)) + ")") if by_length else None
+
+    def ordinary(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is special."""
+        return list(self.array(text).tolist())
+
+    def array(self, text: str) -> npt.NDArray[np.uint32]:
+        """The same as an array."""
+        import numpy as np
+
+        return np.array(self.ordinary(text), np.uint32)
 
     def encode(self, text: str, special: bool) -> list[int]:
         ids: list[int] = []
@@ -123,8 +136,26 @@ class _Tiktoken:
             if n % 2:
                 ids.append(self.special_tokens[part])
             else:
-                for piece in _without_long_runs(part):
-                    ids += self._encoding.encode_ordinary(piece)
+                ids += self.ordinary(part)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], special: bool, threads: int | None) -> list[list[int]]:
+        return [self.encode(text, special) for text in texts]
+
+
+class _Tiktoken(_Direct):
+    """Encodes with `tiktoken`."""
+
+    def __init__(self, definition: Mapping[str, Any], ranks: dict[bytes, int]) -> None:
+        import tiktoken
+
+        super().__init__(definition)
+        self._encoding = tiktoken.Encoding("clearhead", pat_str=_CUTTING_RULE, mergeable_ranks=ranks, special_tokens={})
+
+    def ordinary(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in _without_long_runs(text):
+            ids += self._encoding.encode_ordinary(piece)
         return ids
 
     def encode_batch(self, texts: Sequence[str], special: bool, threads: int | None) -> list[list[int]]:
@@ -137,6 +168,52 @@ class _Tiktoken:
         with ThreadPoolExecutor(threads) as pool:
             done = pool.map(lambda handful: [self.encode(text, special) for text in handful], handfuls)
             return [ids for handful in done for ids in handful]
+
+
+class _Bytes(_Direct):
+    """Encodes with a table of the 256 bytes, for a vocabulary that merges nothing."""
+
+    def __init__(self, definition: Mapping[str, Any]) -> None:
+        import numpy as np
+
+        super().__init__(definition)
+        vocab = definition["model"]["vocab"]
+        self._table = np.array([vocab[_LETTER_OF_BYTE[byte]] for byte in range(256)], np.uint32)
+
+    def array(self, text: str) -> npt.NDArray[np.uint32]:
+        import numpy as np
+
+        return self._table[np.frombuffer(text.encode("utf-8"), np.uint8)]
+
+
+class _Characters(_Direct):
+    """Encodes with a table of code points, for a vocabulary whose tokens are characters."""
+
+    def __init__(self, definition: Mapping[str, Any]) -> None:
+        import numpy as np
+
+        super().__init__(definition)
+        vocab = definition["model"]["vocab"]
+        self._table = np.full(max(map(ord, vocab), default=0) + 1, -1, np.int32)
+        for character, id in vocab.items():
+            self._table[ord(character)] = id
+
+    def array(self, text: str) -> npt.NDArray[np.uint32]:
+        import numpy as np
+
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        if len(points) and points.max() >= len(self._table):
+            self._refuse(int(points[points >= len(self._table)][0]))
+        ids = self._table[points]
+        if len(points) and ids.min() < 0:
+            self._refuse(int(points[ids < 0][0]))
+        return ids.astype(np.uint32)
+
+    def _refuse(self, point: int) -> None:
+        raise TokenizerError(
+            f"the vocabulary has no token for the character {chr(point)!r} (U+{point:04X}), so the text cannot be "
+            "encoded; remove the character or use a vocabulary that has it."
+        )
 
 
 class _Tokenizers:
@@ -173,6 +250,11 @@ class _Tokenizers:
 
     def encode(self, text: str, special: bool) -> list[int]:
         return list(self._which(special).encode(text, add_special_tokens=False).ids)
+
+    def array(self, text: str) -> npt.NDArray[np.uint32]:
+        import numpy as np
+
+        return np.array(self.encode(text, special=False), np.uint32)
 
     def encode_batch(self, texts: Sequence[str], special: bool, threads: int | None) -> list[list[int]]:
         # The library has threads of its own, whose number it takes from RAYON_NUM_THREADS.
@@ -286,6 +368,16 @@ def _parts_stay_apart(merges: Sequence[tuple[str, str]]) -> bool:
             left_until, _, inner_left = made[inner_left]
         made[left + right] = (place, left, right)
     return True
+
+
+def _backend(definition: Mapping[str, Any]) -> _Backend:
+    """The fastest encoder that is certain to give the ids of `tokenizers`."""
+    if _is_of_characters(definition):
+        return _Characters(definition)
+    ranks = _mergeable_ranks(definition)
+    if ranks is None:
+        return _Tokenizers(definition)
+    return _Tiktoken(definition, ranks) if definition["model"]["merges"] else _Bytes(definition)
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -421,6 +513,40 @@ def _gpt2_definition(vocab: dict[str, int], merges: list[tuple[str, str]]) -> di
             "merges": merges,
         },
     }
+
+
+# Cuts a text into its characters. `[\s\S]` and not `.`, which leaves out line ends in every library of expressions.
+_EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+
+
+def _character_definition(characters: Iterable[str], end_of_text: bool) -> dict[str, Any]:
+    """The contents of a `tokenizer.json` whose tokens are single characters, and the end of text last."""
+    vocab = {character: id for id, character in enumerate(characters)}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_special_token(END_OF_TEXT, len(vocab))] if end_of_text else [],
+        "normalizer": None,
+        "pre_tokenizer": _EACH_CHARACTER,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        # The library asks for a token for unknown characters; none is in the vocabulary, so that they are refused.
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+    }
+
+
+def _is_of_characters(definition: Mapping[str, Any]) -> bool:
+    model = definition["model"]
+    return (
+        model.get("type") == "WordLevel"
+        and definition.get("pre_tokenizer") == _EACH_CHARACTER
+        and definition.get("normalizer") is None
+        and (definition.get("decoder") or {}).get("type") == "Fuse"
+        and model.get("unk_token") not in model["vocab"]
+        and all(len(token) == 1 for token in model["vocab"])
+        and _are_added_plainly(definition)
+    )
 
 
 def _definition_from_json(path: Path) -> dict[str, Any]:
@@ -606,7 +732,8 @@ def _learn_merges(texts: Iterable[str], vocab_size: int, show_progress: bool) ->
 class Tokenizer:
     """Turns text into token ids and ids into text.
 
-    Made by `from_folder`, `from_bpe_files`, `from_json` or `train`. It does not change, so threads may share it.
+    Made by `from_folder`, `from_bpe_files`, `from_json`, `train`, `of_bytes` or `of_characters`. It does not change,
+    so threads may share it.
 
     Attributes:
         vocab_size: one more than the highest id: the rows that a model's embedding needs.
@@ -619,10 +746,9 @@ class Tokenizer:
     special_tokens: dict[str, int]
 
     def __init__(self, definition: dict[str, Any], end_of_text: int | None = None) -> None:
-        """Called by the four ways to make a tokenizer, with a definition that they have checked."""
+        """Called by the ways to make a tokenizer, with a definition that they have checked."""
         self._definition = definition
-        ranks = _mergeable_ranks(definition)
-        self._backend: _Backend = _Tokenizers(definition) if ranks is None else _Tiktoken(definition, ranks)
+        self._backend: _Backend = _backend(definition)
         vocabulary = self._backend.vocabulary
         self.special_tokens = dict(self._backend.special_tokens)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
@@ -630,8 +756,13 @@ class Tokenizer:
         self._names: list[str | None] = [None] * self.vocab_size
         for name, id in vocabulary.items():
             self._names[id] = name
-        self._pieces = self._pieces_of(vocabulary) if _has_byte_level_decoder(definition) else None
+        self._pieces: list[bytes | None] | None = None
+        if isinstance(self._backend, _Characters):
+            self._pieces = [None if name is None else name.encode("utf-8") for name in self._names]
+        elif _has_byte_level_decoder(definition):
+            self._pieces = self._pieces_of(vocabulary)
         self._known_bytes = self._bytes_in(vocabulary)
+        self._sha256: tuple[int | None, str] | None = None  # made when it is asked for, with the end of text then
 
     def _pieces_of(self, vocabulary: Mapping[str, int]) -> list[bytes | None]:
         """The bytes of each id, for a vocabulary with which a text is its tokens' bytes joined; None for unused ids."""
@@ -758,6 +889,30 @@ class Tokenizer:
             )
         return cls(_learn_merges([texts] if isinstance(texts, str) else texts, vocab_size, show_progress))
 
+    @classmethod
+    def of_bytes(cls) -> Tokenizer:
+        """The smallest vocabulary that can write any text: id n is the byte n of its UTF-8, and 256 the end of text."""
+        vocab = {letter: byte for byte, letter in sorted(_LETTER_OF_BYTE.items())}
+        return cls(_gpt2_definition(vocab | {END_OF_TEXT: 256}, []))
+
+    @classmethod
+    def of_characters(cls, characters: Iterable[str], *, end_of_text: bool = False) -> Tokenizer:
+        """A vocabulary of single characters, whose ids are in the order of the code points.
+
+        Args:
+            characters: those that texts may have; each counts once. Any other is refused in encoding.
+            end_of_text: whether `<|endoftext|>` is the last token.
+
+        Raises:
+            TokenizerError: where there are none, or one of them is no single character.
+        """
+        found = sorted(set(characters))
+        for character in found or [""]:
+            if len(character) != 1:
+                raise TokenizerError(f"{character!r} is no character; give the characters of the texts, one by one.")
+            _valid(character)
+        return cls(_character_definition(found, end_of_text))
+
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, end_of_text={self.end_of_text})"
 
@@ -778,6 +933,60 @@ class Tokenizer:
         """
         self._refuse_unknown_bytes(_valid(text))
         return self._backend.encode(text, special)
+
+    def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
+        """The ids of a text as an array, uint32 [tokens]; special tokens that it spells out are encoded as text.
+
+        Raises:
+            TokenizerError: as `encode`.
+        """
+        self._refuse_unknown_bytes(_valid(text))
+        return self._backend.array(text)
+
+    def byte_pairs(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
+        """The ids of the 256 bytes, int32 [256], and the merges in the order in which they were learned, int32 [n, 3].
+
+        A merge is the ids of its two parts and of what they become, and the last grows from merge to merge. None for
+        a vocabulary that is not of GPT-2's kind, or merges nothing.
+        """
+        import numpy as np
+
+        if not isinstance(self._backend, _Tiktoken):
+            return None
+        vocab, merges = self._definition["model"]["vocab"], self._definition["model"]["merges"]
+        ids = [(vocab[left], vocab[right], vocab[left + right]) for left, right in merges]
+        return np.array([vocab[_LETTER_OF_BYTE[byte]] for byte in range(256)], np.int32), np.array(ids, np.int32)
+
+    def sha256(self) -> str:
+        """A checksum, in hex, that two tokenizers share where every text gets the same ids from both."""
+        if self._sha256 is None or self._sha256[0] != self.end_of_text:
+            values = json.dumps([self._definition, self.end_of_text], sort_keys=True)
+            self._sha256 = self.end_of_text, hashlib.sha256(values.encode()).hexdigest()
+        return self._sha256[1]
+
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """How many bytes of text each id stands for, int64 [vocab_size]; 0 for special tokens.
+
+        None for a vocabulary with which a text is not its tokens' bytes joined.
+        """
+        import numpy as np
+
+        if self._pieces is None:
+            return None
+        lengths = np.array([len(piece or b"") for piece in self._pieces], np.int64)
+        lengths[list(self.special_tokens.values())] = 0
+        return lengths
+
+    @property
+    def may_cut(self) -> Literal["anywhere", "before white space", "nowhere"]:
+        """Where a text may be cut so that the ids of the two parts, joined, are the ids of the whole.
+
+        "before white space" is the place between a visible character and a white one: no piece of GPT-2's cutting
+        rule goes over it, and none looks back.
+        """
+        if isinstance(self._backend, _Bytes | _Characters):
+            return "anywhere"
+        return "before white space" if isinstance(self._backend, _Tiktoken) else "nowhere"
 
     def encode_batch(
         self, texts: Iterable[str], *, special: bool = False, threads: int | None = None

@@ -216,7 +216,7 @@ def _n_tokens(config: GPTConfig) -> int:
 def _judge(found: Comparison, layer_by_layer: bool) -> Point:
     best = min(found.rivals, key=lambda rival: rival.nats)
     share = (found.loss + min(best.nats, 0.0) / found.tokens) / found.chance
-    price = f"{found.tokens} tokens of text cost {found.loss:.2f} nats each, {found.chance:.2f} by chance"
+    price = f"{found.tokens:,} tokens of text cost {found.loss:.2f} nats each, {found.chance:.2f} by chance"
     if share > _FAMILIAR:
         text = (
             f"{price}. The model does not know such text well enough to judge its parts by it; "
@@ -225,11 +225,13 @@ def _judge(found: Comparison, layer_by_layer: bool) -> Point:
         return Point("text", "warning", text)
     if -best.nats > _NATS and -best.deviations > _DEVIATIONS:
         text = (
-            f"{price}. They are likelier with {best}, by {-best.nats:.0f} nats ({_times(-best.nats)}): "
-            "the weights were stored or named so, and are not what the config and the names say."
+            f"{price}. They are likelier with {best}, by {-best.nats:,.0f} nats ({_times(-best.nats)}): "
+            "that is how they were trained, and the weights, their names or the config are wrong."
         )
         others = sorted((rival for rival in found.rivals if rival.nats < -_NATS and rival is not best), key=_nats)
-        return Point("text", "failed", text, tuple(f"{rival}: {-rival.nats:.0f} nats likelier" for rival in others[:4]))
+        return Point(
+            "text", "failed", text, tuple(f"{rival}: {-rival.nats:,.0f} nats likelier" for rival in others[:4])
+        )
     return _read_well(found, price, layer_by_layer)
 
 
@@ -239,11 +241,11 @@ def _read_well(found: Comparison, price: str, layer_by_layer: bool) -> Point:
     nearest = min(whole, key=_nats)
     text = (
         f"{price}. With any of {len(whole)} rearrangements of the whole model they are less likely, "
-        f"by {nearest.nats:.0f} nats ({_times(nearest.nats)}) or more."
+        f"by {nearest.nats:,.0f} nats ({_times(nearest.nats)}) or more."
         if nearest.nats > 0
         else f"{price}. No rearrangement of the model makes them clearly likelier."
     )
-    details = [f"nearest: {nearest}, {nearest.nats:.0f} nats"]
+    details = [f"nearest: {nearest}, {nearest.nats:,.0f} nats"]
     if single:
         sure = sum(rival.nats > _NATS for rival in single)
         details.append(

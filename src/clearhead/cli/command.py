@@ -11,7 +11,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from clearhead import __version__
+from clearhead.cli.bench import bench
 from clearhead.cli.classify import classify
+from clearhead.cli.corpus import HELP as CORPUS_HELP
+from clearhead.cli.corpus import VERBS as CORPUS_VERBS
 from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
 from clearhead.cli.generate import generate
@@ -64,8 +67,13 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, diagram, walk, tour, new, train, runs, evaluate, classify):
+for verb in (generate, tokenize, params, diagram, walk, tour, new, train, runs, evaluate, classify, bench):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
+
+corpus = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+for name, (look, epilog) in CORPUS_VERBS.items():
+    corpus.command(name, help=_paragraphs(look.__doc__), epilog=epilog)(look)
+app.add_typer(corpus, name="corpus", help=CORPUS_HELP)
 
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 for name, (look, epilog) in WEIGHTS_VERBS.items():

@@ -39,7 +39,7 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
     from clearhead.progress import Progress
     from clearhead.texts import encode_documents
 
-    gpt = load(model, device=device)
+    gpt = load(model, backend="torch", device=device)  # the loss is computed by the PyTorch model
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
     if not as_json:

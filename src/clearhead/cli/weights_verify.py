@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 EPILOG = """
 Examples:
 
-[bold]clearhead weights verify gpt2[/]                        what OpenAI published, bit for bit?
+[bold]clearhead weights verify gpt2[/]                       is it OpenAI's?
 
-[bold]clearhead weights verify my-model/ --text page.txt[/]   with a text of the kind it was trained on
+[bold]clearhead weights verify model/ --text page.txt[/]     a text of its kind
 
-[bold]clearhead weights verify model.gguf --json[/]           for a program; the exit status is 2 where a point fails
+[bold]clearhead weights verify model.gguf --json[/]          for a program
 """
 
 _SHOWN = 6  # details of one point
@@ -48,6 +48,8 @@ def verify_weights(
     """
     from clearhead.cli.command import USAGE
 
+    if text is not None and not run:
+        raise typer.BadParameter("--text is for a run of the model; leave out --no-run.")
     found = _verify(source, text, run, device)
     if as_json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))

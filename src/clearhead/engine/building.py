@@ -56,7 +56,13 @@ def size(config: GPTConfig, form: str) -> int:
     return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout(config, form).values())
 
 
-def build(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], form: str, threads: int) -> Arrays:
+def build(
+    config: GPTConfig,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    form: str,
+    threads: int,
+    moments: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> Arrays:
     """Fills the arrays of a format.
 
     Args:
@@ -64,6 +70,7 @@ def build(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], form: str,
         tensors: by canonical name; float32. Each is asked for once, so they may be read as they are needed.
         form: one of `formats.FORMATS`.
         threads: how many share the work.
+        moments: for int4, what `calibration.moments` found; it rounds better with them.
 
     Raises:
         InputError: where the format cannot store a tensor's numbers.
@@ -72,7 +79,8 @@ def build(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], form: str,
 
     def matrix(name: str, layer: int, canonical: str) -> None:
         weights = np.ascontiguousarray(tensors[f"{canonical}.weight"], np.float32)
-        pack(form, weights, arrays[f"{name}.weights"][layer], arrays[f"{name}.scales"][layer], threads)
+        used = None if moments is None else moments.get(f"{canonical}.weight")
+        pack(form, weights, arrays[f"{name}.weights"][layer], arrays[f"{name}.scales"][layer], threads, used)
         if (bias := f"{canonical}.bias") in tensors:
             arrays[f"{name}.bias"][layer, : len(weights)] = tensors[bias]
 

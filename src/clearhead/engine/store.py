@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 1
+VERSION = 2
 """Of the arrays' layout; a file of another version is made anew."""
 
 _KEPT = ("bfloat16", "int8", "int4")
@@ -76,6 +76,12 @@ def _place(source: Source, form: str) -> tuple[Path, str]:
     return cache_folder() / "weights" / f"{name}.safetensors", hashlib.sha256(key.encode()).hexdigest()
 
 
+def forget(source: Source) -> None:
+    """Removes what was kept on disk of a model, in every format."""
+    for form in _KEPT:
+        _place(source, form)[0].unlink(missing_ok=True)
+
+
 def _load(source: Source, form: str) -> Arrays | None:
     """The arrays as they were kept, mapped and not read; None where there are none that fit."""
     if form not in _KEPT:
@@ -112,10 +118,28 @@ def _make(source: Source, form: str, threads: int) -> Arrays:
         )
     with told(f"Compiling what stores weights as {form}, once for this machine …"):
         arrays = build(source.config, source.lazy(), form, threads)
+        if form == "int4":
+            arrays = _rounded_better(source, arrays, threads)
     if form in _KEPT:
         with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
             _keep(source, form, arrays)
     return arrays
+
+
+def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
+    """int4 once more, by how the model uses its weights on a text that it writes itself (see `calibration.py`)."""
+    from clearhead.engine.building import build, weights_of
+    from clearhead.engine.calibration import moments, write_text
+    from clearhead.engine.runner import EngineRunner
+    from clearhead.progress import Progress
+
+    with Progress(f"Rounding {source.name} to int4, once", None) as progress:
+        progress.note("it writes a text to see how its weights are used")
+        ids = write_text(EngineRunner(source.config, weights_of(arrays), threads))
+        progress.note("what comes into each matrix is measured")
+        used = moments(source.config, source.lazy(), ids)
+        progress.note("each weight's error is made up for by those after it")
+        return build(source.config, source.lazy(), "int4", threads, used)
 
 
 def _keep(source: Source, form: str, arrays: Arrays) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clearhead.head_loss import NOT_COUNTED, head_nats
 from clearhead.model import GPTModel
+from clearhead.texts import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ Nats = Callable[[Tensor, Tensor], Tensor]
 @torch.no_grad()
 def held_out(
     model: GPTModel,
-    ids: npt.NDArray[np.integer],
+    ids: Ids,
     text_bytes: int,
     *,
     windows: int | None = None,
@@ -103,7 +104,7 @@ def held_out(
     return HeldOut(total, tokens, text_bytes * tokens / max(len(ids) - 1, 1))
 
 
-def _windows(ids: npt.NDArray[np.integer], starts: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:
+def _windows(ids: Ids, starts: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:
     """The windows that start there, int64 [B, T + 1]; behind the text's end stand targets that do not count."""
     rows = [ids[start : start + length + 1].astype(np.int64) for start in starts]
     if not rows:

@@ -109,7 +109,7 @@ def load_classifier(folder: str | os.PathLike[str]) -> Classifier:
         raise WeightsError(
             f'{path} is no classifier: it has no {_SCORE} or no names of classes; train one with kind = "classes".'
         ) from None
-    gpt = load(path)
+    gpt = load(path, backend="torch")
     if gpt.tokenizer is None:
         raise WeightsError(f"{path} has no tokenizer; put its files (tokenizer.json) beside the weights.")
     return Classifier(gpt, score, labels)

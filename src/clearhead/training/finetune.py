@@ -53,7 +53,7 @@ def begin(recipe: Recipe, data: Path) -> Start:
     """
     f = recipe.finetune
     assert f is not None
-    gpt = load(None if f.start == "bundled" else f.start)
+    gpt = load(None if f.start == "bundled" else f.start, backend="torch")
     if gpt.tokenizer is None:
         raise TrainingError(f"the model {f.start} has no tokenizer; put its files (tokenizer.json) beside the weights.")
     length = f.context_length or gpt.config.context_length

@@ -33,7 +33,7 @@ from clearhead.training.checkpoint import (
     tensors_of,
 )
 from clearhead.training.clock import Clock
-from clearhead.training.corpus import Corpus, build
+from clearhead.training.corpus import Corpus, build, place
 from clearhead.training.display import Standing
 from clearhead.training.distributed import Processes, processes
 from clearhead.training.environment import environment
@@ -350,7 +350,7 @@ def _corpus(recipe: Recipe, data: Path, folder: Path, group: Processes) -> Corpu
     with group.first_alone() as first:
         if first:
             corpus = build(recipe.corpus, recipe.model.vocab_size, data, folder)
-    return corpus or Corpus(folder)
+    return corpus or Corpus(place(recipe.corpus, data, folder))
 
 
 def _need_compiler(device: torch.device) -> None:

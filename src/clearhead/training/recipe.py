@@ -34,14 +34,20 @@ class SourceRecipe:
 
     Attributes:
         name: what the metrics and the shards call it.
-        train: file to train on, relative to the data folder; documents are separated by a line `<|endoftext|>`.
-        valid: file that is held out; none where empty.
+        train: what to train on, relative to the data folder: a text file (documents are separated by a line
+            `<|endoftext|>`), JSON lines, a Parquet file, a folder of them, or a data set on the hub (`hf:NAME`).
+        valid: the same to be held out; none where empty.
+        validation: where `valid` is empty, what of `train` is held out: a share of the documents (`0.01`) or the last
+            share of the tokens (`tail:0.1`).
+        field: the field of a JSON line, or the column of a table, that is the document.
         weight: share of the training tokens that come from here, relative to the other sources' weights.
     """
 
     name: str
     train: str
     valid: str = ""
+    validation: str = ""
+    field: str = "text"
     weight: float = 1.0
 
 
@@ -51,10 +57,18 @@ class CorpusRecipe:
 
     Attributes:
         source: the texts.
+        built: in place of texts, the folder of a corpus that `clearhead corpus build` made, relative to the data
+            folder.
+        tokenizer: `bytes`, `characters`, or a tokenizer's file, folder or name on the hub; where it is empty, a
+            byte-level BPE is learned from the texts.
+        seed: of the draw of held-out documents.
         tokenizer_bytes: how many bytes of text the vocabulary is learned from, shared out by weight.
     """
 
-    source: tuple[SourceRecipe, ...]
+    source: tuple[SourceRecipe, ...] = ()
+    built: str = ""
+    tokenizer: str = ""
+    seed: int = 1
     tokenizer_bytes: int = 20_000_000
 
 
@@ -243,9 +257,11 @@ class Recipe:
         except ConfigError as error:
             raise TrainingError(f"in [model], {error}") from None
         corpus = dict(tables["corpus"])
-        sources = corpus.get("source")
-        if not isinstance(sources, list) or not sources:
-            raise TrainingError("[corpus] names no text; add a [[corpus.source]] with name and train.")
+        sources = corpus.get("source", [])
+        if not isinstance(sources, list) or bool(sources) == bool(corpus.get("built")):
+            raise TrainingError(
+                "[corpus] must name texts, each in a [[corpus.source]] with name and train, or a corpus in built."
+            )
         corpus["source"] = tuple(_table(SourceRecipe, s, "[[corpus.source]]") for s in sources)
         recipe = cls(
             shape=model,
@@ -297,6 +313,8 @@ def _check(recipe: Recipe) -> None:
             raise TrainingError(f"two sources are named {source.name!r}; each needs a name of its own.")
         if not source.name.replace("_", "").replace("-", "").isalnum():
             raise TrainingError(f"a source is named {source.name!r}; use letters, digits, '-' and '_' only.")
+        if source.valid and source.validation:
+            raise TrainingError(f"the source {source.name!r} has both valid and validation; give one of them.")
         if not source.weight > 0:
             raise TrainingError(f"the weight of {source.name!r} is {source.weight}; it must be above 0.")
     if recipe.finetune is not None:

@@ -8,13 +8,13 @@ point, that weights are whole and stand where they belong.
 
 from clearhead.weights.comparison import Difference, compare
 from clearhead.weights.download import fetch_openai
-from clearhead.weights.hub import fetch, fetch_into
+from clearhead.weights.hub import fetch, fetch_into, fetch_tokenizer
 from clearhead.weights.huggingface import save_huggingface
 from clearhead.weights.official import Identity, identify
 from clearhead.weights.openai import save_openai
 from clearhead.weights.plan import LazyTensors, Plan, PlanRow
 from clearhead.weights.saving import Saved, save
-from clearhead.weights.source import Source, convert, locate, open
+from clearhead.weights.source import Source, convert, locate, looks_like_a_path, open
 from clearhead.weights.tensors import TensorInfo
 from clearhead.weights.verifying import Point, Verification, verify
 
@@ -34,8 +34,10 @@ __all__ = [
     "fetch",
     "fetch_into",
     "fetch_openai",
+    "fetch_tokenizer",
     "identify",
     "locate",
+    "looks_like_a_path",
     "open",
     "save",
     "save_huggingface",

@@ -59,6 +59,44 @@ def fetch(name: str, revision: str | None = None) -> Path:
             return cached
 
 
+def fetch_tokenizer(name: str, revision: str | None = None) -> Path:
+    """The folder with a hub model's tokenizer, fetched where it is not in the cache; its weights are not.
+
+    Args:
+        name: `gpt2`, or `owner/name`.
+        revision: a branch, tag or commit; the main branch where it is not given.
+
+    Raises:
+        HubError: where there is no such model or no access to it, or the hub cannot be reached and the cache does
+            not hold the tokenizer.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    def download(*, local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=_SMALL_FILES,
+                local_files_only=local,
+                etag_timeout=_TIMEOUT,
+                library_name="clearhead",
+            )
+        )
+
+    with _quiet(), _refusals(name, revision):
+        try:
+            return download(local=False)
+        except (errors.HfHubHTTPError, OSError, _http_error()) as error:
+            if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+                raise
+            with contextlib.suppress(OSError):
+                cached = download(local=True)
+                if any((cached / file).is_file() for file in tokenizer_files.ALL):
+                    return cached
+            raise
+
+
 def fetch_into(name: str, dest: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Fetches a hub model's config, tokenizer and weights into a folder, and not into the hub library's cache.
 

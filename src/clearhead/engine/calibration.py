@@ -1,0 +1,99 @@
+"""How a model uses its weights: what int4 has to know to round well.
+
+Rounded to sixteen levels a weight is far off, and it matters which: errors in columns whose inputs are large, or whose
+inputs go together, add up. So the model writes some text, and the second moments of what comes into each matrix,
+H = X^T X, are taken from it. With them `formats.py` rounds so that one weight's error is made up for by those after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clearhead.config import GPTConfig
+
+if TYPE_CHECKING:
+    from clearhead.runner import Runner
+
+Moments = dict[str, npt.NDArray[np.float32]]
+Floats = npt.NDArray[np.float32]
+
+_SEQUENCES, _TOKENS = 16, 256
+
+
+def write_text(runner: Runner, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Text that a model writes from its last token id, which in GPT-2's vocabulary ends a text: int64 [16, up to 256].
+
+    Each token is drawn from the model's own distribution.
+    """
+    random = np.random.default_rng(seed)
+    length = min(_TOKENS, runner.config.context_length)
+    ids = np.full((_SEQUENCES, length), runner.config.vocab_size - 1, np.int64)
+    slots = [runner.open() for _ in range(_SEQUENCES)]
+    try:
+        for place in range(length - 1):
+            logits = runner.extend([(slot, [int(row[place])]) for slot, row in zip(slots, ids, strict=True)])
+            ids[:, place + 1] = np.argmax(logits + random.gumbel(size=logits.shape), axis=1)
+    finally:
+        for slot in slots:
+            runner.close(slot)
+    return ids
+
+
+def moments(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], ids: npt.NDArray[np.int64]) -> Moments:
+    """X^T X of what comes into every matrix, by the matrix's canonical name, float32 [columns, columns].
+
+    The model is computed here in plain NumPy, a layer at a time, since compiled code does not show what is inside. The
+    head's is that of "head.weight", and of "token_embedding.weight" too where they are tied.
+
+    Args:
+        config: the model's shape.
+        tensors: by canonical name; float32.
+        ids: the text, [sequences, tokens].
+    """
+    found: Moments = {}
+    n, length = ids.shape
+    x = (tensors["token_embedding.weight"][ids] + tensors["position_embedding.weight"][:length]).reshape(n * length, -1)
+
+    def linear(name: str, inputs: Floats) -> Floats:
+        found[f"{name}.weight"] = inputs.T @ inputs
+        outputs = inputs @ np.asarray(tensors[f"{name}.weight"], np.float32).T
+        if f"{name}.bias" in tensors:
+            outputs += tensors[f"{name}.bias"]
+        return outputs
+
+    def norm(name: str, inputs: Floats) -> Floats:
+        centred = inputs - inputs.mean(axis=1, keepdims=True)
+        scale = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + config.norm_eps)
+        return np.asarray(centred * scale * tensors[f"{name}.weight"] + tensors[f"{name}.bias"], np.float32)
+
+    for layer in range(config.n_layers):
+        block = f"blocks.{layer}"
+        qkv = linear(f"{block}.attention.qkv", norm(f"{block}.norm_1", x))
+        x = x + linear(f"{block}.attention.out", _attention(qkv, config, n))
+        wide = linear(f"{block}.feed_forward.up", norm(f"{block}.norm_2", x))
+        # The tanh form for either activation: they differ by less than what rounding does.
+        inner = np.tanh(math.sqrt(2 / math.pi) * (wide + np.float32(0.044715) * wide**3), dtype=np.float32)
+        x = x + linear(f"{block}.feed_forward.down", np.float32(0.5) * wide * (1 + inner))
+    final = norm("final_norm", x)
+    found["head.weight"] = final.T @ final
+    if config.tie_weights:
+        found["token_embedding.weight"] = found["head.weight"]
+    return found
+
+
+def _attention(qkv: Floats, config: GPTConfig, n: int) -> Floats:
+    """Causal attention of n sequences side by side: [n * T, 3C] -> [n * T, C]."""
+    heads, length = config.n_heads, len(qkv) // n
+    queries, keys, values = qkv.reshape(n, length, 3, heads, -1).transpose(2, 0, 3, 1, 4)  # each [n, H, T, D]
+    future = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+    mixed = np.empty_like(values)
+    for one in range(n):
+        scores = queries[one] @ keys[one].transpose(0, 2, 1) / np.float32(math.sqrt(config.head_dim)) + future
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed[one] = (weights / weights.sum(axis=-1, keepdims=True)) @ values[one]
+    return mixed.transpose(0, 2, 1, 3).reshape(n * length, -1)
