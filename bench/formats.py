@@ -2,8 +2,8 @@
 
     python bench/formats.py --model MODEL_FOLDER TEXT_FILE...
 
-Texts are cut into windows of the context length, one after another, as `clearhead evaluate` does. A line `<|endoftext|>` in a
-file separates documents.
+Texts are cut into windows of the context length, one after another, as `clearhead evaluate` does. A line
+`<|endoftext|>` in a file separates documents.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = npt.NDArray[np.floating]
 
 @dataclass
 class Cost:
-    """Sums over tokens: -log p of the next token, KL divergence to float32, and how often the likeliest token is its."""
+    """Sums over tokens: of -log p of the next, of the KL divergence to float32, and of equal likeliest tokens."""
 
     nats: float = 0.0
     divergence: float = 0.0
@@ -85,7 +85,7 @@ def main() -> None:
         costs = {form: Cost() for form in ("float32", *FORMATS)}
         with Progress(file.name, arguments.tokens) as progress:
             for ids in windows(file, exact, arguments.tokens):
-                given, targets = ids[:-1], ids[1:]
+                given, targets = [int(id) for id in ids[:-1]], ids[1:]
                 reference = log_softmax(exact.runner.logits(given))
                 costs["float32"].add(reference, reference, targets)
                 for form, gpt in others.items():

@@ -119,8 +119,8 @@ class CTranslate2:
 class LlamaCpp:
     """llama.cpp through the C interface that llama-cpp-python gives.
 
-    Its default, flash attention, is the faster one for a prompt and a short context, and the slower one for single tokens
-    after a long context: there it is switched off.
+    Its default, flash attention, is the faster one for a prompt and a short context, and the slower one for single
+    tokens after a long context: there it is switched off.
     """
 
     def __init__(self, form: str, folder: Path, threads: int) -> None:

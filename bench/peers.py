@@ -4,8 +4,8 @@
 
 Models with random weights are made once in the folder (`peer_models.py`): speed does not depend on their numbers. Then
 come rounds. In each, every program runs in a process of its own (`peer.py`), one after another, so that whatever else
-slows the machine hits all alike. Of a program and a kind of work the median of its rounds is shown; a ratio is the median
-of the rounds' ratios. What is not installed for the peers' Python is named and left out.
+slows the machine hits all alike. Of a program and a kind of work the median of its rounds is shown; a ratio is the
+median of the rounds' ratios. What is not installed for the peers' Python is named and left out.
 
 The peers may need another Python than Clearhead's: `pip install clearhead[bench]` in an environment of their own.
 """

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clearhead import __version__
+from clearhead.cli.bench import bench
 from clearhead.cli.classify import classify
 from clearhead.cli.corpus import HELP as CORPUS_HELP
 from clearhead.cli.corpus import VERBS as CORPUS_VERBS
@@ -66,7 +67,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, diagram, walk, tour, new, train, runs, evaluate, classify):
+for verb in (generate, tokenize, params, diagram, walk, tour, new, train, runs, evaluate, classify, bench):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 corpus = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")

@@ -76,6 +76,12 @@ def _place(source: Source, form: str) -> tuple[Path, str]:
     return cache_folder() / "weights" / f"{name}.safetensors", hashlib.sha256(key.encode()).hexdigest()
 
 
+def forget(source: Source) -> None:
+    """Removes what was kept on disk of a model, in every format."""
+    for form in _KEPT:
+        _place(source, form)[0].unlink(missing_ok=True)
+
+
 def _load(source: Source, form: str) -> Arrays | None:
     """The arrays as they were kept, mapped and not read; None where there are none that fit."""
     if form not in _KEPT:

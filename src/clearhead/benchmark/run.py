@@ -1,0 +1,220 @@
+"""The whole measurement: the memory's speed, then each weight format in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clearhead.benchmark.bandwidth import read_speeds
+from clearhead.benchmark.speed import Figure, Work
+from clearhead.config import GPTConfig
+from clearhead.engine.attention import PAGE
+from clearhead.engine.building import layout, size
+from clearhead.engine.runner import page_sizes
+from clearhead.errors import InputError
+from clearhead.places import cache_folder
+
+_RUNS = 5  # of what is run several times
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds, or bytes a second, of several runs.
+
+    Attributes:
+        median: of the runs.
+        best: the shortest time, or the highest speed.
+    """
+
+    median: float
+    best: float
+
+
+@dataclass(slots=True)
+class FormatReport:
+    """What was measured of one weight format.
+
+    Attributes:
+        dtype: the format.
+        weight_bytes: of all weights in memory.
+        first_token: seconds from the start of a new process until its first token, with everything kept on disk.
+        peak_bytes: the most memory that the process had resident, with one sequence as long as the context; None where
+            the system does not tell.
+        figures: speeds.
+    """
+
+    dtype: str
+    weight_bytes: int
+    first_token: Times
+    peak_bytes: int | None = None
+    figures: list[Figure] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Report:
+    """A whole measurement.
+
+    Attributes:
+        config: the model's shape.
+        threads: how many shared the work.
+        bandwidth: bytes a second that the memory gave, measured before each format.
+        import_torch: seconds that a new process takes for `import torch`; None where there is none.
+        formats: in the order that was asked for.
+    """
+
+    config: GPTConfig
+    threads: int
+    bandwidth: Times
+    import_torch: Times | None
+    formats: list[FormatReport]
+
+    def step_bytes(self, dtype: str, context: int, batch: int) -> int:
+        """The bytes of weights, and of keys and values, that decoding one token of each of `batch` sequences reads.
+
+        Of an embedding only a token's row is read, which is left out here; a head that is tied to it reads it all.
+        """
+        config = self.config
+        skipped = (
+            {"positions"} if config.tie_weights else {"positions", "tokens.weights", "tokens.scales", "tokens.bias"}
+        )
+        arrays = layout(config, dtype).items()
+        weights = sum(kind.itemsize * math.prod(shape) for name, (kind, shape) in arrays if name not in skipped)
+        cache_numbers = sum(page_sizes(config)) // PAGE  # of one token
+        return weights + batch * context * cache_numbers * (4 if dtype == "float32" else 2)
+
+    def share(self, dtype: str, figure: Figure) -> float:
+        """The bytes that a step of decoding reads a second, as a share of what the memory gave."""
+        return self.step_bytes(dtype, figure.context, figure.batch) / figure.seconds / self.bandwidth.median
+
+
+@contextlib.contextmanager
+def random_model(config: GPTConfig) -> Iterator[Path]:
+    """A folder with a model of this shape and random weights, in bfloat16.
+
+    It is gone afterwards, with what the engine kept of it.
+    """
+    from clearhead import weights
+    from clearhead.engine.store import forget
+    from clearhead.weights.random_tensors import RandomTensors
+
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="random-") as made:
+        folder = Path(made) / "model"
+        weights.save(folder, config, RandomTensors(config), dtype="bfloat16")
+        try:
+            yield folder
+        finally:
+            forget(weights.open(folder))
+
+
+def benchmark(
+    model: str,
+    config: GPTConfig,
+    dtypes: Sequence[str],
+    threads: int,
+    *,
+    quick: bool,
+    advance: Callable[[int, str], None],
+) -> Report:
+    """Measures a model.
+
+    Args:
+        model: what `clearhead.load` opens.
+        config: its shape.
+        dtypes: weight formats.
+        threads: how many share the work.
+        quick: measure less of it.
+        advance: is told how many steps are done, of those that `steps` says, and what comes.
+
+    Raises:
+        ClearheadError: where the model cannot be opened or has no room.
+    """
+    speeds: list[float] = []
+    formats = []
+    work = Work.of(config, quick)
+    for dtype in dtypes:
+        advance(0, f"{dtype}, preparing")
+        job = {"model": model, "dtype": dtype, "threads": threads, "quick": quick}
+        for _ in _lines({**job, "task": "first token"}):
+            pass  # compiles, and keeps compiled code and weights on disk, if that was not done before
+        advance(0, f"{dtype}, start-up")
+        report = FormatReport(dtype, size(config, dtype), _times([_until_first_token(job) for _ in range(_RUNS)]))
+        advance(1, "reading memory")
+        speeds += read_speeds(threads, _RUNS)
+        advance(1, f"{dtype}, speed")
+        for line in _lines({**job, "task": "measure"}):
+            if "figure" in line:
+                report.figures.append(Figure(**line["figure"]))
+                advance(1, f"{dtype}, speed")
+            else:
+                report.peak_bytes = line["peak_bytes"]
+        formats.append(report)
+        assert len(report.figures) == work.figures
+    advance(0, "import torch")
+    torch = _import_torch()
+    advance(1, "done")
+    return Report(config, threads, Times(statistics.median(speeds), max(speeds)), torch, formats)
+
+
+def steps(config: GPTConfig, dtypes: Sequence[str], quick: bool) -> int:
+    """How many steps `benchmark` tells of."""
+    return len(dtypes) * (Work.of(config, quick).figures + 2) + 1
+
+
+def _times(seconds: list[float]) -> Times:
+    return Times(statistics.median(seconds), min(seconds))
+
+
+def _command(job: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "clearhead.benchmark.process", json.dumps(job)]
+
+
+def _lines(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Runs a process and gives what it says, line by line.
+
+    Raises:
+        InputError: with the sentence that the process says, or what became of it.
+    """
+    with subprocess.Popen(_command(job), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for text in process.stdout:
+                line = json.loads(text)
+                if "error" in line:
+                    raise InputError(line["error"])
+                yield line
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise InputError(
+            f"the process that measured {job['dtype']} ended with status {process.returncode}; "
+            "if the memory did not suffice, take a smaller format or model."
+        )
+
+
+def _until_first_token(job: dict[str, Any]) -> float:
+    start = time.perf_counter()
+    for _ in _lines({**job, "task": "first token"}):
+        first = time.perf_counter()
+    return first - start
+
+
+def _import_torch() -> Times | None:
+    seconds = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        if subprocess.run([sys.executable, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
+            return None
+        seconds.append(time.perf_counter() - start)
+    return _times(seconds)

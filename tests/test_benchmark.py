@@ -1,0 +1,194 @@
+"""`clearhead bench`: what it runs, what it counts, and what it prints."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clearhead import weights
+from clearhead.benchmark import run
+from clearhead.benchmark.bandwidth import read_speeds
+from clearhead.benchmark.run import Report, Times, random_model
+from clearhead.benchmark.speed import SHORTEST, Work, time_alone, time_together
+from clearhead.cli import main
+from clearhead.config import GPTConfig
+from clearhead.engine.building import build
+from clearhead.errors import InputError
+from clearhead.model import GPTModel
+from clearhead.places import cache_folder
+from clearhead.runner import Slot
+from clearhead.weights.random_tensors import RandomTensors
+
+TINY = GPTConfig(vocab_size=60, context_length=48, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=True)
+
+
+class Grown:
+    """A sequence of which only the length is known."""
+
+    length = 0
+
+
+class Counting:
+    """A Runner that runs nothing and remembers how many tokens each sequence has, and what was asked."""
+
+    def __init__(self, context_length: int) -> None:
+        self.config = GPTConfig(vocab_size=7, context_length=context_length, emb_dim=2, n_heads=1, n_layers=1)
+        self.opened: set[int] = set()
+        self.single: list[tuple[int, int]] = []
+
+    def open(self) -> Any:
+        slot = Grown()
+        self.opened.add(id(slot))
+        return slot
+
+    def close(self, slot: Slot) -> None:
+        self.opened.remove(id(slot))
+
+    def extend(self, work: Sequence[tuple[Any, Sequence[int]]]) -> np.ndarray:
+        assert len({id(slot) for slot, _ in work}) == len(work)
+        if {len(ids) for _, ids in work} == {1}:
+            self.single.append((len(work), max(slot.length for slot, _ in work)))
+        for slot, ids in work:
+            assert id(slot) in self.opened
+            assert all(0 <= i < 7 for i in ids)
+            slot.length += len(ids)
+            assert slot.length <= self.config.context_length
+        return np.zeros((len(work), 7), np.float32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(length=st.integers(SHORTEST, 1500), quick=st.booleans())
+def test_work_fits_into_any_context_and_figures_say_what_ran(length: int, quick: bool) -> None:
+    runner: Any = Counting(length)
+    work = Work.of(runner.config, quick)
+    figures = [*time_alone(runner, work), *time_together(runner, work)]
+    assert len(figures) == work.figures == len({(f.kind, f.context, f.batch) for f in figures})
+    assert not runner.opened
+    decoded = [f for f in figures if f.kind == "decode"]
+    assert {f.context for f in decoded if f.batch == 1} == set(work.contexts)
+    steps = [step for step in runner.single if step[0] > 1 or step[1] >= min(work.contexts)]
+    for figure in decoded:
+        near = [at for n, at in steps if n == figure.batch and figure.context <= at < figure.context + 2 * work.steps]
+        assert len(near) >= work.steps
+
+
+def test_a_context_too_short_to_measure_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 32"):
+        Work.of(TINY.replace(context_length=31), quick=True)
+
+
+def test_random_tensors_are_a_models_and_do_not_depend_on_the_order() -> None:
+    for config in (TINY, TINY.replace(tie_weights=False, qkv_bias=False)):
+        tensors, again = RandomTensors(config), RandomTensors(config)
+        expected = {name: tuple(value.shape) for name, value in GPTModel(config).named_parameters()}
+        assert {name: tensors.shape_of(name) for name in tensors} == expected
+        forward = {name: tensors[name] for name in tensors}
+        for name in reversed(list(again)):
+            assert forward[name].shape == expected[name]
+            assert (again[name] == forward[name]).all()
+    assert (RandomTensors(TINY, seed=1)["token_embedding.weight"] != tensors["token_embedding.weight"]).any()
+
+
+def test_reading_memory_gives_a_speed_for_each_run() -> None:
+    speeds = read_speeds(threads=2, runs=3, size=1 << 20)
+    assert len(speeds) == 3
+    assert min(speeds) > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_bytes_of_a_step_are_those_of_the_arrays(dtype: str, tied: bool) -> None:
+    config = TINY.replace(tie_weights=tied)
+    arrays = build(config, RandomTensors(config), dtype, 1)
+    unread = ("positions",) if tied else ("positions", "tokens.")
+    expected = sum(array.nbytes for name, array in arrays.items() if not name.startswith(unread))
+    report = Report(config, 1, Times(1.0, 1.0), None, [])
+    # Keys and values of 16 numbers each in 2 layers, for 3 sequences of 10 tokens.
+    cache = 3 * 10 * 2 * 16 * 2 * (4 if dtype == "float32" else 2)
+    assert report.step_bytes(dtype, 10, 3) == expected + cache
+
+
+def _call(*arguments: object) -> tuple[int, str, str]:
+    """Runs the command line in this process: its status and its two streams."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with mock.patch.multiple(sys, argv=["clearhead", *map(str, arguments)], stdout=out, stderr=err):
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    weights.save(tmp_path / "tiny", TINY, RandomTensors(TINY))
+    return tmp_path / "tiny"
+
+
+def test_bench_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_RUNS", 1)
+    status, out, _ = _call("bench", folder, "--dtype", "int8", "--quick", "--threads", 1, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["model"] == "tiny"
+    assert (found["threads"], found["random_weights"]) == (1, False)
+    assert found["memory_bytes_per_second"]["median"] > 0
+    (one,) = found["formats"]
+    assert one["dtype"] == "int8"
+    assert one["peak_bytes"] is None or one["peak_bytes"] > one["weight_bytes"] > 0
+    assert one["first_token_seconds"]["best"] > 0
+    assert [(f["kind"], f["context"], f["batch"]) for f in one["figures"]] == [
+        ("prompt", 24, 1),
+        ("decode", 24, 1),
+        ("decode", 24, 8),
+    ]
+    for figure in one["figures"]:
+        assert figure["most_tokens_per_second"] >= figure["tokens_per_second"] > 0
+        assert ("share_of_memory_speed" in figure) == (figure["kind"] == "decode")
+
+
+def test_bench_of_random_weights_is_a_table_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_RUNS", 1)
+    monkeypatch.setattr(run, "_import_torch", lambda: None)
+    monkeypatch.setenv("COLUMNS", "80")
+    before = sorted(cache_folder().rglob("*.safetensors"))
+    status, out, _ = _call("bench", folder / "config.json", "--random", "--dtype", "int8", "--quick")
+    assert status == 0
+    assert "random weights" in out
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("int8") for line in lines) == 3  # one sequence, several together, memory and start
+    assert sorted(cache_folder().rglob("*.safetensors")) == before
+
+
+def test_a_random_model_is_gone_afterwards() -> None:
+    with random_model(TINY) as made:
+        assert weights.open(made).config == TINY
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["124M"], "add --random"),
+        (["--dtype", "int7"], "float32, bfloat16, int8, int4"),
+        (["--threads", "0"], "at least 1"),
+        (["nowhere/at/all"], "nowhere"),
+    ],
+)
+def test_bench_refuses_in_a_sentence(arguments: list[str], sentence: str) -> None:
+    status, out, err = _call("bench", *arguments)
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert "Traceback" not in err
