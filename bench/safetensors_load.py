@@ -1,14 +1,14 @@
-"""How long it takes from nothing to a model that is ready to run: Clearhead's load, and transformers'.
+"""How long it takes from nothing to a model that has chosen its first token: Clearhead's load, and transformers'.
 
 Makes a Hugging Face folder in the shape of the 124M with random weights (498 MB), which is removed afterwards, or
 takes one that is there. Each way is a whole process, from its start to its end with all that it imports, the file in
-the system's cache; the best of several, in turn. At its end every weight has been looked at, so that none is left for
-later:
+the system's cache and Clearhead's engine compiled before; the fastest of several, in turn:
 
-    clearhead     clearhead.load(FOLDER): a model in PyTorch
-    tensors       clearhead.weights.open(FOLDER).load(): every tensor in Clearhead's names and axes, without PyTorch
-    transformers  GPT2LMHeadModel.from_pretrained(FOLDER)
-    torch         `import torch` and nothing else, which the first and the third contain
+    clearhead     clearhead.load(FOLDER), and the first token
+    pytorch       the same with backend="torch"
+    tensors       clearhead.weights.open(FOLDER).load(): every tensor as NumPy, in Clearhead's names and axes
+    transformers  GPT2LMHeadModel.from_pretrained(FOLDER), and the first token
+    torch         `import torch` and nothing else, which two of them contain
 
 Example:
     python bench/safetensors_load.py [FOLDER]
@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from processes import fastest
 
@@ -42,20 +41,23 @@ def make(folder: Path) -> None:
     weights.save_huggingface(folder, config, tensors)
 
 
-def touch(parameters: Any) -> None:
-    """Looks at one number of every page."""
-    print(sum(float(p.detach().reshape(-1)[::1024].sum()) for p in parameters))
+PROMPT = [464, 3797, 3332]
 
 
-def clearhead(folder: str) -> None:
-    """A `GPT`, its model in PyTorch."""
+def clearhead(folder: str, backend: str = "auto") -> None:
+    """What Clearhead takes by itself: its engine."""
     import clearhead
 
-    touch(clearhead.load(folder).model.parameters())
+    print(clearhead.load(folder, backend=backend).generate(PROMPT, max_new_tokens=1, temperature=0).ids[0])
+
+
+def pytorch(folder: str) -> None:
+    """Clearhead's model in PyTorch."""
+    clearhead(folder, "torch")
 
 
 def tensors(folder: str) -> None:
-    """NumPy arrays."""
+    """NumPy arrays, one number of every page looked at."""
     from clearhead import weights
 
     print(sum(float(array.reshape(-1)[::1024].sum()) for array in weights.open(folder).load().values()))
@@ -63,9 +65,12 @@ def tensors(folder: str) -> None:
 
 def transformers(folder: str) -> None:
     """transformers' model."""
+    import torch
     from transformers import GPT2LMHeadModel
 
-    touch(GPT2LMHeadModel.from_pretrained(folder).parameters())
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    with torch.inference_mode():
+        print(int(model(torch.tensor([PROMPT])).logits[0, -1].argmax()))
 
 
 def torch(folder: str) -> None:
@@ -73,7 +78,7 @@ def torch(folder: str) -> None:
     import torch  # noqa: F401
 
 
-WAYS: tuple[Callable[[str], None], ...] = (clearhead, tensors, transformers, torch)
+WAYS: tuple[Callable[[str], None], ...] = (clearhead, pytorch, tensors, transformers, torch)
 
 
 def main() -> None:
@@ -88,6 +93,8 @@ def main() -> None:
             make(folder)
         commands = {way.__name__: [sys.executable, __file__, "--one", way.__name__, str(folder)] for way in WAYS}
         found = fastest(commands, arguments.runs)
+    tokens = {found[name].output.split()[-1] for name in ("clearhead", "pytorch", "transformers")}
+    print(f"first token: {'the same' if len(tokens) == 1 else 'DIFFERENT'}")
     for name, run in found.items():
         print(f"{name:13} {run.seconds:6.2f} s   {found['transformers'].seconds / run.seconds:5.1f} times as fast")
 
