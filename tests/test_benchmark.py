@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,10 +22,10 @@ from clearhead.benchmark.run import Report, Times, random_model
 from clearhead.benchmark.speed import SHORTEST, Work, time_alone, time_together
 from clearhead.cli import main
 from clearhead.config import GPTConfig
+from clearhead.engine import store
 from clearhead.engine.building import build
 from clearhead.errors import InputError
 from clearhead.model import GPTModel
-from clearhead.places import cache_folder
 from clearhead.runner import Slot
 from clearhead.weights.random_tensors import RandomTensors
 
@@ -131,9 +131,10 @@ def _call(*arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     weights.save(tmp_path / "tiny", TINY, RandomTensors(TINY))
-    return tmp_path / "tiny"
+    yield tmp_path / "tiny"
+    store.forget(weights.open(tmp_path / "tiny"))
 
 
 def test_bench_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,24 +159,26 @@ def test_bench_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("share_of_memory_speed" in figure) == (figure["kind"] == "decode")
 
 
-def test_bench_of_random_weights_is_a_table_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_of_random_weights_is_a_table_and_fits_80_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_RUNS", 1)
     monkeypatch.setattr(run, "_import_torch", lambda: None)
     monkeypatch.setenv("COLUMNS", "80")
-    before = sorted(cache_folder().rglob("*.safetensors"))
     status, out, _ = _call("bench", folder / "config.json", "--random", "--dtype", "int8", "--quick")
     assert status == 0
     assert "random weights" in out
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("int8") for line in lines) == 3  # one sequence, several together, memory and start
-    assert sorted(cache_folder().rglob("*.safetensors")) == before
 
 
 def test_a_random_model_is_gone_afterwards() -> None:
-    with random_model(TINY) as made:
-        assert weights.open(made).config == TINY
+    with random_model(TINY, ["int4"], 1) as made:
+        opened = weights.open(made)
+        kept, _ = store._place(opened, "int4")
+        assert opened.config == TINY
+        assert kept.exists()
     assert not made.exists()
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize(

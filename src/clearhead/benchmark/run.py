@@ -98,13 +98,13 @@ class Report:
 
 
 @contextlib.contextmanager
-def random_model(config: GPTConfig) -> Iterator[Path]:
-    """A folder with a model of this shape and random weights, in bfloat16.
+def random_model(config: GPTConfig, dtypes: Sequence[str], threads: int) -> Iterator[Path]:
+    """A folder with a model of this shape and random weights, in bfloat16, which the engine opens in these formats.
 
     It is gone afterwards, with what the engine kept of it.
     """
     from clearhead import weights
-    from clearhead.engine.store import forget
+    from clearhead.engine.store import forget, keep_rounded
     from clearhead.weights.random_tensors import RandomTensors
 
     cache_folder().mkdir(parents=True, exist_ok=True)
@@ -112,6 +112,8 @@ def random_model(config: GPTConfig) -> Iterator[Path]:
         folder = Path(made) / "model"
         weights.save(folder, config, RandomTensors(config), dtype="bfloat16")
         try:
+            for dtype in dtypes:
+                keep_rounded(weights.open(folder), dtype, threads)
             yield folder
         finally:
             forget(weights.open(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,33 +78,31 @@ def bench(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give a whole number of at least 1.")
     source = find_source(str(bundled()) if model is None else model)
-    _need_weights(source, random)
     threads = threads or usable_cores()
     total = steps(source.config, dtypes, quick)
-    with contextlib.ExitStack() as stack:
-        place = str(stack.enter_context(random_model(source.config)) if random else source.weights.path)  # type: ignore[union-attr]
-        progress = stack.enter_context(Progress(f"measuring {source.name}", total))
-        report = benchmark(place, source.config, dtypes, threads, quick=quick, advance=progress.advance)
+    place = random_model(source.config, dtypes, threads) if random else contextlib.nullcontext(_weights_of(source))
+    with place as path, Progress(f"measuring {source.name}", total) as progress:
+        report = benchmark(str(path), source.config, dtypes, threads, quick=quick, advance=progress.advance)
     if as_json:
         typer.echo(json.dumps(_as_json(source, report, random), indent=2))
     else:
         _print(source, report, random)
 
 
-def _need_weights(source: Source, random: bool) -> None:
+def _weights_of(source: Source) -> Path:
     from clearhead.errors import InputError
 
-    if source.weights is None and not random:
+    if source.weights is None:
         raise InputError(
             f"there are no weights of {source.name} here, only its shape; add --random to measure random weights of "
             "that shape, or give the folder of a model."
         )
+    return source.weights.path
 
 
 def _machine() -> dict[str, Any]:
     import os
     import platform
-    from pathlib import Path
 
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):

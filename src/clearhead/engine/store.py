@@ -78,6 +78,20 @@ def _place(source: Source, form: str) -> tuple[Path, str]:
     return cache_folder() / "weights" / f"{name}.safetensors", hashlib.sha256(key.encode()).hexdigest()
 
 
+def keep_rounded(source: Source, form: str, threads: int) -> None:
+    """Keeps a model's weights in a format on disk with every weight rounded for itself.
+
+    So int4 takes seconds, and not the minutes of `calibration.py`: for a model whose numbers do not matter.
+
+    Raises:
+        InputError, WeightsError: as `open_runner`.
+    """
+    from clearhead.engine.building import build
+
+    if form in _KEPT:
+        _keep(source, form, build(source.config, source.lazy(), form, threads))
+
+
 def forget(source: Source) -> None:
     """Removes what was kept on disk of a model, in every format."""
     for form in _KEPT:
