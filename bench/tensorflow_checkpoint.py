@@ -1,7 +1,8 @@
 """How long it takes to open OpenAI's form of the 124M: Clearhead's reader, and TensorFlow's.
 
 Makes a checkpoint of that shape with random weights (498 MB) in a folder that is removed afterwards, or takes
-one that is there, and reads all of it. Each way runs in a process of its own, the file in the system's cache:
+one that is there, and reads all of it. Each way is a whole process, from its start to its end with all that it
+imports, the file in the system's cache; the best of several, in turn:
 
     clearhead   open, every checksum compared, every tensor as float32 in Clearhead's names and axes
     unchecked   the same without the checksums
@@ -10,14 +11,13 @@ one that is there, and reads all of it. Each way runs in a process of its own, t
     reader      the same tensors through one `tf.train.load_checkpoint`
 
 Example:
-    python bench/tensorflow_checkpoint.py [FOLDER]
+    python bench/tensorflow_checkpoint.py [FOLDER] --tensorflow-python venv/bin/python
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,8 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-
-_REPEATS = 3
+from processes import fastest
 
 
 def make(folder: Path) -> None:
@@ -96,43 +95,45 @@ def reader(folder: str) -> None:
     total([np.squeeze(checkpoint.get_tensor(name)) for name in checkpoint.get_variable_to_shape_map()])
 
 
-_began = (0.0, 0.0)
+_began = 0.0
 
 
 def start() -> None:
-    """Starts the clocks, after what is only imported."""
+    """Starts the clock of what is not import."""
     global _began
-    _began = (time.perf_counter(), time.process_time())
+    _began = time.perf_counter()
 
 
 def total(arrays: Iterable[np.ndarray]) -> None:
     """Touches every page of every array, so that none is left for later, and says how long it took."""
     touched = sum(float(np.asarray(a).reshape(-1)[::1024].sum()) for a in arrays)
-    wall, cpu = time.perf_counter() - _began[0], time.process_time() - _began[1]
-    print(json.dumps({"wall": wall, "cpu": cpu, "touched": touched}))
+    print(json.dumps({"seconds": time.perf_counter() - _began, "touched": touched}))
 
 
 WAYS: tuple[Callable[[str], None], ...] = (clearhead, unchecked, model, tensorflow, reader)
 
 
 def main() -> None:
-    """Runs every way that is installed, the best of three each."""
+    """Runs every way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--tensorflow-python", help="a Python that has TensorFlow; without it, only ours is measured")
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(place)
-        if len(sys.argv) < 2:
+        folder = arguments.folder or Path(place)
+        if arguments.folder is None:
             make(folder)
+        commands = {}
         for way in WAYS:
-            needs = {"model": "torch", "tensorflow": "tensorflow", "reader": "tensorflow"}.get(way.__name__)
-            if needs and importlib.util.find_spec(needs) is None:
-                print(f"{way.__name__:12} {needs} is not installed")
-                continue
-            command = [sys.executable, __file__, "--one", way.__name__, str(folder)]
-            runs = []
-            for _ in range(_REPEATS):
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                runs.append(json.loads(done.stdout.splitlines()[-1]))
-            best = min(runs, key=lambda run: run["cpu"])
-            print(f"{way.__name__:12} {best['wall']:7.2f} s, of the processor {best['cpu']:6.2f} s", flush=True)
+            python = arguments.tensorflow_python if way in (tensorflow, reader) else sys.executable
+            if python is not None:
+                commands[way.__name__] = [python, __file__, "--one", way.__name__, str(folder)]
+        found = fastest(commands, arguments.runs)
+    for name, run in found.items():
+        ratio = f"   {found['tensorflow'].seconds / run.seconds:5.1f} times as fast" if "tensorflow" in found else ""
+        inner = json.loads(run.output.splitlines()[-1])["seconds"]
+        print(f"{name:12} {run.seconds:6.2f} s, of which reading {inner:5.2f} s{ratio}")
 
 
 if __name__ == "__main__":

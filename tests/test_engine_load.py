@@ -128,6 +128,14 @@ def test_more_threads_than_cores_are_warned_of(folder: Path, capsys: pytest.Capt
     assert (_logits(gpt) == _logits(clearhead.load(folder, threads=1))).all()
 
 
+def test_the_usual_variable_sets_the_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, expected in (("1", 1), ("1000", places.usable_cores()), ("", places.usable_cores())):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        runner = clearhead.load(folder).runner
+        assert isinstance(runner, EngineRunner)
+        assert runner.threads == expected
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -282,7 +282,7 @@ def test_the_books_keys_are_read(folder: Path, tmp_path: Path) -> None:
         ("instructions", {"train.jsonl": '{"prompt": "a", "response": "b"}\n{"pro'}, "line 2 of .* is not JSON"),
         ("instructions", {"train.jsonl": "\n"}, "has no example in it"),
         ("instructions", {"train.jsonl": json.dumps({"prompt": "q" * 99, "response": "a"})}, "none of the 1 examples"),
-        ("text", {"train.txt": "Too short."}, "needs at least 97"),
+        ("text", {"train.txt": "Too short."}, "needs at least 49"),
         ("text", {"train.txt": " "}, "has no text in it"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import socket
 import sys
 import traceback
@@ -28,7 +29,13 @@ def run_together(world: int, recipe: str, data: Path, out: Path, corpus: Path, *
         process.start()
     ends: dict[int, str] = {}
     while len(ends) < world:
-        rank, end = told.get(timeout=120)
+        try:
+            rank, end = told.get(timeout=60)
+        except queue.Empty:
+            codes = {process.name: process.exitcode for process in processes}
+            for process in processes:
+                process.kill()
+            raise AssertionError(f"nothing was heard for a minute; told so far: {ends}; exit codes: {codes}") from None
         ends[rank] = end
         assert "Traceback" not in end, end
     for process in processes:

@@ -469,8 +469,8 @@ def load(
         device: where it runs, as PyTorch names it: "cpu", "cuda", "cuda:1", "mps".
         dtype: the type of the weights in memory: float32 and bfloat16; for the engine also int8 and int4, for torch
             also float16.
-        threads: how many threads the engine uses; as many as the cores that the process may use where it is None.
-            PyTorch has its own setting, `torch.set_num_threads`.
+        threads: how many threads the engine uses; as many as the cores that the process may use, or as
+            OMP_NUM_THREADS says, where it is None. PyTorch has its own setting, `torch.set_num_threads`.
         revision: of a model on the hub, its branch, tag or commit.
 
     Raises:

@@ -256,9 +256,10 @@ def _write(gpt: GPT, prompt: str, request: Request, *, show_prompt: bool) -> Non
         if show_prompt:
             console.print(prompt, end="", style="dim", soft_wrap=True)
 
-    begin()
     try:
         for _, sample, event in stream(gpt.runner, gpt.tokenizer, [request]):
+            if not any(samples):
+                begin()  # not before: the first pass may have to say that it compiles
             samples[sample].append(event)
             notices |= dict.fromkeys(event.notices)
             if sample == current:

@@ -37,7 +37,8 @@ def open_runner(source: Source, form: str, threads: int | None = None) -> Engine
     Args:
         source: the model, opened.
         form: one of float32, bfloat16, int8, int4.
-        threads: how many share the work; the cores that this process may use where it is None.
+        threads: how many share the work; where it is None, what OMP_NUM_THREADS says, and at most (or else) as many
+            as the cores that this process may use.
 
     Raises:
         InputError: where the number of threads is below 1, or the memory does not suffice.
@@ -54,7 +55,8 @@ def open_runner(source: Source, form: str, threads: int | None = None) -> Engine
 def _threads(asked: int | None) -> int:
     cores = usable_cores()
     if asked is None:
-        return cores
+        told = os.environ.get("OMP_NUM_THREADS", "")  # what NumPy and PyTorch go by too
+        return min(cores, int(told)) if told.isdigit() and int(told) > 0 else cores
     if asked < 1:
         raise InputError(f"threads is {asked}; give a whole number of at least 1.")
     if asked > cores:

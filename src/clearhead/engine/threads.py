@@ -1,6 +1,6 @@
 """Threads that run one compiled function together, and wait for each other inside it.
 
-A token of a small model takes a few hundred microseconds, and a pass has ten meeting points a layer. So the threads
+A token of a small model takes a few hundred microseconds, and a pass has nine meeting points a layer. So the threads
 are made once, wait in compiled code for the next pass, and meet at a counter in memory instead of a lock of
 the operating system's. A thread that waited for a while without work goes to sleep until it is woken.
 """

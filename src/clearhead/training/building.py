@@ -159,6 +159,11 @@ class Job:
     held_out: bool
 
 
+def _has_begun(state: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Whether an unfinished build has something to lose: not where it failed at once, and another is wanted now."""
+    return bool(state["plan"] == values or state["job"] or state["place"]["at"])
+
+
 def _description(source: Source) -> dict[str, Any]:
     return {"name": source.name, "kind": source.kind} | ({"field": source.field} if hasattr(source, "field") else {})
 
@@ -233,8 +238,8 @@ class Build:
         """The state to go on from, and the tokenizer."""
         values = self.plan.values()
         journal = self.folder / JOURNAL
-        if journal.exists():
-            self.state = read_json(journal)
+        if journal.exists() and (begun := read_json(journal)) and _has_begun(begun, values):
+            self.state = begun
             check_plan(values, self.state["plan"], self.folder)
             self._check_what_was_read()
         else:

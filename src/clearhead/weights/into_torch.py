@@ -66,7 +66,7 @@ def load_into(model: nn.Module, source: Source) -> None:
         ByteProgress(f"Loading {source.name}", sum(4 * p.numel() for p in model.parameters())) as progress,
         torch.no_grad(),
     ):
-        for name, values in plan.run():
+        for name, values in plan.run_ahead():
             names = [name, *(tied for tied, other in plan.tied.items() if other == name and tied in state)]
             tensor = torch.from_numpy(values)
             if state[name].is_meta:

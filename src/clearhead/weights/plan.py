@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +25,8 @@ from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.weights.layouts import LAYOUTS, TABLE, Layout, Piece, Row, axis_sizes, pieces
 from clearhead.weights.tensors import FLOATS, TensorInfo, shape_words
+
+_MOST_THREADS = 4  # more do not move memory faster
 
 Read = Callable[[str], np.ndarray]
 """Gives a source's values by name. One with a method `layer(name, i)` also gives one layer of a stack of them,
@@ -130,8 +133,11 @@ class Fill:
             return np.zeros(shape, dtype or np.float32)
         if not self.parts[0].put:
             (part,) = self.parts
-            moved = part.take(read, self.piece, sizes)
-            return np.ascontiguousarray(moved, dtype).reshape(shape)
+            # A view, unless axes are merged that do not lie side by side.
+            moved = part.take(read, self.piece, sizes).reshape(shape)
+            if moved.ndim == 2 and moved.strides[0] == moved.itemsize and moved.size > _TILE**2:
+                return _turned(moved, dtype or moved.dtype)
+            return np.ascontiguousarray(moved, dtype)
         out: np.ndarray | None = None
         for part in self.parts:
             values = part.take(read, self.piece, sizes)
@@ -173,6 +179,28 @@ class Fill:
         if any(part.info.dtype != "float32" for part in self.parts):
             found.append("cast")
         return tuple(found)
+
+
+_TILE = 192  # rows and columns: 147 KB in float32, which the processor has at hand
+
+
+def _turned(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy of a matrix that lies column by column; twice as fast as NumPy's own.
+
+    Going down one of the two, every number lies in another line of the cache, and where a row has a power of two
+    bytes all of them want the same few places there. So a tile is first copied row by row to where rows have an
+    odd length, and turned from there.
+    """
+    rows, columns = values.shape
+    out = np.empty((rows, columns), dtype)
+    beside = np.empty((_TILE, _TILE + 16), dtype)
+    for row in range(0, rows, _TILE):
+        for column in range(0, columns, _TILE):
+            tile = values[row : row + _TILE, column : column + _TILE].T
+            near = beside[: tile.shape[0], : tile.shape[1]]
+            near[:] = tile
+            out[row : row + _TILE, column : column + _TILE] = near.T
+    return out
 
 
 @dataclass(frozen=True)
@@ -246,6 +274,16 @@ class Plan:
         sizes = axis_sizes(self.config)
         for fill in self.fills:
             yield fill.target, fill.make(self._read, sizes, None if dtype is None else np.dtype(dtype))
+
+    def run_ahead(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The same as `run`, with several targets made at a time: for who keeps them all."""
+        from concurrent.futures import ThreadPoolExecutor  # here, as a plan that is only looked at needs no threads
+
+        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+            try:
+                yield from zip(self.targets, pool.map(self.read, self.targets), strict=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def pieces(self, target: str) -> Iterator[np.ndarray]:
         """One target's values as stored (see `run`), in order and in pieces: layer by layer, where it is a stack.

@@ -121,7 +121,7 @@ class Source:
         plan = self.plan()
         arrays: dict[str, np.ndarray] = {}
         with ByteProgress(f"Loading {self.name}", _stored_bytes(plan)) as progress:
-            for name, values in plan.run():
+            for name, values in plan.run_ahead():
                 arrays[name] = values
                 progress.advance(values.nbytes)
         return arrays | {name: arrays[other] for name, other in plan.tied.items()}
