@@ -61,8 +61,10 @@ def _without_words(code: str) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node.value = ""
         elif isinstance(node, ast.JoinedStr):
-            # A format such as {x:.2f} is no word, but the text around it is, and its pieces may change their number.
+            # The text around a value is words, and its pieces may change their number.
             node.values = [part for part in node.values if isinstance(part, ast.FormattedValue)]
+            for part in node.values:
+                part.format_spec = None  # columns are as wide as their language needs
         elif isinstance(node, ast.Call):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "lang"]
     return ast.dump(tree)

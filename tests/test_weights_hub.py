@@ -142,7 +142,7 @@ def test_without_a_network_one_sentence_and_soon(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     started = time.monotonic()
     (closed, path, folder, odd), noise = fetch_in_new_process(tmp_path, CLOSED, "gpt2", "./nowhere", "mine", "a name!")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert noise == ""
     assert closed["error"] == "HubError"
     assert "could not be reached" in closed["text"]
