@@ -58,8 +58,8 @@ def _without_words(code: str) -> str:
     """A cell's syntax without its strings (also those around a value in an f-string), which may be translated."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            node.value = ""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | int):
+            node.value = ""  # widths of columns are numbers
         elif isinstance(node, ast.JoinedStr):
             # The text around a value is words, and its pieces may change their number.
             node.values = [part for part in node.values if isinstance(part, ast.FormattedValue)]
