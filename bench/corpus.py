@@ -21,12 +21,12 @@ import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
+from clearhead.places import usable_cores
 from clearhead.texts import documents
 from clearhead.training.building import Plan, Text
 from clearhead.training.corpus import Corpus, build_corpus
 from clearhead.training.sources import find_sources
 from clearhead.training.vocabulary import Vocabulary
-from clearhead.training.workers import cores
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=cores())
+    parser.add_argument("--processes", type=int, default=usable_cores())
     arguments = parser.parse_args()
     threads = arguments.processes
     peer = peer_of(arguments.tokenizer)

@@ -46,7 +46,7 @@ def count(encoder: BulkEncoder, text: str) -> int:
     """How many ids the compiled code finds; -1 where it leaves the text to the tokenizer."""
     data = np.frombuffer(text.encode(), np.uint8)
     out = np.empty(len(data), np.uint32)
-    return int(bulk._encode(data, *encoder._tables, encoder._words, encoder._count, out))
+    return int(bulk._encode(data, *encoder._tables, encoder._words, encoder._count, *encoder._room, out))
 
 
 def test_ids_are_the_librarys(encoder: BulkEncoder, peer: tokenizers.Tokenizer) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from clearhead.compiling import entry, kernel
 from clearhead.tokenizer import Tokenizer
 
 _OTHER, _LETTER, _NUMBER, _WHITE, _UNKNOWN = range(5)
@@ -68,6 +68,7 @@ class BulkEncoder:
     def _forget(self) -> None:
         self._words = np.zeros((_WORDS, _ROW), np.uint64)
         self._count = np.zeros(1, np.int64)  # of filled rows
+        self._room = np.zeros(_KEYS, np.uint64), np.zeros(_LONGEST, np.int32)
         self._out = np.empty(0, np.uint32)
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -91,7 +92,7 @@ class BulkEncoder:
             return self._by_tokenizer(text)
         if len(self._out) < len(data):
             self._out = np.empty(len(data) + len(data) // 4, np.uint32)  # a token has at least a byte
-        count = _encode(data, *self._tables, self._words, self._count, self._out)
+        count = _encode(data, *self._tables, self._words, self._count, *self._room, self._out)
         return self._by_tokenizer(text) if count < 0 else self._out[:count].copy()
 
     def _by_tokenizer(self, text: str) -> npt.NDArray[np.uint32]:
@@ -125,12 +126,12 @@ def _pair_table(merges: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.uint64], 
     return keys, values
 
 
-@njit(cache=True)
+@kernel
 def _pair_place(key: np.uint64, size: int) -> int:
     return int((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & (size - 1)
 
 
-@njit(cache=True)
+@entry
 def _fill_pair_table(merges: Any, keys: Any, values: Any) -> None:
     for n in range(len(merges)):
         key = np.uint64(merges[n, 0]) << np.uint64(32) | np.uint64(merges[n, 1])
@@ -141,7 +142,7 @@ def _fill_pair_table(merges: Any, keys: Any, values: Any) -> None:
         values[place] = merges[n, 2]
 
 
-@njit(cache=True)
+@kernel
 def _merged(left: int, right: int, keys: Any, values: Any) -> int:
     """The id that two neighbours become; -1 where nothing."""
     key = np.uint64(left) << np.uint64(32) | np.uint64(right)
@@ -153,13 +154,12 @@ def _merged(left: int, right: int, keys: Any, values: Any) -> int:
     return -1
 
 
-@njit(cache=True)
-def _merge(data: Any, start: int, end: int, byte_ids: Any, keys: Any, values: Any, out: Any, at: int) -> int:
-    """Writes the ids of a piece to `out` from `at` on; returns how many.
+@kernel
+def _merge(data: Any, start: int, end: int, byte_ids: Any, keys: Any, values: Any, ids: Any, out: Any, at: int) -> int:
+    """Writes the ids of a piece to `out` from `at` on; returns how many. `ids` is room to work in.
 
     The pair that was learned first is merged first, and of equal ones the leftmost: ids grow in the order of learning.
     """
-    ids = np.empty(end - start, np.int32)
     for n in range(end - start):
         ids[n] = byte_ids[data[start + n]]
     count = end - start
@@ -180,7 +180,7 @@ def _merge(data: Any, start: int, end: int, byte_ids: Any, keys: Any, values: An
     return count
 
 
-@njit(cache=True)
+@kernel
 def _kind_at(data: Any, at: int, kinds: Any) -> Any:
     """The kind of the character that begins there, and its length in bytes."""
     byte = data[at]
@@ -197,7 +197,7 @@ def _kind_at(data: Any, at: int, kinds: Any) -> Any:
     return (kinds[point] if point < len(kinds) else np.uint8(_UNKNOWN)), length
 
 
-@njit(cache=True)
+@kernel
 def _contraction(data: Any, at: int) -> int:
     """How many bytes `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d` take there; 0 where there is none."""
     if data[at] != 0x27 or at + 1 >= len(data):
@@ -214,7 +214,7 @@ def _contraction(data: Any, at: int) -> int:
     return 0
 
 
-@njit(cache=True)
+@kernel
 def _piece_end(data: Any, start: int, kinds: Any) -> int:
     """Where the piece that begins there ends, by GPT-2's rule; -1 where it meets an unknown character.
 
@@ -248,7 +248,7 @@ def _piece_end(data: Any, start: int, kinds: Any) -> int:
     return at
 
 
-@njit(cache=True)
+@kernel
 def _pack(data: Any, start: int, end: int, key: Any) -> np.uint64:
     """Writes a word into the columns of a row's key; returns its hash."""
     key[0] = np.uint64(end - start)
@@ -267,7 +267,7 @@ def _pack(data: Any, start: int, end: int, key: Any) -> np.uint64:
     return hashed ^ (hashed >> np.uint64(32))
 
 
-@njit(cache=True)
+@kernel
 def _find(words: Any, key: Any, columns: int, hashed: np.uint64) -> Any:
     """The row of a word, or the free one where it would stand."""
     row = np.int64(hashed & np.uint64(len(words) - 1))
@@ -282,7 +282,7 @@ def _find(words: Any, key: Any, columns: int, hashed: np.uint64) -> Any:
     return row
 
 
-@njit(cache=True)
+@kernel
 def _remember(words: Any, row: int, key: Any, columns: int, ids: Any, at: int, count: int) -> None:
     for column in range(columns):
         words[row, column] = key[column]
@@ -296,18 +296,28 @@ def _remember(words: Any, row: int, key: Any, columns: int, ids: Any, at: int, c
     words[row, _KEYS], words[row, _KEYS + 1] = low, high
 
 
-@njit(cache=True)
-def _encode(data: Any, kinds: Any, byte_ids: Any, pairs: Any, merged: Any, words: Any, filled: Any, out: Any) -> int:
+@entry
+def _encode(
+    data: Any,
+    kinds: Any,
+    byte_ids: Any,
+    pairs: Any,
+    merged: Any,
+    words: Any,
+    filled: Any,
+    key: Any,
+    ids: Any,
+    out: Any,
+) -> int:
     """Writes the ids of a text to `out`; returns how many, or -1 where the text is for the tokenizer itself."""
     at, count = 0, 0
-    key = np.zeros(_KEYS, np.uint64)
     mask = np.uint64((1 << 28) - 1)
     while at < len(data):
         end = _piece_end(data, at, kinds)
         if end < 0 or end - at > _LONGEST:
             return -1
         if end - at > _LONGEST_WORD:
-            count += _merge(data, at, end, byte_ids, pairs, merged, out, count)
+            count += _merge(data, at, end, byte_ids, pairs, merged, ids, out, count)
         else:
             hashed = _pack(data, at, end, key)
             columns = (end - at) // 8 + 1
@@ -325,7 +335,7 @@ def _encode(data: Any, kinds: Any, byte_ids: Any, pairs: Any, merged: Any, words
                             out[count + 3] = high >> np.uint64(28)
                 count += number
             else:
-                found = _merge(data, at, end, byte_ids, pairs, merged, out, count)
+                found = _merge(data, at, end, byte_ids, pairs, merged, ids, out, count)
                 if found <= _MOST_IDS and filled[0] < len(words) // 2:
                     _remember(words, row, key, columns, out, count, found)
                     filled[0] += 1

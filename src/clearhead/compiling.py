@@ -42,7 +42,7 @@ def entry(function: Callable[..., Any]) -> Any:
 def _folder() -> Path:
     digest = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).parent
-    for path in (here / "compiling.py", here / "drawing.py", *sorted((here / "engine").glob("*.py"))):
+    for path in (here / "compiling.py", here / "bulk.py", here / "drawing.py", *sorted((here / "engine").glob("*.py"))):
         digest.update(path.read_bytes())
     folder = cache_folder() / "compiled" / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)

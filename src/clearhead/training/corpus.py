@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from clearhead.errors import TrainingError
+from clearhead.places import usable_cores
 from clearhead.progress import Progress
 from clearhead.texts import BLOCK
 from clearhead.tokenizer import Tokenizer
@@ -28,7 +29,6 @@ from clearhead.training.recipe import CorpusRecipe
 from clearhead.training.shards import INDEX, Part, Shard, Starts, Tokens
 from clearhead.training.sources import find_sources
 from clearhead.training.vocabulary import Vocabulary
-from clearhead.training.workers import cores
 
 _PIECE = 1 << 22  # bytes that are hashed at a time
 
@@ -163,7 +163,7 @@ def build_corpus(plan: Plan, folder: Path, *, processes: int | None = None) -> C
         if not (folder / MANIFEST).exists():
             if processes is None:
                 total = sum(job.source.size() for job in plan.jobs())
-                processes = max(1, min(cores(), total // (4 * BLOCK)))
+                processes = max(1, min(usable_cores(), total // (4 * BLOCK)))
             Build(plan, folder, processes).run()
             return Corpus(folder)
         corpus = Corpus(folder)

@@ -63,9 +63,11 @@ class Encoder:
         encode: Callable[[str], npt.NDArray[np.uint32]] = tokenizer.encode_array
         if compiled and tokenizer.byte_pairs() is not None:
             from clearhead.bulk import BulkEncoder
+            from clearhead.compiling import told
 
-            encode = BulkEncoder(tokenizer)
-            encode("a")  # other processes find it compiled
+            with told("Compiling the encoder, once on this machine …"):
+                encode = BulkEncoder(tokenizer)
+                encode("a")  # so that other processes find it compiled
         return cls(encode, [] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype)
 
     def __call__(self, source: Source, content: Any) -> Encoded:

@@ -25,13 +25,6 @@ _T = TypeVar("_T")
 _START = "import sys; sys.path[:] = {path!r}; from clearhead.training.workers import serve; serve()"
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def results(
     work: Callable[..., Any], items: Iterable[_T], arguments: Callable[[_T], tuple[Any, ...]], processes: int
 ) -> Iterator[tuple[_T, Any]]:
