@@ -4,9 +4,10 @@ Makes a checkpoint of that shape with random weights (498 MB) in a folder that i
 one that is there, and reads all of it. Each way is a whole process, from its start to its end with all that it
 imports, the file in the system's cache; the best of several, in turn:
 
-    clearhead   open, every checksum compared, every tensor as float32 in Clearhead's names and axes
+    tensors     open, every checksum compared, every tensor as float32 in Clearhead's names and axes
     unchecked   the same without the checksums
-    model       the same, as a `GPTModel` that is ready to run (where PyTorch is installed)
+    engine      `clearhead.load` and the first token: what Clearhead takes by itself, compiled before
+    pytorch     a `GPTModel` in PyTorch, every number in its place
     tensorflow  `tf.train.load_variable` for each of the 148 tensors, as the book's loader does, and its squeeze
     reader      the same tensors through one `tf.train.load_checkpoint`
 
@@ -41,7 +42,7 @@ def make(folder: Path) -> None:
     weights.save_openai(folder, config, {n: random.standard_normal(s, np.float32) for n, s in shapes.items()})
 
 
-def clearhead(folder: str) -> None:
+def tensors(folder: str) -> None:
     """All tensors, checked."""
     from clearhead import weights
 
@@ -63,8 +64,17 @@ def unchecked(folder: str) -> None:
     total(dict(plan.run()).values())
 
 
-def model(folder: str) -> None:
-    """A model that is ready to run."""
+def engine(folder: str) -> None:
+    """A model that has written its first token."""
+    import clearhead
+
+    start()
+    ids = clearhead.load(folder).generate([464, 3797, 3332], max_new_tokens=1, temperature=0).ids
+    total([np.array(ids)])
+
+
+def pytorch(folder: str) -> None:
+    """A model in PyTorch."""
     from clearhead import weights
     from clearhead.model import GPTModel
     from clearhead.weights.into_torch import load_into, without_memory
@@ -110,7 +120,7 @@ def total(arrays: Iterable[np.ndarray]) -> None:
     print(json.dumps({"seconds": time.perf_counter() - _began, "touched": touched}))
 
 
-WAYS: tuple[Callable[[str], None], ...] = (clearhead, unchecked, model, tensorflow, reader)
+WAYS: tuple[Callable[[str], None], ...] = (tensors, unchecked, engine, pytorch, tensorflow, reader)
 
 
 def main() -> None:

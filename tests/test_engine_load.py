@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import torch
 import clearhead
 from clearhead import places
 from clearhead.config import GPTConfig
-from clearhead.engine import store
+from clearhead.engine import building, store
 from clearhead.engine.runner import EngineRunner
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
@@ -88,6 +89,40 @@ def test_weights_are_kept_and_mapped_again(folder: Path, cache: Path) -> None:
     made = kept.stat()
     assert (_logits(clearhead.load(folder, dtype="int8")) == first).all()
     assert kept.stat().st_mtime_ns == made.st_mtime_ns
+
+
+def test_float32_is_kept_too(folder: Path, cache: Path) -> None:
+    first = _logits(clearhead.load(folder))
+    (kept,) = cache.iterdir()
+    made = kept.stat()
+    assert (_logits(clearhead.load(folder)) == first).all()
+    assert kept.stat().st_mtime_ns == made.st_mtime_ns
+
+
+def test_the_longest_unused_weights_make_room(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {}
+    for form in ("int8", "int4", "bfloat16"):
+        before = set(cache.glob("*"))
+        clearhead.load(folder, dtype=form)
+        (new,) = set(cache.iterdir()) - before
+        sizes[form] = (new, new.stat().st_size)
+    clearhead.load(folder, dtype="int8")  # so int4 is the one that was not used for the longest time
+    taken = sum(size for _, size in sizes.values())
+    # Free space such that a tenth of it and of what is taken holds float32 and all but int4.
+    most = taken - sizes["int4"][1] + building.size(CONFIG, "float32") + 1000
+    usage = shutil.disk_usage(cache)._replace(free=10 * most - taken)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    clearhead.load(folder, dtype="float32")
+    assert not sizes["int4"][0].exists()
+    assert sizes["int8"][0].exists()
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_disk_with_little_room_keeps_nothing(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)._replace(free=100_000)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    assert np.isfinite(_logits(clearhead.load(folder))).all()
+    assert list(cache.iterdir()) == []
 
 
 def test_kept_weights_that_are_cut_short_are_made_anew(

@@ -67,7 +67,7 @@ def build(
 
     Args:
         config: the model's shape.
-        tensors: by canonical name; float32. Each is asked for once, so they may be read as they are needed.
+        tensors: by canonical name; float32, in any order. Each is asked for once, so they may be read as needed.
         form: one of `formats.FORMATS`.
         threads: how many share the work.
         moments: for int4, what `calibration.moments` found; it rounds better with them.
@@ -78,7 +78,7 @@ def build(
     arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(config, form).items()}
 
     def matrix(name: str, layer: int, canonical: str) -> None:
-        weights = np.ascontiguousarray(tensors[f"{canonical}.weight"], np.float32)
+        weights = np.asarray(tensors[f"{canonical}.weight"], np.float32)
         used = None if moments is None else moments.get(f"{canonical}.weight")
         pack(form, weights, arrays[f"{name}.weights"][layer], arrays[f"{name}.scales"][layer], threads, used)
         if (bias := f"{canonical}.bias") in tensors:

@@ -64,7 +64,7 @@ def pack(
 
     Args:
         form: one of `FORMATS`.
-        matrix: float32 [rows, columns]
+        matrix: float32 [rows, columns], row by row or (a matrix that was stored turned) column by column.
         weights, scales: one dimension, of the type and length that `storage` gives; they are filled.
         threads: how many share the work.
         moments: for int4, float32 [columns, columns]: how the matrix is used (see `calibration.py`).
@@ -87,7 +87,7 @@ def pack(
         first, last = (padded_rows(rows) // PANEL * (number + i) // threads for i in (0, 1))
         if form == "int4":
             mine = slice(first * PANEL, min(rows, last * PANEL))
-            whole, own = _round_to_int4(np.array(matrix[mine]), importance, feedback)
+            whole, own = _round_to_int4(np.array(matrix[mine], order="C"), importance, feedback)
             _write_int4(whole, own, first * PANEL, padded, weights, scales)
         else:
             _WRITERS[form](matrix, padded, first, last, weights, scales)
@@ -99,40 +99,59 @@ def pack(
             list(pool.map(part, range(threads)))
 
 
+_TOGETHER = 8
+"""Panels that are written in turn, a chunk of each: where a matrix lies column by column, 32 numbers of a column then
+come from two lines of the cache."""
+
+
 @entry
 def _write_float32(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any) -> None:
     rows, columns = matrix.shape
-    for panel in range(first, last):
-        for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
-            for i in range(columns):
-                weights[place_of(row, padded, _FLOAT32, i)] = matrix[row, i]
+    together = PANEL * (1 if matrix.strides[1] == matrix.itemsize else _TOGETHER)
+    for block in range(first * PANEL, min(rows, last * PANEL), together):
+        for start in range(0, columns, _FLOAT32):
+            for row in range(block, min(rows, last * PANEL, block + together)):
+                here = place_of(row, padded, _FLOAT32, start)
+                if start + _FLOAT32 <= columns:
+                    for i in range(_FLOAT32):  # a number of turns that the compiler knows
+                        weights[here + i] = matrix[row, start + i]
+                else:
+                    for i in range(columns - start):
+                        weights[here + i] = matrix[row, start + i]
 
 
 @entry
 def _write_bfloat16(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any) -> None:
     rows, columns = matrix.shape
-    for panel in range(first, last):
-        for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
-            for i in range(columns):
-                weights[place_of(row, padded, _BFLOAT16, i)] = round_to_bfloat16(matrix[row, i])
+    together = PANEL * (1 if matrix.strides[1] == matrix.itemsize else _TOGETHER)
+    for block in range(first * PANEL, min(rows, last * PANEL), together):
+        for start in range(0, columns, _BFLOAT16):
+            for row in range(block, min(rows, last * PANEL, block + together)):
+                here = place_of(row, padded, _BFLOAT16, start)
+                for i in range(min(_BFLOAT16, columns - start)):
+                    weights[here + i] = round_to_bfloat16(matrix[row, start + i])
 
 
 @entry
 def _write_int8(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any) -> None:
     rows, columns = matrix.shape
-    for panel in range(first, last):
-        for row in range(panel * PANEL, min(rows, panel * PANEL + PANEL)):
-            greatest = np.float32(0)
-            for i in range(columns):
-                greatest = max(greatest, abs(matrix[row, i]))
-            scales[row] = greatest / np.float32(127)
-            inverse = np.float32(127) / greatest if greatest > 0 else np.float32(0)
-            for i in range(columns):
-                weights[place_of(row, padded, _INT8, i)] = np.int8(np.rint(matrix[row, i] * inverse))
-
-
-_TRIALS = 12
-"""Scales that int4 tries for each group, from 0.7 to 1.15 of the one that just reaches the greatest number."""
+    together = PANEL * (1 if matrix.strides[1] == matrix.itemsize else _TOGETHER)
+    for block in range(first * PANEL, min(rows, last * PANEL), together):
+        end = min(rows, last * PANEL, block + together)
+        for row in range(block, end):
+            scales[row] = 0  # the greatest magnitude, for now
+        for start in range(0, columns, _INT8):
+            for row in range(block, end):
+                for i in range(start, min(start + _INT8, columns)):
+                    scales[row] = max(scales[row], abs(matrix[row, i]))
+        for start in range(0, columns, _INT8):
+            for row in range(block, end):
+                inverse = np.float32(127) / scales[row] if scales[row] > 0 else np.float32(0)
+                here = place_of(row, padded, _INT8, start)
+                for i in range(min(_INT8, columns - start)):
+                    weights[here + i] = np.int8(np.rint(matrix[row, start + i] * inverse))
+        for row in range(block, end):
+            scales[row] /= np.float32(127)
 
 
 _DAMPING = 0.01

@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of the arrays' layout; a file of another version is made anew."""
 
-_KEPT = ("bfloat16", "int8", "int4")
-"""The formats that are kept on disk. float32 is no smaller than the model itself, and takes little time to arrange."""
+_SHARE = 0.1
+"""All weights that are kept take at most this share of the disk's free space; the longest unused go first."""
 _ROOM = 200_000_000  # bytes for everything but the weights
 
 
@@ -88,20 +90,19 @@ def keep_rounded(source: Source, form: str, threads: int) -> None:
     """
     from clearhead.engine.building import build
 
-    if form in _KEPT:
-        _keep(source, form, build(source.config, source.lazy(), form, threads))
+    _keep(source, form, build(source.config, source.lazy(in_rows=False), form, threads))
 
 
 def forget(source: Source) -> None:
     """Removes what was kept on disk of a model, in every format."""
-    for form in _KEPT:
+    from clearhead.engine.formats import FORMATS
+
+    for form in FORMATS:
         _place(source, form)[0].unlink(missing_ok=True)
 
 
 def _load(source: Source, form: str) -> Arrays | None:
     """The arrays as they were kept, mapped and not read; None where there are none that fit."""
-    if form not in _KEPT:
-        return None
     from clearhead.engine.building import layout
 
     path, key = _place(source, form)
@@ -115,6 +116,8 @@ def _load(source: Source, form: str) -> Arrays | None:
     except (WeightsError, OSError) as error:
         print(f"The kept {form} weights are made anew: {error}", file=sys.stderr)
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now
     expected = layout(source.config, form)
     if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
         print(f"The kept {form} weights are made anew: {path} is of another version.", file=sys.stderr)
@@ -133,12 +136,11 @@ def _make(source: Source, form: str, threads: int) -> Arrays:
             "are free; take a smaller format (int8, int4) or a smaller model."
         )
     with told(f"Compiling what stores weights as {form}, once for this machine …"):
-        arrays = build(source.config, source.lazy(), form, threads)
+        arrays = build(source.config, source.lazy(in_rows=False), form, threads)
         if form == "int4":
             arrays = _rounded_better(source, arrays, threads)
-    if form in _KEPT:
-        with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
-            _keep(source, form, arrays)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
+        _keep(source, form, arrays)
     return arrays
 
 
@@ -155,12 +157,14 @@ def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
         progress.note("what comes into each matrix is measured")
         used = moments(source.config, source.lazy(), ids)
         progress.note("each weight's error is made up for by those after it")
-        return build(source.config, source.lazy(), "int4", threads, used)
+        return build(source.config, source.lazy(in_rows=False), "int4", threads, used)
 
 
 def _keep(source: Source, form: str, arrays: Arrays) -> None:
     path, key = _place(source, form)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not _room_for(sum(array.nbytes for array in arrays.values()), path):
+        return
     infos = {name: TensorInfo(array.shape, np.dtype(array.dtype).name) for name, array in arrays.items()}
     handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
@@ -169,3 +173,17 @@ def _keep(source: Source, form: str, arrays: Arrays) -> None:
         Path(beside).replace(path)
     finally:
         Path(beside).unlink(missing_ok=True)
+
+
+def _room_for(size: int, path: Path) -> bool:
+    """Whether a file of this size may be kept at a place; removes those that were not used for the longest time."""
+    others = {file: file.stat() for file in path.parent.glob("*.safetensors") if file != path}
+    taken = sum(stat.st_size for stat in others.values())
+    most = _SHARE * (shutil.disk_usage(path.parent).free + taken)
+    if size > most:
+        return False
+    for file in sorted(others, key=lambda file: others[file].st_atime):
+        if taken + size > most:
+            taken -= others[file].st_size
+            file.unlink()
+    return True

@@ -126,8 +126,11 @@ class Fill:
     parts: tuple[Part, ...]
     reason: str = ""
 
-    def make(self, read: Read, sizes: dict[str, int], dtype: np.dtype | None) -> np.ndarray:
-        """The target's values, contiguous; the source's own memory where nothing has to be done."""
+    def make(self, read: Read, sizes: dict[str, int], dtype: np.dtype | None, in_rows: bool = True) -> np.ndarray:
+        """The target's values; the source's own memory where nothing has to be done.
+
+        Contiguous; where `in_rows` is False, a matrix that is stored turned is given as a view, column by column.
+        """
         shape = self.piece.shape(sizes)
         if not self.parts:
             return np.zeros(shape, dtype or np.float32)
@@ -136,6 +139,8 @@ class Fill:
             # A view, unless axes are merged that do not lie side by side.
             moved = part.take(read, self.piece, sizes).reshape(shape)
             if moved.ndim == 2 and moved.strides[0] == moved.itemsize and moved.size > _TILE**2:
+                if not in_rows and dtype in (None, moved.dtype):
+                    return moved
                 return _turned(moved, dtype or moved.dtype)
             return np.ascontiguousarray(moved, dtype)
         out: np.ndarray | None = None
@@ -249,15 +254,20 @@ class Plan:
             rows.append(PlanRow("", self.sources[name].shape, (name,), ("ignore",), reason))
         return rows
 
-    def read(self, target: str, dtype: str | None = "float32") -> np.ndarray:
+    def read(self, target: str, dtype: str | None = "float32", in_rows: bool = True) -> np.ndarray:
         """One target's values; see `run`.
+
+        Args:
+            target: its name.
+            dtype: as `run` takes it.
+            in_rows: False lets a matrix that is stored turned stay as it lies, column by column: nothing is copied.
 
         Raises:
             KeyError: where the plan makes no such target.
             WeightsError: where the data cannot be read.
         """
         fill = self._by_target[self.tied.get(target, target)]
-        return fill.make(self._read, axis_sizes(self.config), None if dtype is None else np.dtype(dtype))
+        return fill.make(self._read, axis_sizes(self.config), None if dtype is None else np.dtype(dtype), in_rows)
 
     def run(self, dtype: str | None = "float32") -> Iterator[tuple[str, np.ndarray]]:
         """Every target with its values, one at a time, in the order of the model.
@@ -340,15 +350,18 @@ class _Watched:
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
-    """A plan's targets as a mapping that reads a tensor when it is asked for; tied names are in it too."""
+    """A plan's targets as a mapping that reads a tensor when it is asked for; tied names are in it too.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    With `in_rows` False, matrices that are stored turned are not copied: they lie column by column.
+    """
+
+    def __init__(self, plan: Plan, in_rows: bool = True) -> None:
+        self._plan, self._in_rows = plan, in_rows
         self._names = [*plan.targets, *plan.tied]
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor as float32, read anew each time."""
-        return self._plan.read(name)
+        return self._plan.read(name, in_rows=self._in_rows)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without reading it."""

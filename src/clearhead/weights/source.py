@@ -141,9 +141,13 @@ class Source:
         check(to, dtype)
         return save_plan(Path(dest).expanduser(), self.stream(to), dtype, file=self._file, folder=self.folder)
 
-    def lazy(self) -> LazyTensors:
-        """The same as `load`, but each tensor is read when it is asked for."""
-        return LazyTensors(self.plan())
+    def lazy(self, in_rows: bool = True) -> LazyTensors:
+        """The same as `load`, but each tensor is read when it is asked for.
+
+        Args:
+            in_rows: False gives a matrix that is stored turned as it lies, column by column, and copies nothing.
+        """
+        return LazyTensors(self.plan(), in_rows)
 
 
 def _stored_bytes(plan: Plan) -> int:
