@@ -48,6 +48,12 @@ def bytes_on(builder: ir.IRBuilder, pointer: Any, offset: Any) -> Any:
     return builder.gep(builder.bitcast(pointer, I8.as_pointer()), [offset])
 
 
+def apart(builder: ir.IRBuilder, value: Any) -> Any:
+    """The same number, which the compiler must take for another one: what is read through it is read anew."""
+    unknown = ir.FunctionType(value.type, [value.type])
+    return builder.asm(unknown, "", "=r,0", [value], side_effect=True)  # no instruction, on any machine
+
+
 def load(builder: ir.IRBuilder, pointer: Any, element: ir.Type, lanes: int) -> Any:
     """Reads `lanes` numbers that lie side by side; the address needs no alignment beyond one element's."""
     read = builder.load(builder.bitcast(pointer, vector(element, lanes).as_pointer()))

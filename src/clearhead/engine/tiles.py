@@ -35,6 +35,7 @@ from clearhead.engine.llvm import (
     I64,
     LANES,
     Loop,
+    apart,
     at,
     bits_as_float,
     bytes_on,
@@ -70,6 +71,7 @@ class _Floats:
     """float32 or bfloat16 weights, float32 activations."""
 
     activations = types.float32
+    held = MOST_TOKENS
 
     chunk = CHUNKS["float32"]
 
@@ -78,13 +80,13 @@ class _Floats:
         self.chunk_bytes = PANEL * self.chunk * (4 if element == F32 else 2)
         self.start = ir.Constant(vector(F32, LANES), [0.0] * LANES)
 
-    def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: Pointers, sums: list[list[Any]]) -> None:
+    def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: list[Pointers], sums: list[list[Any]]) -> None:
         for part in range(0, self.chunk, LANES):
-            xs = [load(b, at(b, token, I64(part), F32), F32, LANES) for token in tokens]
             for row in range(PANEL):
                 here = load(b, at(b, weights, I64(row * self.chunk + part), self.element), self.element, LANES)
                 w = here if self.element == F32 else widen_bfloat16(b, here)
-                for place, x in enumerate(xs):
+                for place, token in enumerate(tokens[row]):
+                    x = load(b, at(b, token, I64(part), F32), F32, LANES)
                     sums[row][place] = multiply_add(b, w, x, sums[row][place])
 
     def finish(self, b: ir.IRBuilder, total: Any, row_scales: Any, token_scale: Any, bias: Any) -> Any:
@@ -95,17 +97,18 @@ class _Int8:
     """int8 weights with a scale a row, int16 activations with a scale a token."""
 
     activations = types.int16
+    held = 2
     chunk = CHUNKS["int8"]
     chunk_bytes = PANEL * chunk
     start = ir.Constant(vector(I32, LANES), [0] * LANES)
 
-    def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: Pointers, sums: list[list[Any]]) -> None:
+    def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: list[Pointers], sums: list[list[Any]]) -> None:
         for part in range(0, self.chunk, 2 * LANES):
-            xs = [load(b, at(b, token, I64(part), I16), I16, 2 * LANES) for token in tokens]
             for row in range(PANEL):
                 narrow = load(b, at(b, weights, I64(row * self.chunk + part), I8), I8, 2 * LANES)
                 w = b.sext(narrow, vector(I16, 2 * LANES))
-                for place, x in enumerate(xs):
+                for place, token in enumerate(tokens[row]):
+                    x = load(b, at(b, token, I64(part), I16), I16, 2 * LANES)
                     sums[row][place] = b.add(sums[row][place], multiply_pairs(b, w, x))
 
     def finish(self, b: ir.IRBuilder, total: Any, row_scales: Any, token_scale: Any, bias: Any) -> Any:
@@ -117,21 +120,22 @@ class _Int4:
     """int4 weights with a scale for each group of 32, int16 activations with a scale a token."""
 
     activations = types.int16
+    held = 0
     chunk = CHUNKS["int4"]
     chunk_bytes = PANEL * chunk // 2
     start = ir.Constant(vector(F32, LANES), [0.0] * LANES)
 
-    def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: Pointers, sums: list[list[Any]]) -> None:
+    def turn(self, b: ir.IRBuilder, weights: Any, scales: Any, tokens: list[Pointers], sums: list[list[Any]]) -> None:
         wide = vector(I16, 2 * LANES)
         group_scales = widen_bfloat16(b, load(b, scales, I16, PANEL))
-        xs = [[load(b, at(b, token, I64(p), I16), I16, 2 * LANES) for p in (0, 2 * LANES)] for token in tokens]
         for row in range(PANEL):
             # Byte i of sixteen holds number i in its lower half and number 16 + i in its upper, both signed.
             both = b.sext(load(b, at(b, weights, I64(row * self.chunk // 2), I8), I8, 2 * LANES), wide)
             upper = b.ashr(both, ir.Constant(wide, [4] * 2 * LANES))
             lower = b.ashr(b.shl(both, ir.Constant(wide, [12] * 2 * LANES)), ir.Constant(wide, [12] * 2 * LANES))
             scale = pick(b, group_scales, group_scales, [row] * LANES)
-            for place, (first, second) in enumerate(xs):
+            for place, token in enumerate(tokens[row]):
+                first, second = (load(b, at(b, token, I64(p), I16), I16, 2 * LANES) for p in (0, 2 * LANES))
                 exact = b.add(multiply_pairs(b, lower, first), multiply_pairs(b, upper, second))
                 sums[row][place] = multiply_add(b, b.sitofp(exact, vector(F32, LANES)), scale, sums[row][place])
 
@@ -156,7 +160,12 @@ def _write_tile(kind: Any, n_tokens: int, context: Any, b: ir.IRBuilder, signatu
     with Loop(b, chunks, [kind.start] * (PANEL * n_tokens)) as loop:
         here = bytes_on(b, weights, b.mul(loop.count, I64(kind.chunk_bytes)))
         group = at(b, scales, b.mul(b.add(first, loop.count), I64(PANEL)), I16)
-        pieces = [bytes_on(b, t, b.mul(loop.count, I64(kind.chunk * kind.activations.bitwidth // 8))) for t in tokens]
+        on = b.mul(loop.count, I64(kind.chunk * kind.activations.bitwidth // 8))
+        # Sums alone fill most registers. What has no place there is read from the cache again for each row, through an
+        # address that the compiler cannot know to be the same; else it would read once, and keep a sum in memory.
+        held = kind.held if n_tokens == MOST_TOKENS else n_tokens
+        again = [apart(b, on) if held < n_tokens else on for _ in range(PANEL)]
+        pieces = [[bytes_on(b, t, on if p < held else o) for p, t in enumerate(tokens)] for o in again]
         sums = [loop.values[row * n_tokens : (row + 1) * n_tokens] for row in range(PANEL)]
         kind.turn(b, here, group, pieces, sums)
         loop.next = [one for row in sums for one in row]
