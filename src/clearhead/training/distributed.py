@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +36,7 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    _replicas: list[nn.parallel.DistributedDataParallel] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -93,7 +94,9 @@ class Processes:
         if self.world == 1:
             return objective
         if parallel == "replicate":
-            return nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
+            replica = nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
+            self._replicas.append(replica)
+            return replica
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -102,6 +105,19 @@ class Processes:
             fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
         return objective
+
+    def part(self) -> None:
+        """Ends what connects the processes; modules that were spread are of no use any more.
+
+        Whoever lets go of a group last waits for the group's threads, and these may still need Python's lock to let
+        go of the last tensors that were sent. A replica's reducer is a C++ object that owns the group too, and holds
+        that lock when it dies: as the last owner it would wait for ever. So it goes first; the group's own Python
+        object gives up the lock while it waits.
+        """
+        for replica in self._replicas:
+            del replica.logger, replica.reducer, replica.process_group  # what torch, too, drops to pickle one
+        self._replicas.clear()
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -134,10 +150,11 @@ def processes(device: str) -> Iterator[Processes]:
         raise TrainingError(
             f"the {world} processes did not find each other ({str(error).splitlines()[0]}); start them with torchrun."
         ) from None
+    group = Processes(rank, world, place)
     try:
-        yield Processes(rank, world, place)
+        yield group
     finally:
-        dist.destroy_process_group()
+        group.part()
 
 
 def find_device(name: str) -> torch.device:
