@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from small_runs import RECIPE, recipe, write_texts
 from worlds import in_processes, run_together
 
+from clearhead.errors import TrainingError
 from clearhead.training.corpus import Corpus, build
 from clearhead.training.distributed import processes
 from clearhead.training.loop import train
@@ -123,8 +124,24 @@ def test_a_replica_may_outlive_its_group() -> None:
         assert in_processes(2, _replica_outlives_its_group) == ["the last word"] * 2
 
 
+def _one_fails() -> str:
+    try:
+        with processes("cpu") as group:
+            group.wait()
+            if group.rank == 1:
+                raise TrainingError("the second had enough.")
+            group.wait()
+    except TrainingError as error:
+        return str(error)
+    return "not stopped"
+
+
+def test_what_stops_one_between_two_meetings_is_told_by_all() -> None:
+    assert in_processes(3, _one_fails) == ["the second had enough."] * 3
+
+
 def test_a_process_that_fails_is_heard_of_at_once() -> None:
-    with pytest.raises(AssertionError, match="(?s)a process died.*ZeroDivisionError"):
+    with pytest.raises(AssertionError, match=r"(?s)a process died.*ZeroDivisionError"):
         in_processes(2, divmod, 1, 0)
 
 

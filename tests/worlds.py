@@ -74,7 +74,9 @@ def _started(
     try:
         for rank in range(world):
             ear, mouth = _CONTEXT.Pipe(duplex=False)
-            process = _CONTEXT.Process(target=_work, args=(rank, world, port, logs, mouth, work, arguments), daemon=True)
+            process = _CONTEXT.Process(
+                target=_work, args=(rank, world, port, logs, mouth, work, arguments), daemon=True
+            )
             process.start()
             mouth.close()
             ears.append(ear)
