@@ -122,6 +122,19 @@ def test_help_lists_the_verbs_and_fits_80_columns() -> None:
         assert f"│ {verb} " in listed
 
 
+def test_help_says_all_that_is_written_of_a_verb() -> None:
+    """Square brackets are how rich marks up text, and they are how a recipe names its tables."""
+    from clearhead.cli.command import app, corpus, weights
+
+    for typer_, before in ((app, ()), (corpus, ("corpus",)), (weights, ("weights",))):
+        for info in typer_.registered_commands:
+            assert info.callback is not None
+            name = info.name or info.callback.__name__
+            shown = " ".join(call(*before, name, "--help").stdout.decode().split())
+            for paragraph in inspect.cleandoc(info.callback.__doc__ or "").split("\n\n"):
+                assert " ".join(paragraph.split()) in shown
+
+
 @pytest.mark.parametrize(
     "args",
     [

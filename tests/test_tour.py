@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -38,11 +39,33 @@ def test_a_chapter_does_what_it_says(chapter: Chapter) -> None:
 
 @pytest.mark.parametrize("chapter", ENGLISH, ids=lambda c: c.path.stem)
 def test_both_languages_run_the_same_code(chapter: Chapter) -> None:
-    if chapter.number == "09":
-        pytest.skip("one of its Chinese cells is written in another way")
-    translated = parse((TOUR / "zh" / chapter.path.name).read_text(encoding="utf-8"))
-    ours = parse(chapter.path.read_text(encoding="utf-8"))
-    assert [_without_words(cell.code) for cell in translated] == [_without_words(cell.code) for cell in ours]
+    ours, translated = (
+        [cell.code for cell in parse(path.read_text(encoding="utf-8"))]
+        for path in (chapter.path, TOUR / "zh" / chapter.path.name)
+    )
+    assert [_without_words(code) for code in translated] == [_without_words(code) for code in ours]
+    for code, other in zip(ours, translated, strict=True):
+        changed = [(a, b) for a, b in zip(_strings(code), _strings(other), strict=True) if a != b]
+        assert [b for a, b in changed if not (_CHINESE.search(b) or b == a.replace(".svg", "-zh.svg"))] == []
+
+
+@pytest.mark.parametrize(
+    ("translated", "same"),
+    [
+        ('print(f"共 {n:3} 个，{x:.2f}", 4)', True),
+        ('print(f"{n:3}{x:.2f}", 4)', True),
+        ('print(f"{n:4} and {x:.2f}", 4)', False),
+        ('print(f"{n:3} and {x:.1f}", 4)', False),
+        ('print(f"{n:3} and {x}", 4)', False),
+        ('print(f"{n!r:3} and {x:.2f}", 4)', False),
+        ('print(f"{x:.2f} and {n:3}", 4)', False),
+        ('print(f"{n:3} and {x:.2f}", 5)', False),
+        ('print(f"{n:3} and {x:.2f}", 4, lang="zh")', True),
+        ('print(f"{n:3} and {x:.2f}", 4, end="")', False),
+    ],
+)
+def test_nothing_but_words_may_be_translated(translated: str, same: bool) -> None:
+    assert (_without_words(translated) == _without_words('print(f"{n:3} and {x:.2f}", 4)')) is same
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: f"{c.language}-{c.path.stem}")
@@ -56,20 +79,39 @@ def test_every_figure_is_shown() -> None:
     assert {Path(link).name for link in shown} == {file.name for file in (TOUR / "figures").iterdir()}
 
 
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+class _WordRemover(ast.NodeTransformer):
+    """Empties strings and drops `lang=`; values in f-strings stay, with their conversions and formats."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.JoinedStr:
+        return ast.JoinedStr([self.visit(part) for part in node.values if isinstance(part, ast.FormattedValue)])
+
+    def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.FormattedValue:
+        node.value = self.visit(node.value)  # the format beside it is no word
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg != "lang"]
+        return self.generic_visit(node)
+
+
 def _without_words(code: str) -> str:
     """A cell's syntax without its strings (also those around a value in an f-string), which may be translated."""
+    return ast.dump(_WordRemover().visit(ast.parse(code)))
+
+
+def _strings(code: str) -> list[str]:
+    """A cell's strings in order, but for the pieces of f-strings and the language of a drawing."""
     tree = ast.parse(code)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | int):
-            node.value = ""  # widths of columns are numbers
-        elif isinstance(node, ast.JoinedStr):
-            # The text around a value is words, and its pieces may change their number.
-            node.values = [part for part in node.values if isinstance(part, ast.FormattedValue)]
-            for part in node.values:
-                part.format_spec = None  # columns are as wide as their language needs
-        elif isinstance(node, ast.Call):
-            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "lang"]
-    return ast.dump(tree)
+    pieces = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    pieces |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "lang"}
+    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [str(node.value) for node in strings if id(node) not in pieces]
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 
 from clearhead import __version__
 from clearhead.cli.bench import bench
@@ -63,7 +64,7 @@ app = typer.Typer(
 def _paragraphs(docstring: str | None) -> str:
     """A docstring with each paragraph on one line, for the terminal to break where it ends."""
     paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
-    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+    return escape("\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs))
 
 
 # In the order in which `--help` lists them.
