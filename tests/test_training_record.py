@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from small_runs import one_step, recipe, small_run, write_texts
@@ -137,14 +137,26 @@ def test_a_png_is_twice_the_size_of_its_svg() -> None:
     assert (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (60, 40)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+@settings(deadline=None, max_examples=100)
+@given(st.floats(-1e300, 1e300), st.floats(-1e300, 1e300) | st.floats(-1e-6, 1e-6))
+@example(-394658.0, 6.1e-05)  # the second is a billionth of a tick's distance above 0
+@example(0.3, 0.7)  # 0.3 / 0.1 is less than 3
+@example(1.0, 1.0000000000000002)
+@example(0.0, 5e-324)
+@example(0.0, 0.0)
 def test_ticks_are_few_and_around_the_values(one: float, other: float) -> None:
     found = ticks(min(one, other), max(one, other))
     assert 2 <= len(found) <= 9
-    assert found[0] <= min(one, other) + 1e-6
-    assert found[-1] >= max(one, other) - 1e-6
-    assert np.allclose(np.diff(found), found[1] - found[0])
+    assert found[0] <= min(one, other)
+    assert found[-1] >= max(one, other)
+    assert np.all(np.diff(found) > 0)
+    assert np.allclose(np.diff(found) / (found[1] - found[0]), 1, rtol=1e-3)
+
+
+def test_ticks_are_the_nearest_numbers_to_round_ones() -> None:
+    assert ticks(0.3, 0.7) == [0.3, 0.4, 0.5, 0.6, 0.7]
+    assert ticks(0.0, 6.1e-05) == [0.0, 2e-05, 4e-05, 6e-05, 8e-05]
+    assert ticks(-394658.0, 6.1e-05) == [-400000, -300000, -200000, -100000, 0, 100000]
 
 
 # ---------------------------------------------------------------------------------------------------------------

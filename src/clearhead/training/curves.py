@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -233,14 +234,22 @@ def _thinned(points: Points) -> Points:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers, at equal distances, from at most `low` to at least `high`."""
-    if high <= low:
-        low, high = low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1)
+    """Round numbers, at equal distances, from at most `low` to at least `high`.
+
+    Around values that are one but for rounding they stand at a tenth of it to both sides.
+    """
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-300):
+        margin = size / 10 if size > 1e-300 else 1.0
+        low, high = low - margin, high + margin
     raw = (high - low) / about
-    power = 10 ** math.floor(math.log10(raw))
-    distance = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
-    first, last = math.floor(low / distance + 1e-9), math.ceil(high / distance - 1e-9)
-    return [n * distance for n in range(first, last + 1)]
+    power = Fraction(10) ** math.floor(math.log10(raw))
+    distance = next(power * m for m in (1, 2, Fraction(5, 2), 5, 10) if power * m >= raw * 0.999)
+    # A quotient is rounded, and so says only about where the values lie; a tick is the number nearest to its fraction.
+    first, last = (round(Fraction(value) / distance) for value in (low, high))
+    first -= float(first * distance) > low
+    last += float(last * distance) < high
+    return [float(n * distance) for n in range(first, last + 1)]
 
 
 def _number(value: float, distance: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from clearhead.errors import TrainingError
+from clearhead.errors import ClearheadError, TrainingError
 from clearhead.training.recipe import Parallel
 
 _PATIENCE = timedelta(minutes=30)  # for the others; building a corpus or saving a large model takes a while
@@ -36,6 +36,7 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    _replicas: list[nn.parallel.DistributedDataParallel] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -93,7 +94,9 @@ class Processes:
         if self.world == 1:
             return objective
         if parallel == "replicate":
-            return nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
+            replica = nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
+            self._replicas.append(replica)
+            return replica
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -102,6 +105,19 @@ class Processes:
             fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
         return objective
+
+    def part(self) -> None:
+        """Ends what connects the processes; modules that were spread are of no use any more.
+
+        Whoever lets go of a group last waits for the group's threads, and these may still need Python's lock to let
+        go of the last tensors that were sent. A replica's reducer is a C++ object that owns the group too, and holds
+        that lock when it dies: as the last owner it would wait for ever. So it goes first; the group's own Python
+        object gives up the lock while it waits.
+        """
+        for replica in self._replicas:
+            del replica.logger, replica.reducer, replica.process_group  # what torch, too, drops to pickle one
+        self._replicas.clear()
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -112,7 +128,8 @@ def processes(device: str) -> Iterator[Processes]:
         device: as `clearhead train --device` has it; of several GPUs each process takes the one of its local rank.
 
     Raises:
-        TrainingError: where the device is not there, or the processes do not find each other.
+        TrainingError: where the device is not there, the processes do not find each other, or another one of them
+            failed; the text is then what that one said first.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -129,15 +146,48 @@ def processes(device: str) -> Iterator[Processes]:
             )
         torch.cuda.set_device(place)
     try:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+        store, rank, world = next(dist.rendezvous("env://", timeout=_PATIENCE))
+        store.set_timeout(_PATIENCE)
+        backend = "nccl" if kind == "cuda" else "gloo"
+        apart = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=apart, rank=rank, world_size=world, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"the {world} processes did not find each other ({str(error).splitlines()[0]}); start them with torchrun."
         ) from None
+    group = Processes(rank, world, place)
     try:
-        yield Processes(rank, world, place)
+        yield group
+    except Exception as error:
+        _tell(store, rank, error)
+        raise
     finally:
-        dist.destroy_process_group()
+        group.part()
+
+
+def _tell(store: dist.Store, rank: int, error: Exception) -> None:
+    """Tells the other processes what stopped this one, before its connections close; the first to tell is believed.
+
+    What the others run into is the closed connection only. Whichever of them ends first, torchrun ends the rest, so
+    each has to know the reason.
+
+    Raises:
+        TrainingError: where another process told its reason before, or died without one.
+    """
+    lost = isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+    if lost:
+        words = str(error).splitlines()[0].partition(". ")[0]  # torch's advice follows
+        mine = (
+            f"another process of this run died, or the connection to it broke ({words}); see what it said last, and go "
+            "on from the newest checkpoint with --resume."
+        )
+    else:
+        mine = str(error) if isinstance(error, ClearheadError) else f"process {rank} failed: {error!r}"
+    told = mine
+    with contextlib.suppress(RuntimeError):  # the store may have died with its process
+        told = store.compare_set("stopped by", "", mine).decode()
+    if lost or told != mine:
+        raise TrainingError(told) from None
 
 
 def find_device(name: str) -> torch.device:
