@@ -77,16 +77,14 @@ def _accumulate(n_rows: int, width: int) -> Any:
             start = [load(builder, at(builder, t, I64(p), F32), F32, LANES) for t in targets for p in parts]
             with Loop(builder, arguments[3], start) as loop:
                 here = at(builder, matrix, builder.mul(loop.count, arguments[6]), stored)
-                columns = []
-                for p in parts:
+                # Beside the sums, the factors stay in registers and one vector of columns at a time: 12 + 3 + 1.
+                factors_here = [splat(builder, builder.load(at(builder, li, loop.count, F32)), LANES) for li in lines]
+                for c, p in enumerate(parts):
                     found = load(builder, at(builder, here, I64(p), stored), stored, LANES)
-                    columns.append(found if stored == F32 else widen_bfloat16(builder, found))
-                place = 0
-                for line in lines:
-                    factor = splat(builder, builder.load(at(builder, line, loop.count, F32)), LANES)
-                    for numbers in columns:
+                    numbers = found if stored == F32 else widen_bfloat16(builder, found)
+                    for r, factor in enumerate(factors_here):
+                        place = r * len(parts) + c
                         loop.next[place] = multiply_add(builder, factor, numbers, loop.values[place])
-                        place += 1
             place = 0
             for t in targets:
                 for p in parts:

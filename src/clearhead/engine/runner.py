@@ -22,6 +22,7 @@ from clearhead.runner import Slot
 
 MOST_ROWS = 128
 """Tokens in one pass; a longer prompt is several."""
+_LINE = 64  # bytes
 
 
 @dataclass(eq=False)
@@ -300,19 +301,29 @@ def _work() -> Work:
 
 
 def _scratch(config: GPTConfig, threads: int, whole: bool) -> Scratch:
-    width, ff_width = padded_columns(config.emb_dim), padded_columns(config.ff_dim)
     tokens = -(-config.context_length // PAGE) * PAGE
-    wide = max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim))
+    form: type = np.int16 if whole else np.float32
     return Scratch(
-        x=np.zeros((MOST_ROWS, width), np.float32),
-        fine=np.zeros((MOST_ROWS, width), np.float32),
-        wide=np.zeros((MOST_ROWS, wide), np.float32),
-        ready=np.zeros((MOST_ROWS, max(width, ff_width)), np.int16 if whole else np.float32),
+        x=_rows(padded_columns(config.emb_dim), np.float32),
+        fine=_rows(padded_columns(config.emb_dim), np.float32),
+        wide=_rows(max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim)), np.float32),
+        ready=_rows(max(padded_columns(config.emb_dim), padded_columns(config.ff_dim)), form),
         scales=np.zeros(MOST_ROWS, np.float32),
-        logits=np.zeros((MOST_ROWS, padded_rows(config.vocab_size)), np.float32),
+        logits=_rows(padded_rows(config.vocab_size), np.float32),
         scores=np.zeros((threads, MOST_QUERIES, tokens), np.float32),
         mixed=np.zeros((threads, MOST_QUERIES, (config.head_dim + 7) // 8 * 8), np.float32),
     )
+
+
+def _rows(length: int, form: type) -> np.ndarray:
+    """[MOST_ROWS, at least length], zeros, with an odd number of cache lines from one row to the next.
+
+    A cache keeps a line in one of a few places that the address's lower bits name. A product writes a few columns of
+    many rows; were the rows apart by a multiple of 4096 bytes, as 768 * 4 numbers are, all would want the same places.
+    """
+    in_line = _LINE // np.dtype(form).itemsize
+    lines = -(-length // in_line) | 1
+    return np.zeros((MOST_ROWS, lines * in_line), form)
 
 
 def _ours(slot: Slot) -> EngineSlot:
