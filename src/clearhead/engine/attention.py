@@ -23,8 +23,10 @@ from clearhead.engine.llvm import (
     LANES,
     Loop,
     at,
+    bits_as_float,
     bytes_on,
     data,
+    float_as_bits,
     load,
     multiply_add,
     row_sum,
@@ -192,12 +194,19 @@ def attend(
             out[row + r, head * head_dim + d] = mixed[r, d]
 
 
+@fused
+def _in_order(bits: Any) -> Any:
+    """A float32's bits as a whole number that is greater for a greater number, and back."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
 @kernel
 def _softmax(scores: Any, row: int, seen: int, length: int, scale: Any) -> None:
     """scores[row, :seen] to weights that sum to 1; scores[row, seen:length], and what fills the last 8, to 0."""
-    greatest = np.float32(-np.inf)
+    most = np.int32(-0x80000000)
     for t in range(seen):
-        greatest = max(greatest, scores[row, t])
+        most = max(most, _in_order(float_as_bits(scores[row, t])))  # of whole numbers it is found eight at a time
+    greatest = bits_as_float(_in_order(most))
     for t in range(seen):
         scores[row, t] = exponential((scores[row, t] - greatest) * scale)
     for t in range(seen, max(length, (seen + 7) // 8 * 8)):

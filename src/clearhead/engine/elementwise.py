@@ -77,7 +77,8 @@ def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
 
     0.5 x (1 + tanh u) = x / (1 + e^(-2u)), with u = sqrt(2/pi) (x + 0.044715 x³).
     """
-    for i in range(first, last):
+    for place in range(first, last):
+        i = np.uint64(place)  # it cannot count from the end, so nothing is to be checked, and the loop becomes vectors
         x = y[row, i]
         u = _SQRT_2_OVER_PI * (x + _CUBIC * x * x * x)
         y[row, i] = x / (_ONE + exponential(np.float32(-2) * u))
@@ -86,7 +87,8 @@ def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
 @kernel
 def gelu_exact(y: Any, row: int, first: int, last: int) -> None:
     """x times the share of a normal distribution below x, on y[row, first:last]."""
-    for i in range(first, last):
+    for place in range(first, last):
+        i = np.uint64(place)
         x = y[row, i]
         y[row, i] = x * _HALF * (_ONE + np.float32(math.erf(x * np.float32(math.sqrt(0.5)))))
 

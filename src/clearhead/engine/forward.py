@@ -1,7 +1,8 @@
 """One pass of the whole model over some tokens, as each of the threads runs it.
 
-All threads run `forward` at the same time and meet at the barriers. Between two barriers each works on its own part:
-some tokens' rows where a step needs a whole vector, some rows of a matrix in a product, some heads in attention.
+All threads run `forward` at the same time. It is a chain of phases; each is cut into pieces that the threads take as
+they come (see `threads.py`): some tokens' rows where a step needs a whole vector, some rows of a matrix in a product,
+some heads in attention.
 
 A pass knows no batch and no prompt. It has rows, each a token with a sequence and a place in it: forty sequences'
 next tokens, a piece of one prompt, or both.
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
-from clearhead.compiling import entry, fused
+from clearhead.compiling import entry, fused, kernel
 from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, make_ready, normalize
 from clearhead.engine.llvm import atomic_write
-from clearhead.engine.threads import JOB, barrier, next_job
+from clearhead.engine.threads import JOB, finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.engine.tiles import COLUMNS, PANEL, multiply, read_row
 
 Array = npt.NDArray[Any]
@@ -97,121 +99,170 @@ class Scratch(NamedTuple):
 
 
 @fused
-def _share(n: int, thread: int, threads: int) -> tuple[int, int]:
-    """Which of n things are this thread's: from, and to before."""
-    return n * thread // threads, n * (thread + 1) // threads
-
-
-@fused
 def _limit(padded: int) -> float:
     """How great a rounded activation may be: 127 times it, `padded` times, stays under 2³¹, and it fits 16 bits."""
     return min(32767, (2**31 - 1) // (127 * padded)) * 1.0
 
 
 @fused
-def forward(
-    thread: int, threads: int, control: Any, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any
-) -> None:
-    """Runs a pass; afterwards the cache has the new keys and values, and scratch.logits the rows that are wanted."""
+def forward(team: Any, thread: int, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any) -> int:
+    """Runs a pass, together with the other threads, and returns how many phases it had.
+
+    When they are done, the cache has the new keys and values, and scratch.logits the rows that are wanted.
+    """
     n, n_wanted = work.counts[0], work.counts[1]
-    width, ff_width, heads = shape.width, shape.ff_width, shape.n_heads
-    head_dim = width // heads
+    width, ff_width = shape.width, shape.ff_width
     padded, ff_padded = (width + COLUMNS - 1) // COLUMNS * COLUMNS, (ff_width + COLUMNS - 1) // COLUMNS * COLUMNS
     limit, ff_limit = _limit(padded), _limit(ff_padded)
-    key_page = heads * head_dim * PAGE  # numbers of one layer in a page
-    value_dim = (head_dim + 7) // 8 * 8
-    value_page = heads * value_dim * PAGE
-    x, fine, wide, ready, scales = scratch.x, scratch.fine, scratch.wide, scratch.ready, scratch.scales
-    first, last = _share(n, thread, threads)
-    for row in range(first, last):
-        _embed(weights, work.tokens[row], work.places[row], width, padded, x, row)
+    x, fine, wide, logits = scratch.x, scratch.fine, scratch.wide, scratch.logits
+    groups = _groups(n, work)
+    phase = 0
+    _embed_all(team, phase, n, weights, shape, padded, work, x)
     for layer in range(shape.n_layers):
-        for row in range(first, last):
-            normalize(x, row, width, weights.norm_1.weight[layer], weights.norm_1.bias[layer], shape.eps, fine)
-            make_ready(fine, row, width, padded, limit, ready, scales, row)
-        barrier(control, threads)
-        a, b = _multiply(weights.qkv, layer, 3 * width, padded, thread, threads, ready, scales, n, wide)
-        for row in range(n):
-            _remember(wide, row, a, b, width, head_dim, layer, shape.n_layers, heads, cache, work)
-        barrier(control, threads)
-        _attend(
-            thread,
-            threads,
-            n,
-            heads,
-            head_dim,
-            layer,
-            shape.n_layers,
-            key_page,
-            value_page,
-            wide,
-            cache,
-            work,
-            scratch.scores[thread],
-            scratch.mixed[thread],
-            fine,
-        )
-        barrier(control, threads)
-        for row in range(first, last):
-            make_ready(fine, row, width, padded, limit, ready, scales, row)
-        barrier(control, threads)
-        a, b = _multiply(weights.out, layer, width, padded, thread, threads, ready, scales, n, wide)
-        _add(x, wide, n, a, b)
-        barrier(control, threads)
-        for row in range(first, last):
-            normalize(x, row, width, weights.norm_2.weight[layer], weights.norm_2.bias[layer], shape.eps, fine)
-            make_ready(fine, row, width, padded, limit, ready, scales, row)
-        barrier(control, threads)
-        a, b = _multiply(weights.up, layer, ff_width, padded, thread, threads, ready, scales, n, wide)
-        for row in range(n):
-            if shape.tanh:
-                gelu_tanh(wide, row, a, b)
-            else:
-                gelu_exact(wide, row, a, b)
-        barrier(control, threads)
-        for row in range(first, last):
-            make_ready(wide, row, ff_width, ff_padded, ff_limit, ready, scales, row)
-        barrier(control, threads)
-        a, b = _multiply(weights.down, layer, width, ff_padded, thread, threads, ready, scales, n, wide)
-        _add(x, wide, n, a, b)
-        barrier(control, threads)
-    first, last = _share(n_wanted, thread, threads)
-    for i in range(first, last):
-        row = work.wanted[i]
-        normalize(x, row, width, weights.final_norm.weight[0], weights.final_norm.bias[0], shape.eps, fine)
-        make_ready(fine, row, width, padded, limit, ready, scales, i)
-    barrier(control, threads)
-    _multiply(weights.head, 0, shape.vocab_size, padded, thread, threads, ready, scales, n_wanted, scratch.logits)
-    barrier(control, threads)
-
-
-@fused
-def _multiply(
-    matrix: Any, layer: int, rows: int, padded: int, thread: int, threads: int, ready: Any, scales: Any, n: int, y: Any
-) -> tuple[int, int]:
-    """This thread's rows of a product; returns which they are, from and to before."""
-    panels = (rows + PANEL - 1) // PANEL
-    first, last = _share(panels, thread, threads)
-    multiply(
-        matrix.weights[layer],
-        matrix.scales[layer],
-        matrix.bias[layer],
-        padded,
-        first,
-        last,
-        ready,
-        scales,
-        n,
-        y,
+        _norm(team, phase + 1, n, weights.norm_1, layer, shape, padded, limit, scratch)
+        _product(team, phase + 2, weights.qkv, layer, 3 * width, padded, n, KEEP, wide, shape, cache, work, scratch)
+        _mix(team, phase + 3, thread, n, groups, layer, shape, cache, work, scratch)
+        _round(team, phase + 4, n, fine, width, padded, limit, scratch)
+        _product(team, phase + 5, weights.out, layer, width, padded, n, ADD, wide, shape, cache, work, scratch)
+        _norm(team, phase + 6, n, weights.norm_2, layer, shape, padded, limit, scratch)
+        _product(team, phase + 7, weights.up, layer, ff_width, padded, n, GELU, wide, shape, cache, work, scratch)
+        _round(team, phase + 8, n, wide, ff_width, ff_padded, ff_limit, scratch)
+        _product(team, phase + 9, weights.down, layer, width, ff_padded, n, ADD, wide, shape, cache, work, scratch)
+        phase += 9
+    _final_norm(team, phase + 1, n_wanted, weights, shape, padded, limit, work, scratch)
+    _product(
+        team, phase + 2, weights.head, 0, shape.vocab_size, padded, n_wanted, STORE, logits, shape, cache, work, scratch
     )
-    return first * PANEL, min(rows, last * PANEL)
+    return phase + 3
+
+
+def phases_of(n_layers: int) -> int:
+    """How many phases `forward` has."""
+    return 9 * n_layers + 3
+
+
+# What is done with a product's columns as soon as they are there.
+STORE, KEEP, ADD, GELU = range(4)
+_ROW_WORK = 8  # multiplications that one number of a row is worth, in a norm or when it is rounded
+
+
+@kernel
+def _embed_all(team: Any, phase: int, n: int, weights: Any, shape: Any, padded: int, work: Any, x: Any) -> None:
+    """The first phase: each token's vector."""
+    control, number, threads = team
+    pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
+    piece = take(control, number, phase, pieces)
+    while piece >= 0:
+        for row in range(n * piece // pieces, n * (piece + 1) // pieces):
+            _embed(weights, work.tokens[row], work.places[row], shape.width, padded, x, row)
+        piece = take_next(control, number, phase, pieces)
+    finish(control, number, phase, pieces)
+
+
+@kernel
+def _norm(
+    team: Any, phase: int, n: int, norm: Any, layer: int, shape: Any, padded: int, limit: float, scratch: Any
+) -> None:
+    """A norm of the residual stream's rows, made ready to be multiplied."""
+    control, number, threads = team
+    pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
+    piece = take(control, number, phase, pieces)
+    while piece >= 0:
+        for row in range(n * piece // pieces, n * (piece + 1) // pieces):
+            normalize(scratch.x, row, shape.width, norm.weight[layer], norm.bias[layer], shape.eps, scratch.fine)
+            make_ready(scratch.fine, row, shape.width, padded, limit, scratch.ready, scratch.scales, row)
+        piece = take_next(control, number, phase, pieces)
+    finish(control, number, phase, pieces)
+
+
+@kernel
+def _final_norm(
+    team: Any, phase: int, n: int, weights: Any, shape: Any, padded: int, limit: float, work: Any, scratch: Any
+) -> None:
+    """The same for the rows whose logits are wanted, which come to stand together."""
+    control, number, threads = team
+    weight, bias = weights.final_norm.weight[0], weights.final_norm.bias[0]
+    pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
+    piece = take(control, number, phase, pieces)
+    while piece >= 0:
+        for i in range(n * piece // pieces, n * (piece + 1) // pieces):
+            row = work.wanted[i]
+            normalize(scratch.x, row, shape.width, weight, bias, shape.eps, scratch.fine)
+            make_ready(scratch.fine, row, shape.width, padded, limit, scratch.ready, scratch.scales, i)
+        piece = take_next(control, number, phase, pieces)
+    finish(control, number, phase, pieces)
+
+
+@kernel
+def _round(team: Any, phase: int, n: int, source: Any, width: int, padded: int, limit: float, scratch: Any) -> None:
+    """Makes rows ready to be multiplied."""
+    control, number, threads = team
+    pieces = pieces_of(n, n * width * _ROW_WORK, threads)
+    piece = take(control, number, phase, pieces)
+    while piece >= 0:
+        for row in range(n * piece // pieces, n * (piece + 1) // pieces):
+            make_ready(source, row, width, padded, limit, scratch.ready, scratch.scales, row)
+        piece = take_next(control, number, phase, pieces)
+    finish(control, number, phase, pieces)
+
+
+@kernel
+def _product(
+    team: Any,
+    phase: int,
+    matrix: Any,
+    layer: int,
+    rows: int,
+    padded: int,
+    n: int,
+    then: int,
+    y: Any,
+    shape: Any,
+    cache: Any,
+    work: Any,
+    scratch: Any,
+) -> None:
+    """y = what is ready, times a matrix of so many rows, plus its bias; `then` says what comes after."""
+    control, number, threads = team
+    panels = (rows + PANEL - 1) // PANEL
+    pieces = pieces_of(panels, n * rows * padded, threads)
+    piece = take(control, number, phase, pieces)
+    while piece >= 0:
+        first, last = panels * piece // pieces, panels * (piece + 1) // pieces
+        multiply(
+            matrix.weights[layer],
+            matrix.scales[layer],
+            matrix.bias[layer],
+            padded,
+            first,
+            last,
+            scratch.ready,
+            scratch.scales,
+            n,
+            y,
+        )
+        a, b = first * PANEL, min(rows, last * PANEL)
+        if then == ADD:
+            _add(scratch.x, y, n, a, b)
+        elif then == KEEP:
+            for row in range(n):
+                _remember(y, row, a, b, shape, layer, cache, work)
+        elif then == GELU:
+            for row in range(n):
+                if shape.tanh:
+                    gelu_tanh(y, row, a, b)
+                else:
+                    gelu_exact(y, row, a, b)
+        piece = take_next(control, number, phase, pieces)
+    finish(control, number, phase, pieces)
 
 
 @fused
 def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
     """x += y for the columns from `first` to before `last` of n rows: the shortcut."""
     for row in range(n):
-        for i in range(first, last):
+        for place in range(first, last):
+            i = np.uint64(place)  # it cannot count from the end, so the loop becomes vectors
             x[row, i] += y[row, i]
 
 
@@ -224,79 +275,94 @@ def _embed(weights: Any, token: int, place: int, width: int, columns: int, x: An
 
 
 @fused
-def _remember(
-    wide: Any,
-    row: int,
-    first: int,
-    last: int,
-    width: int,
-    head_dim: int,
-    layer: int,
-    n_layers: int,
-    heads: int,
-    cache: Any,
-    work: Any,
-) -> None:
+def _remember(wide: Any, row: int, first: int, last: int, shape: Any, layer: int, cache: Any, work: Any) -> None:
     """Puts the keys and values among wide[row, first:last] into the cache."""
+    width, heads = shape.width, shape.n_heads
+    head_dim = width // heads
     place = work.places[row]
-    page = cache.table[work.slots[row], place // PAGE] * n_layers + layer
+    page = cache.table[work.slots[row], place // PAGE] * shape.n_layers + layer
     inside = place % PAGE
     value_dim = (head_dim + 7) // 8 * 8
     for i in range(max(first, width), min(last, 2 * width)):
-        put_number(cache.keys, (page * width + i - width) * PAGE + inside, wide[row, i])
-    for i in range(max(first, 2 * width), last):
-        head, number = divmod(i - 2 * width, head_dim)
-        put_number(cache.values, ((page * heads + head) * PAGE + inside) * value_dim + number, wide[row, i])
+        put_number(cache.keys, np.uint64((page * width + i - width) * PAGE + inside), wide[row, np.uint64(i)])
+    done, end = max(first, 2 * width) - 2 * width, last - 2 * width
+    while done < end:
+        head = done // head_dim
+        start = ((page * heads + head) * PAGE + inside) * value_dim - head * head_dim
+        stop = min(end, (head + 1) * head_dim)
+        for i in range(done, stop):
+            put_number(cache.values, np.uint64(start + i), wide[row, np.uint64(2 * width + i)])
+        done = stop
 
 
 @fused
-def _attend(
+def _together(row: int, n: int, work: Any) -> int:
+    """How many rows, this one and those after it, are one sequence's and attend together."""
+    rows = 1
+    while rows < MOST_QUERIES and row + rows < n and work.slots[row + rows] == work.slots[row]:
+        rows += 1
+    return rows
+
+
+@fused
+def _groups(n: int, work: Any) -> int:
+    """How many such groups the rows are."""
+    groups, row = 0, 0
+    while row < n:
+        row += _together(row, n, work)
+        groups += 1
+    return groups
+
+
+@kernel
+def _mix(
+    team: Any,
+    phase: int,
     thread: int,
-    threads: int,
     n: int,
-    heads: int,
-    head_dim: int,
+    groups: int,
     layer: int,
-    n_layers: int,
-    key_page: int,
-    value_page: int,
-    wide: Any,
+    shape: Any,
     cache: Any,
     work: Any,
-    scores: Any,
-    mixed: Any,
-    out: Any,
+    scratch: Any,
 ) -> None:
-    """Attention for this thread's share of heads and rows; up to three rows of one sequence together."""
-    turn = 0
-    row = 0
-    while row < n:
-        rows = 1
-        while rows < MOST_QUERIES and row + rows < n and work.slots[row + rows] == work.slots[row]:
-            rows += 1
-        for head in range(heads):
-            if turn % threads == thread:
-                attend(
-                    wide,
-                    row,
-                    rows,
-                    head,
-                    head_dim,
-                    work.places[row],
-                    cache.keys,
-                    cache.values,
-                    layer,
-                    n_layers,
-                    key_page,
-                    value_page,
-                    cache.table,
-                    work.slots[row],
-                    scores,
-                    mixed,
-                    out,
-                )
-            turn += 1
-        row += rows
+    """Attention. A piece is some heads of one group of rows, or where there are many groups, all heads of some."""
+    control, number, threads = team
+    heads = shape.n_heads
+    head_dim = shape.width // heads
+    value_dim = (head_dim + 7) // 8 * 8
+    units = groups * heads  # in the order of the groups
+    pieces = pieces_of(units, units * head_dim * 2 * PAGE, threads)
+    row, rows, group = 0, _together(0, n, work), 0
+    piece = take(control, number, phase, pieces)
+    while piece >= 0:
+        for unit in range(units * piece // pieces, units * (piece + 1) // pieces):
+            while group < unit // heads:
+                row += rows
+                rows = _together(row, n, work)
+                group += 1
+            attend(
+                scratch.wide,
+                row,
+                rows,
+                unit % heads,
+                head_dim,
+                work.places[row],
+                cache.keys,
+                cache.values,
+                layer,
+                shape.n_layers,
+                heads * head_dim * PAGE,
+                heads * value_dim * PAGE,
+                cache.table,
+                work.slots[row],
+                scratch.scores[thread],
+                scratch.mixed[thread],
+                scratch.fine,
+            )
+        piece = take_next(control, number, phase, pieces)
+    finish(control, number, phase, pieces)
 
 
 @entry
@@ -317,6 +383,7 @@ def serve(
             if job < 0:
                 return number
             number, patient = job, False
-        forward(thread, threads, control, weights, shape, cache, work, scratch)
+        phases = forward((control, number, threads), thread, weights, shape, cache, work, scratch)
         if thread == 0:
+            open_next(control, number + 1, phases)
             return number

@@ -244,6 +244,18 @@ def atomic_write(typing_context: Any, counters: Any, place: Any, value: Any) -> 
     return types.void(counters, types.int64, types.int64), code
 
 
+@intrinsic
+def atomic_swap(typing_context: Any, counters: Any, place: Any, expected: Any, value: Any) -> Any:
+    """counters[place] = value where `expected` was there, in one step for all threads; returns whether it was."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = at(builder, data(context, builder, signature, arguments, 0), arguments[1], I64)
+        found = builder.cmpxchg(pointer, arguments[2], arguments[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(counters, types.int64, types.int64, types.int64), code
+
+
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
 

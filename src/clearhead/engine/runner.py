@@ -15,8 +15,8 @@ from clearhead.compiling import told
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import MOST_QUERIES, PAGE
 from clearhead.engine.formats import padded_columns, padded_rows
-from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, serve
-from clearhead.engine.threads import CONTROL_SIZE, STOP
+from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, phases_of, serve
+from clearhead.engine.threads import STOP, new_control
 from clearhead.errors import InputError
 from clearhead.runner import Slot
 
@@ -37,13 +37,13 @@ class EngineSlot:
 class _Crew:
     """The threads of one runner besides the one that calls it."""
 
-    def __init__(self, threads: int, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, threads: int, phases: int, arguments: tuple[Any, ...]) -> None:
         self._threads = threads
-        self._control = np.zeros(CONTROL_SIZE, np.int64)
+        self._control = new_control(phases)
         self._arguments = arguments
         self._passes = 0
         self._asleep = 0
-        self._leaving = False
+        self._leaving = self._held = False
         self._change = threading.Condition()
         for thread in range(1, threads):
             threading.Thread(target=self._serve, args=(thread,), daemon=True, name=f"clearhead-{thread}").start()
@@ -60,8 +60,10 @@ class _Crew:
         """Gives the threads other arrays for the next pass; not while one runs."""
         self._control[STOP] = 1
         with self._change:
+            self._held = True
             self._change.wait_for(lambda: self._asleep == self._threads - 1)
             self._arguments = arguments
+            self._held = False
             self._control[STOP] = 0
 
     def leave(self) -> None:
@@ -77,8 +79,9 @@ class _Crew:
             with self._change:
                 self._asleep += 1
                 self._change.notify_all()
-                # The number of the pass is told before it begins, so a thread cannot fall asleep and miss it.
-                while self._passes <= seen and not self._leaving:
+                # The number of the pass is told before it begins, so a thread cannot fall asleep and miss it. A thread
+                # that is late may not have seen a pass that is over, and must wait all the same while it is held.
+                while (self._held or self._passes <= seen) and not self._leaving:
                     self._change.wait()
                 self._asleep -= 1
                 if self._leaving:
@@ -226,7 +229,7 @@ class EngineRunner:
     def _pass(self) -> None:
         if self._crew is None or self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
-            self._crew = _Crew(self.threads, self._arguments())
+            self._crew = _Crew(self.threads, phases_of(self._config.n_layers), self._arguments())
             weakref.finalize(self, self._crew.leave).atexit = False
             with told("Compiling the engine for this machine, once; this takes some ten seconds …"):
                 self._crew.run()
