@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clearhead import places
 from clearhead.config import GPTConfig
 from clearhead.engine.building import build, weights_of
 from clearhead.engine.calibration import moments
@@ -79,6 +80,17 @@ def test_same_bits_in_any_batch_cut_and_number_of_threads(form: str, data: st.Da
             assert (logits == alone[i][done[i] - 1]).all()
     for slot in slots:
         runner.close(slot)
+
+
+def test_threads_that_are_late_hold_nobody_up_and_change_nothing() -> None:
+    """Many more threads than cores: most of them come to a pass when it is over, or find the cache replaced."""
+    runner = _runner(_model(SHAPES["small"]), threads=3 * places.usable_cores() + 1)
+    sequences = [_ids(3 + 7 * i, 101, seed=i) for i in range(20)]
+    slots = [runner.open() for _ in sequences]  # none is closed, so the cache grows on the way
+    for ids, slot in zip(sequences, slots, strict=True):
+        expected = ALONE["float32"].logits(ids)
+        for at, token in enumerate(ids):
+            assert (runner.extend([(slot, [token])])[0] == expected[at]).all()
 
 
 def test_a_closed_sequence_leaves_nothing_behind() -> None:

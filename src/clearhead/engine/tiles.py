@@ -71,7 +71,7 @@ class _Floats:
     """float32 or bfloat16 weights, float32 activations."""
 
     activations = types.float32
-    held = MOST_TOKENS
+    held = MOST_TOKENS  # tokens whose numbers stay in registers beside the sums of the largest tile
 
     chunk = CHUNKS["float32"]
 
@@ -97,7 +97,7 @@ class _Int8:
     """int8 weights with a scale a row, int16 activations with a scale a token."""
 
     activations = types.int16
-    held = 2
+    held = 2  # a product needs a register of its own before it is added
     chunk = CHUNKS["int8"]
     chunk_bytes = PANEL * chunk
     start = ir.Constant(vector(I32, LANES), [0] * LANES)
@@ -120,7 +120,7 @@ class _Int4:
     """int4 weights with a scale for each group of 32, int16 activations with a scale a token."""
 
     activations = types.int16
-    held = 0
+    held = 0  # and so do the two halves of the weights and their scale
     chunk = CHUNKS["int4"]
     chunk_bytes = PANEL * chunk // 2
     start = ir.Constant(vector(F32, LANES), [0.0] * LANES)
