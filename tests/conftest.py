@@ -1,7 +1,8 @@
-"""What all tests share: the engine is compiled before they begin."""
+"""What all tests share: Ctrl-C reaches what they start, and the engine is compiled before they begin."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -11,8 +12,11 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     """Compiles what `generate` needs, once and before the workers start.
 
-    The first run on a machine compiles and says so on standard error; tests of the command line expect one line there.
+    A shell that runs the tests in the background has them ignore Ctrl-C, and so would the programs that they start. The
+    first run on a machine compiles and says so on standard error; tests of the command line expect one line there.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         subprocess.run(
             [sys.executable, "-m", "clearhead", "generate", "One", "-n", "1"], capture_output=True, check=False

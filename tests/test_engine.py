@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from clearhead import places
 from clearhead.config import GPTConfig
+from clearhead.engine import runner as engine_runner
 from clearhead.engine.building import build, weights_of
 from clearhead.engine.calibration import moments
 from clearhead.engine.formats import FORMATS, GROUP, pack, padded_columns, storage
@@ -91,6 +93,31 @@ def test_threads_that_are_late_hold_nobody_up_and_change_nothing() -> None:
         expected = ALONE["float32"].logits(ids)
         for at, token in enumerate(ids):
             assert (runner.extend([(slot, [token])])[0] == expected[at]).all()
+
+
+@pytest.mark.parametrize("what", ["serve", "Cache"])
+def test_what_breaks_off_leaves_a_runner_that_works(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before a pass begins, and memory that runs out while the cache grows."""
+    runner = _runner(_model(SHAPES["small"]))
+    ids = _ids(140, 101)
+    slot = runner.open()
+    first = runner.extend([(slot, ids[:3])])
+    begun = getattr(engine_runner, what)
+
+    def broken(*arguments: Any) -> Any:
+        if what == "serve" and arguments[0] != 0:
+            return begun(*arguments)  # the threads that help are not interrupted
+        raise KeyboardInterrupt if what == "serve" else MemoryError
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, MemoryError)):
+            patch.setattr(engine_runner, what, broken)
+            runner.extend([(runner.open(), ids)])
+    again = runner.open()
+    alone = ALONE["float32"].logits(ids)
+    assert (runner.extend([(again, ids)])[0] == alone[-1]).all()
+    assert (first[0] == alone[2]).all()
+    assert (runner.extend([(slot, ids[3:])])[0] == alone[-1]).all()
 
 
 def test_a_closed_sequence_leaves_nothing_behind() -> None:

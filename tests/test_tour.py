@@ -430,4 +430,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
         assert status == 200 and "GPT-2 导览" in text
         time.sleep(0.1)
         process.send_signal(2)  # Ctrl-C
-        assert process.wait(20) == 130
+        try:
+            assert process.wait(60) == 130
+        finally:
+            process.kill()

@@ -227,7 +227,11 @@ def atomic_read(typing_context: Any, counters: Any, place: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = at(builder, data(context, builder, signature, arguments, 0), arguments[1], I64)
-        return builder.load_atomic(pointer, "seq_cst", 8)
+        found = builder.load_atomic(pointer, "seq_cst", 8)
+        # No instruction: what was read from anywhere before this must be read anew after it. LLVM may conclude from a
+        # function that only loads from one address that it reads nothing else, and keep what others have changed.
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+        return found
 
     return types.int64(counters, types.int64), code
 

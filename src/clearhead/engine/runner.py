@@ -16,7 +16,7 @@ from clearhead.config import GPTConfig
 from clearhead.engine.attention import MOST_QUERIES, PAGE
 from clearhead.engine.formats import padded_columns, padded_rows
 from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, phases_of, serve
-from clearhead.engine.threads import STOP, new_control
+from clearhead.engine.threads import JOB, STOP, new_control
 from clearhead.errors import InputError
 from clearhead.runner import Slot
 
@@ -39,6 +39,7 @@ class _Crew:
 
     def __init__(self, threads: int, phases: int, arguments: tuple[Any, ...]) -> None:
         self._threads = threads
+        self._process = os.getpid()
         self._control = new_control(phases)
         self._arguments = arguments
         self._passes = 0
@@ -50,24 +51,38 @@ class _Crew:
 
     def run(self) -> None:
         """One pass, by all threads; returns when it is done."""
-        with self._change:
-            self._passes += 1
-            if self._asleep:
-                self._change.notify_all()
-        serve(0, self._threads, self._control, self._passes, *self._arguments)
+        try:
+            with self._change:
+                self._passes = int(self._control[JOB]) + 1
+                if self._asleep:
+                    self._change.notify_all()
+            serve(0, self._threads, self._control, self._passes, *self._arguments)
+        finally:
+            # One that was interrupted before it began, while it was compiled perhaps, leaves its number to the next.
+            self._passes = int(self._control[JOB])
+
+    @property
+    def cache(self) -> Cache:
+        """The keys and values that the threads work with."""
+        cache: Cache = self._arguments[2]
+        return cache
 
     def replace(self, arguments: tuple[Any, ...]) -> None:
         """Gives the threads other arrays for the next pass; not while one runs."""
-        self._control[STOP] = 1
-        with self._change:
-            self._held = True
-            self._change.wait_for(lambda: self._asleep == self._threads - 1)
-            self._arguments = arguments
+        try:
+            self._control[STOP] = 1
+            with self._change:
+                self._held = True
+                self._change.wait_for(lambda: self._asleep == self._threads - 1)
+                self._arguments = arguments
+        finally:
             self._held = False
             self._control[STOP] = 0
 
     def leave(self) -> None:
         """Ends the threads; not while a pass runs. Returns at once, so that a garbage collector can call it."""
+        if self._process != os.getpid():  # a fork has no threads but its own, and the lock may be held by one of them
+            return
         self._leaving = True
         self._control[STOP] = 1
         with self._change:
@@ -87,7 +102,13 @@ class _Crew:
                 if self._leaving:
                     return
                 arguments = self._arguments
-            seen = serve(thread, self._threads, self._control, seen, *arguments)
+            try:
+                seen = serve(thread, self._threads, self._control, seen, *arguments)
+            except BaseException:
+                with self._change:  # it counts as asleep for good: it holds no piece, and nobody waits for it
+                    self._asleep += 1
+                    self._change.notify_all()
+                raise
 
 
 class EngineRunner:
@@ -234,6 +255,8 @@ class EngineRunner:
             with told("Compiling the engine for this machine, once; this takes some ten seconds …"):
                 self._crew.run()
         else:
+            if self._crew.cache is not self._cache:
+                self._crew.replace(self._arguments())
             self._crew.run()
 
     def _arguments(self) -> tuple[Any, ...]:
@@ -256,11 +279,9 @@ class EngineRunner:
         """Makes the cache larger, by half at least where pages run out."""
         config, old = self._config, self._cache
         key_page, value_page = page_sizes(config)
-        pages = len(old.keys) // key_page
+        had = pages = len(old.keys) // key_page
         if needed > len(self._free):
-            more = max(needed - len(self._free), pages // 2, 1)
-            self._free.extend(range(pages + more - 1, pages - 1, -1))
-            pages += more
+            pages += max(needed - len(self._free), had // 2, 1)
         table = np.zeros((max(rows, len(old.table)), self._n_pages), np.int64)
         table[: len(old.table)] = old.table
         keys, values = old.keys, old.values
@@ -268,8 +289,7 @@ class EngineRunner:
             keys, values = np.zeros(pages * key_page, self._stored), np.zeros(pages * value_page, self._stored)
             keys[: len(old.keys)], values[: len(old.values)] = old.keys, old.values
         self._cache = Cache(keys, values, table)
-        if self._crew is not None and self._process == os.getpid():
-            self._crew.replace(self._arguments())
+        self._free.extend(range(pages - 1, had - 1, -1))  # when they are there: memory may have run out before
 
     def _check(self, tasks: Sequence[tuple[EngineSlot, np.ndarray]]) -> None:
         config = self._config

@@ -37,6 +37,8 @@ _SPINS = 4000
 """Looks at a counter before the core is offered to others: some microseconds."""
 _YIELDS = 2000
 """Offers after which a thread without work goes to sleep: under a millisecond on an idle machine."""
+_PATIENCE = 100
+"""So many times as long waits one that was woken for a pass, which may have been interrupted before it began."""
 _LEAST_WORK = 16384
 """Multiplications that are worth a piece of their own: about a microsecond."""
 _MOST_PIECES = 8
@@ -65,7 +67,7 @@ def take(control: Any, number: int, phase: int, pieces: int) -> int:
     while True:
         taken = atomic_read(control, place)
         piece = taken - number * _EPOCH
-        if piece >= pieces:
+        if piece >= pieces or piece < 0:
             return -1
         if atomic_swap(control, place, taken, taken + 1):
             return piece
@@ -99,7 +101,7 @@ def open_next(control: Any, number: int, phases: int) -> None:
 
 @kernel
 def next_job(control: Any, seen: int, patient: bool) -> int:
-    """Waits for the pass after number `seen`; -1 when told to stop or, if not patient, when none came for a while."""
+    """Waits for the pass after number `seen`; -1 when told to stop or when none came for a while."""
     spins = 0
     while True:
         if atomic_read(control, STOP) != 0:
@@ -110,5 +112,5 @@ def next_job(control: Any, seen: int, patient: bool) -> int:
         spins += 1
         if spins > _SPINS:
             give_way()
-        if spins > _SPINS + _YIELDS and not patient:
+        if spins > _SPINS + _YIELDS * (_PATIENCE if patient else 1):
             return -1
