@@ -17,7 +17,7 @@ from clearhead.bulk import BulkEncoder
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer import Tokenizer
 
-SHARED = Path("/work/shared/data/gpt2_bpe")
+SHARED = Path(__file__).parents[2] / "shared/data/gpt2_bpe"
 
 TEXT = (
     "It's the dog's 1st bone, and they'll've eaten 12,500 of them! 'Tis “odd” — isn't it?\n\n  The naïve Zoë said: "
