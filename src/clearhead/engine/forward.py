@@ -81,6 +81,7 @@ class Work(NamedTuple):
     tokens: Array  # int64 [rows]
     places: Array  # int64 [rows]: position in the sequence
     slots: Array  # int64 [rows]: row in the cache's table
+    every: Array  # int64 [rows]: 0, 1, 2, ...
     wanted: Array  # int64 [rows]: the rows whose logits are asked for, in order
     counts: Array  # int64 [2]: rows, wanted rows
 
@@ -119,17 +120,17 @@ def forward(team: Any, thread: int, weights: Any, shape: Any, cache: Any, work: 
     phase = 0
     _embed_all(team, phase, n, weights, shape, padded, work, x)
     for layer in range(shape.n_layers):
-        _norm(team, phase + 1, n, weights.norm_1, layer, shape, padded, limit, scratch)
+        _norm(team, phase + 1, work.every, n, weights.norm_1, layer, shape, padded, limit, scratch)
         _product(team, phase + 2, weights.qkv, layer, 3 * width, padded, n, KEEP, wide, shape, cache, work, scratch)
         _mix(team, phase + 3, thread, n, groups, layer, shape, cache, work, scratch)
         _round(team, phase + 4, n, fine, width, padded, limit, scratch)
         _product(team, phase + 5, weights.out, layer, width, padded, n, ADD, wide, shape, cache, work, scratch)
-        _norm(team, phase + 6, n, weights.norm_2, layer, shape, padded, limit, scratch)
+        _norm(team, phase + 6, work.every, n, weights.norm_2, layer, shape, padded, limit, scratch)
         _product(team, phase + 7, weights.up, layer, ff_width, padded, n, GELU, wide, shape, cache, work, scratch)
         _round(team, phase + 8, n, wide, ff_width, ff_padded, ff_limit, scratch)
         _product(team, phase + 9, weights.down, layer, width, ff_padded, n, ADD, wide, shape, cache, work, scratch)
         phase += 9
-    _final_norm(team, phase + 1, n_wanted, weights, shape, padded, limit, work, scratch)
+    _norm(team, phase + 1, work.wanted, n_wanted, weights.final_norm, 0, shape, padded, limit, scratch)
     _product(
         team, phase + 2, weights.head, 0, shape.vocab_size, padded, n_wanted, STORE, logits, shape, cache, work, scratch
     )
@@ -161,33 +162,16 @@ def _embed_all(team: Any, phase: int, n: int, weights: Any, shape: Any, padded: 
 
 @kernel
 def _norm(
-    team: Any, phase: int, n: int, norm: Any, layer: int, shape: Any, padded: int, limit: float, scratch: Any
+    team: Any, phase: int, rows: Any, n: int, norm: Any, layer: int, shape: Any, padded: int, limit: float, scratch: Any
 ) -> None:
-    """A norm of the residual stream's rows, made ready to be multiplied."""
+    """A norm of n rows of the residual stream, made ready to be multiplied; there they stand together."""
     control, number, threads = team
-    pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
-    piece = take(control, number, phase, pieces)
-    while piece >= 0:
-        for row in range(n * piece // pieces, n * (piece + 1) // pieces):
-            normalize(scratch.x, row, shape.width, norm.weight[layer], norm.bias[layer], shape.eps, scratch.fine)
-            make_ready(scratch.fine, row, shape.width, padded, limit, scratch.ready, scratch.scales, row)
-        piece = take_next(control, number, phase, pieces)
-    finish(control, number, phase, pieces)
-
-
-@kernel
-def _final_norm(
-    team: Any, phase: int, n: int, weights: Any, shape: Any, padded: int, limit: float, work: Any, scratch: Any
-) -> None:
-    """The same for the rows whose logits are wanted, which come to stand together."""
-    control, number, threads = team
-    weight, bias = weights.final_norm.weight[0], weights.final_norm.bias[0]
     pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for i in range(n * piece // pieces, n * (piece + 1) // pieces):
-            row = work.wanted[i]
-            normalize(scratch.x, row, shape.width, weight, bias, shape.eps, scratch.fine)
+            row = rows[i]
+            normalize(scratch.x, row, shape.width, norm.weight[layer], norm.bias[layer], shape.eps, scratch.fine)
             make_ready(scratch.fine, row, shape.width, padded, limit, scratch.ready, scratch.scales, i)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)

@@ -320,7 +320,8 @@ def _work() -> Work:
     def row() -> np.ndarray:
         return np.zeros(MOST_ROWS, np.int64)
 
-    return Work(tokens=row(), places=row(), slots=row(), wanted=row(), counts=np.zeros(2, np.int64))
+    every = np.arange(MOST_ROWS, dtype=np.int64)
+    return Work(tokens=row(), places=row(), slots=row(), every=every, wanted=row(), counts=np.zeros(2, np.int64))
 
 
 def _scratch(config: GPTConfig, threads: int, whole: bool) -> Scratch:
