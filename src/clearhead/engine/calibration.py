@@ -37,7 +37,11 @@ def write_text(runner: Runner, seed: int = 0) -> npt.NDArray[np.int64]:
     try:
         for place in range(length - 1):
             logits = runner.extend([(slot, [int(row[place])]) for slot, row in zip(slots, ids, strict=True)])
-            ids[:, place + 1] = np.argmax(logits + random.gumbel(size=logits.shape), axis=1)
+            sums = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1, dtype=np.float64)
+            draws = random.random(_SEQUENCES) * sums[:, -1]
+            ids[:, place + 1] = [
+                np.searchsorted(row[:-1], draw, "right") for row, draw in zip(sums, draws, strict=True)
+            ]
     finally:
         for slot in slots:
             runner.close(slot)
@@ -76,14 +80,24 @@ def moments(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], ids: npt
         qkv = linear(f"{block}.attention.qkv", norm(f"{block}.norm_1", x))
         x = x + linear(f"{block}.attention.out", _attention(qkv, config, n))
         wide = linear(f"{block}.feed_forward.up", norm(f"{block}.norm_2", x))
-        # The tanh form for either activation: they differ by less than what rounding does.
-        inner = np.tanh(math.sqrt(2 / math.pi) * (wide + np.float32(0.044715) * wide**3), dtype=np.float32)
-        x = x + linear(f"{block}.feed_forward.down", np.float32(0.5) * wide * (1 + inner))
+        _gelu(wide)
+        x = x + linear(f"{block}.feed_forward.down", wide)
     final = norm("final_norm", x)
     found["head.weight"] = final.T @ final
     if config.tie_weights:
         found["token_embedding.weight"] = found["head.weight"]
     return found
+
+
+def _gelu(x: Floats) -> None:
+    """GELU in place, some rows at a time, since fresh memory for each step of the formula is what would take long.
+
+    The tanh form for either activation: they differ by less than what rounding does.
+    """
+    for start in range(0, len(x), 64):
+        rows = x[start : start + 64]
+        inner = np.float32(math.sqrt(2 / math.pi)) * (rows + np.float32(0.044715) * (rows * rows * rows))
+        rows *= np.float32(0.5) * (1 + np.tanh(inner))
 
 
 def _attention(qkv: Floats, config: GPTConfig, n: int) -> Floats:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.compiling import entry, kernel
+from clearhead.compiling import entry
 from clearhead.engine.elementwise import round_to_bfloat16
 from clearhead.engine.llvm import bits_as_float
 from clearhead.engine.tiles import CHUNKS, COLUMNS, PANEL, place_of
@@ -79,16 +79,15 @@ def pack(
             f"the weights hold numbers that are not finite, which {form} cannot store; "
             "look at them with `clearhead weights inspect`, or take float32."
         )
-    if form == "int4":
-        feedback = None if moments is None else _feedback(moments)
-        importance = np.ones(columns, np.float32) if moments is None else np.diag(moments).astype(np.float32)
+    feedback, importance = _use(columns, moments if form == "int4" else None)
 
     def part(number: int) -> None:
         first, last = (padded_rows(rows) // PANEL * (number + i) // threads for i in (0, 1))
         if form == "int4":
-            mine = slice(first * PANEL, min(rows, last * PANEL))
-            whole, own = _round_to_int4(np.array(matrix[mine], order="C"), importance, feedback)
-            _write_int4(whole, own, first * PANEL, padded, weights, scales)
+            for start in range(first * PANEL, min(rows, last * PANEL), _ROWS):
+                mine = matrix[start : min(rows, last * PANEL, start + _ROWS)]
+                whole, own = _round_to_int4(np.ascontiguousarray(mine.T), importance, feedback)
+                _write_int4(whole, own, start, padded, weights, scales)
         else:
             _WRITERS[form](matrix, padded, first, last, weights, scales)
 
@@ -156,111 +155,136 @@ def _write_int8(matrix: Any, padded: int, first: int, last: int, weights: Any, s
 
 _DAMPING = 0.01
 """Added to the diagonal of the moments, as a share of its mean: the text is short, and the moments are not exact."""
+_ROWS = 256
+"""Rows that int4 rounds together. It has them turned, so that the numbers of eight rows lie side by side, for one
+instruction; what is needed of 256 rows stays in the cache."""
 
 
-def _feedback(moments: Array) -> Array:
-    """The upper Cholesky factor of the moments' inverse, float32 [columns, columns].
+def _use(columns: int, moments: Array | None) -> tuple[Array | None, Array]:
+    """What int4 needs to know of the moments H = X^T X of a matrix's inputs.
 
-    Row i says how the error of column i is made up for by the columns after it. Frantar et al. 2023 (GPTQ), 3.3.
+    H is split into U D U^T, where U is 1 on its diagonal and 0 below it, and D is 0 beside its diagonal. The squared
+    error of a product with the inputs is then a sum over columns: D_k times the square of (column k's error and U_jk
+    times the error of each column j before it). So a column is moved by what those before it have done, and then
+    rounded. Chee et al. 2023 (QuIP), 3.1, who show that this is what GPTQ does (Frantar et al. 2023), without the
+    inverse of H.
+
+    Args:
+        columns: of the matrix.
+        moments: float32 [columns, columns], or None where nothing is known of the inputs.
+
+    Returns:
+        U without its diagonal, float32 [columns, columns], and D, float32 [columns].
     """
+    if moments is None:
+        return None, np.ones(columns, np.float32)
     exact = moments.astype(np.float64)
     diagonal = np.diag(exact).copy()
     diagonal[diagonal == 0] = 1  # an input that is always 0
     exact[np.diag_indices_from(exact)] = diagonal + _DAMPING * diagonal.mean()
-    return np.linalg.cholesky(np.linalg.inv(exact)).T.astype(np.float32)
+    # The usual factor has its zeros above the diagonal; of H with rows and columns backwards it is ours, backwards.
+    factor = np.linalg.cholesky(exact[::-1, ::-1])[::-1, ::-1]
+    root = np.diag(factor).copy()
+    factor = np.asarray(factor / root, np.float32)
+    np.fill_diagonal(factor, 0)
+    return factor, np.asarray(root**2, np.float32)
 
 
 def _round_to_int4(matrix: Array, importance: Array, feedback: Array | None) -> tuple[Array, Array]:
-    """Whole numbers from -8 to 7, int8 [rows, columns], and bfloat16 bits of scales, [rows, groups].
+    """Whole numbers from -8 to 7, int8 [columns, rows], and bfloat16 bits of scales, [groups, rows].
 
-    Groups are rounded from left to right. With feedback, the error of each column is spread over the columns after it:
-    within the group one by one, over the rest as one product.
+    Groups of columns are rounded from the first to the last. With feedback, a column is moved by the errors of those
+    before it: by those of earlier groups in one product, by those of its own one by one.
 
     Args:
-        matrix: float32 [rows, columns]; it is changed.
-        importance: float32 [columns], what the squared error of each column counts.
-        feedback: as `_feedback` makes it, or None.
+        matrix: float32 [columns, rows], turned.
+        importance: float32 [columns], what the squared error of each column counts: D.
+        feedback: U without its diagonal, as `_use` makes it, or None.
     """
-    rows, columns = matrix.shape
-    whole = np.zeros((rows, columns), np.int8)
-    scales = np.zeros((rows, padded_columns(columns) // GROUP), np.uint16)
+    columns, rows = matrix.shape
+    whole = np.zeros((columns, rows), np.int8)
+    scales = np.zeros((padded_columns(columns) // GROUP, rows), np.uint16)
+    errors = np.zeros((columns, rows), np.float32)
+    scratch = np.empty((4, rows), np.float32)
     for group, start in enumerate(range(0, columns, GROUP)):
-        end = min(columns, start + GROUP)
-        errors = np.zeros((rows, end - start), np.float32)
-        inner = np.eye(end - start, dtype=np.float32) if feedback is None else feedback[start:end, start:end]
-        _round_group(
-            matrix[:, start:end],
-            importance[start:end],
-            np.ascontiguousarray(inner),
-            whole[:, start:end],
-            scales[:, group],
-            errors,
-        )
-        if feedback is not None and end < columns:
-            matrix[:, end:] -= errors @ feedback[start:end, end:]
+        own = slice(start, min(columns, start + GROUP))
+        wanted = matrix[own].copy()
+        if feedback is not None and start > 0:
+            wanted += feedback[:start, own].T @ errors[:start]
+        _best_scales(wanted, importance[own], scales[group], scratch)
+        inner = np.zeros((len(wanted), 0), np.float32) if feedback is None else np.ascontiguousarray(feedback[own, own])
+        _round_group(matrix[own], wanted, inner, scales[group], whole[own], errors[own])
     return whole, scales
 
 
 @entry
-def _round_group(matrix: Any, importance: Any, feedback: Any, whole: Any, scales: Any, errors: Any) -> None:
-    """Rounds a group of columns: fills `whole`, `scales` and `errors`, changes `matrix` by the feedback within it."""
-    rows, columns = matrix.shape
-    for row in range(rows):
-        inverse = _best_scale(matrix, row, columns, importance)
-        scales[row] = round_to_bfloat16(np.float32(1) / inverse) if inverse != 0 else np.uint16(0)
-        scale = bits_as_float(np.int32(np.uint32(scales[row]) << np.uint32(16)))
-        for i in range(columns):
-            x = matrix[row, i]
-            q = min(max(np.rint(x / scale), np.float32(-8)), np.float32(7)) if scale != 0 else np.float32(0)
-            whole[row, i] = np.int8(q)
-            errors[row, i] = (x - q * scale) / feedback[i, i]
-            for j in range(i + 1, columns):
-                matrix[row, j] -= errors[row, i] * feedback[i, j]
+def _round_group(matrix: Any, wanted: Any, feedback: Any, scales: Any, whole: Any, errors: Any) -> None:
+    """Rounds a group of columns one by one: fills `whole` and `errors`, changes `wanted` by the feedback within it."""
+    columns, rows = matrix.shape
+    for i in range(columns):
+        for row in range(rows):
+            scale = bits_as_float(np.int32(np.uint32(scales[row]) << np.uint32(16)))
+            inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
+            q = min(max(np.rint(wanted[i, row] * inverse), np.float32(-8)), np.float32(7))
+            whole[i, row] = np.int8(q)
+            errors[i, row] = matrix[i, row] - q * scale
+        for j in range(i + 1, feedback.shape[1]):
+            share = feedback[i, j]
+            for row in range(rows):
+                wanted[j, row] += share * errors[i, row]
 
 
 _TRIALS = 12
 """Scales that int4 tries for each group, from 0.7 to 1.15 of the one that just reaches the greatest number."""
 
 
-@kernel
-def _best_scale(matrix: Any, row: int, columns: int, importance: Any) -> Any:
-    """One over the scale with the least error for the numbers of a row; 0 where they are all 0.
+@entry
+def _best_scales(wanted: Any, importance: Any, scales: Any, scratch: Any) -> None:
+    """The bits of the scale with the least error for each row of a group; of 0 where the row's numbers are all 0.
 
     For whole numbers q the scale with the least squared error is sum(x q) / sum(q q), and the error is then
     sum(x x) - sum(x q)² / sum(q q): so the q with the greatest second term are the best. All sums by importance.
     """
-    extreme = np.float32(0)
+    columns, rows = wanted.shape
+    inverses, xq, qq, best = scratch
+    for row in range(rows):
+        inverses[row] = best[row] = np.float32(0)
+        scales[row] = np.uint16(0)
     for i in range(columns):
-        if abs(matrix[row, i]) > abs(extreme):
-            extreme = matrix[row, i]
-    if extreme == 0:
-        return np.float32(0)
-    best, found = np.float32(-1), np.float32(0)
-    for trial in range(_TRIALS):
+        for row in range(rows):
+            if abs(wanted[i, row]) > abs(inverses[row]):
+                inverses[row] = wanted[i, row]
+    for row in range(rows):
         # The extreme becomes -8, the number that has no opposite: so the side that reaches further has more room.
-        inverse = np.float32(-8) / extreme * np.float32(0.7 + 0.45 * trial / (_TRIALS - 1))
-        xq, qq = np.float32(0), np.float32(0)
+        inverses[row] = np.float32(-8) / inverses[row] if inverses[row] != 0 else np.float32(0)
+    for trial in range(_TRIALS):
+        reach = np.float32(0.7 + 0.45 * trial / (_TRIALS - 1))
+        for row in range(rows):
+            xq[row] = qq[row] = np.float32(0)
         for i in range(columns):
-            q = min(max(np.rint(matrix[row, i] * inverse), np.float32(-8)), np.float32(7))
-            xq += importance[i] * matrix[row, i] * q
-            qq += importance[i] * q * q
-        if qq > 0 and xq * xq > best * qq:
-            best, found = xq * xq / qq, qq / xq
-    return found
+            for row in range(rows):
+                q = np.rint(wanted[i, row] * (inverses[row] * reach))
+                q = min(max(q, np.float32(-8)), np.float32(7))
+                xq[row] += importance[i] * wanted[i, row] * q
+                qq[row] += importance[i] * q * q
+        for row in range(rows):
+            if qq[row] > 0 and xq[row] * xq[row] > best[row] * qq[row]:
+                best[row] = xq[row] * xq[row] / qq[row]
+                scales[row] = round_to_bfloat16(xq[row] / qq[row])
 
 
 @entry
 def _write_int4(whole: Any, own: Any, first: int, padded: int, weights: Any, scales: Any) -> None:
-    """Puts rows of whole numbers and their scales, the first of which is row `first`, into the panels."""
-    rows, columns = whole.shape
+    """Puts rows of whole numbers and their scales, turned, the first of which is row `first`, into the panels."""
+    columns, rows = whole.shape
     for row in range(rows):
         for group in range((columns + GROUP - 1) // GROUP):
             here = place_of(first + row, padded, GROUP, group * GROUP) // GROUP
-            scales[here] = own[row, group]
+            scales[here] = own[group, row]
             for i in range(GROUP // 2):
                 low, high = group * GROUP + i, group * GROUP + GROUP // 2 + i
-                lower = whole[row, low] if low < columns else 0
-                upper = whole[row, high] if high < columns else 0
+                lower = whole[low, row] if low < columns else 0
+                upper = whole[high, row] if high < columns else 0
                 weights[here * (GROUP // 2) + i] = np.uint8((lower & 15) | ((upper & 15) << 4))
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 2
+VERSION = 3
 """Of the arrays' layout; a file of another version is made anew."""
 
 _SHARE = 0.1
