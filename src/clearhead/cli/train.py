@@ -66,6 +66,7 @@ def train(
     """
     from clearhead.errors import InputError
     from clearhead.training import loop
+    from clearhead.training.memory import keep_freed_memory
     from clearhead.training.recipe import Recipe
     from clearhead.training.run_folder import RECIPE, remembered
 
@@ -78,6 +79,7 @@ def train(
         missing = "a recipe" if recipe is None else "the folder of its texts (--data)"
         raise InputError(f"{missing} is missing; only with --resume can it be left out.")
     chosen = Recipe.from_file(recipe)
+    keep_freed_memory()
     if find_lr:
         rates = loop.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
         for key, rate in rates.items():
