@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from small_runs import RECIPE, recipe, write_texts
 from worlds import in_processes, run_together
@@ -122,6 +125,20 @@ def test_a_replica_may_outlive_its_group() -> None:
     """Its reducer must not wait, with Python's lock in its hand, for a thread of gloo's that needs this lock."""
     for _ in range(5):
         assert in_processes(2, _replica_outlives_its_group) == ["the last word"] * 2
+
+
+def _longer_than_the_patience() -> str:
+    with processes("cpu") as group:
+        if not group.is_first:
+            dist.distributed_c10d._set_pg_timeout(timedelta(milliseconds=20))
+        with group.first_alone() as first:
+            if first:
+                time.sleep(0.2)
+    return "waited"
+
+
+def test_the_others_wait_for_the_first_beyond_their_patience() -> None:
+    assert in_processes(2, _longer_than_the_patience) == ["waited"] * 2
 
 
 def _one_fails() -> str:

@@ -7,7 +7,9 @@ variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR). Each takes its share of e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +22,9 @@ from torch import nn
 from clearhead.errors import ClearheadError, TrainingError
 from clearhead.training.recipe import Parallel
 
-_PATIENCE = timedelta(minutes=30)  # for the others; building a corpus or saving a large model takes a while
+_PATIENCE = timedelta(minutes=30)  # for the others, in what all do together
+_LONGEST_PAUSE = 1.0  # seconds between two looks at whether the first process is done with what it does alone
+_STOPPED = "stopped by"  # where the store says what stopped the first process that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    _store: dist.Store | None = field(default=None, repr=False, compare=False)
+    _meetings: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
     _replicas: list[nn.parallel.DistributedDataParallel] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -67,21 +73,45 @@ class Processes:
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[bool]:
-        """Runs the block where the value is true, on the first process; a ClearheadError there is raised in all.
+        """Runs the block where the value is true, on the first process; an error there is raised in all.
+
+        The others wait for as long as it takes, which may be hours where a corpus is built: not in one of torch's
+        meetings, whose patience ends, but by looking at the store. Should the first process die, the store dies with
+        it, or torchrun, which has the store, ends the rest.
 
         with processes.first_alone() as first:
             if first: ...
         """
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             yield self.is_first
-        except Exception as found:
+        except BaseException as found:
             error = found
-        told = self.from_first(None if error is None else str(error))
+        self._await_first()
+        told = None if error is None else str(error) or f"process {self.rank} was stopped ({type(error).__name__})."
+        told = self.from_first(told)
         if error is not None:
             raise error
         if told is not None:
             raise TrainingError(told)
+
+    def _await_first(self) -> None:
+        """Returns when the first process has come here.
+
+        Raises:
+            TrainingError: where another process says that something stopped it; it will not come any more.
+        """
+        if self._store is None:
+            return
+        key = f"done alone {next(self._meetings)}"
+        if self.is_first:
+            self._store.set(key, "done")
+        pause = 0.001
+        while not self._store.check([key]):
+            if self._store.check([_STOPPED]):
+                raise TrainingError(self._store.get(_STOPPED).decode())
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def spread(self, objective: nn.Module, blocks: Sequence[nn.Module], parallel: Parallel) -> nn.Module:
         """The module as all processes train it together: a replica in each (DDP), or a part in each (FSDP2).
@@ -155,7 +185,7 @@ def processes(device: str) -> Iterator[Processes]:
         raise TrainingError(
             f"the {world} processes did not find each other ({str(error).splitlines()[0]}); start them with torchrun."
         ) from None
-    group = Processes(rank, world, place)
+    group = Processes(rank, world, place, store)
     try:
         yield group
     except Exception as error:
@@ -185,7 +215,7 @@ def _tell(store: dist.Store, rank: int, error: Exception) -> None:
         mine = str(error) if isinstance(error, ClearheadError) else f"process {rank} failed: {error!r}"
     told = mine
     with contextlib.suppress(RuntimeError):  # the store may have died with its process
-        told = store.compare_set("stopped by", "", mine).decode()
+        told = store.compare_set(_STOPPED, "", mine).decode()
     if lost or told != mine:
         raise TrainingError(told) from None
 
