@@ -27,7 +27,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: matrices [out, in].
-        lr: the learning rate; a step's root mean square is lr * sqrt(max(1, out / in)) / sqrt(in).
+        lr: the learning rate. The root mean square of U V^T is 1 / sqrt(max(out, in)); it is multiplied by
+            lr * sqrt(max(1, out / in)), so that a step's is (about) lr / sqrt(in) whatever the shape.
         momentum: the averaging of gradients, with Nesterov's look ahead.
         weight_decay: each step multiplies the weights by 1 - lr * weight_decay.
     """
