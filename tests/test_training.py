@@ -230,14 +230,14 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(
 
     def interrupted(self: Stepper, number: int, *rest: Any) -> Step:
         if number == 6:
-            signal.raise_signal(signal.SIGTERM)  # arrives in the middle of a step, which is finished
+            signal.raise_signal(signal.SIGTERM)  # arrives in the middle of a step, which is finished and the last
         return take(self, number, *rest)
 
     monkeypatch.setattr(Stepper, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(recipe(), data, tmp_path, corpus_folder=corpus.folder)
     monkeypatch.setattr(Stepper, "take", take)
-    assert read_state(checkpoints(tmp_path)[-1])["step"] in (7, 8)
+    assert read_state(checkpoints(tmp_path)[-1])["step"] == 7
     train(recipe(), data, tmp_path, corpus_folder=corpus.folder, resume=True)
     assert_equal_runs(tmp_path, finished)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -13,21 +14,25 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from small_runs import one_step, recipe, small_run, write_texts
+from small_runs import ALONE, one_step, recipe, small_run, write_texts
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from clearhead.cli.command import app
 from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, TrainingError
+from clearhead.evaluation.held_out import HeldOut
 from clearhead.model import GPTModel
+from clearhead.training.clock import Clock
 from clearhead.training.corpus import Corpus, build
 from clearhead.training.curves import curves_svg, png_of, save_drawing, ticks
 from clearhead.training.display import Display, Standing, sparkline
+from clearhead.training.examples import Example, together
 from clearhead.training.find_lr import find_rate
-from clearhead.training.loop import find_lr, train
+from clearhead.training.loop import Run, find_lr, train
 from clearhead.training.overview import overviews
-from clearhead.training.run_folder import locked, read_metrics
+from clearhead.training.run_folder import Metrics, locked, read_metrics
+from clearhead.training.task import NextTokens
 from clearhead.training.throughput import peak_flops, training_flops
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -79,6 +84,43 @@ def test_tensorboard_reads_what_the_metrics_say(runs: Path) -> None:
     expected = [(line["step"], line["loss"]) for line in read_metrics(runs / "muon") if "loss" in line]
     assert [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars("loss")] == expected
     assert [event.step for event in events.Scalars("valid/birds/bits_per_byte")] == [5, 10]
+    assert [event.step for event in events.Scalars("final/birds/bits_per_byte")] == [12]
+
+
+def test_a_line_of_metrics_is_json_whatever_it_holds(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    metrics.add(step=1, sample="one\u2028two\x85three\x0cfour")
+    metrics.add(step=2, loss=math.nan, valid={"birds": {"loss": 800.0, "perplexity": HeldOut(800.0, 1, 9).perplexity}})
+    metrics.add(step=2, final={})
+    text = metrics.path.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    metrics.path.write_text(text + '{"step": 3, "loss": NaN}\n')  # as earlier versions wrote it
+    lines = read_metrics(tmp_path)
+    assert [line.get("loss", 0) for line in lines] == [0, None, 0, None]
+    assert lines[0]["sample"] == "one\u2028two\x85three\x0cfour"
+    assert lines[1]["valid"] == {"birds": {"loss": 800.0, "perplexity": None}}
+    metrics.forget_after(2)
+    assert read_metrics(tmp_path) == lines[:2]
+
+
+def test_the_card_counts_what_is_saved(corpus: Corpus, tmp_path: Path) -> None:
+    model = GPTModel(recipe().model)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    model.blocks[0].register_parameter("lora_A", torch.nn.Parameter(torch.zeros(7)))  # is added into the others
+    run = Run(recipe(), NextTokens(recipe(), corpus), tmp_path, ALONE, model)
+    assert f"A GPT-2 with {count:,} parameters:" in run._card({})
+
+
+def test_padding_is_not_counted_as_tokens(corpus: Corpus, tmp_path: Path) -> None:
+    rows = []
+    for length in (3, 9, 12, 1, 5, 5, 5, 5):
+        targets = np.full(length, 7, np.int64)
+        targets[: length // 2] = -100  # as of a prompt
+        rows.append(Example(np.arange(length, dtype=np.int64), targets))
+    inputs, targets = together(rows)
+    run = small_run(recipe(), corpus, tmp_path)
+    assert run.stepper.take(0, (inputs[:, :16], targets[:, :16])).tokens == 45
 
 
 def test_curves_are_drawn_with_every_point_in_its_panel(runs: Path) -> None:
@@ -184,6 +226,8 @@ def test_the_display_shows_and_ends_with_a_line() -> None:
         file=text, force_terminal=True, width=120, legacy_windows=False, highlight=False, markup=False
     )
     with display:
+        for step, loss in ((48, 4.0), (49, math.nan)):
+            display.update(Standing(step, loss, 1234.0, 0.42, 2_500_000_000, 91.0))
         display._shown -= 10
         display.update(Standing(50, 3.25, 1234.0, 0.42, 2_500_000_000, 90.0))
         display.say("a line [that] stays")
@@ -192,6 +236,23 @@ def test_the_display_shows_and_ends_with_a_line() -> None:
         assert words in shown
     assert "a line [that] stays\n" in shown
     assert "step 50 of 200, loss 3.250, 1,234 tokens/s, 42% of peak, 2.5 GB, 90 s left, " in shown
+
+
+def test_the_smoothed_loss_is_a_mean_from_the_start_and_goes_on_from_a_checkpoint() -> None:
+    losses = [8.0, math.nan, 6.0, 4.0, math.inf, 2.0]
+    whole, part, other = Clock(), Clock(), Clock()
+    for loss in losses:
+        whole.tick(loss, 1)
+    assert whole.loss == pytest.approx(5.0)
+    for loss in losses[:3]:
+        part.tick(loss, 1)
+    other.restore(json.loads(json.dumps(part.state())))
+    for loss in losses[3:]:
+        other.tick(loss, 1)
+    assert other.loss == whole.loss
+    for _ in range(100):
+        whole.tick(1.0, 1)
+    assert whole.loss == pytest.approx(1 + 4 * math.prod(1 - max(1 / n, 1 / 50) for n in range(5, 105)))
 
 
 @settings(deadline=None, max_examples=40)
@@ -248,7 +309,10 @@ def test_resume_remembers_recipe_and_texts(runs: Path, data: Path, tmp_path: Pat
     (out / "recipe.toml").write_text(text.replace("steps = 5", "steps = 6"))
     again = CliRunner().invoke(app, ["train", "--resume", "--out", str(out)], catch_exceptions=False)
     assert again.exit_code == 0
-    assert overviews([out])[0].step == 6
+    assert (overviews([out])[0].step, overviews([out])[0].state) == (6, "finished")
+    assert [line["step"] for line in read_metrics(out) if "final" in line] == [6]
+    (out / "recipe.toml").write_text(text.replace("steps = 5", "steps = 7"))
+    assert overviews([out])[0].state == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import errno
+import json
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +21,18 @@ import torch
 from small_runs import ALONE, assert_equal_runs, one_step, recipe, small_run, weights_of, write_texts
 
 from clearhead.errors import TrainingError
+from clearhead.tokenizer import Tokenizer
 from clearhead.training.checkpoint import checkpoints, read_state, save_checkpoint
 from clearhead.training.corpus import Corpus, build
-from clearhead.training.loop import train
+from clearhead.training.distributed import Processes
+from clearhead.training.loop import Run, find_lr, train
 from clearhead.training.precision import LossScale
+from clearhead.training.record import Record
 from clearhead.training.run_folder import locked, read_metrics
+from clearhead.training.samples import encoded_prompts
 from clearhead.training.spikes import Spikes
+from clearhead.training.step import Stepper
+from clearhead.training.task import NextTokens, Scores
 
 ROOT = Path(__file__).parents[1]
 SHORT = (("steps = 12", "steps = 5"), ("decay_steps = 4", "decay_steps = 0"))
@@ -114,12 +125,13 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 def test_what_a_kill_left_half_written_is_passed_over_and_cleared_away(
     data: Path, corpus: Corpus, finished: Path, tmp_path: Path
 ) -> None:
-    train(
-        recipe(*SHORT),
-        data,
-        tmp_path,
-        corpus_folder=corpus.folder,
-    )
+    # What a run left that was killed before its first checkpoint is none of this one's.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 99.0}\n{"step": 10, "loss": 99.0}\n')
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/stale").touch()
+    train(recipe(*SHORT), data, tmp_path, corpus_folder=corpus.folder)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [5]
+    assert not (tmp_path / "tensorboard/stale").exists()
     half = tmp_path / "checkpoints/.step-00000008.part"
     half.mkdir()
     (half / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"\x10")
@@ -140,6 +152,114 @@ def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step, {"a": torch.arange(step)}, {"more": 1.5}, ALONE, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
     assert read_state(checkpoints(tmp_path)[-1]) == {"step": 100, "more": 1.5}
+    for value in (math.nan, -math.inf):
+        broken = {"a": torch.zeros(3), "b": torch.tensor([1.0, value])}
+        with pytest.raises(TrainingError, match=r"after step 120 the weights or .* what is no number"):
+            save_checkpoint(tmp_path, 120, broken, {}, ALONE, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
+
+
+@pytest.mark.parametrize("key", ["clock", "spikes", "model", "data"])
+def test_a_checkpoint_of_another_version_is_named(corpus: Corpus, tmp_path: Path, key: str) -> None:
+    small_run(recipe(), corpus, tmp_path).save()
+    file = checkpoints(tmp_path)[-1] / "state.json"
+    state = json.loads(file.read_text())
+    del state[key]
+    file.write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match=rf"another version of Clearhead wrote it \(KeyError\('{key}'\)"):
+        small_run(recipe(), corpus, tmp_path).resume()
+
+
+def test_a_validation_that_fails_loses_nothing(
+    data: Path, corpus: Corpus, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = recipe(("evaluate_every = 5", "evaluate_every = 4"))
+
+    def failing(run: Run, windows: int | None) -> Scores:
+        raise TrainingError("no luck")
+
+    monkeypatch.setattr(Run, "examine", failing)
+    with pytest.raises(TrainingError, match="no luck"):
+        train(four, data, tmp_path, corpus_folder=corpus.folder)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
+    train(four, data, tmp_path, corpus_folder=corpus.folder, resume=True)
+    assert [line["step"] for line in read_metrics(tmp_path) if "valid" in line] == [4, 8]
+    assert_equal_runs(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_a_sentence(
+    error: Exception, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*arguments: Any) -> Run:
+        raise error
+
+    monkeypatch.setattr("clearhead.training.loop._new_run", too_large)
+    works: list[Any] = [train, find_lr]
+    for work in works:
+        with pytest.raises(TrainingError, match=r"smaller micro_batch_size .*recompute = true; .*several devices"):
+            work(recipe(), data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "words"),
+    [
+        ((), "float8", "cannot be saved as 'float8'; choose float32, float16, bfloat16"),
+        ((("steps = 12", 'samples = ["The old", "Größe"]\nsteps = 12'),), "float32", "the prompt 'Größe' in samples"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    data: Path, tmp_path: Path, changes: tuple[tuple[str, str], ...], dtype: str, words: str
+) -> None:
+    letters = recipe(("[corpus]\n", '[corpus]\ntokenizer = "characters"\n'), *changes)
+    with pytest.raises(TrainingError, match=words):
+        train(letters, data, tmp_path, dtype=dtype)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert not checkpoints(tmp_path)
+
+
+def test_an_empty_prompt_needs_a_token_to_begin_with() -> None:
+    with pytest.raises(TrainingError, match="samples has an empty prompt"):
+        encoded_prompts(Tokenizer.of_characters(set("ab"), end_of_text=False), ["a", ""])
+
+
+@pytest.mark.parametrize(("tokens", "text_bytes"), [(1, 4), (5, 0)])
+def test_too_little_to_hold_out_is_refused(corpus: Corpus, tokens: int, text_bytes: int) -> None:
+    little = copy.copy(corpus)
+    little.valid = {"birds": replace(corpus.valid["birds"], tokens=tokens, text_bytes=text_bytes)}
+    with pytest.raises(TrainingError, match=rf"held out of the text 'birds' has {tokens} tokens"):
+        NextTokens(recipe(), little)
+
+
+def test_a_batch_that_is_smaller_than_the_processes_are_many_is_refused() -> None:
+    small = recipe(("batch_size = 8", "batch_size = 2")).training
+    with pytest.raises(TrainingError, match="batch_size 2 cannot be shared out among 3 processes"):
+        Stepper(torch.nn.Identity(), [], small, Processes(0, 3, torch.device("cpu")), torch.float32, draws=False)
+
+
+class _FullBoard:
+    """A writer of TensorBoard's on a disk that is full."""
+
+    def close(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_at_the_end_hides_no_other_error(tmp_path: Path) -> None:
+    record = Record(tmp_path, False, 5)
+    record._board = _FullBoard()
+    with pytest.raises(TrainingError, match=r"no space left in .* for TensorBoard's files"), record:
+        pass
+    record._board = _FullBoard()
+    with pytest.raises(TrainingError, match="the first error"), record:
+        raise TrainingError("the first error")
 
 
 def test_dropout_goes_on_where_it_stopped(data: Path, corpus: Corpus, tmp_path: Path) -> None:
@@ -197,12 +317,24 @@ def test_a_spike_can_be_left_out(corpus: Corpus, tmp_path: Path, monkeypatch: py
     assert not torch.equal(run.model.head.weight, before["head.weight"])
 
 
-def test_a_run_of_nothing_but_broken_steps_stops(corpus: Corpus, tmp_path: Path) -> None:
-    run = small_run(recipe(("steps = 12", 'on_spike = "skip"\nsteps = 12')), corpus, tmp_path)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ('on_spike = "skip"', "10 steps in a row had to be left out, up to step 9"),
+        ('precision = "float16"', "the loss is nan and the gradient norm is nan at step 0"),
+        ('precision = "float16"\non_spike = "skip"', "10 steps in a row had to be left out, up to step 9"),
+    ],
+)
+def test_a_run_of_nothing_but_broken_steps_stops(corpus: Corpus, tmp_path: Path, settings: str, words: str) -> None:
+    # Its first checkpoint would be refused for what is put into the weights here.
+    changes = (("steps = 12", f"{settings}\nlog_every = 1\nsteps = 12"), ("checkpoint_every = 4", ""))
+    run = small_run(recipe(*changes), corpus, tmp_path)
     with torch.no_grad():
         run.model.final_norm.weight[0] = math.nan
-    with pytest.raises(TrainingError, match="10 steps in a row had to be left out, up to step 9"):
+    with pytest.raises(TrainingError, match=words):
         run.go()
+    assert not checkpoints(tmp_path)
+    assert all(line["loss"] is None for line in read_metrics(tmp_path) if "loss" in line)
 
 
 def test_the_loss_scale_is_torchs(tmp_path: Path) -> None:
@@ -216,8 +348,26 @@ def test_the_loss_scale_is_torchs(tmp_path: Path) -> None:
         parameter.grad = torch.tensor([gradient])
         theirs.step(optimizer)
         theirs.update()
-        assert ours.update(gradient) == math.isfinite(gradient)
+        assert ours.overflows(1.0, gradient) == math.isinf(gradient)
         assert ours.scale == theirs.get_scale()
+
+
+def test_a_smaller_scale_is_no_help_against_a_loss_that_is_no_number() -> None:
+    scale = LossScale(True)
+    assert not scale.overflows(math.nan, math.nan)
+    assert not scale.overflows(math.inf, math.inf)
+    assert scale.scale == 65536.0
+
+
+def test_overflows_in_a_row_end_with_a_sentence(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(recipe(("steps = 12", 'precision = "float16"\nsteps = 12')), corpus, tmp_path)
+    monkeypatch.setattr(run.stepper, "_gradients", lambda *arguments: 1.0)
+    monkeypatch.setattr(run.stepper, "_norm", lambda: math.inf)
+    assert not any(one_step(run).taken for _ in range(16))
+    with pytest.raises(TrainingError, match="the gradient norm is inf at step 16"):
+        one_step(run)
 
 
 def test_float16_learns_as_float32_does(corpus: Corpus, tmp_path: Path) -> None:

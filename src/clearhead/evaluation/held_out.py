@@ -37,8 +37,11 @@ class HeldOut:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): between how many equally likely tokens the model seems to choose."""
-        return math.exp(self.loss)
+        """exp(loss): between how many equally likely tokens the model seems to choose; inf where it has no float."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_byte(self) -> float:

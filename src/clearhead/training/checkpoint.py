@@ -26,6 +26,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
 from clearhead.training.distributed import Processes
@@ -80,10 +81,12 @@ def save_checkpoint(
         keep: how many checkpoints stay.
 
     Raises:
-        TrainingError: where the disk is full; the earlier checkpoints are untouched.
+        TrainingError: where the disk is full, or a tensor holds what is no number; the earlier checkpoints are
+            untouched.
     """
     folder = run / FOLDER / f"step-{step:08d}"
     beside = folder.with_name(f".{folder.name}.part")
+    _refuse_broken(step, tensors, processes)
     if processes.from_first((folder / _STATE).is_file()):
         return folder  # stopped again where it went on from
     try:
@@ -106,6 +109,16 @@ def save_checkpoint(
             shutil.rmtree(beside, ignore_errors=True)
         raise
     return folder
+
+
+def _refuse_broken(step: int, tensors: Mapping[str, Tensor], processes: Processes) -> None:
+    """Raises, on all processes, where a tensor holds an infinity or NaN on one: nothing can go on from that."""
+    parts = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values())
+    if processes.sums([float(not all(part.isfinite().all() for part in parts))])[0]:
+        raise TrainingError(
+            f"after step {step:,} the weights or the optimizer's memory hold what is no number, so no checkpoint was "
+            "written; the one before is untouched. Start again with a lower learning rate or a longer warm-up."
+        )
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -132,6 +145,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+@contextlib.contextmanager
+def understood(checkpoint: Path) -> Iterator[None]:
+    """Makes a sentence of a small part that lacks what the block asks of it.
+
+    Raises:
+        TrainingError: where it does.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise TrainingError(
+            f"the checkpoint {checkpoint} is broken, or another version of Clearhead wrote it ({error!r} in {_STATE}); "
+            "delete it to go on from the one before, go on with that version, or start anew."
+        ) from None
+
+
 def check_past(state: Mapping[str, Any], past: Mapping[str, Any], checkpoint: Path, steps: int) -> None:
     """Raises where a run cannot go on from a checkpoint, and says what differs.
 
@@ -147,14 +176,14 @@ def check_past(state: Mapping[str, Any], past: Mapping[str, Any], checkpoint: Pa
     """
     past = json.loads(json.dumps(past))  # what JSON makes of tuples and whole floats
     different = [
-        f"{key} was {state.get(table, {}).get(key)} and is {value}"
+        f"{key} was {state[table].get(key)} and is {value}"
         for table in ("model", "training")
         for key, value in past[table].items()
-        if state.get(table, {}).get(key) != value
+        if state[table].get(key) != value
     ]
-    if state.get("data") != past["data"]:
+    if state["data"] != past["data"]:
         different.append("its texts or their shares were others")
-    if not different and state.get("rates") != past["rates"]:
+    if not different and state["rates"] != past["rates"]:
         different.append("its learning rate went another way up to there")
     if different:
         raise TrainingError(

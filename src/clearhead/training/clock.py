@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 _MEMORY = 50  # steps that both averages look back on
 
@@ -13,7 +15,7 @@ class Clock:
     """Is told of each step.
 
     Attributes:
-        loss: the smoothed training loss; a checkpoint keeps it.
+        loss: the smoothed training loss; None before there was one that is a number.
         seconds, tokens: of a step, smoothed.
         left: steps to go.
     """
@@ -23,6 +25,7 @@ class Clock:
         self.seconds = 0.0
         self.tokens = 0.0
         self.left = 0
+        self._seen = 0  # losses that the smoothed one is made of
         self._steps = 0
         self._started = self._last = 0.0
 
@@ -40,8 +43,19 @@ class Clock:
         share = 1.0 if self._steps <= 2 else max(1 / self._steps, 1 / _MEMORY)
         self.seconds += share * (now - self._last - self.seconds)
         self.tokens += share * (tokens - self.tokens)
-        self.loss = loss if self.loss is None else self.loss + (loss - self.loss) / _MEMORY
+        if math.isfinite(loss):
+            self._seen += 1
+            before = loss if self.loss is None else self.loss
+            self.loss = before + (loss - before) * max(1 / self._seen, 1 / _MEMORY)
         self._last = now
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: a run that goes on shows the loss that it would have shown."""
+        return {"loss": self.loss, "seen": self._seen}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.loss, self._seen = state["loss"], state["seen"]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -28,7 +29,7 @@ class Standing:
 
     Attributes:
         step: steps done.
-        loss: smoothed, nats a token.
+        loss: smoothed, nats a token; NaN before there was one that is a number.
         tokens_per_second: of all processes.
         share_of_peak: of the arithmetic that the machine can do at best; None where it was not measured.
         memory: bytes in use at most.
@@ -82,7 +83,8 @@ class Display:
     def update(self, standing: Standing) -> None:
         """Takes note of a step; shows it if the last time is a while ago."""
         self._standing = standing
-        self._losses.append(standing.loss)
+        if math.isfinite(standing.loss):
+            self._losses.append(standing.loss)
         now = time.monotonic()
         if now - self._shown >= (0.25 if self._live else _PLAIN_EVERY):
             self._shown = now
@@ -116,7 +118,7 @@ class Display:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """The values as little bars: the mean of each piece, between the least and the greatest."""
+    """The values, all finite, as little bars: the mean of each piece, between the least and the greatest."""
     if not values:
         return ""
     count = min(width, len(values))

@@ -59,9 +59,11 @@ def find_rate(stepper: Stepper, task: Task, steps: int = STEPS) -> FoundRate:
             break  # no number any more: too fast
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
         smooth = mean / (1 - _SMOOTHING ** (number + 1))
+        if not math.isfinite(smooth):
+            break
         curve.append((share, smooth))
         least = min(least, smooth)
-        if not math.isfinite(smooth) or smooth > _BROKEN * least:
+        if smooth > _BROKEN * least:
             break
     return FoundRate(tuple(curve), _suggestion(curve))
 

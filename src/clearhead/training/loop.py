@@ -31,6 +31,7 @@ from clearhead.training.checkpoint import (
     read_state,
     save_checkpoint,
     tensors_of,
+    understood,
 )
 from clearhead.training.clock import Clock
 from clearhead.training.corpus import Corpus, build, place
@@ -39,18 +40,20 @@ from clearhead.training.distributed import Processes, processes
 from clearhead.training.environment import environment
 from clearhead.training.find_lr import find_rate, save_search
 from clearhead.training.finetune import begin
+from clearhead.training.memory import enough_memory
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import optimizers
 from clearhead.training.precision import autocast, dtype_name, product_dtype
 from clearhead.training.recipe import NOT_OF_THE_PAST, Recipe
 from clearhead.training.record import Record
 from clearhead.training.run_folder import ENVIRONMENT, RECIPE, locked, write_text
-from clearhead.training.samples import continuations
+from clearhead.training.samples import continuations, encoded_prompts
 from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
 from clearhead.training.stopping import listening
 from clearhead.training.task import NextTokens, Scores, Task
 from clearhead.training.throughput import memory_used, peak_flops, training_flops
+from clearhead.weights.tensors import SAVED
 
 _SETTLED = 5.0  # seconds of training before the machine's peak is measured; shorter runs go without
 
@@ -81,19 +84,22 @@ def train(
 
     Raises:
         TrainingError: where texts, recipe, corpus and checkpoint do not fit together, another run holds the folder,
-            the disk is full, the loss is no number, or the device, or the compiler that the recipe asks for, is not
-            there.
+            the disk is full, memory runs out, the loss is no number, the weights cannot be saved as `dtype`, or the
+            device, or the compiler that the recipe asks for, is not there.
     """
-    with processes(device) as group, contextlib.ExitStack() as held:
+    with processes(device) as group, enough_memory(), contextlib.ExitStack() as held:
         with group.first_alone() as first:
             if first:
-                _check_start(recipe, out, resume, group.device)
+                _check_settings(recipe, dtype, group.device)
                 held.enter_context(locked(out))
+                _check_folder(out, resume)
         run = _new_run(recipe, data, out, corpus_folder, group)
         if resume:
             run.resume()
         with group.first_alone() as first:
             if first:
+                if not resume:
+                    run.record.begin()
                 write_text(out / RECIPE, recipe.text)
                 values = {**environment(group, run.dtype), "data": str(data.resolve())}
                 values["corpus"] = None if corpus_folder is None else str(corpus_folder.resolve())
@@ -116,12 +122,13 @@ class Run:
     def __init__(self, recipe: Recipe, task: Task, out: Path, group: Processes, model: GPTModel | None = None) -> None:
         self.recipe, self.task, self.out, self.group = recipe, task, out, group
         t = recipe.training
+        encoded_prompts(task.tokenizer, t.samples)  # what cannot be continued is heard of now
         if model is None:
             torch.manual_seed(t.seed)
             model = GPTModel(recipe.model)
         self._outline: GPTModel | None = None  # what the parts of a sharded model are put together in
         if t.parallel == "shard" and group.world > 1:
-            self.model, self._outline = model, copy.deepcopy(model).to("meta")
+            self.model, self._outline = model, _outline(model)
         else:
             self.model = model.to(group.device)
         self.parameters = sum(p.numel() for p in self.model.parameters())
@@ -144,17 +151,20 @@ class Run:
         """
         newest = checkpoints(self.out)[-1]
         state = read_state(newest)
-        check_past(state, self._past(state["step"]), newest, self.recipe.training.steps)
+        with understood(newest):
+            check_past(state, self._past(state["step"]), newest, self.recipe.training.steps)
+            self.step, self.tokens = state["step"], state["tokens"]
+            self.stepper.restore(state)
+            self.clock.restore(state["clock"])
         load_tensors(newest, tensors_of(self.model, self.stepper.optimizers), self.group)
-        self.step = state["step"]
-        self.stepper.restore(state)
-        self.clock.loss, self.tokens = state["smooth_loss"], state["tokens"]
         self.record.go_on_from(self.step)
 
     def go(self) -> None:
         """Runs the steps that are left, with reports, validations and checkpoints on the way.
 
-        Asked to stop, by Ctrl-C or SIGTERM, it finishes its step and writes a checkpoint first.
+        Asked to stop, by Ctrl-C or SIGTERM, it finishes its step and writes a checkpoint first. A checkpoint comes
+        before the validation of the same step, which may fail; where a run goes on from it, it makes up for a
+        validation that is missing.
 
         Raises:
             KeyboardInterrupt: where it was asked to stop.
@@ -164,23 +174,30 @@ class Run:
         self.record.say(self._introduction())
         self.clock.start(t.steps - self.step)
         with self.record, listening() as stop:
+            if self._is_examined() and not self.group.from_first(self.record.holds(self.step, "valid")):
+                with self.clock.paused():
+                    self._validate()
             while self.step < t.steps:
-                step = self.stepper.take(self.step, self.task.batch(self.step), stop.asked)
+                step = self.stepper.take(self.step, self.task.batch(self.step), lambda: stop.asked)
                 self.step += 1
                 self._report(step)
-                if self.step % t.evaluate_every == 0 and self.step < t.steps:
-                    with self.clock.paused():
-                        self._validate()
                 if self.step % t.checkpoint_every == 0 or self.step == t.steps or step.stop:
                     with self.clock.paused():
                         self.save()
                 if step.stop:
                     self.record.say(f"stopped after step {self.step:,}; --resume goes on from there.")
                     raise KeyboardInterrupt
+                if self._is_examined():
+                    with self.clock.paused():
+                        self._validate()
+
+    def _is_examined(self) -> bool:
+        """Whether a validation follows the step that was done last; the whole run's follows the last one."""
+        return 0 < self.step < self.recipe.training.steps and self.step % self.recipe.training.evaluate_every == 0
 
     def save(self) -> None:
         """Writes a checkpoint of the state after the last whole step."""
-        state = {**self.stepper.state(), **self._past(self.step), "smooth_loss": self.clock.loss, "tokens": self.tokens}
+        state = {**self.stepper.state(), **self._past(self.step), "clock": self.clock.state(), "tokens": self.tokens}
         tensors = tensors_of(self.model, self.stepper.optimizers)
         save_checkpoint(self.out, self.step, tensors, state, self.group, self.recipe.training.keep_checkpoints)
 
@@ -206,6 +223,7 @@ class Run:
             if first:
                 self.task.save(whole, folder, dtype)
                 write_text(folder / "README.md", self._card(scores))
+        self.record.close()
         return folder
 
     def whole_model(self) -> GPTModel:
@@ -237,7 +255,8 @@ class Run:
         share = None if self._peak is None else speed * training_flops(self.recipe.model) / self._peak
         memory = memory_used(self.group.device)
         left = self.clock.left * self.clock.seconds
-        self.record.update(Standing(self.step, self.clock.loss or step.loss, speed, share, memory, left))
+        loss = step.loss if self.clock.loss is None else self.clock.loss
+        self.record.update(Standing(self.step, loss, speed, share, memory, left))
         if step.odd:
             self.record.add(self.step, odd=step.odd, taken=step.taken)
             self.record.say(f"step {self.step:,}: {step.odd}{'' if step.taken else '; left out'}")
@@ -257,15 +276,19 @@ class Run:
     def _validate(self) -> None:
         t = self.recipe.training
         scores = self.examine(t.evaluate_windows)
+        whole = self.whole_model() if t.samples else None
+        written = []
+        if whole is not None and self.group.is_first:
+            written = continuations(whole, self.task.tokenizer, t.samples, t.sample_tokens)
+        # Only now, when all of it is there: a run that goes on asks whether there is such a line.
         self.record.add(self.step, train_loss=self.clock.loss, valid=scores)
         if scores:
             found = "; ".join(f"{name}: {_words(values)}" for name, values in scores.items())
-            self.record.say(f"step {self.step:,}: held out {found}; training loss {self.clock.loss:.3f}")
-        whole = self.whole_model() if t.samples else None
-        if whole is not None and self.group.is_first:
-            for prompt, text in continuations(whole, self.task.tokenizer, t.samples, t.sample_tokens):
-                self.record.add(self.step, prompt=prompt, sample=text)
-                self.record.say(f"  {prompt}|{text}")
+            trained = "" if self.clock.loss is None else f"; training loss {self.clock.loss:.3f}"
+            self.record.say(f"step {self.step:,}: held out {found}{trained}")
+        for prompt, text in written:
+            self.record.add(self.step, prompt=prompt, sample=text)
+            self.record.say(f"  {prompt}|{text}")
 
     def _past(self, step: int) -> dict[str, Any]:
         """What the first steps of a run depend on: it may go on under any recipe that shares it.
@@ -293,7 +316,9 @@ class Run:
         )
 
     def _card(self, scores: Scores) -> str:
-        facts = {**environment(self.group, self.dtype), "parameters": self.parameters, "steps": self.step}
+        # What LoRA learned is added into the matrices that it stands beside.
+        saved = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
+        facts = {**environment(self.group, self.dtype), "parameters": saved, "steps": self.step}
         return model_card(
             self.out.resolve().name, self.recipe, self.task.about(), scores, {**facts, "tokens": self.tokens}
         )
@@ -313,7 +338,7 @@ def find_lr(
     Raises:
         TrainingError: as `train`, and where the loss falls at no rate.
     """
-    with processes(device) as group:
+    with processes(device) as group, enough_memory():
         run = _new_run(recipe, data, out, corpus_folder, group)
         found = find_rate(run.stepper, run.task)
         rates = {"learning_rate": recipe.training.learning_rate}
@@ -325,14 +350,27 @@ def find_lr(
         return {key: rate * found.share for key, rate in rates.items()}
 
 
-def _check_start(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None:
+def _check_settings(recipe: Recipe, dtype: str, device: torch.device) -> None:
+    if dtype not in SAVED:
+        raise TrainingError(f"the model cannot be saved as {dtype!r}; choose {', '.join(SAVED)} (--dtype).")
+    if recipe.training.compile:
+        _need_compiler(device)
+
+
+def _check_folder(out: Path, resume: bool) -> None:
     there = checkpoints(out)
     if there and not resume:
         raise TrainingError(f"{out} holds a run already; go on with --resume, or name another folder.")
     if resume and not there:
         raise TrainingError(f"there is no checkpoint in {out} to go on from; start the run without --resume.")
-    if recipe.training.compile:
-        _need_compiler(device)
+
+
+def _outline(model: GPTModel) -> GPTModel:
+    """A copy without the values: they are left out on the way, so that they are in memory once."""
+    empty: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, empty)
 
 
 def _new_run(recipe: Recipe, data: Path, out: Path, corpus_folder: Path | None, group: Processes) -> Run:

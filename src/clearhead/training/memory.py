@@ -1,9 +1,13 @@
-"""The memory that a step frees and the next one asks for again."""
+"""The memory that a step frees and the next one asks for again, and what is said where there is not enough of it."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
+
+from clearhead.errors import TrainingError
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's names for its settings
 _PAD = 64 * 2**20  # bytes; the heap grows in pieces of this size
@@ -29,3 +33,24 @@ def keep_freed_memory() -> bool:
     # Older versions take no more than 32 MiB for the second.
     kept = mallopt(_MMAP_THRESHOLD, 2**31 - 1) or mallopt(_MMAP_THRESHOLD, 2**25)
     return bool(kept and mallopt(_TRIM_THRESHOLD, -1) and mallopt(_TOP_PAD, _PAD))
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Makes a sentence of memory that runs out in the block: the machine's, or a device's.
+
+    Raises:
+        TrainingError: where it does.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has a class of its own for GPUs only, so its words decide.
+        known = ("can't allocate memory", "not enough memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in known):
+            raise
+        raise TrainingError(
+            "there is not enough memory for this run. Set a smaller micro_batch_size (gradients are then added up over "
+            "pieces of the batch), or recompute = true; a model that is too large itself can be spread over several "
+            'devices with parallel = "shard" (torchrun).'
+        ) from None

@@ -18,8 +18,9 @@ class RunOverview:
         folder: where it is.
         state: "going on", "finished" or "stopped".
         step, steps: how many are done, and how many its recipe asks for (0 where the recipe cannot be read).
-        loss: the last recorded training loss in nats; None before the first.
-        scores: the newest scores on held-out texts: bits per byte (accuracy of a classifier) by text.
+        loss: the last recorded training loss in nats; None before the first, or where it was no number.
+        scores: the newest scores on held-out texts: bits per byte (accuracy of a classifier) by text, without those
+            that are no numbers.
         tokens_per_second: as last recorded.
         seconds: that its last session took so far.
     """
@@ -60,14 +61,15 @@ def overview(folder: Path) -> RunOverview:
         text: values.get("bits_per_byte", values.get("accuracy", values.get("loss")))
         for text, values in (examined[-1] if examined else {}).items()
     }
-    finished = any("final" in line for line in lines)
+    steps = _steps(folder)
+    finished = any("final" in line and line["step"] >= steps for line in lines)  # a run may have been made longer since
     return RunOverview(
         folder=folder,
         state="going on" if is_held(folder) else "finished" if finished else "stopped",
         step=max((line["step"] for line in lines), default=0),
-        steps=_steps(folder),
+        steps=steps,
         loss=reports[-1]["loss"] if reports else None,
-        scores=scores,
+        scores={text: score for text, score in scores.items() if score is not None},
         tokens_per_second=reports[-1].get("tokens_per_second") if reports else None,
         seconds=reports[-1].get("seconds") if reports else None,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +15,7 @@ from clearhead.training.curves import curves_svg, png_of, save_drawing
 from clearhead.training.display import Display, Standing
 from clearhead.training.run_folder import Metrics, read_metrics, room_for
 
-_CURVES = "curves.svg"
+_CURVES, _BOARD = "curves.svg", "tensorboard"
 
 
 class Record:
@@ -42,12 +44,31 @@ class Record:
     ) -> None:
         if self.display is not None:
             self.display.__exit__(kind, error, trace)
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        try:
+            self.close()
+        except (OSError, TrainingError):
+            if error is None:  # else that is what is to be told
+                raise
+
+    def close(self) -> None:
+        """Brings what TensorBoard's writer still holds to the disk.
+
+        Raises:
+            TrainingError: where there is no space left.
+        """
+        board, self._board = self._board, None
+        if board is not None:
+            with self._room_for_board():
+                board.close()
+
+    def begin(self) -> None:
+        """Forgets what a run left here that stopped before its first checkpoint."""
+        if self.speaks:
+            self.metrics.forget()
+            shutil.rmtree(self.out / _BOARD, ignore_errors=True)
 
     def go_on_from(self, step: int) -> None:
-        """Forgets the metrics of later steps."""
+        """Forgets the metrics of later steps, and those of the end."""
         if self.speaks:
             self.metrics.forget_after(step)
             self._purge = step + 1
@@ -63,12 +84,16 @@ class Record:
         self.metrics.add(step=step, **values)
         board = self._writer()
         if board is not None:
-            with room_for("TensorBoard's files", self.out):
+            with self._room_for_board():
                 for name, value in flat(values).items():
                     if isinstance(value, str):
                         board.add_text(name, value, step)
                     elif math.isfinite(value):
                         board.add_scalar(name, value, step)
+
+    def holds(self, step: int, key: str) -> bool:
+        """Whether there is a line of this step with that key; false where another process writes them."""
+        return self.speaks and any(line["step"] == step and key in line for line in read_metrics(self.out))
 
     def update(self, standing: Standing) -> None:
         """Where the run stands after a step."""
@@ -100,9 +125,12 @@ class Record:
         if self._board is None and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self._purge)
+            self._board = SummaryWriter(str(self.out / _BOARD), purge_step=self._purge)
             self._purge = None
         return self._board
+
+    def _room_for_board(self) -> contextlib.AbstractContextManager[None]:
+        return room_for("TensorBoard's files", self.out)
 
 
 def flat(values: dict[str, Any], before: str = "") -> dict[str, float | str]:

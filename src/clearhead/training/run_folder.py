@@ -3,6 +3,7 @@
 recipe.toml         as it was given            checkpoints/   step-00000250/, the newest few
 environment.json    what it ran on and with    model/         at the end: a Hugging Face GPT-2 folder
 metrics.jsonl       a line for each report     curves.svg     the metrics, drawn
+corpus/             the texts as tokens, where no other place for them was named
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -116,7 +118,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Metrics:
-    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+    """`metrics.jsonl`: one JSON object a line, each with its `step`. What is no finite number is null."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
@@ -128,12 +130,27 @@ class Metrics:
             TrainingError: where there is no space left.
         """
         with room_for("the metrics", self.path.parent), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            file.write(_line(values))
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines of later steps, which come again, and one that was cut short."""
-        kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        """Drops what comes again: the lines of later steps, the run's end, and a line that was cut short."""
+        kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step and "final" not in line]
+        write_text(self.path, "".join(map(_line, kept)))
+
+    def forget(self) -> None:
+        """Drops all lines."""
+        self.path.unlink(missing_ok=True)
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(_plain(values), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value of which JSON can be made: it has no NaN and no infinities."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +178,18 @@ def remembered(folder: Path) -> Remembered:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; none where it has no file. A line that was cut short is passed over."""
+    """The lines of a run's metrics; none where it has no file. A line that was cut short is passed over.
+
+    What was no finite number is None.
+    """
     lines = []
     try:
         text = (folder / METRICS).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and at no other line separator: a text within a line may hold one
         try:
-            values = json.loads(line)
+            values = json.loads(line, parse_constant=lambda name: None)
         except ValueError:
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Step:
         loss: the mean surprisal of the batch's targets, in nats.
         norm: the length of the gradient before clipping.
         rate: the learning rate as a share of its peak.
-        tokens: how many the batch has, counted or not.
+        tokens: how many the batch has, counted or not, without what rows are filled up with.
         odd: what was out of the ordinary, in words; empty as a rule.
         taken: whether the weights were moved.
         stop: whether a process was asked to stop.
@@ -84,7 +84,7 @@ class Stepper:
         self.spikes = Spikes()
         self.loss_scale = LossScale(dtype == torch.float16)
         size = recipe.micro_batch_size or recipe.batch_size // processes.world
-        if recipe.batch_size % (size * processes.world or 1):
+        if recipe.batch_size < processes.world or recipe.batch_size % (size * processes.world):
             pieces = f" in pieces of {recipe.micro_batch_size}" if recipe.micro_batch_size else ""
             raise TrainingError(
                 f"batch_size {recipe.batch_size} cannot be shared out among {processes.world} processes{pieces}; "
@@ -92,13 +92,16 @@ class Stepper:
             )
         self._piece = size
 
-    def take(self, number: int, batch: Batch, stop: bool = False, rate: float | None = None) -> Step:
+    def take(
+        self, number: int, batch: Batch, asked: Callable[[], bool] = lambda: False, rate: float | None = None
+    ) -> Step:
         """One step.
 
         Args:
             number: which one, from 0; decides the learning rate and dropout.
             batch: of all processes together.
-            stop: whether this process was asked to stop; one is enough for all to hear of it.
+            asked: whether this process was asked to stop. It is called when the gradients are there, so that a step
+                in which that happens is the last; one process is enough for all to hear of it.
             rate: the share of the peak learning rate, where the schedule is not to decide.
 
         Raises:
@@ -109,18 +112,19 @@ class Stepper:
         count = max(int((batch[1] != NOT_COUNTED).sum()), 1)
         scale = self.loss_scale.scale
         nats = self._gradients(number, batch, scale / count)
-        total, stops = self.processes.sums([nats, float(stop)])
+        total, stops = self.processes.sums([nats, float(asked())])
         loss, scaled_norm = total / count, self._norm()
-        if self.loss_scale.update(scaled_norm):
-            odd = self.spikes.look(loss, scaled_norm / scale)
-            taken = self._may_be_taken(number, loss, scaled_norm / scale, odd)
-        else:
+        norm = scaled_norm / scale
+        if self.loss_scale.overflows(loss, scaled_norm):
             odd, taken = "float16 overflowed, and the loss is scaled by less from here on", False
+        else:
+            odd = self.spikes.look(loss, norm)
+            taken = self._may_be_taken(number, loss, norm, odd)
         if taken:
-            self._move(scaled_norm / scale, scale, rate)
+            self._move(norm, scale, rate)
         for parameter in self.parameters:
             parameter.grad = None
-        return Step(loss, scaled_norm / scale, rate, batch[0].size, odd, taken, stops > 0)
+        return Step(loss, norm, rate, _tokens(batch), odd, taken, stops > 0)
 
     def _gradients(self, number: int, batch: Batch, factor: float) -> float:
         """Adds up the gradients of this process's share, times `factor`; returns its summed nats."""
@@ -166,8 +170,8 @@ class Stepper:
             return not odd
         if not finite:
             raise TrainingError(
-                f"{odd} at step {number:,}; lower the learning rate, warm up for longer, or set on_spike = "
-                '"skip". The newest checkpoint is from before.'
+                f"{odd} at step {number:,}; start again with a lower learning rate, a longer warm-up, or on_spike = "
+                '"skip". The newest checkpoint is from before that step.'
             )
         return True
 
@@ -189,6 +193,13 @@ class Stepper:
         """Takes back what `state` gave."""
         self.spikes.restore(state["spikes"])
         self.loss_scale.restore(state["loss_scale"])
+
+
+def _tokens(batch: Batch) -> int:
+    """How many tokens a batch has: of each row those up to its last target. Behind it, rows are filled up."""
+    counted = batch[1] != NOT_COUNTED  # [B, T]
+    behind = counted[:, ::-1].argmax(axis=1)  # [B]
+    return int((counted.any(axis=1) * (counted.shape[1] - behind)).sum())
 
 
 def _seed(*numbers: int) -> int:

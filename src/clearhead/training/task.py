@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from clearhead.errors import TrainingError
 from clearhead.evaluation.held_out import HeldOut, held_out
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
@@ -55,9 +56,19 @@ class Task(Protocol):
 
 
 class NextTokens:
-    """Windows of a corpus, and the loss on its held-out texts."""
+    """Windows of a corpus, and the loss on its held-out texts.
+
+    Raises:
+        TrainingError: where a text is too short for a window, or what is held out of it for a prediction.
+    """
 
     def __init__(self, recipe: Recipe, corpus: Corpus) -> None:
+        for name, part in corpus.valid.items():
+            if part.tokens < 2 or not part.text_bytes:
+                raise TrainingError(
+                    f"what is held out of the text {name!r} has {part.tokens:,} tokens that write {part.text_bytes:,} "
+                    "bytes; a loss on it needs two tokens and some text. Hold out more, or nothing."
+                )
         self.corpus, self.tokenizer, self.key = corpus, corpus.tokenizer, corpus.key
         self.batches = Batches(
             {name: corpus.tokens(shard) for name, shard in corpus.train.items()},
