@@ -64,6 +64,8 @@ def train(
 
     A text file separates its documents by a line <|endoftext|>.
     """
+    from dataclasses import replace
+
     from clearhead.errors import InputError
     from clearhead.training import loop
     from clearhead.training.recipe import Recipe
@@ -71,13 +73,17 @@ def train(
 
     if resume and find_lr:
         raise InputError("--find-lr starts from new weights; leave --resume out.")
+    start = None
     if resume:
         before = remembered(out)
+        start = before.start if recipe is None else None
         recipe, data, corpus = recipe or out / RECIPE, data or before.data, corpus or before.corpus
     if recipe is None or data is None:
         missing = "a recipe" if recipe is None else "the folder of its texts (--data)"
         raise InputError(f"{missing} is missing; only with --resume can it be left out.")
     chosen = Recipe.from_file(recipe)
+    if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
+        chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))
     if find_lr:
         rates = loop.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
         for key, rate in rates.items():
