@@ -68,6 +68,7 @@ def train(
 
     from clearhead.errors import InputError
     from clearhead.training import loop
+    from clearhead.training.memory import keep_freed_memory
     from clearhead.training.recipe import Recipe
     from clearhead.training.run_folder import RECIPE, remembered
 
@@ -84,6 +85,7 @@ def train(
     chosen = Recipe.from_file(recipe)
     if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
         chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))
+    keep_freed_memory()
     if find_lr:
         rates = loop.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
         for key, rate in rates.items():
