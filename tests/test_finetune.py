@@ -398,8 +398,8 @@ def test_lora_without_its_library_says_so(folder: Path, monkeypatch: pytest.Monk
 def test_a_full_disk_leaves_the_classifier_from_before(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = begin(recipe(folder, "classes"), folder)
-    task.task.save(task.model, tmp_path, "float32")
+    start = begin(recipe(folder, "classes"), folder)
+    start.task.save(start.model, tmp_path, "float32")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(*_: Any, **__: Any) -> None:
@@ -407,7 +407,7 @@ def test_a_full_disk_leaves_the_classifier_from_before(
 
     monkeypatch.setattr("clearhead.training.classifier.save_torch", full)
     with pytest.raises(WeightsError, match=r"could not be written \(.*No space left.*make room"):
-        task.task.save(task.model, tmp_path, "float16")
+        start.task.save(start.model, tmp_path, "float16")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -64,8 +65,6 @@ def train(
 
     A text file separates its documents by a line <|endoftext|>.
     """
-    from dataclasses import replace
-
     from clearhead.errors import InputError
     from clearhead.training import loop
     from clearhead.training.memory import keep_freed_memory

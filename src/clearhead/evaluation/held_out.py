@@ -104,10 +104,9 @@ def held_out(
 
 
 def evenly(count: int, most: int | None) -> npt.NDArray[np.int64]:
-    """Places among `count` things, spread evenly from the first to the last: `most` of them, or all where it is None
-    or there are no more; int64, rising."""
+    """Places among so many things, spread evenly from the first to the last: at most `most`, int64, rising."""
     if most is None or most >= count:
-        return np.arange(count)
+        return np.arange(count, dtype=np.int64)
     return np.linspace(0, count - 1, most).round().astype(np.int64)
 
 

@@ -58,7 +58,7 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-            without, whole = Path(beside) / "body", Path(beside) / _WEIGHTS
+            without, whole = Path(beside) / "model", Path(beside) / _WEIGHTS
             save_huggingface(without, config, body, dtype=dtype, extra_config=extra, shard_bytes=1 << 62)
             stored = load_torch(without / _WEIGHTS)
             head = model.head.weight.detach().cpu().to(next(iter(stored.values())).dtype)
