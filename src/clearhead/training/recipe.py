@@ -275,7 +275,7 @@ class Recipe:
         """The same from the TOML itself."""
         try:
             tables = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # the latter, and numbers of too many digits, too are TOML's
+        except (ValueError, RecursionError) as error:  # a TOMLDecodeError; too many digits; too many brackets
             raise TrainingError(f"this is not TOML: {error}.") from None
         _refuse_unknown(tables, ["model", "corpus", "finetune", "training"], "the recipe")
         needed = ("finetune", "training") if "finetune" in tables else ("model", "corpus", "training")
