@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -26,6 +27,7 @@ from clearhead.errors import ClearheadError, InputError, TokenizerError, Trainin
 from clearhead.texts import blocks, documents, pieces
 from clearhead.tokenizer import Tokenizer
 from clearhead.training import building, sources
+from clearhead.training import vocabulary as vocabulary_module
 from clearhead.training.building import Build, Plan, Text, Validation
 from clearhead.training.corpus import Corpus, build, build_corpus, locked
 from clearhead.training.recipe import CorpusRecipe, SourceRecipe
@@ -354,6 +356,8 @@ def test_a_data_set_gives_what_json_lines_give(
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "train.jsonl").write_bytes((data / "b.jsonl").read_bytes())
+    loads, load = itertools.count(), __import__("datasets").load_dataset
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, **how: (next(loads), load(*names, **how))[1])
     expected = build_corpus(plan_of(data / "b.jsonl"), tmp_path / "json")
     name = f"hf:{folder}"
     plan = Plan((Text("text", tuple(find_sources([name]))),), Vocabulary("bytes"))
@@ -362,6 +366,7 @@ def test_a_data_set_gives_what_json_lines_give(
         build_corpus(plan, tmp_path / "set_corpus", processes=1)
     monkeypatch.setattr(Build, "_take", TAKE)
     assert build_corpus(plan, tmp_path / "set_corpus", processes=1).train == expected.train
+    assert next(loads) == 1
     with pytest.raises(TrainingError, match="could not be loaded"):
         find_sources([f"hf:{folder}::nothing"])[0].size()
 
@@ -379,6 +384,15 @@ def test_a_folder_is_its_files_sorted(data: Path) -> None:
     assert [source.name for source in find_sources([str(data), str(data / "a.txt")])] == [
         str(data / name) for name in ("0/z.md", "a.txt", "b.jsonl", "a.txt")
     ]
+
+
+def test_a_corpus_below_its_texts_is_none_of_them(data: Path) -> None:
+    texts = (SourceRecipe("text", "."),)
+    for _ in range(2):
+        corpus = build(CorpusRecipe(texts, tokenizer="bytes"), 257, data, data / "corpus")
+        assert [source["name"] for source in corpus.manifest["sources"]] == ["a.txt", "b.jsonl"]
+    with pytest.raises(TrainingError, match=r"cannot go to .*data, where its texts are"):
+        find_sources([str(data)], out=data)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -434,6 +448,12 @@ def test_the_tail_is_the_last_tokens(
     assert valid.text_bytes == len(tokenizer_of.decode_bytes(tail))
     cut.check()
     assert len(list((tmp_path / "cut").glob("*.bin"))) == len(cut.shards)
+
+
+def test_a_draw_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("one document")
+    with pytest.raises(TrainingError, match=r"all documents of 'text' were drawn .*validation = 0\.99"):
+        build_corpus(plan_of(tmp_path / "t.txt", validation="0.99"), tmp_path / "corpus")
 
 
 def test_held_out_sources_stay_apart(data: Path, tmp_path: Path) -> None:
@@ -630,7 +650,9 @@ def test_two_builds_of_one_folder_keep_out_of_each_others_way(data: Path, tmp_pa
         pytest.raises(TrainingError, match="another process is building"),
     ):
         build_corpus(plan_of(data), tmp_path / "corpus")
-    build_corpus(plan_of(data), tmp_path / "corpus")
+    corpus = build_corpus(plan_of(data), tmp_path / "corpus")
+    with locked(tmp_path / "corpus", alone=False):  # two runs may read it at once
+        assert build_corpus(plan_of(data), tmp_path / "corpus").key == corpus.key
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -755,7 +777,7 @@ def test_a_changed_shard_is_named(file: str, data: Path, tmp_path: Path) -> None
     with pytest.raises(TrainingError, match=rf"{file} has [\d,]+ bytes and the manifest says"):
         documents_in(corpus)
     (tmp_path / file).unlink()
-    with pytest.raises(TrainingError, match=r"could not be read|has 0 bytes"):
+    with pytest.raises(TrainingError, match=r"could not be read .*delete the corpus and build it again"):
         corpus.check()
 
 
@@ -818,10 +840,34 @@ def test_a_sample_of_the_texts_is_shared_out_by_weight(
     for seed, number in ((1, 50), (2, 40)):
         for paragraph in (f"{p}\n\n" for text in stories(number, seed) for p in text.split("\n\n")):
             if left[seed] > 0:
-                paragraphs.append(paragraph)
-                left[seed] -= len(paragraph.encode())
+                size = len(paragraph.encode())
+                end = math.ceil(len(paragraph) * left[seed] / size)
+                cut = next((c for white in "\n " if (c := paragraph.rfind(white, 1, end + 1)) > 0), end)
+                paragraphs.append(paragraph if size < left[seed] else paragraph[:cut])
+                left[seed] -= size
     expected = Tokenizer.train(paragraphs, 280)
     assert corpus.tokenizer.encode(" ".join(all_stories())) == expected.encode(" ".join(all_stories()))
+
+
+@pytest.mark.parametrize("block", [30, 100_000])
+def test_a_text_without_blank_lines_is_learned_from_in_parts(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(vocabulary_module, "_LONG", 100)
+    lines = "\n".join(text.replace("\n\n", " ") for text in stories(60, 7))
+    (tmp_path / "lines.txt").write_text(lines, encoding="utf-8")
+    (tmp_path / "one.txt").write_text("x" * 990, encoding="utf-8")
+    source, one = find_sources([str(tmp_path / "lines.txt"), str(tmp_path / "one.txt")])
+    whole = list(vocabulary_module._Sample([(source, 1.0)], 1 << 20))
+    assert "".join(whole) == f"{lines}\n\n"
+    assert max(map(len, whole)) <= 100
+    assert all(part[0].isspace() for part in whole[1:])
+    sample = list(vocabulary_module._Sample([(source, 1.0)], 1000))
+    assert f"{lines}\n\n".startswith("".join(sample))
+    assert abs(len("".join(sample).encode()) - 1000) < 100
+    if block > 990:  # a block ends where there is a space
+        assert [*map(len, vocabulary_module._Sample([(one, 1.0)], 250))] == [100, 100, 50]
 
 
 def test_a_recipe_with_other_weights_or_texts_is_another_corpus(data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from small_runs import ALONE, assert_equal_runs, one_step
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2LMHeadModel
 from typer.testing import CliRunner
@@ -20,13 +21,15 @@ from typer.testing import CliRunner
 import clearhead
 from clearhead.cli.command import app
 from clearhead.config import GPTConfig
-from clearhead.errors import ClearheadError, TrainingError
+from clearhead.errors import ClearheadError, TrainingError, WeightsError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
+from clearhead.texts import encode_documents
 from clearhead.tokenizer import Tokenizer
+from clearhead.training import sources
 from clearhead.training.classifier import load_classifier
 from clearhead.training.examples import Example, ExampleBatches, instructions, together
-from clearhead.training.finetune import begin, merged
+from clearhead.training.finetune import MoreText, begin, merged
 from clearhead.training.loop import Run, train
 from clearhead.training.recipe import Recipe
 from clearhead.training.run_folder import read_metrics
@@ -98,7 +101,7 @@ def test_it_learns_and_leaves_an_ordinary_folder(folder: Path, kind: str, more: 
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 24
     assert losses[-1] < losses[0] - 0.1
-    final = lines[-1]["final"]["held out"]
+    final = lines[-1]["final"]["valid.txt" if kind == "text" else "valid.jsonl"]
     assert final["loss"] < losses[0]
     if kind == "classes":
         assert final["accuracy"] >= 0.8
@@ -128,10 +131,13 @@ def test_classes_are_those_of_transformers(folder: Path, tmp_path: Path) -> None
         expected = {peer.config.id2label[n]: p for n, p in enumerate(logits.softmax(-1).tolist())}
         assert found == pytest.approx(expected, abs=1e-5)
         right += next(iter(found)) == ("good" if any(word in text for word in GOOD) else "bad")
-    recorded = read_metrics(tmp_path / "run")[-1]["final"]["held out"]["accuracy"]
+    recorded = read_metrics(tmp_path / "run")[-1]["final"]["valid.jsonl"]["accuracy"]
     assert right / len(texts) == pytest.approx(recorded)
     said = CliRunner().invoke(app, ["classify", "The warm cake was sweet.", "--model", str(out), "--json"])
     assert json.loads(said.output) == pytest.approx(ours.probabilities("The warm cake was sweet."))
+    (tmp_path / "asked.txt").write_bytes(b" The warm cake \r\n")  # as it stands, but for the end of the line
+    said = CliRunner().invoke(app, ["classify", "--file", str(tmp_path / "asked.txt"), "--model", str(out), "--json"])
+    assert json.loads(said.output) == pytest.approx(ours.probabilities(" The warm cake "))
     assert clearhead.load(out).config.emb_dim == 32  # the body is there for what needs no head
 
 
@@ -219,6 +225,26 @@ def test_a_fine_tuning_that_stops_goes_on_exactly(folder: Path, more: str, tmp_p
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 
 
+def test_a_fine_tuning_goes_on_from_any_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model by a path from the first folder, or by another; what is held out may change, what is learned not."""
+    text = recipe(folder, "instructions").text.replace(str(folder / "model"), "model")
+    text = text.replace('schedule = "cosine"', "").replace("steps = 24", "steps = 3")
+    (tmp_path / "recipe.toml").write_text(text)
+    monkeypatch.chdir(folder)
+    first = ["train", str(tmp_path / "recipe.toml"), "--data", str(folder), "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, first, catch_exceptions=False).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run/recipe.toml").write_text(text.replace("steps = 3", "steps = 4"))
+    CliRunner().invoke(app, ["train", "--resume", "--out", "run"], catch_exceptions=False)
+    other = text.replace('"model"', f'"{folder}/../{folder.name}/model"').replace("steps = 3", "steps = 5")
+    (tmp_path / "recipe.toml").write_text(other.replace('valid = "valid.jsonl"', 'valid = "train.jsonl"'))
+    CliRunner().invoke(app, ["train", "recipe.toml", "--resume", "--out", "run"], catch_exceptions=False)
+    assert read_metrics(tmp_path / "run")[-1]["final"].keys() == {"train.jsonl"}
+    (tmp_path / "recipe.toml").write_text(other.replace("[training]", "lora_rank = 4\n[training]"))
+    with pytest.raises(TrainingError, match="lora_rank was 0 and is 4"):
+        CliRunner().invoke(app, ["train", "recipe.toml", "--resume", "--out", "run"], catch_exceptions=False)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12),
@@ -230,8 +256,8 @@ def test_batches_of_examples_depend_on_the_step_alone_and_see_all_once_an_epoch(
     lengths: list[int], size: int, seed: int, step: int
 ) -> None:
     examples = [Example(np.full(n, i), np.full(n, i)) for i, n in enumerate(lengths)]
-    batches = ExampleBatches(examples, size, seed)
-    expected = ExampleBatches(examples, size, seed).batch(step)
+    batches = ExampleBatches(examples, size, seed, 90)
+    expected = ExampleBatches(examples, size, seed, 90).batch(step)
     seen = [int(row[0]) for s in range(len(lengths)) for row in batches.batch(s)[0]]  # `size` whole epochs
     for epoch in range(size):
         assert sorted(seen[epoch * len(lengths) : (epoch + 1) * len(lengths)]) == list(range(len(lengths)))
@@ -239,6 +265,52 @@ def test_batches_of_examples_depend_on_the_step_alone_and_see_all_once_an_epoch(
     assert (
         (expected[1] == -100).sum(axis=1) == expected[1].shape[1] - np.array([lengths[r[0]] for r in expected[1]])
     ).all()
+
+
+@pytest.mark.parametrize("kind", ["instructions", "classes"])
+def test_examples_as_long_as_the_context_are_learned_from(folder: Path, kind: str, tmp_path: Path) -> None:
+    """The model has 48 positions, which is no multiple of what the length of a batch is rounded up to."""
+    tokenizer = clearhead.load(folder / "model").tokenizer
+    assert tokenizer is not None
+    text = tokenizer.decode(tokenizer.encode(" The warm day was kind." * 20)[:40])
+    line = {"text": text, "prompt": "The", "response": text}
+    for name in ("train.jsonl", "valid.jsonl"):
+        (tmp_path / name).write_text("\n".join(json.dumps({**line, "label": n % 2}) for n in range(8)))
+    start = begin(recipe(folder, kind), tmp_path)
+    run = Run(start.recipe, start.task, tmp_path, ALONE, start.model)
+    assert run.task.batch(0)[0].shape == (8, 48)
+    assert one_step(run).loss > 0
+    assert run.examine(None)["valid.jsonl"]["loss"] > 0
+
+
+def test_a_part_of_what_is_held_out_is_spread_over_it(folder: Path, tmp_path: Path) -> None:
+    """A file that is sorted by class, with one text for each: two of its examples say what all say."""
+    (tmp_path / "train.jsonl").write_bytes((folder / "train.jsonl").read_bytes())
+    rows = [{"text": "Cold.", "label": "bad"}] * 20 + [{"text": "It was warm.", "label": "good"}] * 20
+    (tmp_path / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    start = begin(recipe(folder, "classes"), tmp_path)
+    run = Run(start.recipe, start.task, tmp_path, ALONE, start.model)
+    assert run.examine(2)["valid.jsonl"] == pytest.approx(run.examine(None)["valid.jsonl"], abs=1e-5)
+
+
+def test_a_text_is_the_tokens_of_its_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BLOCK", 300)
+    task = begin(recipe(folder, "text"), folder).task
+    assert isinstance(task, MoreText)
+    assert task.valid is not None
+    for (ids, size), name in (((task.ids, None), "train.txt"), (task.valid, "valid.txt")):
+        expected = list(encode_documents(folder / name, task.tokenizer))
+        assert ids.tolist() == [i for tokens, _ in expected for i in tokens]
+        assert size in (None, sum(length for _, length in expected))
+
+
+def test_a_held_out_text_of_one_token_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = GPTConfig(vocab_size=3, context_length=8, emb_dim=8, n_heads=1, n_layers=1)
+    GPT(GPTModel(config), Tokenizer.of_characters("abc")).save(tmp_path / "model")
+    (tmp_path / "train.txt").write_text("abcabcabcabc")
+    (tmp_path / "valid.txt").write_text("a")
+    with pytest.raises(TrainingError, match=r"valid\.txt has one token"):
+        begin(recipe(tmp_path, "text"), tmp_path)
 
 
 def test_padding_changes_no_loss(folder: Path) -> None:
@@ -249,7 +321,7 @@ def test_padding_changes_no_loss(folder: Path) -> None:
     with torch.no_grad():
         alone = [gpt.model.loss(*map(torch.from_numpy, (e.inputs[None], e.targets[None]))) for e in examples[:6]]
         counts = [int((e.targets != -100).sum()) for e in examples[:6]]
-        batch = gpt.model.loss(*map(torch.from_numpy, together(examples[:6])))
+        batch = gpt.model.loss(*map(torch.from_numpy, together(examples[:6], 48)))
     mean = sum(loss.item() * n for loss, n in zip(alone, counts, strict=True)) / sum(counts)
     assert batch.item() == pytest.approx(mean, abs=1e-5)
 
@@ -273,11 +345,13 @@ def test_the_books_keys_are_read(folder: Path, tmp_path: Path) -> None:
         (
             "classes",
             {"train.jsonl": '{"text": "a", "label": "x"}\n{"text": "b"}'},
-            "line 2 of .* needs a text and a label",
+            "line 2 of .* needs a text .* and a label.*; text is a text, label is missing",
         ),
+        ("classes", {"train.jsonl": '{"text": "", "label": null}'}, "line 1 of .*; text is empty, label is null"),
         ("classes", {"train.jsonl": '{"text": "a", "label": "x"}'}, "has 1 label; classes need two"),
         ("classes", {"valid.jsonl": '{"text": "a", "label": "odd"}'}, "'odd', which no example to learn from has"),
-        ("instructions", {"train.jsonl": '{"prompt": "a"}'}, "line 1 of .* needs a prompt and a response"),
+        ("instructions", {"train.jsonl": '{"prompt": 3}'}, "needs a prompt .*; prompt is 3, response is missing"),
+        ("instructions", {"train.jsonl": '{"prompt": "", "response": "b"}'}, "line 1 of .* has an empty prompt"),
         ("instructions", {"train.jsonl": "[1]"}, "line 1 of .* is no JSON object"),
         ("instructions", {"train.jsonl": '{"prompt": "a", "response": "b"}\n{"pro'}, "line 2 of .* is not JSON"),
         ("instructions", {"train.jsonl": "\n"}, "has no example in it"),
@@ -319,6 +393,22 @@ def test_lora_without_its_library_says_so(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(TrainingError, match=r"pip install \"clearhead\[train\]\""):
         begin(recipe(folder, "text", "lora_rank = 4"), folder)
+
+
+def test_a_full_disk_leaves_the_classifier_from_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = begin(recipe(folder, "classes"), folder)
+    start.task.save(start.model, tmp_path, "float32")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("clearhead.training.classifier.save_torch", full)
+    with pytest.raises(WeightsError, match=r"could not be written \(.*No space left.*make room"):
+        start.task.save(start.model, tmp_path, "float16")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_is_no_classifier_is_named(folder: Path) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from clearhead.training.checkpoint import checkpoints, read_state
 from clearhead.training.corpus import Corpus, build
 from clearhead.training.loop import train
 from clearhead.training.optimizer import Muon, optimizers, orthogonalised
-from clearhead.training.recipe import Recipe, TrainingRecipe
+from clearhead.training.recipe import _RANGES, CorpusRecipe, FineTuneRecipe, Recipe, SourceRecipe, TrainingRecipe
 from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
 
@@ -74,6 +74,14 @@ def test_the_recipes_of_the_repository_are_good() -> None:
         ("steps = 12", "stepz = 12", "did you mean 'steps'"),
         ("steps = 12", "", "lacks steps"),
         ("steps = 12", "steps = 0", "at least 1"),
+        ("steps = 12", "steps = 12\nseed = -1", r"seed in \[training\] is -1; it must be at least 0"),
+        ("steps = 12", "steps = 12\nseed = 99999999999999999999", "seed .* does not fit into 64 bits"),
+        ("steps = 12", "steps = 12\nbeta_1 = 1.5", "beta_1 .* must be at least 0 and below 1"),
+        ("steps = 12", "steps = 12\nweight_decay = nan", "weight_decay .* is nan; it must be finite"),
+        ("steps = 12", "steps = 12\nfinal_share = 7.0", "final_share .* must be at least 0 and at most 1"),
+        ("learning_rate = 3e-3", "learning_rate = inf", "learning_rate .* is inf; it must be finite and above 0"),
+        ("vocab_size = 300", "vocab_size = 99999999999999999999", r"vocab_size in \[model\] does not fit"),
+        ('train = "fish.txt"', 'train = "fish\\u0000.txt"', "has a NUL in it"),
         ("steps = 12", "steps = 5", "do not fit into steps 5"),
         ("steps = 12", 'steps = "12"', "of type int"),
         ('"muon"', '"adam"', "one of adamw, muon"),
@@ -91,6 +99,25 @@ def test_the_recipes_of_the_repository_are_good() -> None:
 def test_a_recipe_that_cannot_be_is_refused(old: str, new: str, words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         Recipe.from_text(RECIPE.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("source", ["[1]", "1", "{ name = 'a', train = 'b' }"])
+def test_sources_that_are_no_tables_are_refused(source: str) -> None:
+    model = RECIPE[: RECIPE.index("[corpus]")]
+    with pytest.raises(TrainingError, match="must name texts, each in a"):
+        Recipe.from_text(f"{model}[corpus]\nsource = {source}\n[training]\nsteps = 1\nbatch_size = 1")
+
+
+@pytest.mark.parametrize("table", [SourceRecipe, CorpusRecipe, FineTuneRecipe, TrainingRecipe])
+def test_every_number_of_a_recipe_has_a_range(table: type) -> None:
+    numbers = {name for name, kind in get_type_hints(table).items() if kind in (int, float)}
+    assert numbers <= _RANGES.keys()
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(TrainingError, match=r"latin\.toml is not UTF-8 text .* at byte 5"):
+        Recipe.from_file(tmp_path / "latin.toml")
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:

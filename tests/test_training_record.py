@@ -31,7 +31,7 @@ from clearhead.training.examples import Example, together
 from clearhead.training.find_lr import find_rate
 from clearhead.training.loop import Run, find_lr, train
 from clearhead.training.overview import overviews
-from clearhead.training.run_folder import Metrics, locked, read_metrics
+from clearhead.training.run_folder import Metrics, is_held, locked, read_metrics
 from clearhead.training.task import NextTokens
 from clearhead.training.throughput import peak_flops, training_flops
 
@@ -152,6 +152,31 @@ def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_p
     assert f"birds {last:.4f}" in table
     with locked(runs / "muon"):
         assert [run.state for run in overviews([runs / "muon"])] == ["going on"]
+
+
+def test_runs_of_one_name_go_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/a", "q/a", "q/b"):
+        Path(name).mkdir(parents=True)
+        Path(name, "recipe.toml").touch()
+        lines = [{"step": n, "loss": 2.0, "norm": 1.0, "rate": 1.0, "tokens_per_second": 9} for n in (1, 2, 3)]
+        Path(name, "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table = CliRunner().invoke(app, ["runs", "p/a", "q", "--curves", "all.svg"], catch_exceptions=False).output
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["p/a", "q/a", "b"]
+    svg = Path("all.svg").read_text()
+    assert all(f">{name}</text>" in svg for name in ("p/a", "q/a", "b"))
+
+
+def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with locked(tmp_path):
+        assert is_held(tmp_path)
+    with (tmp_path / "run.lock").open("r+") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert not is_held(tmp_path)  # it is looked at by two
+        monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(look, fcntl.LOCK_UN))
+        with locked(tmp_path):
+            assert is_held(tmp_path)
 
 
 @pytest.mark.parametrize(

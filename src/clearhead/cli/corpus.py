@@ -95,8 +95,8 @@ def build(
         raise typer.BadParameter(f"{name!r} cannot be the name of a file; use letters, digits, '-' and '_' only.")
     text = Text(
         name,
-        tuple(find_sources(sources, field=field)),
-        tuple(find_sources(valid or [], field=field)),
+        tuple(find_sources(sources, field=field, out=out)),
+        tuple(find_sources(valid or [], field=field, out=out)),
         Validation.from_text("none" if valid else "0.01" if validation is None else validation),
     )
     plan = Plan((text,), Vocabulary.named(tokenizer), seed, shard_tokens)

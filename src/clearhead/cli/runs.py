@@ -41,13 +41,17 @@ def runs(places: Places = None, curves: Curves = None, as_json: Json = False) ->
     else:
         _table(found)
     if curves is not None:
-        save_drawing(curves_svg({_name(run.folder): read_metrics(run.folder) for run in found}), curves)
+        names = _names([run.folder for run in found])
+        save_drawing(curves_svg({names[run.folder]: read_metrics(run.folder) for run in found}), curves)
         if not as_json:
             print(f"The curves are in {curves}.")
 
 
-def _name(folder: Path) -> str:
-    return folder.resolve().name
+def _names(folders: list[Path]) -> dict[Path, str]:
+    """What each run is called: its folder's name, or its path where others have that name too."""
+    names = {folder: folder.resolve().name for folder in folders}
+    every = list(names.values())
+    return {folder: name if every.count(name) == 1 else str(folder) for folder, name in names.items()}
 
 
 def _table(found: list[Any]) -> None:
@@ -59,10 +63,11 @@ def _table(found: list[Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("run", "state", "steps", "loss", "held out", "tokens/s", "time"):
         table.add_column(heading, justify="right" if heading in ("steps", "loss", "tokens/s", "time") else "left")
+    names = _names([run.folder for run in found])
     for run in found:
         scores = ", ".join(f"{text} {value:.4f}" for text, value in run.scores.items())
         table.add_row(
-            _name(run.folder),
+            names[run.folder],
             run.state,
             f"{run.step:,} of {run.steps:,}" if run.steps else f"{run.step:,}",
             "" if run.loss is None else f"{run.loss:.3f}",

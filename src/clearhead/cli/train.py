@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -72,13 +73,17 @@ def train(
 
     if resume and find_lr:
         raise InputError("--find-lr starts from new weights; leave --resume out.")
+    start = None
     if resume:
         before = remembered(out)
+        start = before.start if recipe is None else None
         recipe, data, corpus = recipe or out / RECIPE, data or before.data, corpus or before.corpus
     if recipe is None or data is None:
         missing = "a recipe" if recipe is None else "the folder of its texts (--data)"
         raise InputError(f"{missing} is missing; only with --resume can it be left out.")
     chosen = Recipe.from_file(recipe)
+    if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
+        chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))
     keep_freed_memory()
     if find_lr:
         rates = loop.find_lr(chosen, data, out, corpus_folder=corpus, device=device)

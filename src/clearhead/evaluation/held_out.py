@@ -85,8 +85,7 @@ def held_out(
     length = model.config.context_length
     device = model.token_embedding.weight.device
     starts = np.arange(0, len(ids) - 1, length)
-    if windows is not None and windows < len(starts):
-        starts = starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
+    starts = starts[evenly(len(starts), windows)]
     rank, world = share
     compute = nats or (
         lambda inputs, targets: head_nats(model.hidden(inputs).flatten(0, 1), model.head.weight, targets.flatten())
@@ -105,6 +104,13 @@ def held_out(
         advance(done)
     model.train(training)
     return HeldOut(total, tokens, text_bytes * tokens / max(len(ids) - 1, 1))
+
+
+def evenly(count: int, most: int | None) -> npt.NDArray[np.int64]:
+    """Places among so many things, spread evenly from the first to the last: at most `most`, int64, rising."""
+    if most is None or most >= count:
+        return np.arange(count, dtype=np.int64)
+    return np.linspace(0, count - 1, most).round().astype(np.int64)
 
 
 def _windows(ids: Ids, starts: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:

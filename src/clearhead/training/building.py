@@ -20,7 +20,7 @@ import numpy.typing as npt
 from clearhead.errors import TrainingError
 from clearhead.progress import Progress
 from clearhead.tokenizer import Tokenizer
-from clearhead.training.encoding import Encoded, Encoder
+from clearhead.training.encoding import COMPILE_FROM, Encoded, Encoder
 from clearhead.training.manifest import JOURNAL, MANIFEST, VERSION, checksum, identity, read_json, write_json
 from clearhead.training.permutation import mix
 from clearhead.training.shards import Part, Starts, Tokens, Writer, settle, shorter
@@ -32,7 +32,6 @@ SHARD_TOKENS = 1 << 27
 """Ids in a shard: 256 MiB of them at two bytes each."""
 
 _SAVE_EVERY = 5.0  # seconds
-_MUCH = 1 << 25  # bytes of text from which on a compiled encoder is worth its seconds
 _PIECE = 1 << 20  # tokens that are copied at a time
 
 
@@ -288,7 +287,7 @@ class Build:
 
     def _encode(self) -> None:
         total = sum(job.source.size() for job in self.jobs)
-        encoder = Encoder.of(self.tokenizer, self.dtype, compiled=total >= _MUCH)
+        encoder = Encoder.of(self.tokenizer, self.dtype, compiled=total >= COMPILE_FROM)
         with Progress("tokenizing", total) as progress:
             progress.advance(sum(known["bytes"] for known in self.state["sources"]) + self.state["place"]["at"])
             found = results(
@@ -387,7 +386,9 @@ class Build:
         ]
         changed = any(before.at == place.at and before.digest != place.digest for before in learned_from)
         if changed or (source.kind in ("text", "json") and source.size() != place.at):
-            raise TrainingError(f"{source.name} was changed while it was read; build the corpus again.")
+            raise TrainingError(
+                f"{source.name} was changed while it was read; delete {self.folder} and build the corpus again."
+            )
 
     def _end_text(self, text: Text) -> None:
         """Ends the parts of a text, and writes down what they are."""
@@ -398,6 +399,11 @@ class Build:
             train, valid = self._cut_tail(text, train)
         for part, wanted, sources in ((train, True, text.train), (valid, bool(text.valid), text.valid)):
             if wanted and not part.tokens:
+                if part is train and valid.tokens and not text.valid:
+                    raise TrainingError(
+                        f"all documents of {text.name!r} were drawn to be held out (validation = {text.validation}), "
+                        "and none is left to train on; give a smaller share, or tail:0.1 to cut the text."
+                    )
                 names = ", ".join(source.name for source in sources[:3])
                 raise TrainingError(f"{names} has no text in it; leave it out or fill it.")
         self.state["texts"][text.name] = {

@@ -166,8 +166,8 @@ def check_past(state: Mapping[str, Any], past: Mapping[str, Any], checkpoint: Pa
 
     Args:
         state: the checkpoint's, which holds the past that it was made with.
-        past: what the same number of steps depends on now: `model` and `training`, tables of settings; `data`, a
-            digest; `rates`, a digest of the learning rates so far.
+        past: what the same number of steps depends on now: `model`, `training` and `finetune`, tables of settings;
+            `data`, a digest; `rates`, a digest of the learning rates so far.
         checkpoint: its folder, for the sentence.
         steps: how many the recipe asks for.
 
@@ -177,12 +177,13 @@ def check_past(state: Mapping[str, Any], past: Mapping[str, Any], checkpoint: Pa
     past = json.loads(json.dumps(past))  # what JSON makes of tuples and whole floats
     different = [
         f"{key} was {state[table].get(key)} and is {value}"
-        for table in ("model", "training")
+        for table in ("model", "training", "finetune")
         for key, value in past[table].items()
         if state[table].get(key) != value
     ]
     if state["data"] != past["data"]:
-        different.append("its texts or their shares were others")
+        others = "the model that it began with" if past["finetune"] else "their shares"
+        different.append(f"its texts or {others} were others")
     if not different and state["rates"] != past["rates"]:
         different.append("its learning rate went another way up to there")
     if different:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import GPT, load
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
-from clearhead.training.run_folder import room_for
 from clearhead.weights import save_huggingface
 from clearhead.weights.into_torch import ModelTensors
 
@@ -40,7 +40,7 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
         dtype: of the stored weights.
 
     Raises:
-        WeightsError, TrainingError: where it cannot be written.
+        WeightsError: where it cannot be written.
     """
     body = {name: values for name, values in ModelTensors(model).items() if name != "head.weight"}
     numbers = range(len(labels))
@@ -55,14 +55,23 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
         "pad_token_id": padding,
     }
     config = model.config.replace(tie_weights=True)  # there is no head over the vocabulary to be stored
-    save_huggingface(folder, config, body, dtype=dtype, extra_config=extra, shard_bytes=1 << 62)
-    stored = load_torch(folder / _WEIGHTS)
-    head = model.head.weight.detach().cpu().to(next(iter(stored.values())).dtype)
-    stored = {f"transformer.{name}": values for name, values in stored.items()}
-    beside = folder / f".{_WEIGHTS}.part"
-    with room_for(_WEIGHTS, folder):
-        save_torch({**stored, _SCORE: head.contiguous()}, beside, metadata={"format": "pt"})
-        beside.replace(folder / _WEIGHTS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+            without, whole = Path(beside) / "model", Path(beside) / _WEIGHTS
+            save_huggingface(without, config, body, dtype=dtype, extra_config=extra, shard_bytes=1 << 62)
+            stored = load_torch(without / _WEIGHTS)
+            head = model.head.weight.detach().cpu().to(next(iter(stored.values())).dtype)
+            stored = {f"transformer.{name}": values for name, values in stored.items()}
+            save_torch({**stored, _SCORE: head.contiguous()}, whole, metadata={"format": "pt"})
+            (without / "config.json").replace(folder / "config.json")
+            whole.replace(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:  # the library has an error of its own where a disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(
+            f"{folder} could not be written ({reason}). What was there before is untouched: make room or put right "
+            "what is wrong, and go on with --resume."
+        ) from None
     tokenizer.save(folder)
 
 

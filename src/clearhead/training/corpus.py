@@ -136,7 +136,9 @@ def _sha256(path: Path, advance: Callable[[int], None]) -> str:
                 hashed.update(data)
                 advance(len(data))
     except OSError as error:
-        raise TrainingError(f"{path} could not be read ({error.strerror}); build the corpus again.") from None
+        raise TrainingError(
+            f"{path} could not be read ({error.strerror}); put the file back, or delete the corpus and build it again."
+        ) from None
     return hashed.hexdigest()
 
 
@@ -159,8 +161,10 @@ def build_corpus(plan: Plan, folder: Path, *, processes: int | None = None) -> C
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"the folder {folder} could not be made ({error.strerror}); name another.") from None
-    with locked(folder):
-        if not (folder / MANIFEST).exists():
+    ready = (folder / MANIFEST).exists()
+    with locked(folder, alone=not ready):
+        # Another build may have ended just before this one got the folder: then it is checked as any other.
+        if not ready and not (folder / MANIFEST).exists():
             if processes is None:
                 total = sum(job.source.size() for job in plan.jobs())
                 processes = max(1, min(usable_cores(), total // (4 * BLOCK)))
@@ -193,7 +197,7 @@ def build(recipe: CorpusRecipe, vocab_size: int, data: Path, folder: Path) -> Co
         with Progress("checking the corpus", corpus.size()) as progress:
             corpus.check(progress.advance)
     else:
-        corpus = build_corpus(_plan(recipe, vocab_size, data), folder)
+        corpus = build_corpus(_plan(recipe, vocab_size, data, folder), folder)
     if corpus.tokenizer.vocab_size > vocab_size:
         raise TrainingError(
             f"the corpus in {corpus.folder} has a vocabulary of {corpus.tokenizer.vocab_size:,} tokens and the model "
@@ -207,12 +211,12 @@ def place(recipe: CorpusRecipe, data: Path, folder: Path) -> Path:
     return data / recipe.built if recipe.built else folder
 
 
-def _plan(recipe: CorpusRecipe, vocab_size: int, data: Path) -> Plan:
+def _plan(recipe: CorpusRecipe, vocab_size: int, data: Path, folder: Path) -> Plan:
     texts = tuple(
         Text(
             source.name,
-            tuple(find_sources([source.train], field=source.field, below=data)),
-            tuple(find_sources([source.valid], field=source.field, below=data)) if source.valid else (),
+            tuple(find_sources([source.train], field=source.field, below=data, out=folder)),
+            tuple(find_sources([source.valid], field=source.field, below=data, out=folder)) if source.valid else (),
             Validation.from_text(source.validation),
             source.weight,
         )
@@ -227,8 +231,12 @@ def _plan(recipe: CorpusRecipe, vocab_size: int, data: Path) -> Plan:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, alone: bool = True) -> Iterator[None]:
     """Keeps other builds out of a folder; the system lets go of it when this process ends, however it ends.
+
+    Args:
+        folder: of the corpus.
+        alone: for a build; without it, for reading, which others may do at the same time.
 
     Raises:
         TrainingError: where another build has it.
@@ -241,7 +249,7 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(
                 f"another process is building a corpus in {folder}; wait for it to end, or name another folder."

@@ -130,7 +130,7 @@ def _panels(runs: Mapping[str, Lines]) -> list[_Panel]:
         for text, found in _scores(lines).items():
             for score, title in (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy"), ("loss", "loss")):
                 if score in found:
-                    several = f"{text}, " if text not in ("", "held out") else ""
+                    several = f"{text}, " if text else ""
                     panel = held_out.setdefault(f"{several}held out: {title}", _Panel(f"{several}held out: {title}"))
                     panel.series.append(_Series(run, found[score], colour))
                     break

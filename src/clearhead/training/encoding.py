@@ -17,6 +17,9 @@ from clearhead.texts import Piece
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.sources import Source
 
+COMPILE_FROM = 1 << 25
+"""Bytes of text from which on a compiled encoder is worth the seconds that it takes to compile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.errors import TrainingError
+from clearhead.errors import TokenizerError, TrainingError
 from clearhead.head_loss import NOT_COUNTED
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.step import Batch
 
-_LENGTHS = 32  # batches are as long as their longest example, rounded up to this: few shapes, little padding
+_LENGTHS = 32  # batches are as long as their longest example, rounded up to a multiple: few shapes, little padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,19 @@ class ExampleBatches:
         examples: at least one.
         batch_size: examples in a batch.
         seed: of the orders.
+        context_length: the most tokens that the model takes.
     """
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
+    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int, context_length: int) -> None:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.context_length = context_length
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, int64 [B, T] twice."""
         first = step * self.batch_size
-        return together([self.examples[self._which(first + n)] for n in range(self.batch_size)])
+        rows = [self.examples[self._which(first + n)] for n in range(self.batch_size)]
+        return together(rows, self.context_length)
 
     def _which(self, index: int) -> int:
         epoch, nth = divmod(index, len(self.examples))
@@ -61,10 +66,18 @@ class ExampleBatches:
         return int(self._orders[epoch][nth])
 
 
-def together(examples: Sequence[Example]) -> Batch:
-    """Examples as rows of one batch; behind the end of each stand tokens that nobody learns from."""
+def together(examples: Sequence[Example], context_length: int) -> Batch:
+    """Examples as rows of one batch; behind the end of each stand tokens that nobody learns from.
+
+    Args:
+        examples: none of them longer than the context.
+        context_length: the most tokens that the model takes.
+
+    Returns:
+        inputs and targets, int64 [B, T] each.
+    """
     longest = max(len(example.inputs) for example in examples)
-    length = -(-longest // _LENGTHS) * _LENGTHS
+    length = min(-(-longest // _LENGTHS) * _LENGTHS, context_length)
     inputs = np.zeros((len(examples), length), np.int64)
     targets = np.full((len(examples), length), NOT_COUNTED, np.int64)
     for row, example in enumerate(examples):
@@ -81,21 +94,33 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     number = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with opened(path) as file:
+            for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8"), 1):
                 if line.strip():
                     values = json.loads(line)
                     if not isinstance(values, dict):
                         raise TrainingError(f"line {number} of {path} is no JSON object; each line is one example.")
                     yield number, values
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"line {number} of {path} is not JSON ({error}); each line is one example.") from None
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of the recipe's.
+
+    Raises:
+        TrainingError: where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise TrainingError(
             f"{path} could not be read ({error.strerror}); point --data at the folder that has the recipe's files."
         ) from None
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    except ValueError as error:
-        raise TrainingError(f"line {number} of {path} is not JSON ({error}); each line is one example.") from None
 
 
 def digest_of(path: Path) -> str:
@@ -104,13 +129,8 @@ def digest_of(path: Path) -> str:
     Raises:
         TrainingError: where it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TrainingError(
-            f"{path} could not be read ({error.strerror}); point --data at the folder that has the recipe's files."
-        ) from None
+    with opened(path) as file:
+        return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
 
 def instructions(path: Path, tokenizer: Tokenizer, template: str, length: int) -> tuple[list[Example], int]:
@@ -129,15 +149,20 @@ def instructions(path: Path, tokenizer: Tokenizer, template: str, length: int) -
         the examples, and how many were left out.
 
     Raises:
-        TrainingError: where a line lacks a key, or nothing is left.
+        TrainingError: where a line lacks a key or has nothing before its response, or nothing is left.
     """
     examples, left_out = [], 0
     end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     for number, values in read_json_lines(path):
         prompt, response = _pair(values, number, path)
-        before = tokenizer.encode(template.replace("{prompt}", prompt))
-        ids = np.array([*before, *tokenizer.encode(response), *end], np.int64)
-        if len(before) == 0 or len(ids) - 1 > length:
+        before = _encoded(tokenizer, template.replace("{prompt}", prompt), number, path)
+        ids = np.array([*before, *_encoded(tokenizer, response, number, path), *end], np.int64)
+        if not before:
+            raise TrainingError(
+                f"line {number} of {path} has an empty prompt, so that nothing stands before the response; remove the "
+                "line, or set a template with more in it than {prompt}."
+            )
+        if len(ids) - 1 > length:
             left_out += 1
             continue
         targets = ids[1:].copy()
@@ -156,11 +181,33 @@ def _pair(values: dict[str, Any], number: int, path: Path) -> tuple[str, str]:
     else:
         prompt, response = values.get("prompt"), values.get("response")
     if not isinstance(prompt, str) or not isinstance(response, str) or not response:
+        keys = ("instruction", "output") if "instruction" in values and "output" in values else ("prompt", "response")
         raise TrainingError(
-            f"line {number} of {path} needs a prompt and a response, two texts (or instruction, input and output); it "
-            f"has {', '.join(values) or 'no keys'}."
+            f"line {number} of {path} needs a prompt and a response, two texts (or instruction, input and output); "
+            f"{_found(values, *keys)}."
         )
     return prompt, response
+
+
+def _found(values: dict[str, Any], *keys: str) -> str:
+    """What a line has for some keys, in words: `text is missing, label is null`."""
+
+    def state(key: str) -> str:
+        if key not in values:
+            return "missing"
+        value = values[key]
+        if isinstance(value, str):
+            return "a text" if value else "empty"
+        return json.dumps(value) if isinstance(value, int | float | None) else f"a {type(value).__name__}"
+
+    return ", ".join(f"{key} is {state(key)}" for key in keys)
+
+
+def _encoded(tokenizer: Tokenizer, text: str, number: int, path: Path) -> list[int]:
+    try:
+        return tokenizer.encode(text)
+    except TokenizerError as error:
+        raise TokenizerError(f"in line {number} of {path}: {error}") from None
 
 
 def classified(
@@ -180,27 +227,30 @@ def classified(
         the examples and the classes.
 
     Raises:
-        TrainingError: where a line lacks a key, or has a class that is not among `labels`.
+        TrainingError: where a line lacks a key, has no token, or has a class that is not among `labels`.
     """
     rows = []
     for number, values in read_json_lines(path):
         text, label = values.get("text"), values.get("label")
         if not isinstance(text, str) or not text or not isinstance(label, (str, int)):
             raise TrainingError(
-                f"line {number} of {path} needs a text and a label; it has {', '.join(values) or 'no keys'}."
+                f"line {number} of {path} needs a text that is not empty and a label, a text or a whole number; "
+                f"{_found(values, 'text', 'label')}."
             )
         if labels is not None and str(label) not in labels:
             raise TrainingError(
                 f"line {number} of {path} has the label {label!r}, which no example to learn from has; those are "
                 f"{', '.join(labels)}."
             )
-        rows.append((text, str(label)))
+        ids = np.array(_encoded(tokenizer, text, number, path)[:length], np.int64)
+        if not len(ids):
+            raise TrainingError(f"the text in line {number} of {path} has no tokens; remove the line.")
+        rows.append((ids, str(label)))
     known = sorted({label for _, label in rows}) if labels is None else list(labels)
     if len(known) < 2:
         raise TrainingError(f"{path} has {len(known)} label{'s' if not known else ''}; classes need two at least.")
     examples = []
-    for text, label in rows:
-        ids = np.array(tokenizer.encode(text)[:length], np.int64)
+    for ids, label in rows:
         targets = np.full(len(ids), NOT_COUNTED, np.int64)
         targets[-1] = known.index(label)
         examples.append(Example(ids, targets))

@@ -13,19 +13,29 @@ import torch
 from torch import nn
 
 from clearhead.errors import TrainingError
-from clearhead.evaluation.held_out import HeldOut, held_out
+from clearhead.evaluation.held_out import HeldOut, evenly, held_out
 from clearhead.gpt import load
 from clearhead.model import GPTModel
-from clearhead.texts import encode_documents
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.batches import Batches
 from clearhead.training.classifier import save_classifier
 from clearhead.training.distributed import Processes
-from clearhead.training.examples import Example, ExampleBatches, classified, digest_of, instructions, together
+from clearhead.training.encoding import COMPILE_FROM, Encoder
+from clearhead.training.examples import (
+    Example,
+    ExampleBatches,
+    classified,
+    digest_of,
+    instructions,
+    opened,
+    together,
+)
 from clearhead.training.objective import counted_places
 from clearhead.training.recipe import FineTuneRecipe, Recipe
+from clearhead.training.sources import Place, TextFile
 from clearhead.training.step import Batch
 from clearhead.training.task import Examiner, Scores, Task, numbers_of, save_model
+from clearhead.weights.formats.tensorflow import index_in
 
 _LEARNED = ["qkv", "out", "up", "down"]  # the matrices of a block, beside which LoRA learns its own
 _AT_ONCE = 16  # examples that are examined together
@@ -64,7 +74,8 @@ def begin(recipe: Recipe, data: Path) -> Start:
         )
     model = gpt.model.train()
     recipe = replace(recipe, shape=model.config)
-    key = hashlib.sha256(repr((f, digest_of(data / f.train))).encode())
+    # The model and the texts by what is in them, not by their names; the checkpoint has the other settings itself.
+    key = hashlib.sha256(digest_of(data / f.train).encode())
     for _, parameter in sorted(model.named_parameters()):
         key.update(parameter.detach().contiguous().numpy().tobytes())
     torch.manual_seed(recipe.training.seed)
@@ -82,6 +93,12 @@ def begin(recipe: Recipe, data: Path) -> Start:
         add_lora(model, f)
         model.head.weight.requires_grad_(f.kind == "classes")
     return Start(recipe, model, task)
+
+
+def from_anywhere(start: str) -> str:
+    """A model's name as it is found from any folder: a path in full, another name as it is."""
+    path = Path(start).expanduser()
+    return str(path.absolute()) if start != "bundled" and (path.exists() or index_in(path)) else start
 
 
 def add_lora(model: GPTModel, f: FineTuneRecipe) -> None:
@@ -124,6 +141,12 @@ class MoreText:
         self.tokenizer, self.key, self.file = tokenizer, key, f.train
         self.ids, _ = _tokens(data / f.train, tokenizer)
         self.valid = _tokens(data / f.valid, tokenizer) if f.valid else None
+        self.held_out = Path(f.valid).name
+        if self.valid and len(self.valid[0]) < 2:
+            raise TrainingError(
+                f"{data / f.valid} has one token, and there is a loss from two on; hold out a longer text, or leave "
+                "valid out."
+            )
         t = recipe.training
         self.batches = Batches({f.train: self.ids}, {f.train: 1.0}, length, t.batch_size, t.seed)
 
@@ -138,7 +161,7 @@ class MoreText:
         share = (processes.rank, processes.world)
         found = held_out(model, *self.valid, windows=windows, nats=examiner, share=share)
         sums = processes.sums([found.nats, found.tokens, found.text_bytes])
-        return {"held out": numbers_of(HeldOut(sums[0], int(sums[1]), sums[2]))}
+        return {self.held_out: numbers_of(HeldOut(sums[0], int(sums[1]), sums[2]))}
 
     def describe(self, steps: int) -> str:
         """How often the text is seen."""
@@ -162,7 +185,8 @@ class Instructions:
         self.tokenizer, self.key, self.file = tokenizer, key, f.train
         self.train, self.left_out = instructions(data / f.train, tokenizer, f.template, length)
         self.valid = instructions(data / f.valid, tokenizer, f.template, length)[0] if f.valid else []
-        self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed)
+        self.held_out = Path(f.valid).name
+        self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed, length)
 
     def batch(self, step: int) -> Batch:
         """Examples in the epoch's order."""
@@ -170,7 +194,8 @@ class Instructions:
 
     def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """The loss on held-out responses."""
-        return _examine_examples(self.valid, model, examiner, windows, processes, classes=False)
+        found = _examine_examples(self.valid, model, examiner, windows, processes, classes=False)
+        return {self.held_out: found} if found else {}
 
     def describe(self, steps: int) -> str:
         """How often the examples are seen."""
@@ -199,7 +224,8 @@ class Classes:
         self.tokenizer, self.key, self.file = tokenizer, key, f.train
         self.train, self.labels = classified(data / f.train, tokenizer, length, None)
         self.valid = classified(data / f.valid, tokenizer, length, self.labels)[0] if f.valid else []
-        self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed)
+        self.held_out = Path(f.valid).name
+        self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed, length)
 
     def batch(self, step: int) -> Batch:
         """Examples in the epoch's order."""
@@ -207,7 +233,8 @@ class Classes:
 
     def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """Loss and accuracy on held-out texts."""
-        return _examine_examples(self.valid, model, examiner, windows, processes, classes=True)
+        found = _examine_examples(self.valid, model, examiner, windows, processes, classes=True)
+        return {self.held_out: found} if found else {}
 
     def describe(self, steps: int) -> str:
         """How often the examples are seen."""
@@ -229,11 +256,14 @@ def _examine_examples(
     most: int | None,
     processes: Processes,
     classes: bool,
-) -> Scores:
-    """The mean loss of the counted targets, and of classes the share of right guesses; spread over the processes."""
+) -> dict[str, float]:
+    """The mean loss of the counted targets, and of classes the share of right guesses; spread over the processes.
+
+    Of more than `most` examples so many are taken, spread evenly: a file may be sorted, by its classes for instance.
+    """
     if not examples:
         return {}
-    chosen = examples[:most]
+    chosen = [examples[n] for n in evenly(len(examples), most)]
     nats = right = count = 0.0
     training = model.training
     model.eval()
@@ -241,7 +271,8 @@ def _examine_examples(
     for first in range(processes.rank * _AT_ONCE, rounds * _AT_ONCE * processes.world, _AT_ONCE * processes.world):
         # An empty share still takes part: a model that is spread over processes needs all of them.
         rows = chosen[first : first + _AT_ONCE]
-        inputs, targets = (torch.from_numpy(array) for array in together(rows or chosen[:1]))
+        batch = together(rows or chosen[:1], model.config.context_length)
+        inputs, targets = (torch.from_numpy(array) for array in batch)
         if not rows:
             targets.fill_(-100)
         places = counted_places(targets)
@@ -254,7 +285,7 @@ def _examine_examples(
             right += int((examiner(inputs, there, counted, guess=True).cpu() == wanted).sum())
     model.train(training)
     nats, right, count = processes.sums([nats, right, count])
-    return {"held out": {"loss": nats / count, **({"accuracy": right / count} if classes else {})}}
+    return {"loss": nats / count, **({"accuracy": right / count} if classes else {})}
 
 
 def _times(examples: Sequence[Example], batches: ExampleBatches, steps: int) -> str:
@@ -262,12 +293,14 @@ def _times(examples: Sequence[Example], batches: ExampleBatches, steps: int) -> 
 
 
 def _tokens(path: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """A text file's tokens, and its length in bytes without separators."""
-    ids: list[int] = []
-    size = 0
-    for tokens, length in encode_documents(path, tokenizer):
-        ids += tokens
-        size += length
-    if not ids:
+    """A text file's tokens, int32, as a corpus has them, and its length in bytes without separators."""
+    with opened(path):
+        pass  # so that a wrong name is told in this recipe's words
+    text = TextFile(str(path), path)
+    encoder = Encoder.of(tokenizer, np.dtype(np.int32), compiled=text.size() >= COMPILE_FROM)
+    cut = tokenizer.may_cut != "nowhere"
+    parts = [encoder(text, stretch.content) for stretch in text.stretches(Place(), cut_documents=cut)]
+    ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
+    if not len(ids):
         raise TrainingError(f"{path} has no text in it; give a file with some.")
-    return np.array(ids, np.int32), size
+    return ids, sum(int(part.text_bytes.sum()) for part in parts)

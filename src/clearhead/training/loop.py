@@ -39,7 +39,7 @@ from clearhead.training.display import Standing
 from clearhead.training.distributed import Processes, processes
 from clearhead.training.environment import environment
 from clearhead.training.find_lr import find_rate, save_search
-from clearhead.training.finetune import begin
+from clearhead.training.finetune import begin, from_anywhere
 from clearhead.training.memory import enough_memory
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import optimizers
@@ -103,6 +103,7 @@ def train(
                 write_text(out / RECIPE, recipe.text)
                 values = {**environment(group, run.dtype), "data": str(data.resolve())}
                 values["corpus"] = None if corpus_folder is None else str(corpus_folder.resolve())
+                values["start"] = None if recipe.finetune is None else from_anywhere(recipe.finetune.start)
                 write_text(out / ENVIRONMENT, json.dumps(values, indent=1) + "\n")
         run.go()
         return run.finish(dtype)
@@ -296,10 +297,12 @@ class Run:
         So a run can be made longer or shorter while its learning rate has not begun to fall.
         """
         t = asdict(self.recipe.training)
+        f = {} if self.recipe.finetune is None else asdict(self.recipe.finetune)
         rates = [rate_at(s, self.recipe.training) for s in range(step)]
         return {
             "model": asdict(self.recipe.model),
             "training": {key: value for key, value in t.items() if key not in NOT_OF_THE_PAST},
+            "finetune": {key: value for key, value in f.items() if key not in NOT_OF_THE_PAST},
             "data": self.task.key,
             "rates": hashlib.sha256(repr(rates).encode()).hexdigest(),
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,47 @@ Kind = Literal["text", "instructions", "classes"]
 Parallel = Literal["replicate", "shard"]
 
 _T = TypeVar("_T")
+_INTEGERS = 2**63  # TOML's whole numbers are below it, and not below its negative
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """The numbers that a key may have.
+
+    Attributes:
+        low, high: the ends.
+        open_low, open_high: whether the end itself is not among them.
+    """
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = True
+
+    def has(self, number: float) -> bool:
+        """Whether a number is one of them; no infinite one is, and no NaN."""
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below and math.isfinite(number)
+
+    def __str__(self) -> str:
+        low = f"above {self.low}" if self.open_low else f"at least {self.low}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+
+
+_RANGES: Mapping[str, _Range] = {
+    **dict.fromkeys(("steps", "batch_size", "sample_tokens", "keep_checkpoints", "tokenizer_bytes"), _Range(1)),
+    **dict.fromkeys(("log_every", "evaluate_every", "evaluate_windows", "checkpoint_every"), _Range(1)),
+    **dict.fromkeys(("micro_batch_size", "warmup_steps", "decay_steps", "head_chunk", "seed"), _Range(0)),
+    **dict.fromkeys(("context_length", "lora_rank", "weight_decay"), _Range(0)),
+    **dict.fromkeys(("learning_rate", "muon_learning_rate", "clip_norm"), _Range(0, open_low=True)),
+    **dict.fromkeys(("lora_alpha", "weight"), _Range(0, open_low=True)),
+    **dict.fromkeys(("beta_1", "beta_2", "lora_dropout"), _Range(0, 1)),
+    "final_share": _Range(0, 1, open_high=False),
+}
+"""Of every number in `[[corpus.source]]`, `[corpus]`, `[finetune]` and `[training]`; `GPTConfig` checks `[model]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +119,8 @@ class FineTuneRecipe:
     """What a model that is there learns.
 
     Attributes:
-        start: the model: `bundled`, a folder, a file of weights, or a name on the hub.
+        start: the model: `bundled`, a folder, a file of weights (relative to the current folder), or a name on the
+            hub.
         kind: `text` goes on as in pre-training, on a file of documents; `instructions` learns responses to prompts,
             with the loss on the responses only; `classes` gets a head that names one of several classes, read from
             the last token.
@@ -177,8 +220,9 @@ NOT_OF_THE_PAST = (
     *("steps", "decay_steps", "final_share", "schedule", "warmup_steps"),  # the rates themselves are compared
     *("parallel", "log_every", "evaluate_every", "evaluate_windows", "samples", "sample_tokens"),
     *("checkpoint_every", "keep_checkpoints"),
+    *("start", "train", "valid"),  # the weights and the text to learn from are compared themselves
 )
-"""Keys of `[training]` that may change between a checkpoint and what goes on from it."""
+"""Keys of `[training]` and `[finetune]` that may change between a checkpoint and what goes on from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +261,10 @@ class Recipe:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"the recipe {path} could not be read ({error.strerror}); give a TOML file.") from None
+        except UnicodeDecodeError as error:
+            raise TrainingError(
+                f"the recipe {path} is not UTF-8 text ({error.reason} at byte {error.start:,}); give a TOML file."
+            ) from None
         try:
             return cls.from_text(text)
         except TrainingError as error:
@@ -227,7 +275,7 @@ class Recipe:
         """The same from the TOML itself."""
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a TOMLDecodeError; too many digits; too many brackets
             raise TrainingError(f"this is not TOML: {error}.") from None
         _refuse_unknown(tables, ["model", "corpus", "finetune", "training"], "the recipe")
         needed = ("finetune", "training") if "finetune" in tables else ("model", "corpus", "training")
@@ -252,13 +300,16 @@ class Recipe:
             )
             _check(recipe)
             return recipe
+        for name, value in tables["model"].items():
+            _refuse_large(name, value, "[model]")
         try:
             model = GPTConfig.from_dict(tables["model"])
         except ConfigError as error:
             raise TrainingError(f"in [model], {error}") from None
         corpus = dict(tables["corpus"])
         sources = corpus.get("source", [])
-        if not isinstance(sources, list) or bool(sources) == bool(corpus.get("built")):
+        tables_only = isinstance(sources, list) and all(isinstance(s, dict) for s in sources)
+        if not tables_only or bool(sources) == bool(corpus.get("built")):
             raise TrainingError(
                 "[corpus] must name texts, each in a [[corpus.source]] with name and train, or a corpus in built."
             )
@@ -282,20 +333,39 @@ def _table(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     types = get_type_hints(kind)
     checked = {}
     for name, value in values.items():
-        expected = types[name]
-        if expected is float and type(value) is int:
-            value = float(value)
-        if expected == tuple[str, ...]:
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise TrainingError(f"{name} in {where} is {value!r}; it must be a list of texts.")
-            value = tuple(value)
-        if expected in (int, float, str, bool) and type(value) is not expected:
-            raise TrainingError(f"{name} in {where} is {value!r}; it must be of type {expected.__name__}.")
-        choices = getattr(expected, "__args__", ())
-        if choices and all(isinstance(c, str) for c in choices) and value not in choices:
-            raise TrainingError(f"{name} in {where} is {value!r}; it must be one of {', '.join(choices)}.")
-        checked[name] = value
+        checked[name] = _checked(name, value, types[name], where)
     return kind(**checked)
+
+
+def _checked(name: str, value: Any, expected: Any, where: str) -> Any:
+    """The value of a key as its field has it.
+
+    Raises:
+        TrainingError: where it is of another type, out of range, or none of the words that are known.
+    """
+    _refuse_large(name, value, where)
+    if expected is float and type(value) is int:
+        value = float(value)
+    if expected == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise TrainingError(f"{name} in {where} is {value!r}; it must be a list of texts.")
+        return tuple(value)
+    if expected in (int, float, str, bool) and type(value) is not expected:
+        raise TrainingError(f"{name} in {where} is {value!r}; it must be of type {expected.__name__}.")
+    if expected in (int, float) and not _RANGES[name].has(value):
+        finite = "" if math.isfinite(value) else "finite and "
+        raise TrainingError(f"{name} in {where} is {value}; it must be {finite}{_RANGES[name]}.")
+    if expected is str and "\0" in value:
+        raise TrainingError(f"{name} in {where} is {value!r}; no text, file or folder has a NUL in it, remove it.")
+    choices = getattr(expected, "__args__", ())
+    if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+        raise TrainingError(f"{name} in {where} is {value!r}; it must be one of {', '.join(choices)}.")
+    return value
+
+
+def _refuse_large(name: str, value: Any, where: str) -> None:
+    if isinstance(value, int) and not -_INTEGERS <= value < _INTEGERS:
+        raise TrainingError(f"{name} in {where} does not fit into 64 bits; it must be below 2 to the power of 63.")
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
@@ -315,21 +385,12 @@ def _check(recipe: Recipe) -> None:
             raise TrainingError(f"a source is named {source.name!r}; use letters, digits, '-' and '_' only.")
         if source.valid and source.validation:
             raise TrainingError(f"the source {source.name!r} has both valid and validation; give one of them.")
-        if not source.weight > 0:
-            raise TrainingError(f"the weight of {source.name!r} is {source.weight}; it must be above 0.")
     if recipe.finetune is not None:
         _check_finetune(recipe.finetune, recipe.training)
     _check_training(recipe.training)
 
 
 def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
-    for name in ("context_length", "lora_rank"):
-        if getattr(f, name) < 0:
-            raise TrainingError(f"{name} is {getattr(f, name)}; it must not be below 0.")
-    if not 0 <= f.lora_dropout < 1:
-        raise TrainingError(f"lora_dropout is {f.lora_dropout}; it must be from 0 up to, but not including, 1.")
-    if not f.lora_alpha > 0:
-        raise TrainingError(f"lora_alpha is {f.lora_alpha}; it must be above 0.")
     if f.template.count("{prompt}") != 1:
         raise TrainingError(f"the template {f.template!r} must hold {{prompt}} once, where the prompt stands.")
     if f.kind == "classes" and t.samples:
@@ -339,18 +400,6 @@ def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
 
 
 def _check_training(t: TrainingRecipe) -> None:
-    for name in (
-        *("steps", "batch_size", "log_every", "evaluate_every", "evaluate_windows", "sample_tokens"),
-        *("checkpoint_every", "keep_checkpoints"),
-    ):
-        if getattr(t, name) < 1:
-            raise TrainingError(f"{name} is {getattr(t, name)}; it must be at least 1.")
-    for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
-        if not getattr(t, name) > 0:
-            raise TrainingError(f"{name} is {getattr(t, name)}; it must be above 0.")
-    for name in ("warmup_steps", "decay_steps", "micro_batch_size", "head_chunk", "weight_decay", "final_share"):
-        if getattr(t, name) < 0:
-            raise TrainingError(f"{name} is {getattr(t, name)}; it must not be below 0.")
     if t.schedule == "cosine" and t.decay_steps:
         raise TrainingError(
             f"decay_steps is {t.decay_steps} and the schedule is cosine, which falls from the warm-up to the end; "

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from clearhead.errors import TrainingError
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.toml", "metrics.jsonl", "environment.json"
 _LOCK = "run.lock"
+_TRIES = 5  # to hold it
 # No space, no quota, or larger than this process may write.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -44,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"the run's folder {folder} cannot be written ({error.strerror}); name another with --out."
         ) from None
     with file:
-        if not _try_lock(file):
+        if not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise TrainingError(
@@ -61,12 +63,21 @@ def is_held(folder: Path) -> bool:
     """Whether a run is going on in a folder."""
     try:
         with (folder / _LOCK).open("r+") as file:
-            return not _try_lock(file)
+            return not _try_lock(file, alone=False)
     except OSError:
         return False
 
 
-def _try_lock(file: IO[str]) -> bool:
+def _lock(file: IO[str]) -> bool:
+    """Tries for a moment: whoever looks whether a run is going on holds the lock for as long as that takes."""
+    for _ in range(_TRIES):
+        if _try_lock(file):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _try_lock(file: IO[str], *, alone: bool = True) -> bool:
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -75,7 +86,7 @@ def _try_lock(file: IO[str]) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -155,10 +166,12 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """Where the data of a run were: the folder of its texts, and that of its shards if it was named."""
+    """Where the data of a run were: the folder of its texts, that of its shards if it was named, and the model that a
+    fine-tuning starts from."""
 
     data: Path
     corpus: Path | None
+    start: str | None
 
 
 def remembered(folder: Path) -> Remembered:
@@ -169,7 +182,8 @@ def remembered(folder: Path) -> Remembered:
     """
     try:
         values = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-        return Remembered(Path(values["data"]), None if values["corpus"] is None else Path(values["corpus"]))
+        corpus = None if values["corpus"] is None else Path(values["corpus"])
+        return Remembered(Path(values["data"]), corpus, values.get("start"))
     except (OSError, ValueError, KeyError, TypeError):
         raise TrainingError(
             f"there is no checkpoint in {folder} to go on from: it holds no run with a {ENVIRONMENT}. Check --out, or "

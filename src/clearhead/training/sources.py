@@ -8,6 +8,7 @@ up the source's hash; the processes that encode read what is in them. A `Place` 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -260,18 +261,19 @@ class HubDataset:
     kind: str = "hub"
 
     def size(self) -> int:
-        return int(self._table().data.nbytes)
+        return int(self._column().data.nbytes)
 
-    def _table(self) -> Any:
+    def _column(self) -> Any:
+        """The rows with the documents and nothing else."""
         try:
-            import datasets
+            import datasets  # noqa: F401
         except ImportError:
             raise TrainingError(
                 f"{self.name} is a data set on the hub, and those are read by the library datasets, which is not "
                 "installed; install it with: pip install datasets."
             ) from None
         try:
-            table = datasets.load_dataset(self.path, self.config, split=self.split)
+            table = _loaded(self.path, self.config, self.split)
         except Exception as error:  # the library and those that it calls raise many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise TrainingError(
@@ -281,7 +283,7 @@ class HubDataset:
         if self.field not in table.column_names:
             columns = ", ".join(table.column_names)
             raise InputError(f"{self.name} has no column {self.field!r}; give one of {columns} with --field.")
-        return table
+        return table.select_columns([self.field])
 
     def stretches(self, start: Place, *, cut_documents: bool) -> Iterator[Stretch]:
         rows, hashed = self._rows_after(start)
@@ -293,7 +295,7 @@ class HubDataset:
 
     def _rows_after(self, place: Place) -> tuple[Iterator[Any], Any]:
         """The rows behind a place, and the running hash of those before it, which must be as they were."""
-        table = self._table().select_columns([self.field])
+        table = self._column()
         rows = (text for first in range(0, len(table), _ROWS) for text in table[first : first + _ROWS][self.field])
         hashed = hashlib.sha256()
         for text in itertools.islice(rows, place.at):
@@ -309,7 +311,22 @@ class HubDataset:
         return _rows(self.name, self.field, *content)
 
 
-def find_sources(names: Sequence[str], *, field: str = "text", below: Path | None = None) -> list[Source]:
+@functools.cache
+def _loaded(path: str, config: str | None, split: str) -> Any:
+    """A data set on the hub, looked for once in a process.
+
+    It is fetched whole and mapped from the cache, not streamed: a vocabulary reads it before the tokens are made, a
+    build that was stopped passes over what was read before, and a later run compares all of it. A stream would go over
+    the network each time, and would not tell how large it is.
+    """
+    import datasets
+
+    return datasets.load_dataset(path, config, split=split)
+
+
+def find_sources(
+    names: Sequence[str], *, field: str = "text", below: Path | None = None, out: Path | None = None
+) -> list[Source]:
     """The sources that a user means, in the order in which they are given.
 
     A folder stands for the files in it and below it whose names end as texts, JSON lines or Parquet files do, sorted
@@ -320,9 +337,11 @@ def find_sources(names: Sequence[str], *, field: str = "text", below: Path | Non
         names: paths, or data sets on the hub.
         field: the field of a JSON line, or the column of a table, that is the document.
         below: the folder that paths are relative to; the current one where it is left out.
+        out: where the corpus goes, which may be below a folder of texts; no source is taken from there.
 
     Raises:
-        TrainingError: where there is no such file, a folder has none, or a file is packed.
+        TrainingError: where there is no such file, a folder has none, or a file is packed; where the corpus would go
+            into the folder of texts itself.
     """
     found: list[Source] = []
     for name in names:
@@ -331,13 +350,27 @@ def find_sources(names: Sequence[str], *, field: str = "text", below: Path | Non
             continue
         path = (below or Path()) / Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*_TEXT, *_JSON_LINES, *_PARQUET))
+            inside = _texts_in(path, out)
             if not inside:
                 raise TrainingError(f"the folder {name} has no files that end in .txt, .md, .jsonl or .parquet.")
-            found += [_file(str(Path(name) / p.relative_to(path)), p, field) for p in inside if p.is_file()]
+            found += [_file(str(Path(name) / p.relative_to(path)), p, field) for p in inside]
         else:
             found.append(_file(name, path, field))
     return found
+
+
+def _texts_in(folder: Path, out: Path | None) -> list[Path]:
+    """The files of a folder that are texts by their names, but for those of the corpus, sorted."""
+    corpus = out.resolve() if out else None
+    if corpus and folder.resolve().is_relative_to(corpus):
+        raise TrainingError(f"the corpus cannot go to {out}, where its texts are; name another folder, or one in it.")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in (*_TEXT, *_JSON_LINES, *_PARQUET)
+        and path.is_file()
+        and not (corpus and path.resolve().is_relative_to(corpus))
+    )
 
 
 def _hub_dataset(name: str, field: str) -> HubDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from clearhead.training.encoding import Alphabet
 from clearhead.training.manifest import identity
 from clearhead.training.sources import Place, Source, Stretch
 from clearhead.training.workers import results
+
+_LONG = 1 << 20  # characters after which a paragraph is given out in parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,8 @@ def _learn_characters(sources: Sequence[Source], processes: int) -> tuple[Tokeni
 
 
 class _Sample:
-    """The beginning of each source, by its weight's share of the bytes, a paragraph at a time.
+    """The beginning of each source, by its weight's share of the bytes, a paragraph at a time; where the share ends
+    inside a paragraph, this is cut.
 
     Attributes:
         places: how far each source was read, once the sample has been.
@@ -143,10 +147,12 @@ class _Sample:
             self.places.append(Place())
             left = self._bytes * weight / self._total
             for paragraph in _paragraphs(self._pieces(source, number)):
-                yield paragraph
-                left -= len(paragraph.encode())
-                if left <= 0:
+                size = len(paragraph.encode())
+                if size >= left:
+                    yield paragraph[: _place_to_cut(paragraph, math.ceil(len(paragraph) * left / size))]
                     break
+                yield paragraph
+                left -= size
 
     def _pieces(self, source: Source, number: int) -> Iterator[Piece]:
         for stretch in source.stretches(Place(), cut_documents=True):
@@ -155,13 +161,37 @@ class _Sample:
 
 
 def _paragraphs(pieces: Iterator[Piece]) -> Iterator[str]:
-    """The paragraphs of documents that come in pieces, each with the blank line after it."""
+    """The paragraphs of documents that come in pieces, each with the blank line after it, long ones in parts.
+
+    What is given out does not depend on where the pieces begin and end.
+    """
     begun = ""
     for piece in pieces:
         if piece.begins and begun:
-            yield f"{begun}\n\n"
+            yield from _parts(f"{begun}\n\n")
             begun = ""
         *whole, begun = (begun + piece.text).split("\n\n")
-        yield from (f"{paragraph}\n\n" for paragraph in whole)
+        for paragraph in whole:
+            yield from _parts(f"{paragraph}\n\n")
+        *parts, begun = _parts(begun)
+        yield from parts
     if begun:
-        yield f"{begun}\n\n"
+        yield from _parts(f"{begun}\n\n")
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts of at most `_LONG` characters."""
+    start = 0
+    while len(text) - start > _LONG:
+        cut = _place_to_cut(text, start + _LONG, start)
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _place_to_cut(text: str, end: int, start: int = 0) -> int:
+    """The last place between `start` and `end` before a line end, else before a space; else `end`."""
+    for white in "\n ":
+        if (cut := text.rfind(white, start + 1, end + 1)) > 0:
+            return cut
+    return end
