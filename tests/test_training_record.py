@@ -118,7 +118,7 @@ def test_padding_is_not_counted_as_tokens(corpus: Corpus, tmp_path: Path) -> Non
         targets = np.full(length, 7, np.int64)
         targets[: length // 2] = -100  # as of a prompt
         rows.append(Example(np.arange(length, dtype=np.int64), targets))
-    inputs, targets = together(rows)
+    inputs, targets = together(rows, 64)
     run = small_run(recipe(), corpus, tmp_path)
     assert run.stepper.take(0, (inputs[:, :16], targets[:, :16])).tokens == 45
 
