@@ -21,12 +21,12 @@ import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-from clearhead.places import usable_cores
-from clearhead.texts import documents
-from clearhead.training.building import Plan, Text
-from clearhead.training.corpus import Corpus, build_corpus
-from clearhead.training.sources import find_sources
-from clearhead.training.vocabulary import Vocabulary
+from clearhead.data.corpus import Corpus, build_corpus
+from clearhead.data.corpus_builder import Plan, Text
+from clearhead.data.documents import documents
+from clearhead.data.sources import find_sources
+from clearhead.data.vocabulary import Vocabulary
+from clearhead.utils.system import usable_cores
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 

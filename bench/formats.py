@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 import clearhead
-from clearhead.progress import Progress
-from clearhead.texts import encode_documents
+from clearhead.data.documents import encode_documents
+from clearhead.utils.progress import Progress
 
 FORMATS = ("bfloat16", "int8", "int4")
 Array = npt.NDArray[np.floating]

@@ -53,8 +53,8 @@ def tensors(folder: str) -> None:
 def unchecked(folder: str) -> None:
     """All tensors, not checked."""
     from clearhead.weights.formats.tensorflow import TensorFlowFile, index_in
-    from clearhead.weights.openai import open_checkpoint
     from clearhead.weights.plan import make_plan
+    from clearhead.weights.schemes.openai import open_checkpoint
 
     start()
     index = index_in(Path(folder))
@@ -76,8 +76,8 @@ def engine(folder: str) -> None:
 def pytorch(folder: str) -> None:
     """A model in PyTorch."""
     from clearhead import weights
+    from clearhead.inference.torch_weights import load_into, without_memory
     from clearhead.model import GPTModel
-    from clearhead.weights.into_torch import load_into, without_memory
 
     start()
     source = weights.open(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from clearhead.training.corpus import Corpus
+from clearhead.data.corpus import Corpus
 from clearhead.training.distributed import Processes
 from clearhead.training.loop import Run
 from clearhead.training.recipe import Recipe

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clearhead.data.batches import Batches
+from clearhead.data.permutation import Permutation
+from clearhead.data.shards import Tokens
 from clearhead.errors import TrainingError
-from clearhead.training.batches import Batches
-from clearhead.training.permutation import Permutation
-from clearhead.training.shards import Tokens
 
 
 def numbered(*lengths: int) -> dict[str, np.ndarray]:

@@ -25,8 +25,8 @@ from clearhead.config import GPTConfig
 from clearhead.engine import store
 from clearhead.engine.building import build
 from clearhead.errors import InputError
+from clearhead.inference.runner import Slot
 from clearhead.model import GPTModel
-from clearhead.runner import Slot
 from clearhead.weights.random_tensors import RandomTensors
 
 TINY = GPTConfig(vocab_size=60, context_length=48, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=True)

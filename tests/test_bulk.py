@@ -12,10 +12,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead import bulk
-from clearhead.bulk import BulkEncoder
 from clearhead.errors import TokenizerError
-from clearhead.tokenizer import Tokenizer
+from clearhead.tokenizer import Tokenizer, bulk
+from clearhead.tokenizer.bulk import BulkEncoder
 
 SHARED = Path(__file__).parents[2] / "shared/data/gpt2_bpe"
 

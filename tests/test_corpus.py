@@ -23,17 +23,18 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clearhead.data import corpus_builder as building
+from clearhead.data import sources
+from clearhead.data import vocabulary as vocabulary_module
+from clearhead.data.corpus import Corpus, build, build_corpus, locked
+from clearhead.data.corpus_builder import Build, Plan, Text, Validation
+from clearhead.data.documents import blocks, documents, pieces
+from clearhead.data.sources import TextFile, find_sources
+from clearhead.data.vocabulary import Vocabulary
+from clearhead.data.workers import results
 from clearhead.errors import ClearheadError, InputError, TokenizerError, TrainingError
-from clearhead.texts import blocks, documents, pieces
 from clearhead.tokenizer import Tokenizer
-from clearhead.training import building, sources
-from clearhead.training import vocabulary as vocabulary_module
-from clearhead.training.building import Build, Plan, Text, Validation
-from clearhead.training.corpus import Corpus, build, build_corpus, locked
 from clearhead.training.recipe import CorpusRecipe, SourceRecipe
-from clearhead.training.sources import TextFile, find_sources
-from clearhead.training.vocabulary import Vocabulary
-from clearhead.training.workers import results
 
 SEPARATOR = "\n<|endoftext|>\n"
 
@@ -497,7 +498,7 @@ def interrupt_at(number: int, method: str, owner: type = Build) -> Callable[[pyt
 def test_a_build_that_stops_anywhere_goes_on_to_the_same_bytes(
     validation: str, data: Path, vocabulary: Path, tmp_path: Path, saved: None
 ) -> None:
-    from clearhead.training import shards
+    from clearhead.data import shards
 
     plan = plan_of(data, tokenizer=vocabulary, validation=validation, shard_tokens=1024)
     build_corpus(plan, tmp_path / "undisturbed", processes=1)
@@ -526,11 +527,12 @@ def test_a_build_that_is_killed_goes_on_to_the_same_bytes(data: Path, vocabulary
     """By SIGKILL, in another process, while two more encode for it."""
     program = (
         "import sys; from pathlib import Path; import time\n"
-        "from clearhead.training import building, sources; from clearhead.training.corpus import build_corpus\n"
+        "from clearhead.data import corpus_builder as building, sources\n"
+        "from clearhead.data.corpus import build_corpus\n"
         "sources.BLOCK, building._SAVE_EVERY = 300, 0.0\n"
         "take = building.Build._take\n"
         "building.Build._take = lambda *arguments: (take(*arguments), time.sleep(0.02))\n"
-        "from clearhead.training.building import *\n"
+        "from clearhead.data.corpus_builder import *\n"
         "text = Text('text', tuple(sources.find_sources([sys.argv[1]])), (), Validation.from_text('0.2'))\n"
         "plan = Plan((text,), Vocabulary.named(sys.argv[2]), shard_tokens=1024)\n"
         "build_corpus(plan, Path(sys.argv[3]), processes=2)\n"
@@ -722,7 +724,7 @@ def test_a_source_that_cannot_be_used_is_named(
 
 
 def test_a_text_without_a_place_to_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clearhead.texts._MOST", 5000)
+    monkeypatch.setattr("clearhead.data.documents._MOST", 5000)
     monkeypatch.setattr(sources, "BLOCK", 1000)
     (tmp_path / "text.txt").write_text("x" * 9000)
     with pytest.raises(InputError, match="8,000 bytes without a line end or a space, from byte 0 on"):

@@ -24,8 +24,8 @@ from clearhead.config import RELEASED, GPTConfig
 from clearhead.engine import building
 from clearhead.engine.runner import PAGE, page_sizes
 from clearhead.errors import InputError
+from clearhead.inference.torch_runner import KeyValueCache, TorchRunner
 from clearhead.model import GPTModel
-from clearhead.torch_runner import KeyValueCache, TorchRunner
 from clearhead.training.optimizer import optimizers
 from clearhead.training.recipe import TrainingRecipe
 

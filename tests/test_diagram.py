@@ -22,19 +22,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from clearhead.anatomy import count_parameters, diagram_words
-from clearhead.anatomy import diagram_png as pixels
-from clearhead.anatomy.diagram import Diagram, make_diagram
-from clearhead.anatomy.diagram_layout import LABEL, LAYOUTS, Page, Place, label_width, lay_out
-from clearhead.anatomy.diagram_mermaid import diagram_mermaid
-from clearhead.anatomy.diagram_png import png
-from clearhead.anatomy.diagram_svg import diagram_svg
-from clearhead.anatomy.diagram_words import LANGUAGES
+from clearhead.anatomy import count_parameters
+from clearhead.anatomy.diagram import png as pixels
+from clearhead.anatomy.diagram import words as diagram_words
+from clearhead.anatomy.diagram.diagram import Diagram, make_diagram
+from clearhead.anatomy.diagram.layout import LABEL, LAYOUTS, Page, Place, label_width, lay_out
+from clearhead.anatomy.diagram.mermaid import diagram_mermaid
+from clearhead.anatomy.diagram.png import png
+from clearhead.anatomy.diagram.svg import diagram_svg
+from clearhead.anatomy.diagram.words import LANGUAGES
 from clearhead.cli import main
 from clearhead.config import RELEASED, GPTConfig
+from clearhead.drawing.svg import wrap
 from clearhead.errors import InputError
 from clearhead.model import GPTModel
-from clearhead.svg import wrap
 
 DOCS = Path(__file__).parents[1] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"

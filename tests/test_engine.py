@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead import places
 from clearhead.config import GPTConfig
 from clearhead.engine import runner as engine_runner
 from clearhead.engine.building import build, weights_of
@@ -20,9 +19,10 @@ from clearhead.engine.formats import FORMATS, GROUP, pack, padded_columns, stora
 from clearhead.engine.runner import EngineRunner
 from clearhead.engine.tiles import PANEL
 from clearhead.errors import InputError
+from clearhead.inference.torch_runner import TorchRunner
+from clearhead.inference.torch_weights import ModelTensors
 from clearhead.model import GPTModel
-from clearhead.torch_runner import TorchRunner
-from clearhead.weights.into_torch import ModelTensors
+from clearhead.utils import system as places
 
 SHAPES = {
     "small": GPTConfig(vocab_size=101, context_length=150, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True),

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import clearhead
-from clearhead import places
 from clearhead.config import GPTConfig
 from clearhead.engine import building, store
 from clearhead.engine.runner import EngineRunner
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
+from clearhead.utils import system as places
 
 CONFIG = GPTConfig(vocab_size=101, context_length=40, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True)
 _OUTSIDE = dict(os.environ)

@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 import clearhead
 from clearhead.cli.command import app
 from clearhead.config import GPTConfig
+from clearhead.data import sources
+from clearhead.data.documents import encode_documents
+from clearhead.data.examples import Example, ExampleBatches, instructions, together
 from clearhead.errors import ClearheadError, TrainingError, WeightsError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
-from clearhead.texts import encode_documents
 from clearhead.tokenizer import Tokenizer
-from clearhead.training import sources
 from clearhead.training.classifier import load_classifier
-from clearhead.training.examples import Example, ExampleBatches, instructions, together
 from clearhead.training.finetune import MoreText, begin, merged
 from clearhead.training.loop import Run, train
 from clearhead.training.recipe import Recipe

@@ -17,10 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
-from clearhead.generation import Completion, Request, StopFilter, generate, stream
-from clearhead.runner import Slot
-from clearhead.sampling import SamplingParams
-from clearhead.scoring import score, windows
+from clearhead.inference.generation import Completion, Request, StopFilter, generate, stream
+from clearhead.inference.runner import Slot
+from clearhead.inference.sampling import SamplingParams
+from clearhead.inference.scoring import score, windows
 from clearhead.tokenizer import Tokenizer
 
 CONTEXT = 48

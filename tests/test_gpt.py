@@ -282,7 +282,7 @@ def test_importing_clearhead_is_light() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     loaded, names, torch_loaded, public, listed = json.loads(out)
     assert loaded == []
-    assert names == ["clearhead.config", "clearhead.sampling", "clearhead.gpt", "clearhead.gpt"]
+    assert names == ["clearhead.config", "clearhead.inference.sampling", "clearhead.gpt", "clearhead.gpt"]
     assert not torch_loaded  # not even to hold the names; torch comes with the first model
     assert public == ["ClearheadError", "GPT", "GPTConfig", "SamplingParams", "load", "verify", "weights"] and listed
     with pytest.raises(AttributeError, match="no attribute 'laod'"):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead.head_loss import head_nats
+from clearhead.losses import head_nats
 
 
 @settings(deadline=None, max_examples=40)

@@ -15,8 +15,8 @@ from transformers import GPT2LMHeadModel
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
+from clearhead.inference.torch_runner import TorchRunner, TorchSlot
 from clearhead.model import GPTModel, fused_attention, greedy, plain_attention
-from clearhead.torch_runner import TorchRunner, TorchSlot
 
 TOLERANCE = 1e-4
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from clearhead.errors import ClearheadError, InputError, WeightsError
-from clearhead.sampling import (
+from clearhead.inference.sampling import (
     Sampler,
     SamplingParams,
     log_sum_exp,

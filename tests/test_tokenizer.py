@@ -22,9 +22,9 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Tokenizer
 
-from clearhead import tokenizer as room
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer import END_OF_TEXT, Tokenizer
+from clearhead.tokenizer import tokenizer as room
 
 GPT2_FILES = Path(__file__).parents[2] / "shared/data/gpt2_bpe"
 needs_gpt2 = pytest.mark.skipif(not GPT2_FILES.is_dir(), reason="GPT-2's vocabulary files are not here")

@@ -23,12 +23,12 @@ from small_runs import RECIPE, assert_equal_runs, one_step, recipe, small_run, w
 from transformers import GPT2LMHeadModel
 
 import clearhead
+from clearhead.data.corpus import Corpus, build
 from clearhead.errors import TrainingError
-from clearhead.evaluation.held_out import held_out
+from clearhead.evaluation.perplexity import held_out
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.training.checkpoint import checkpoints, read_state
-from clearhead.training.corpus import Corpus, build
 from clearhead.training.loop import train
 from clearhead.training.optimizer import Muon, optimizers, orthogonalised
 from clearhead.training.recipe import _RANGES, CorpusRecipe, FineTuneRecipe, Recipe, SourceRecipe, TrainingRecipe

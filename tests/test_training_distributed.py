@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from small_runs import RECIPE, recipe, write_texts
 from worlds import in_processes, run_together
 
+from clearhead.data.corpus import Corpus, build
 from clearhead.errors import TrainingError
-from clearhead.training.corpus import Corpus, build
 from clearhead.training.distributed import processes
 from clearhead.training.loop import train
 from clearhead.training.recipe import Recipe

@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 
 from clearhead.cli.command import app
 from clearhead.config import GPTConfig
+from clearhead.data.corpus import Corpus, build
+from clearhead.data.examples import Example, together
 from clearhead.errors import ClearheadError, TrainingError
-from clearhead.evaluation.held_out import HeldOut
+from clearhead.evaluation.perplexity import HeldOut
 from clearhead.model import GPTModel
 from clearhead.training.clock import Clock
-from clearhead.training.corpus import Corpus, build
 from clearhead.training.curves import curves_svg, png_of, save_drawing, ticks
 from clearhead.training.display import Display, Standing, sparkline
-from clearhead.training.examples import Example, together
 from clearhead.training.find_lr import find_rate
 from clearhead.training.loop import Run, find_lr, train
 from clearhead.training.overview import overviews

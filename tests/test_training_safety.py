@@ -20,10 +20,10 @@ import pytest
 import torch
 from small_runs import ALONE, assert_equal_runs, one_step, recipe, small_run, weights_of, write_texts
 
+from clearhead.data.corpus import Corpus, build
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.checkpoint import checkpoints, read_state, save_checkpoint
-from clearhead.training.corpus import Corpus, build
 from clearhead.training.distributed import Processes
 from clearhead.training.loop import Run, find_lr, train
 from clearhead.training.precision import LossScale

@@ -20,11 +20,11 @@ from transformers import GPT2LMHeadModel
 import clearhead
 from clearhead.config import GPTConfig
 from clearhead.gpt import GPT, bundled
+from clearhead.inference.sampling import SamplingParams
 from clearhead.lens import page
 from clearhead.lens import walk as walk_module
 from clearhead.lens.words import LANGUAGES, words
 from clearhead.model import GPTModel
-from clearhead.sampling import SamplingParams
 
 PROMPT = "Every effort moves you"
 HOSTILE = "</script><b>&amp;@WORDS@ @WALK@ 你好 🙂\n\x01<!--"

@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from clearhead import weights
 from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, WeightsError
+from clearhead.inference.torch_weights import ModelTensors, load_into
 from clearhead.model import GPTModel
-from clearhead.weights.into_torch import ModelTensors, load_into
 
 SHAPE: dict[str, Any] = {"vocab_size": 61, "n_positions": 16, "n_embd": 24, "n_head": 3, "n_layer": 2}
 IDS = torch.arange(30).reshape(2, 15) % 61
@@ -607,7 +607,7 @@ class TestIntoTorch:
 
 
 def test_a_slow_load_shows_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from clearhead import progress
+    from clearhead.utils import progress
 
     clock = iter(range(0, 10_000, 30))  # every look at the clock finds 30 seconds gone
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

@@ -25,11 +25,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from clearhead import weights
 from clearhead.cli import main
 from clearhead.config import GPTConfig
-from clearhead.weights.chart import Chart, make_chart
-from clearhead.weights.chart_svg import chart_svg
 from clearhead.weights.inspection import measure
 from clearhead.weights.layouts import LAYOUTS, TABLE
 from clearhead.weights.plan import Plan, make_plan
+from clearhead.weights.plan_chart import Chart, make_chart
+from clearhead.weights.plan_chart_svg import chart_svg
 from clearhead.weights.tensors import TensorInfo
 
 HEAD = next(row for row in TABLE if row.needs == "head")

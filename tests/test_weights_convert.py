@@ -23,8 +23,8 @@ from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 from clearhead.weights import streaming
 from clearhead.weights.formats.gguf import GGUFFile, write_gguf
-from clearhead.weights.huggingface import plan_from_arrays
 from clearhead.weights.layouts import LAYOUTS
+from clearhead.weights.schemes.huggingface import plan_from_arrays
 
 FORMS = ["huggingface", "openai", "onnx", "book", "nanogpt", "llmc", "transformerlens", "gguf", "canonical"]
 SHAPE = {"vocab_size": 301, "n_positions": 16, "n_embd": 36, "n_head": 3, "n_layer": 2}

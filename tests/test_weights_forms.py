@@ -19,9 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from clearhead import weights
 from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, WeightsError
+from clearhead.inference.torch_weights import load_into
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
-from clearhead.weights.into_torch import load_into
 
 V, T, C, H, L = 301, 16, 64, 2, 2
 CONFIG = GPTConfig(V, T, C, H, L, qkv_bias=True, tie_weights=True)

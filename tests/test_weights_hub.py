@@ -18,7 +18,7 @@ from test_weights_cli import call
 
 from clearhead import weights
 from clearhead.errors import ClearheadError, HubError, WeightsError
-from clearhead.weights.locking import only_one
+from clearhead.utils.locking import only_one
 
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens there
 

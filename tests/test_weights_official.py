@@ -26,11 +26,11 @@ from test_weights_cli import call
 from clearhead import weights
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.errors import ClearheadError, ConfigError, HubError, WeightsError
-from clearhead.weights import download, official
+from clearhead.utils.locking import only_one
 from clearhead.weights.formats.tensorflow import Entry, TensorFlowFile, index_bytes
+from clearhead.weights.hub import download, official
+from clearhead.weights.hub.official import Identity, Official, OfficialTensor, SmallFile, identify
 from clearhead.weights.layouts import TABLE, axis_sizes, pieces
-from clearhead.weights.locking import only_one
-from clearhead.weights.official import Identity, Official, OfficialTensor, SmallFile, identify
 from clearhead.weights.tensors import TensorInfo
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tf_plain"
@@ -409,7 +409,7 @@ class TestCommand:
         assert_complete(folder, server)  # and no lock is left
 
     def test_a_lock_goes_with_its_process(self, tmp_path: Path) -> None:
-        script = "import sys, time; from pathlib import Path; from clearhead.weights.locking import only_one\n"
+        script = "import sys, time; from pathlib import Path; from clearhead.utils.locking import only_one\n"
         script += "with only_one(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
         with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as other:
             assert other.stdout is not None and other.stdout.readline() == b"held\n"

@@ -28,13 +28,14 @@ from clearhead import weights
 from clearhead.cli import main
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
-from clearhead.evaluation.published import PUBLISHED, Continuation
-from clearhead.evaluation.sample_text import GPT2_IDS, TEXT
 from clearhead.gpt import bundled
 from clearhead.tokenizer import Tokenizer
-from clearhead.weights.arrangement import look_at_layer
-from clearhead.weights.official import Official, OfficialTensor
-from clearhead.weights.verifying import Verification
+from clearhead.verification import verify_weights
+from clearhead.verification.arrangement import look_at_layer
+from clearhead.verification.published import PUBLISHED, Continuation
+from clearhead.verification.reference_text import GPT2_IDS, TEXT
+from clearhead.verification.weights_checks import Verification
+from clearhead.weights.hub.official import Official, OfficialTensor
 
 GPT2_FILES = Path(__file__).parents[2] / "shared/data/gpt2_bpe"
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
@@ -164,7 +165,7 @@ def verify_changed(folder: Path, config: GPTConfig, tensors: Tensors, *, run: bo
     """Saves a model beside the bundled tokenizer and verifies it."""
     weights.save_huggingface(folder, config, tensors)
     shutil.copy(bundled() / "tokenizer.json", folder)
-    return clearhead.verify(folder, text=SHORT) if run else weights.verify(folder)
+    return clearhead.verify(folder, text=SHORT) if run else verify_weights(folder)
 
 
 @pytest.mark.parametrize("layers", [(2,), (0, 1, 2, 3, 4, 5)])
@@ -215,8 +216,8 @@ def test_a_wrong_number_of_heads_is_known(trained: Tensors, config: GPTConfig, t
 
 def test_layers_in_the_order_of_a_sorted_list(config: GPTConfig) -> None:
     """A model of twelve layers, every other one of which does nothing, with its layers as 0, 1, 10, 11, 2, …"""
-    from clearhead.evaluation.rivals import compare, n_rivals
     from clearhead.model import GPTModel
+    from clearhead.verification.permutation_test import compare, n_rivals
 
     torch.manual_seed(0)
     deep, own = config.replace(n_layers=12), clearhead.load()
@@ -272,7 +273,7 @@ def test_random_numbers_are_never_wrong_nor_right(seed: int, shape: tuple[int, i
 
 def test_moved_but_untrained_weights_are_a_warning(tmp_path: Path) -> None:
     weights.save_huggingface(tmp_path, SMALL, moved())
-    found = weights.verify(tmp_path)
+    found = verify_weights(tmp_path)
     assert found.ok and found["arrangement"].verdict == "warning" and found["heads"].verdict == "not applicable"
 
 
@@ -306,7 +307,7 @@ def test_every_form_of_the_published_weights(
     tensors, known = published
     dest = tmp_path / "model"
     weights.save(dest, SMALL, tensors, form)
-    found = weights.verify(dest, config=SMALL if form in ("book", "canonical") else None, known=known)
+    found = verify_weights(dest, config=SMALL if form in ("book", "canonical") else None, known=known)
     assert found["identity"].text == "These are, bit for bit, the weights that OpenAI published as 124M."
     assert [found[name].verdict for name in ("files", "tensors", "numbers")] == ["passed"] * 3
     carries = {"openai", "book", "nanogpt", "transformerlens", "canonical"}  # a TensorFlow index, or a zip
@@ -315,7 +316,7 @@ def test_every_form_of_the_published_weights(
     changed["blocks.1.attention.out.weight"] = tensors["blocks.1.attention.out.weight"].copy()
     changed["blocks.1.attention.out.weight"].view(np.uint32)[3, 4] ^= 1
     weights.save(dest, SMALL, changed, form)
-    found = weights.verify(dest, config=SMALL if form in ("book", "canonical") else None, known=known)
+    found = verify_weights(dest, config=SMALL if form in ("book", "canonical") else None, known=known)
     assert (found["identity"].verdict, found["identity"].details) == ("failed", ("model/h1/attn/c_proj/w",))
 
 
@@ -323,7 +324,7 @@ def test_weights_that_were_trained_further_are_no_failure(
     published: tuple[Tensors, dict[str, Official]], tmp_path: Path
 ) -> None:
     weights.save_huggingface(tmp_path, SMALL, moved(seed=1))
-    found = weights.verify(tmp_path, known=published[1])
+    found = verify_weights(tmp_path, known=published[1])
     assert found["identity"].verdict == "warning" and "trained further" in found["identity"].text
 
 
@@ -431,7 +432,7 @@ def test_the_index_of_another_checkpoint(published: tuple[Tensors, dict[str, Off
     weights.save_openai(tmp_path / "one", SMALL, published[0])
     weights.save_openai(tmp_path / "other", SMALL, moved(seed=1))
     shutil.copy(tmp_path / "other" / INDEX, tmp_path / "one")
-    found = weights.verify(tmp_path / "one")
+    found = verify_weights(tmp_path / "one")
     assert found["checksums"].verdict == "failed" and "another checkpoint" in found["checksums"].text
 
 
@@ -439,7 +440,7 @@ def test_bytes_behind_the_last_tensor_are_said(published: tuple[Tensors, dict[st
     weights.save_openai(tmp_path, SMALL, published[0])
     with (tmp_path / DATA).open("ab") as file:
         file.write(b"more")
-    found = weights.verify(tmp_path)
+    found = verify_weights(tmp_path)
     assert found["files"].verdict == "warning" and "4 bytes follow" in found["files"].details[0] and found.ok
 
 
@@ -447,13 +448,13 @@ def test_torch_saves_what_passes(tmp_path: Path) -> None:
     """A file that PyTorch itself wrote; and one that it wrote with checksums switched off."""
     state = {name: torch.from_numpy(values) for name, values in moved().items() if name != "head.weight"}
     torch.save(state, tmp_path / "model.pt")
-    assert weights.verify(tmp_path / "model.pt", config=SMALL)["checksums"].verdict == "passed"
+    assert verify_weights(tmp_path / "model.pt", config=SMALL)["checksums"].verdict == "passed"
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(state, tmp_path / "model.pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    point = weights.verify(tmp_path / "model.pt", config=SMALL)["checksums"]
+    point = verify_weights(tmp_path / "model.pt", config=SMALL)["checksums"]
     assert point.verdict == "not applicable" and "switched off" in point.text
 
 
@@ -468,18 +469,18 @@ def test_the_hubs_cache_names_a_file_by_its_sha256(tmp_path: Path, right: bool) 
         flip(file, -3)
     file.rename(tmp_path / digest)
     file.symlink_to(tmp_path / digest)
-    point = weights.verify(tmp_path / "snapshot")["checksums"]
+    point = verify_weights(tmp_path / "snapshot")["checksums"]
     assert point.verdict == ("passed" if right else "failed") and digest[:12] in " ".join((point.text, *point.details))
 
 
 def test_an_index_of_shards_with_another_sum(tmp_path: Path) -> None:
     weights.save_huggingface(tmp_path, SMALL, moved(), shard_bytes=20_000)
-    assert "shards, as it records" in weights.verify(tmp_path)["files"].details[-1]
+    assert "shards, as it records" in verify_weights(tmp_path)["files"].details[-1]
     index = tmp_path / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     values["metadata"]["total_size"] += 4
     index.write_text(json.dumps(values))
-    found = weights.verify(tmp_path)
+    found = verify_weights(tmp_path)
     assert found["files"].verdict == "failed" and "different models" in found["files"].text
 
 
@@ -499,7 +500,7 @@ def test_numbers_in_the_wrong_byte_order(tmp_path: Path) -> None:
     swapped = tensors["blocks.0.feed_forward.down.weight"].byteswap()
     tensors["blocks.0.feed_forward.down.weight"] = np.nan_to_num(swapped, nan=0.0, posinf=1e30, neginf=-1e30)
     weights.save_huggingface(tmp_path, SMALL, tensors)
-    point = weights.verify(tmp_path)["statistics"]
+    point = verify_weights(tmp_path)["statistics"]
     assert point.verdict == "failed" and "h.0.mlp.c_proj.weight" in point.details[0]
 
 
@@ -507,7 +508,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     weights.save_huggingface(tmp_path, SMALL, moved())
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "n_layer": 3}))
-    found = weights.verify(tmp_path)
+    found = verify_weights(tmp_path)
     assert found.points[-1].name == "tensors" and "h.2." in found["tensors"].text and not found.ok
 
 
@@ -575,19 +576,22 @@ def test_what_is_not_there_is_one_sentence() -> None:
     status, out, err = call("./no/such/model")
     assert (status, out) == (2, "") and err.startswith("clearhead: ") and len(err.splitlines()) == 1
     with pytest.raises(WeightsError):
-        weights.verify("./no/such/model")
+        verify_weights("./no/such/model")
     with pytest.raises(InputError):
         clearhead.verify(bundled(), device="no such device")
 
 
 def test_looking_needs_no_torch(tmp_path: Path) -> None:
-    code = "import sys, clearhead; clearhead.weights.verify(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from clearhead.verification import verify_weights\n"
+        "verify_weights(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    )
     weights.save_openai(tmp_path, SMALL, moved())
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_the_json_has_every_field() -> None:
-    found = weights.verify(weights.open(bundled())).as_json()
+    found = verify_weights(weights.open(bundled())).as_json()
     assert found["config"] == dataclasses.asdict(weights.open(bundled()).config)
     assert {"name", "verdict", "text", "details"} == found["points"][0].keys()
     assert json.loads(json.dumps(found))["points"][0]["details"] == list(found["points"][0]["details"])

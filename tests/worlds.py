@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["clearhead.training.loop", "clearhead.drawing", "torch._dynamo", "torch.utils.tensorboard"]
+    ["clearhead.training.loop", "clearhead.inference.sampling_kernels", "torch._dynamo", "torch.utils.tensorboard"]
 )
 _LIMIT = 100.0
 

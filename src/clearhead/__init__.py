@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from clearhead.config import GPTConfig
     from clearhead.errors import ClearheadError
     from clearhead.gpt import GPT, load
-    from clearhead.sampling import SamplingParams
-    from clearhead.verification import verify
+    from clearhead.inference.sampling import SamplingParams
+    from clearhead.verification.model_checks import verify
 
 __all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "load", "verify", "weights"]
 
@@ -23,9 +23,9 @@ _HOME = {
     "GPT": "clearhead.gpt",
     "ClearheadError": "clearhead.errors",
     "GPTConfig": "clearhead.config",
-    "SamplingParams": "clearhead.sampling",
+    "SamplingParams": "clearhead.inference.sampling",
     "load": "clearhead.gpt",
-    "verify": "clearhead.verification",
+    "verify": "clearhead.verification.model_checks",
 }
 
 

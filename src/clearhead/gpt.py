@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
-from clearhead.generation import Completion, Request, Sample, generate, stream
-from clearhead.sampling import SamplingParams, is_whole
-from clearhead.scoring import Score, score
+from clearhead.inference.generation import Completion, Request, Sample, generate, stream
+from clearhead.inference.sampling import SamplingParams, is_whole
+from clearhead.inference.scoring import Score, score
 
 if TYPE_CHECKING:
     import torch
 
+    from clearhead.inference.runner import ScoringRunner
+    from clearhead.inference.torch_runner import TorchRunner
     from clearhead.lens import Trace
     from clearhead.lens.editing import Change
     from clearhead.model import GPTModel
-    from clearhead.runner import ScoringRunner
     from clearhead.tokenizer import Tokenizer
-    from clearhead.torch_runner import TorchRunner
 
 BACKENDS = ("auto", "engine", "torch")
 DTYPES = {"engine": ("float32", "bfloat16", "int8", "int4"), "torch": ("float32", "bfloat16", "float16")}
@@ -197,7 +197,7 @@ class GPT:
 
     @property
     def _runs_on_torch(self) -> bool:
-        from clearhead.torch_runner import TorchRunner
+        from clearhead.inference.torch_runner import TorchRunner
 
         return isinstance(self.runner, TorchRunner)
 
@@ -428,7 +428,7 @@ class GPT:
             WeightsError, TokenizerError: where the folder cannot be written, or the dtype is unknown.
         """
         from clearhead import weights
-        from clearhead.weights.into_torch import ModelTensors
+        from clearhead.inference.torch_weights import ModelTensors
 
         end = None if self.tokenizer is None else self.tokenizer.end_of_text
         # Written even where there is none: transformers would take 50256, beyond the end of a small vocabulary.
@@ -535,8 +535,8 @@ def bundled() -> Path:
 def _model(opened: Any, device: torch.device, dtype: str) -> GPTModel:
     import torch
 
+    from clearhead.inference.torch_weights import load_into, without_memory
     from clearhead.model import GPTModel
-    from clearhead.weights.into_torch import load_into, without_memory
 
     with without_memory():
         model = GPTModel(opened.config)
@@ -562,7 +562,7 @@ def find_device(name: str) -> torch.device:
 
 
 def _torch_runner(model: Any) -> TorchRunner:
-    from clearhead.torch_runner import TorchRunner
+    from clearhead.inference.torch_runner import TorchRunner
 
     return TorchRunner(model.eval())
 

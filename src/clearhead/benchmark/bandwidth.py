@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.compiling import entry
+from clearhead.utils.jit import entry
 
 SIZE = 512 << 20
 """Bytes that are read: far more than a processor keeps beside its cores."""

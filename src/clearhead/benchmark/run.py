@@ -22,7 +22,7 @@ from clearhead.engine.attention import PAGE
 from clearhead.engine.building import layout, size
 from clearhead.engine.runner import page_sizes
 from clearhead.errors import InputError
-from clearhead.places import cache_folder
+from clearhead.utils.system import cache_folder
 
 _RUNS = 5  # of what is run several times
 

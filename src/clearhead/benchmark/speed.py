@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
-from clearhead.runner import Runner, Slot
+from clearhead.inference.runner import Runner, Slot
 
 PROMPTS = (32, 128, 512)
 BATCHES = (1, 2, 4, 8, 16)

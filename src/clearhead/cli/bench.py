@@ -69,8 +69,8 @@ def bench(
     from clearhead.engine.formats import FORMATS
     from clearhead.errors import InputError
     from clearhead.gpt import bundled
-    from clearhead.places import usable_cores
-    from clearhead.progress import Progress
+    from clearhead.utils.progress import Progress
+    from clearhead.utils.system import usable_cores
 
     dtypes = list(dict.fromkeys(dtype or FORMATS))
     for name in dtypes:

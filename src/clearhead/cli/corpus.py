@@ -12,8 +12,8 @@ import typer
 from clearhead.errors import TrainingError
 
 if TYPE_CHECKING:
-    from clearhead.training.corpus import Corpus
-    from clearhead.training.shards import Part
+    from clearhead.data.corpus import Corpus
+    from clearhead.data.shards import Part
 
 HELP = "Turn texts into token shards to train on, and look at such a corpus."
 
@@ -84,10 +84,10 @@ def build(
     It may be stopped at any time, and the same command goes on from there. What is built depends neither on that nor on
     the number of processes. Memory stays small, however large the texts are.
     """
-    from clearhead.training.building import Plan, Text, Validation
-    from clearhead.training.corpus import build_corpus
-    from clearhead.training.sources import find_sources
-    from clearhead.training.vocabulary import Vocabulary
+    from clearhead.data.corpus import build_corpus
+    from clearhead.data.corpus_builder import Plan, Text, Validation
+    from clearhead.data.sources import find_sources
+    from clearhead.data.vocabulary import Vocabulary
 
     if valid and validation is not None:
         raise typer.BadParameter("give only one of --validation and --valid.")
@@ -115,8 +115,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest, one JSON object.")] = False,
 ) -> None:
     """Show what a corpus holds, and check that its files are as they were built."""
-    from clearhead.progress import Progress
-    from clearhead.training.corpus import Corpus
+    from clearhead.data.corpus import Corpus
+    from clearhead.utils.progress import Progress
 
     corpus = Corpus(folder)
     if not quick:

@@ -67,10 +67,10 @@ def diagram(
     The whole model from token ids to logits, with the attention and the feed-forward layer opened beside it: the shape
     of what passes on every arrow, the number of parameters in every box.
     """
-    from clearhead.anatomy.diagram import make_diagram
-    from clearhead.anatomy.diagram_mermaid import diagram_mermaid
-    from clearhead.anatomy.diagram_png import png
-    from clearhead.anatomy.diagram_svg import diagram_svg
+    from clearhead.anatomy.diagram.diagram import make_diagram
+    from clearhead.anatomy.diagram.mermaid import diagram_mermaid
+    from clearhead.anatomy.diagram.png import png
+    from clearhead.anatomy.diagram.svg import diagram_svg
     from clearhead.cli.console import notice, write_file
     from clearhead.cli.source import find_source
 

@@ -33,11 +33,11 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
     """
     import numpy as np
 
+    from clearhead.data.documents import encode_documents
     from clearhead.errors import InputError
-    from clearhead.evaluation.held_out import held_out
+    from clearhead.evaluation.perplexity import held_out
     from clearhead.gpt import load
-    from clearhead.progress import Progress
-    from clearhead.texts import encode_documents
+    from clearhead.utils.progress import Progress
 
     gpt = load(model, backend="torch", device=device)  # the loss is computed by the PyTorch model
     if gpt.tokenizer is None:

@@ -14,9 +14,9 @@ import typer
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
-    from clearhead.generation import Event, Request
     from clearhead.gpt import GPT, Generation
-    from clearhead.sampling import TokenLogprob
+    from clearhead.inference.generation import Event, Request
+    from clearhead.inference.sampling import TokenLogprob
     from clearhead.tokenizer import Tokenizer
 
 EPILOG = """
@@ -210,8 +210,8 @@ def _check(text: str, options: dict[str, Any]) -> None:
     """Refuses what cannot be before a model is loaded, which may take long."""
     import dataclasses
 
-    from clearhead.generation import Request
-    from clearhead.sampling import SamplingParams
+    from clearhead.inference.generation import Request
+    from clearhead.inference.sampling import SamplingParams
 
     if not text:
         raise InputError(
@@ -243,7 +243,7 @@ def _load(model: str | None, **options: Any) -> GPT:
 def _write(gpt: GPT, prompt: str, request: Request, *, show_prompt: bool) -> None:
     """Writes the samples one below another; the first that is not finished appears as it is made."""
     from clearhead.cli.console import notice, output
-    from clearhead.generation import stream
+    from clearhead.inference.generation import stream
 
     samples: list[list[Event]] = [[] for _ in range(request.n)]
     notices: dict[str, None] = {}  # each once, in order

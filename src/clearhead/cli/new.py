@@ -169,8 +169,8 @@ def _make(folder: Path, config: GPTConfig, vocabulary: Tokenizer | None, seed: i
 
 
 def _save(folder: Path, model: GPTModel, vocabulary: Tokenizer | None) -> None:
+    from clearhead.inference.torch_weights import ModelTensors
     from clearhead.weights import save_huggingface
-    from clearhead.weights.into_torch import ModelTensors
 
     end = None if vocabulary is None else vocabulary.end_of_text
     save_huggingface(folder, model.config, ModelTensors(model), extra_config={"bos_token_id": end, "eos_token_id": end})

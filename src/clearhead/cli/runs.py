@@ -58,7 +58,7 @@ def _table(found: list[Any]) -> None:
     from rich.table import Table
 
     from clearhead.cli.console import output
-    from clearhead.progress import duration
+    from clearhead.utils.progress import duration
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("run", "state", "steps", "loss", "held out", "tokens/s", "time"):

@@ -79,7 +79,7 @@ def find_source(model: str) -> Source:
 def _open(model: str, path: Path) -> Source:
     from clearhead import weights
     from clearhead.cli.console import notice
-    from clearhead.weights.huggingface import weights_in
+    from clearhead.weights.schemes.huggingface import weights_in
 
     try:
         opened = weights.open(model)

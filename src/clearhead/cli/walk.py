@@ -80,8 +80,8 @@ def walk(
     """
     from clearhead.cli.console import notice, output, read_text, working
     from clearhead.gpt import load
+    from clearhead.inference.sampling import SamplingParams
     from clearhead.lens.words import LANGUAGES
-    from clearhead.sampling import SamplingParams
 
     if html is not None and as_json:
         raise typer.BadParameter("give --html or --json, not both.")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from clearhead.weights import Source
-    from clearhead.weights.chart import Chart, Group
     from clearhead.weights.grouping import Span
     from clearhead.weights.inspection import Inspection
+    from clearhead.weights.plan_chart import Chart, Group
 
 HELP = "Look at a model's weights, prove them right, fetch them, and write them in another form."
 
@@ -84,8 +84,8 @@ def map_weights(
     Each stored tensor stands with its shape, what is done with it, and the tensor that it becomes; what is not used
     stands with the reason. Blocks that are alike are shown once. No numbers are read.
     """
-    from clearhead.weights.chart import make_chart
     from clearhead.weights.layouts import LAYOUTS
+    from clearhead.weights.plan_chart import make_chart
 
     if mermaid + as_json + (svg is not None) > 1:
         raise typer.BadParameter("give only one of --mermaid, --svg and --json.")
@@ -99,7 +99,7 @@ def map_weights(
         print(chart.as_mermaid(), end="")
     elif svg is not None:
         from clearhead.cli.console import notice, write_file
-        from clearhead.weights.chart_svg import chart_svg
+        from clearhead.weights.plan_chart_svg import chart_svg
 
         write_file(svg, chart_svg(chart, _short(opened)))
         notice(f"wrote {svg}.")

@@ -57,7 +57,7 @@ def fetch_weights(
     never looks finished.
     """
     from clearhead import weights
-    from clearhead.weights.download import OPENAI
+    from clearhead.weights.hub.download import OPENAI
 
     if mirror and origin is Origin.HUB:
         raise typer.BadParameter("--mirror is for OpenAI's files; of the hub, set HF_ENDPOINT to a mirror's address.")

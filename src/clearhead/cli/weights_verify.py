@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from clearhead.weights import Point, Verification
+    from clearhead.verification.weights_checks import Point, Verification
 
 EPILOG = """
 Examples:
@@ -61,12 +61,12 @@ def verify_weights(
 
 def _verify(source: str, text: Path | None, run: bool, device: str) -> Verification:
     if not run:
-        from clearhead.weights import verify as look
+        from clearhead.verification.weights_checks import verify as look
 
         return look(source)
     from clearhead.cli.console import read_text
-    from clearhead.evaluation.sample_text import TEXT
-    from clearhead.verification import verify
+    from clearhead.verification.model_checks import verify
+    from clearhead.verification.reference_text import TEXT
 
     return verify(source, device=device, text=TEXT if text is None else read_text(None, text, "text"))
 

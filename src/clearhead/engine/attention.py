@@ -14,7 +14,6 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from clearhead.compiling import fused, kernel
 from clearhead.engine.elementwise import exponential, round_to_bfloat16
 from clearhead.engine.llvm import (
     F32,
@@ -35,6 +34,7 @@ from clearhead.engine.llvm import (
     store,
     widen_bfloat16,
 )
+from clearhead.utils.jit import fused, kernel
 
 PAGE = 64
 """Tokens whose keys and values lie together."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from clearhead.config import GPTConfig
 
 if TYPE_CHECKING:
-    from clearhead.runner import Runner
+    from clearhead.inference.runner import Runner
 
 Moments = dict[str, npt.NDArray[np.float32]]
 Floats = npt.NDArray[np.float32]

@@ -12,8 +12,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from clearhead.compiling import fused, kernel
 from clearhead.engine.llvm import LANES, bits_as_float, float_as_bits, row_square_sum, row_sum
+from clearhead.utils.jit import fused, kernel
 
 _ROUND = np.float32(12582912.0)  # 1.5 · 2²³: added and taken away again it rounds to a whole number, half to even
 _LOG2_E = np.float32(1.4426950408889634)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.compiling import entry
 from clearhead.engine.elementwise import round_to_bfloat16
 from clearhead.engine.llvm import bits_as_float
 from clearhead.engine.tiles import CHUNKS, COLUMNS, PANEL, place_of
 from clearhead.errors import InputError
+from clearhead.utils.jit import entry
 
 GROUP = CHUNKS["int4"]
 """Numbers that share a scale in int4."""

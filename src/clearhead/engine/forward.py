@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.compiling import entry, fused, kernel
 from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, make_ready, normalize
 from clearhead.engine.llvm import atomic_write
 from clearhead.engine.threads import JOB, finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.engine.tiles import COLUMNS, PANEL, multiply, read_row
+from clearhead.utils.jit import entry, fused, kernel
 
 Array = npt.NDArray[Any]
 

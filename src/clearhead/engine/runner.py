@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.compiling import told
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import MOST_QUERIES, PAGE
 from clearhead.engine.formats import padded_columns, padded_rows
 from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, phases_of, serve
 from clearhead.engine.threads import JOB, STOP, new_control
 from clearhead.errors import InputError
-from clearhead.runner import Slot
+from clearhead.inference.runner import Slot
+from clearhead.utils.jit import told
 
 MOST_ROWS = 128
 """Tokens in one pass; a longer prompt is several."""
@@ -112,7 +112,7 @@ class _Crew:
 
 
 class EngineRunner:
-    """Runs a GPT-2 on the CPU in compiled code. Implements `clearhead.runner.Runner`.
+    """Runs a GPT-2 on the CPU in compiled code. Implements `clearhead.inference.runner.Runner`.
 
     The results for a sequence have the same bits whatever else runs with it, however its tokens are cut into calls,
     and for any number of threads.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clearhead.errors import InputError, WeightsError
-from clearhead.places import cache_folder, free_memory, usable_cores
+from clearhead.utils.system import cache_folder, free_memory, usable_cores
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.tensors import TensorInfo
 
@@ -126,8 +126,8 @@ def _load(source: Source, form: str) -> Arrays | None:
 
 
 def _make(source: Source, form: str, threads: int) -> Arrays:
-    from clearhead.compiling import told
     from clearhead.engine.building import build, size
+    from clearhead.utils.jit import told
 
     need, there = size(source.config, form) + _ROOM, free_memory()
     if there is not None and need > there:
@@ -149,7 +149,7 @@ def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
     from clearhead.engine.building import build, weights_of
     from clearhead.engine.calibration import moments, write_text
     from clearhead.engine.runner import EngineRunner
-    from clearhead.progress import Progress
+    from clearhead.utils.progress import Progress
 
     with Progress(f"Rounding {source.name} to int4, once", None) as progress:
         progress.note("it writes a text to see how its weights are used")

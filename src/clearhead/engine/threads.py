@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.compiling import kernel
 from clearhead.engine.llvm import atomic_add, atomic_read, atomic_swap, atomic_write, give_way
+from clearhead.utils.jit import kernel
 
 # Places in the control array, each on a cache line of its own, so that who reads one does not slow who writes another.
 JOB = 0

@@ -26,7 +26,6 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from clearhead.compiling import fused, kernel
 from clearhead.engine.llvm import (
     F32,
     I8,
@@ -51,6 +50,7 @@ from clearhead.engine.llvm import (
     vector,
     widen_bfloat16,
 )
+from clearhead.utils.jit import fused, kernel
 
 PANEL = 4
 """Rows in a panel."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clearhead.inference.sampling import Sampler, SamplingParams, top_k_ids
 from clearhead.lens.reading import logit_lens, pieces
 from clearhead.lens.watching import Trace, watch
 from clearhead.model import GPTModel
-from clearhead.sampling import Sampler, SamplingParams, top_k_ids
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer

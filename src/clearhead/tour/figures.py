@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from clearhead.svg import clean, document, rect, text_width, themed
+from clearhead.drawing.svg import clean, document, rect, text_width, themed
 from clearhead.training.curves import ticks
 
 _WIDTH, _HEIGHT = 560, 300  # of a curve's whole drawing

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import GPT, load
+from clearhead.inference.torch_weights import ModelTensors
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 from clearhead.weights import save_huggingface
-from clearhead.weights.into_torch import ModelTensors
 
 _WEIGHTS = "model.safetensors"
 _SCORE = "score.weight"

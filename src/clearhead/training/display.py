@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from clearhead.progress import duration
+from clearhead.utils.progress import duration
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
 _SPARKS = "▁▂▃▄▅▆▇█"

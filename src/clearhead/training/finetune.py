@@ -12,16 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from clearhead.errors import TrainingError
-from clearhead.evaluation.held_out import HeldOut, evenly, held_out
-from clearhead.gpt import load
-from clearhead.model import GPTModel
-from clearhead.tokenizer import Tokenizer
-from clearhead.training.batches import Batches
-from clearhead.training.classifier import save_classifier
-from clearhead.training.distributed import Processes
-from clearhead.training.encoding import COMPILE_FROM, Encoder
-from clearhead.training.examples import (
+from clearhead.data.batches import Batches
+from clearhead.data.encoding import COMPILE_FROM, Encoder
+from clearhead.data.examples import (
     Example,
     ExampleBatches,
     classified,
@@ -30,9 +23,16 @@ from clearhead.training.examples import (
     opened,
     together,
 )
+from clearhead.data.sources import Place, TextFile
+from clearhead.errors import TrainingError
+from clearhead.evaluation.perplexity import HeldOut, evenly, held_out
+from clearhead.gpt import load
+from clearhead.model import GPTModel
+from clearhead.tokenizer import Tokenizer
+from clearhead.training.classifier import save_classifier
+from clearhead.training.distributed import Processes
 from clearhead.training.objective import counted_places
 from clearhead.training.recipe import FineTuneRecipe, Recipe
-from clearhead.training.sources import Place, TextFile
 from clearhead.training.step import Batch
 from clearhead.training.task import Examiner, Scores, Task, numbers_of, save_model
 from clearhead.weights.formats.tensorflow import index_in

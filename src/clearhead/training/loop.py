@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from clearhead.data.corpus import Corpus, build, place
 from clearhead.errors import TrainingError
 from clearhead.model import GPTModel
 from clearhead.training.card import model_card
@@ -34,7 +35,6 @@ from clearhead.training.checkpoint import (
     understood,
 )
 from clearhead.training.clock import Clock
-from clearhead.training.corpus import Corpus, build, place
 from clearhead.training.display import Standing
 from clearhead.training.distributed import Processes, processes
 from clearhead.training.environment import environment

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clearhead.head_loss import NOT_COUNTED, head_nats
+from clearhead.losses import NOT_COUNTED, head_nats
 from clearhead.model import GPTModel
 
 

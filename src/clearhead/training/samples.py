@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clearhead.errors import TokenizerError, TrainingError
-from clearhead.generation import Request, generate
+from clearhead.inference.generation import Request, generate
+from clearhead.inference.sampling import SamplingParams
+from clearhead.inference.torch_runner import TorchRunner
 from clearhead.model import GPTModel
-from clearhead.sampling import SamplingParams
 from clearhead.tokenizer import Tokenizer
-from clearhead.torch_runner import TorchRunner
 
 
 def continuations(model: GPTModel, tokenizer: Tokenizer, prompts: Sequence[str], tokens: int) -> list[tuple[str, str]]:

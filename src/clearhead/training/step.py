@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
-from clearhead.head_loss import NOT_COUNTED
+from clearhead.losses import NOT_COUNTED
 from clearhead.training.distributed import Processes
 from clearhead.training.objective import counted_places
 from clearhead.training.precision import LossScale, autocast

@@ -7,17 +7,17 @@ from typing import Protocol
 
 from torch import Tensor
 
+from clearhead.data.batches import Batches
+from clearhead.data.corpus import Corpus
 from clearhead.errors import TrainingError
-from clearhead.evaluation.held_out import HeldOut, held_out
+from clearhead.evaluation.perplexity import HeldOut, held_out
+from clearhead.inference.torch_weights import ModelTensors
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
-from clearhead.training.batches import Batches
-from clearhead.training.corpus import Corpus
 from clearhead.training.distributed import Processes
 from clearhead.training.recipe import Recipe
 from clearhead.training.step import Batch
 from clearhead.weights import save_huggingface
-from clearhead.weights.into_torch import ModelTensors
 
 Scores = dict[str, dict[str, float]]
 """For each held-out text its numbers by name: loss, bits_per_byte, perplexity; accuracy of a classifier."""

@@ -2,21 +2,19 @@
 
 `open` looks at a model on disk (or on the hub), whatever its form; `Source.plan` says how its tensors become
 Clearhead's, `Source.load` does it, `Source.save` and `convert` write another form. `fetch_openai` brings the models
-that OpenAI published, and `identify` says whether a model is one of them, bit for bit. `verify` proves, point by
-point, that weights are whole and stand where they belong.
+that OpenAI published, and `identify` says whether a model is one of them, bit for bit.
 """
 
 from clearhead.weights.comparison import Difference, compare
-from clearhead.weights.download import fetch_openai
-from clearhead.weights.hub import fetch, fetch_into, fetch_tokenizer
-from clearhead.weights.huggingface import save_huggingface
-from clearhead.weights.official import Identity, identify
-from clearhead.weights.openai import save_openai
+from clearhead.weights.hub.download import fetch_openai
+from clearhead.weights.hub.hub import fetch, fetch_into, fetch_tokenizer
+from clearhead.weights.hub.official import Identity, identify
 from clearhead.weights.plan import LazyTensors, Plan, PlanRow
 from clearhead.weights.saving import Saved, save
+from clearhead.weights.schemes.huggingface import save_huggingface
+from clearhead.weights.schemes.openai import save_openai
 from clearhead.weights.source import Source, convert, locate, looks_like_a_path, open
 from clearhead.weights.tensors import TensorInfo
-from clearhead.weights.verifying import Point, Verification, verify
 
 __all__ = [
     "Difference",
@@ -24,11 +22,9 @@ __all__ = [
     "LazyTensors",
     "Plan",
     "PlanRow",
-    "Point",
     "Saved",
     "Source",
     "TensorInfo",
-    "Verification",
     "compare",
     "convert",
     "fetch",
@@ -42,5 +38,4 @@ __all__ = [
     "save",
     "save_huggingface",
     "save_openai",
-    "verify",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.progress import ByteProgress
+from clearhead.utils.progress import ByteProgress
 from clearhead.weights.plan import Plan
 
 _PIECE = 2**22  # numbers compared at once

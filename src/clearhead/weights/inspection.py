@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.progress import ByteProgress
+from clearhead.utils.progress import ByteProgress
 from clearhead.weights.grouping import Span, fold
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan

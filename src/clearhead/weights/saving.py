@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clearhead import tokenizer_files
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.progress import ByteProgress
-from clearhead.weights import gguf, huggingface, onnx, openai, state_dicts
+from clearhead.tokenizer import files as tokenizer_files
+from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
 from clearhead.weights.formats.llmc import write_llmc
 from clearhead.weights.formats.onnx import KINDS
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import Plan
+from clearhead.weights.schemes import gguf, huggingface, onnx, openai, state_dicts
 from clearhead.weights.tensors import SAVED, TensorFile, encode
 
 if TYPE_CHECKING:

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clearhead import tokenizer_files
 from clearhead.config import HUB_NAMES, GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.progress import ByteProgress
-from clearhead.weights import gguf, hub, huggingface, onnx, openai, state_dicts
+from clearhead.tokenizer import files as tokenizer_files
+from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
 from clearhead.weights.formats.onnx import OnnxFile
 from clearhead.weights.formats.sniff import kind_of
 from clearhead.weights.formats.tensorflow import index_in
+from clearhead.weights.hub import hub
 from clearhead.weights.plan import LazyTensors, Plan, Read, make_plan
 from clearhead.weights.recognize import NAMED, recognize, refuse_unknown, stored_name
 from clearhead.weights.saving import Saved, check, save_plan, tokenizer_of
+from clearhead.weights.schemes import gguf, huggingface, onnx, openai, state_dicts
 from clearhead.weights.streaming import Streamed
 from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo
 

@@ -1,0 +1,1 @@
+"""The framework diagram of a GPT-2."""

@@ -1,0 +1,1 @@
+"""Documents, corpora, shards and batches: from text to a training step."""

@@ -1,0 +1,1 @@
+"""One toolkit for pictures: SVG, charts, palettes, PNG."""

@@ -1,0 +1,1 @@
+"""Run a model over growing sequences: runners, generation, sampling and scoring."""

@@ -1,0 +1,119 @@
+"""The draw of a token, compiled: what `sampling.Sampler` does for each token of a text with fifty thousand candidates.
+
+`sampling.py` says what is drawn and why it is drawn so; the random numbers and the scores are the same here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from clearhead.utils.jit import entry, fused
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_30, _27, _31, _11, _32 = (np.uint64(n) for n in (30, 27, 31, 11, 32))
+
+
+@fused
+def _bits(key: Any, token: Any) -> Any:
+    """The 64 random bits of a token: SplitMix64's output number `token` (from 0) for the state `key`."""
+    z = key + (np.uint64(token) + np.uint64(1)) * _GAMMA
+    z = (z ^ (z >> _30)) * _MIX_1
+    z = (z ^ (z >> _27)) * _MIX_2
+    return z ^ (z >> _31)
+
+
+@fused
+def _score(logit: Any, bits: Any, best: float, temperature: float) -> float:
+    """(logit - best) / temperature plus Gumbel noise of 53 of the bits."""
+    uniform = (np.float64(bits >> _11) + 0.5) * 2.0**-53
+    return (np.float64(logit) - best) / temperature - math.log(-math.log(uniform))
+
+
+@entry
+def draw_from_all(logits: Any, least: Any, best: float, temperature: float, key: Any, first: int) -> int:
+    """The token with the greatest score of those with a logit of at least `least`.
+
+    Args:
+        logits: float32 [V]
+        least: float32; -inf for no limit.
+        best: the greatest logit, that of token `first`.
+        temperature: above 0.
+        key: uint64, the state of this position's random numbers.
+        first: the token whose score is to be beaten.
+    """
+    found, greatest = first, _score(logits[first], _bits(key, first), best, temperature)
+    # No logit is above the best, so only noise above the greatest score so far can win: a comparison of whole numbers.
+    # 1e-9 outdoes what is lost in rounding.
+    enough = np.uint64(max(0.0, math.exp(-math.exp(min(700.0, -greatest))) - 1e-9) * 2.0**53) << _11
+    for token in range(len(logits)):
+        bits = _bits(key, token)
+        if bits >= enough and logits[token] >= least:
+            score = _score(logits[token], bits, best, temperature)
+            if score > greatest:
+                found, greatest = token, score
+                enough = np.uint64(max(0.0, math.exp(-math.exp(min(700.0, -score))) - 1e-9) * 2.0**53) << _11
+    return found
+
+
+@entry
+def heavy_tokens(weights: Any, weight_bits: Any, top_p: float, order: Any) -> tuple[int, float]:
+    """What can belong to the likeliest tokens that together reach top_p.
+
+    What is lighter than (1 - top_p) · total / V cannot: all of that kind together weigh less than 1 - top_p.
+
+    Args:
+        weights: float32 [V], exp((logit - best) / temperature)
+        weight_bits: the same memory as uint32; numbers from 0 on are ordered as their bits are.
+        top_p: below 1.
+        order: uint64 [V]; filled with a number for each token that can, of which the least is the likeliest token's.
+
+    Returns:
+        how many there are, and the sum of all weights.
+    """
+    n = len(weights)
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0  # four sums that do not wait for each other
+    for i in range(0, n - 3, 4):
+        a += np.float64(weights[i])
+        b += np.float64(weights[i + 1])
+        c += np.float64(weights[i + 2])
+        d += np.float64(weights[i + 3])
+    for i in range(n - n % 4, n):
+        a += np.float64(weights[i])
+    total = (a + b) + (c + d)
+    lightest = (1 - top_p) * total / n
+    count = 0
+    for i in range(n):
+        if weights[i] >= lightest:
+            order[count] = (np.uint64(np.uint32(0xFFFFFFFF) - weight_bits[i]) << _32) | np.uint64(i)
+            count += 1
+    return count, total
+
+
+@entry
+def draw_in_order(
+    logits: Any, weights: Any, order: Any, goal: float, least: Any, best: float, temperature: float, key: Any
+) -> int:
+    """The token with the greatest score of the first in `order` whose weights together reach `goal`.
+
+    Args:
+        logits, weights: float32 [V]
+        order: uint64, as `heavy_tokens` made it, sorted.
+        goal: the weight to reach.
+        least, best, temperature, key: as for `draw_from_all`.
+    """
+    reached, found, greatest = 0.0, -1, -np.inf
+    for place in range(len(order)):
+        token = int(order[place] & np.uint64(0xFFFFFFFF))
+        if logits[token] >= least:
+            score = _score(logits[token], _bits(key, token), best, temperature)
+            if score > greatest:
+                found, greatest = token, score
+        reached += np.float64(weights[token])
+        if reached >= goal:
+            break
+    return found

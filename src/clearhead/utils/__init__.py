@@ -1,0 +1,1 @@
+"""Ground that every other package may stand on: no torch, no model."""

@@ -1,0 +1,1 @@
+"""Hugging Face's hub, downloads and OpenAI's official files."""

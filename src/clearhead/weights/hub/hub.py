@@ -1,0 +1,298 @@
+"""Models on the Hugging Face hub: fetched once, through `huggingface_hub` and its cache, then found there.
+
+That library resumes a broken download and heeds HF_ENDPOINT (a mirror), HF_HUB_OFFLINE, HF_TOKEN and
+HF_HOME. Here stand only which files are needed and what to tell the user when it does not work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from clearhead.errors import HubError, WeightsError
+from clearhead.tokenizer import files as tokenizer_files
+from clearhead.utils.locking import only_one
+from clearhead.weights.schemes.huggingface import WEIGHT_FILES, weights_in
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
+
+_SMALL_FILES = ["config.json", "generation_config.json", *tokenizer_files.ALL]
+_TIMEOUT = 10.0  # seconds for the hub to answer before it counts as out of reach
+_CHUNK = 2**20  # bytes
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The folder with a hub model's config, tokenizer and weights, fetched where it is not in the cache.
+
+    The hub is asked whether there is a newer version; where it cannot be reached, what is in the cache is taken.
+
+    Args:
+        name: `gpt2`, or `owner/name`.
+        revision: a branch, tag or commit; the main branch where it is not given.
+
+    Raises:
+        HubError: where there is no such model or no access to it, or the hub cannot be reached and the cache
+            does not hold the model.
+        WeightsError: where the model on the hub has no weights in a form that can be read.
+    """
+    from huggingface_hub import errors
+
+    with _quiet(), _refusals(name, revision):
+        try:
+            return _download(name, revision)
+        except (errors.HfHubHTTPError, OSError, _http_error()) as error:
+            refused = isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError))
+            if refused or (cached := _from_cache(name, revision)) is None:
+                raise
+            return cached
+
+
+def fetch_tokenizer(name: str, revision: str | None = None) -> Path:
+    """The folder with a hub model's tokenizer, fetched where it is not in the cache; its weights are not.
+
+    Args:
+        name: `gpt2`, or `owner/name`.
+        revision: a branch, tag or commit; the main branch where it is not given.
+
+    Raises:
+        HubError: where there is no such model or no access to it, or the hub cannot be reached and the cache does
+            not hold the tokenizer.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    def download(*, local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=_SMALL_FILES,
+                local_files_only=local,
+                etag_timeout=_TIMEOUT,
+                library_name="clearhead",
+            )
+        )
+
+    with _quiet(), _refusals(name, revision):
+        try:
+            return download(local=False)
+        except (errors.HfHubHTTPError, OSError, _http_error()) as error:
+            if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+                raise
+            with contextlib.suppress(OSError):
+                cached = download(local=True)
+                if any((cached / file).is_file() for file in tokenizer_files.ALL):
+                    return cached
+            raise
+
+
+def fetch_into(name: str, dest: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Fetches a hub model's config, tokenizer and weights into a folder, and not into the hub library's cache.
+
+    Every file is compared with the size and the checksum that the hub gives before it takes its place, the weights
+    last. Files that are there already and right are kept, and what broke off goes on where it was.
+
+    Args:
+        name: `gpt2`, or `owner/name`.
+        dest: the folder, made where it is not there.
+        revision: a branch, tag or commit; the main branch where it is not given.
+
+    Returns:
+        the folder.
+
+    Raises:
+        HubError: where there is no such model or no access to it, the hub cannot be reached, or a file is not what
+            the hub says that it is.
+        WeightsError: where the model has no weights in a form that can be read, the folder cannot be written, or
+            another process fetches into it.
+    """
+    folder = Path(dest).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(folder), _quiet(), _refusals(name, revision):
+            _fetch_missing(name, folder, revision)
+    except OSError as error:
+        raise WeightsError(f"{folder} could not be written ({error.strerror or error}).") from None
+    return folder
+
+
+def _fetch_missing(name: str, folder: Path, revision: str | None) -> None:
+    from huggingface_hub import snapshot_download
+
+    info, files = _look(name, revision)
+    missing = [file for file in files if not _is_right(folder / file.rfilename, file)]
+    if not missing:
+        return
+    _say_size(name, missing)
+    beside = folder / ".fetching"
+    wanted = [file.rfilename for file in missing]
+    snapshot_download(name, revision=info.sha, allow_patterns=wanted, local_dir=beside, library_name="clearhead")
+    for file in missing:
+        if not _is_right(beside / file.rfilename, file):
+            (beside / file.rfilename).unlink(missing_ok=True)
+            raise HubError(
+                f"{file.rfilename} of {name!r} came from {_endpoint()} with another size or checksum than the hub "
+                "gives for it, and was removed; try again, and if it stays so, a mirror or a proxy changes it."
+            )
+    for file in sorted(missing, key=lambda file: file.rfilename in WEIGHT_FILES):  # that one last by which it is found
+        (beside / file.rfilename).replace(folder / file.rfilename)
+    shutil.rmtree(beside)
+
+
+def _is_right(path: Path, file: RepoSibling) -> bool:
+    """Whether a file is there with the size and the checksum that the hub gives: SHA-256, or git's for small files."""
+    if not path.is_file() or (file.size is not None and path.stat().st_size != file.size):
+        return False
+    if file.lfs is not None:
+        return _digest(path, hashlib.sha256()) == file.lfs.sha256
+    start = f"blob {path.stat().st_size}\0".encode()
+    return file.blob_id is None or _digest(path, hashlib.sha1(start, usedforsecurity=False)) == file.blob_id
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> str:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _refusals(name: str, revision: str | None) -> Iterator[None]:
+    """Puts into words why the hub did not give a model; what is wrong with the disk stays an OSError."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{name!r} on {_endpoint()} is given only to those who have asked for access; "
+            f"ask for it at {_endpoint()}/{name} and sign in with `hf auth login`, or set HF_TOKEN."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise HubError(f"{name!r} on {_endpoint()} has no branch, tag or commit {revision!r}.") from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"there is no folder {name!r} here and no model of that name on {_endpoint()} that you may see; "
+            "check the name, and if the model is private sign in with `hf auth login`, or set HF_TOKEN."
+        ) from None
+    except errors.HFValidationError:
+        raise WeightsError(
+            f"{name!r} does not exist here and cannot be a name on the hub, which is like gpt2 or owner/name."
+        ) from None
+    except (errors.HfHubHTTPError, OSError, _http_error()) as error:
+        if getattr(error, "errno", None) in _OF_THE_DISK:
+            raise
+        _refuse_unreachable(name, error)
+
+
+def _look(name: str, revision: str | None) -> tuple[ModelInfo, list[RepoSibling]]:
+    """What the hub says of a model, and of those of its files that are needed.
+
+    Raises:
+        WeightsError: where it has no weights in a form that can be read.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    api = HfApi(library_name="clearhead")
+    info = api.model_info(name, revision=revision, timeout=_TIMEOUT, files_metadata=True)
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    weights = next((file for file in WEIGHT_FILES if file in names), None)
+    if weights is None:
+        raise WeightsError(
+            f"{name!r} on {_endpoint()} has no {' or '.join(list(WEIGHT_FILES)[:3])}; "
+            f"it has {', '.join(sorted(names)[:8]) or 'no files'}."
+        )
+    shards = [weights.removesuffix(".safetensors.index.json").removesuffix(".bin.index.json") + "-*-of-*"]
+    wanted = [*_SMALL_FILES, weights, *(shards if weights.endswith(".index.json") else [])]
+    return info, [s for s in info.siblings or () if any(fnmatch(s.rfilename, pattern) for pattern in wanted)]
+
+
+def _say_size(name: str, files: list[RepoSibling]) -> None:
+    if not sys.stderr.isatty():  # on a terminal the hub library shows a bar
+        size = sum(file.size or 0 for file in files)
+        print(f"Fetching {name}, {size / 1e6:,.0f} MB, from {_endpoint()} …", file=sys.stderr, flush=True)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    info, files = _look(name, revision)
+    if not _from_cache(name, info.sha):
+        _say_size(name, files)
+    wanted = [file.rfilename for file in files]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, library_name="clearhead"))
+
+
+def _from_cache(name: str, revision: str | None) -> Path | None:
+    """A model's folder in the cache, where all of it is there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"], local_files_only=True))
+    except OSError:
+        return None
+    return folder if (folder / "config.json").is_file() and weights_in(folder) else None
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def _http_error() -> type[Exception]:
+    """The base of what the hub library's own HTTP library raises, which has changed over its versions."""
+    from huggingface_hub import errors
+
+    # HfHubHTTPError derives from the HTTP library's HTTPError, as do its connection errors.
+    return next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException"))
+
+
+def _refuse_unreachable(name: str, error: Exception) -> NoReturn:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if os.environ.get("HF_HUB_OFFLINE") and status is None:
+        raise HubError(
+            f"{name!r} is not in the cache and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a local folder."
+        ) from None
+    what = f"answered with status {status}" if status else f"could not be reached ({_cause(error)})"
+    raise HubError(
+        f"{name!r} is no folder here and could not be fetched: {_endpoint()} {what}. Give the path of a local folder "
+        "with config.json and model.safetensors, or set HF_ENDPOINT to a mirror of the hub."
+    ) from None
+
+
+def _cause(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the hub library's remarks, and its progress bars away from a terminal, out of the user's sight."""
+    from huggingface_hub.utils import are_progress_bars_disabled as are_disabled
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    logger = logging.getLogger("huggingface_hub")
+    level, hide = logger.level, not sys.stderr.isatty() and not are_disabled()
+    logger.setLevel(logging.CRITICAL)
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if hide:
+            enable_progress_bars()

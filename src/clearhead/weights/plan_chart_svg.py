@@ -1,0 +1,301 @@
+"""The flow chart of a plan as a drawing: an SVG that is text throughout, light or dark as the reader's screen is.
+
+Three columns: what is stored, what is done with it, what it becomes. Widths come from the longest name, heights from
+what stands in a line, so that nothing overlaps whatever the scheme. Lengths are in pixels.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from clearhead.drawing.svg import clean, document, rect, themed
+from clearhead.weights.layouts import LAYOUTS
+from clearhead.weights.plan_chart import Chart, ChartTensor, Group
+from clearhead.weights.tensors import shape_words
+
+_NAME, _SMALL, _TITLE = 13.0, 11.5, 20.0  # font sizes
+_MONO, _SANS = 0.61, 0.58  # the width of a character of the common fonts, at most (on average for sans), per font size
+_MARGIN, _INSET, _GAP = 24, 16, 76  # around the drawing, inside the frame, and for the curves between two columns
+_BOX, _PITCH = 42, 52  # the height of a tensor's box, and of a line
+_PILL, _ARROW = 24, 18  # the height of an operation's mark, and what lies between two of them
+_REASON_LINE, _REASON_CHARS = 15, 30
+
+_LIGHT = """
+text { fill: #1b1f24 } .name { font-size: 13px }
+.small { font-size: 11.5px } .dim { fill: #59636e } .title { font-size: 20px; font-weight: 600 }
+.head { font-size: 13px; font-weight: 600; fill: #59636e } .label { font-size: 14px; font-weight: 600 }
+.step { font-size: 12px; text-anchor: middle; fill: #5c4300 }
+.paper { fill: #ffffff } .frame { fill: #f6f8fa; stroke: #c8d0d9 }
+.stored { fill: #e9f2fc; stroke: #8fb4dd } .made { fill: #e9f7ed; stroke: #86bd97 }
+.absent { fill: none; stroke: #a3acb6; stroke-dasharray: 4 3 } .pill { fill: #fff3d6; stroke: #d6ab4e }
+.flow { fill: none; stroke: #818b96; stroke-width: 1.5 } .dashed { stroke-dasharray: 5 4 } .tip { fill: #818b96 }
+"""
+_DARK = """
+  text { fill: #e8ebee } .dim, .head { fill: #a2acb7 } .step { fill: #f3d78f }
+  .paper { fill: #12161b } .frame { fill: #1a2027; stroke: #3d4752 }
+  .stored { fill: #16293e; stroke: #47719f } .made { fill: #163321; stroke: #45855b }
+  .absent { stroke: #66717d } .pill { fill: #372c10; stroke: #8f7430 }
+  .flow { stroke: #7c8792 } .tip { fill: #7c8792 }
+"""
+
+
+def chart_svg(chart: Chart, name: str) -> str:
+    """The chart as an SVG document.
+
+    Args:
+        chart: what to draw.
+        name: how the model is called, for the title.
+    """
+    return _Drawing(chart, name).document()
+
+
+@dataclass
+class _Cluster:
+    """Lines that share a source: a tensor that is split feeds several. Their boxes are placed together.
+
+    Attributes:
+        groups: the lines.
+        sources: the stored tensors that they take, each once.
+    """
+
+    groups: list[Group]
+    sources: list[ChartTensor]
+
+
+def _clusters(groups: list[Group]) -> list[_Cluster]:
+    found: list[_Cluster] = []
+    for group in groups:
+        own = [] if "tie" in group.operations else list(group.sources)
+        shared = [cluster for cluster in found if any(source in cluster.sources for source in own)]
+        home = shared[0] if shared else _Cluster([], [])
+        if not shared:
+            found.append(home)
+        for other in shared[1:]:
+            home.groups += other.groups
+            home.sources += other.sources
+            found.remove(other)
+        home.groups.append(group)
+        home.sources += [source for source in own if source not in home.sources]
+    return found
+
+
+class _Drawing:
+    """Draws from top to bottom; `y` is where the next thing goes."""
+
+    def __init__(self, chart: Chart, name: str) -> None:
+        self.chart = chart
+        self.heading = f"{name}: {LAYOUTS[chart.origin].title} → {LAYOUTS[chart.to].title}"
+        self.shapes: list[str] = []
+        self.y: float = _MARGIN
+        self.made_at: dict[str, float] = {}  # the middle of every target's box, by its label
+        self.ties: list[tuple[str, str]] = []
+        self._columns()
+
+    def _columns(self) -> None:
+        """Where the columns begin and end."""
+        chart = self.chart
+        sources = [self._box_width(source) for group in chart.groups for source in group.sources]
+        targets = [self._box_width(group.target) for group in chart.groups if group.target]
+        reasons = [line for group in chart.groups if group.target for line in self._reason(group)]
+        middle = [sum(_pill_width(step) + _ARROW for step in group.steps) for group in chart.groups]
+        headings = [LAYOUTS[key].title for key in (chart.origin, chart.to)]
+        absent = _SMALL * _SANS * 24
+        self.left = _MARGIN + _INSET
+        self.left_end = self.left + max([*sources, absent, _NAME * _SANS * len(headings[0])])
+        self.mid = self.left_end + _GAP
+        self.mid_end = self.mid + max([80.0, *middle, *(_SMALL * _SANS * len(line) for line in reasons)])
+        self.right = self.mid_end + _GAP
+        self.right_end = self.right + max([*targets, _NAME * _SANS * len(headings[1])])
+        tied = any("tie" in group.operations for group in chart.groups)
+        end = self.right_end + _INSET + (70 if tied else 0)
+        legend = [_SMALL * _SANS * (len(words) + 14) for words in chart.operations.values()]
+        widest = max(_TITLE * 0.62 * len(self.heading), _NAME * _SANS * len(self._facts()), *legend, 0)
+        self.width = max(end, _MARGIN + widest) + _MARGIN
+
+    def document(self) -> str:
+        self._title()
+        for part in ("before", "blocks", "after"):
+            if groups := self.chart.part(part):
+                self._part(groups, framed=part == "blocks")
+        for one, other in self.ties:
+            self._tie(one, other)
+        self._ignored()
+        self._legend()
+        return document(
+            self.width,
+            self.y + _MARGIN,
+            self.heading,
+            self.chart.counts,
+            themed(_LIGHT, _DARK, "auto"),
+            self.shapes,
+            "en",
+        )
+
+    # Parts ------------------------------------------------------------------------------------------------------
+
+    def _facts(self) -> str:
+        config = self.chart.config
+        return (
+            f"{config.n_layers} blocks, {config.n_heads} heads, {config.emb_dim:,} numbers per token, "
+            f"{config.vocab_size:,} tokens, {config.context_length:,} positions. {self.chart.counts}"
+        )
+
+    def _title(self) -> None:
+        self._write(_MARGIN, self.y + 18, self.heading, "title")
+        self._write(_MARGIN, self.y + 42, self._facts(), "dim", 13)
+        self.y += 78
+        self._write(self.left, self.y, LAYOUTS[self.chart.origin].title, "head")
+        self._write((self.mid + self.mid_end) / 2, self.y, "operations", "head", anchor="middle")
+        self._write(self.right, self.y, LAYOUTS[self.chart.to].title, "head")
+        self.y += 14
+
+    def _part(self, groups: list[Group], framed: bool) -> None:
+        top, place = self.y, len(self.shapes)
+        if framed:
+            self._write(_MARGIN + 12, self.y + 26, self.chart.frame, "label")
+            self.y += 40
+        for cluster in _clusters(groups):
+            self._cluster(cluster, framed)
+        if framed:
+            self.y += 8
+            frame = rect("frame", _MARGIN, top, self.right_end + _INSET - _MARGIN, self.y - top, 12)
+            self.shapes.insert(place, frame)  # behind what stands in it
+            self.y += 14
+
+    def _cluster(self, cluster: _Cluster, framed: bool) -> None:
+        """Draws lines that share sources, the boxes of the shorter side in the middle of the longer one's height."""
+        heights = [_line_height(self._reason(group)) for group in cluster.groups]
+        height = max(sum(heights), _PITCH * len(cluster.sources))
+        at = self.y + (height - _PITCH * len(cluster.sources)) / 2
+        starts: dict[str, float] = {}
+        for source in cluster.sources:
+            whole = framed and not source.span.layers
+            self._box("stored", self.left, self.left_end, at, source, "all blocks in one" if whole else "")
+            starts[source.span.label] = at + _BOX / 2
+            at += _PITCH
+        at = self.y + (height - sum(heights)) / 2
+        for group, line in zip(cluster.groups, heights, strict=True):
+            self._line(group, at, starts)
+            at += line
+        self.y += height
+
+    def _line(self, group: Group, top: float, starts: dict[str, float]) -> None:
+        assert group.target is not None
+        centre = top + _BOX / 2
+        if "tie" in group.operations:
+            self.ties.append((group.sources[0].span.label, group.target.span.label))
+        self._box("made", self.right, self.right_end, top, group.target)
+        self.made_at[group.target.span.label] = centre
+        if not group.sources or "tie" in group.operations:
+            self.shapes.append(rect("absent", self.left, top, self.left_end - self.left, _BOX, 7))
+            self._write(self.left + 12, centre + 4, "no tensor is taken", "dim small")
+        first, last = self._steps(group.steps, centre) if "tie" not in group.operations else (0.0, 0.0)
+        if first:
+            for source in group.sources:
+                self._curve(self.left_end, starts[source.span.label], self.mid, first, centre)
+            self._path(f"M{last:.1f} {centre:.1f} H{self.right - 1:.1f}", tip=True)
+        offset = centre + (_PILL / 2 + 14 if first else 4)
+        for i, text in enumerate(self._reason(group)):
+            middle = (self.mid + self.mid_end) / 2
+            self._write(middle, offset + _REASON_LINE * i, text, "dim small", anchor="middle")
+
+    def _steps(self, steps: tuple[str, ...], centre: float) -> tuple[float, float]:
+        """Draws the operations side by side in the middle; where they begin and end."""
+        total = sum(_pill_width(step) for step in steps) + _ARROW * (len(steps) - 1)
+        first = at = (self.mid + self.mid_end - total) / 2
+        for i, step in enumerate(steps):
+            if i:
+                self._path(f"M{at - _ARROW:.1f} {centre:.1f} h{_ARROW - 1}", tip=True)
+            wide = _pill_width(step)
+            self._pill(step, at, centre)
+            at += wide + _ARROW
+        return first, at - _ARROW
+
+    def _tie(self, one: str, other: str) -> None:
+        """A dashed line down the right side, from a tensor to the one that is the same."""
+        top, bottom = self.made_at[one], self.made_at[other]
+        x, out = self.right_end, self.right_end + _INSET + 30
+        self._path(
+            f"M{x} {top} H{out - 14} Q{out} {top} {out} {top + 14} V{bottom - 14} Q{out} {bottom} {out - 14} {bottom} "
+            f"H{x + 1}",
+            tip=True,
+            dashed=True,
+        )
+        self._pill("tie", out - _pill_width("tie") / 2, bottom - _PITCH / 2 - 8)
+
+    def _ignored(self) -> None:
+        groups = self.chart.part("ignored")
+        if not groups:
+            return
+        self.y += 30
+        self._write(_MARGIN + 12, self.y, "Stored but not used", "label")
+        self.y += 14
+        room = int((self.right_end - self.mid) / (_SMALL * _SANS))
+        for group in groups:
+            (source,) = group.sources
+            centre = self.y + _BOX / 2
+            self._box("absent", self.left, self.left_end, self.y, source)
+            self._path(f"M{self.left_end:.1f} {centre:.1f} H{self.mid - 10:.1f}", dashed=True)
+            lines = textwrap.wrap(group.reason, max(room, 20))
+            for i, line in enumerate(lines):
+                self._write(self.mid, centre + 4 + _REASON_LINE * (i - (len(lines) - 1) / 2), line, "small")
+            self.y += max(_PITCH, _REASON_LINE * len(lines) + 8)
+
+    def _legend(self) -> None:
+        self.y += 22
+        for name, words in self.chart.operations.items():
+            if name != "ignore":
+                self._write(self.left, self.y, name, "small")
+                self._write(self.left + 84, self.y, words, "dim small")
+                self.y += 19
+        self.y -= 12
+
+    # Pieces -----------------------------------------------------------------------------------------------------
+
+    def _reason(self, group: Group) -> list[str]:
+        return textwrap.wrap(group.reason, _REASON_CHARS) if group.reason else []
+
+    def _under(self, tensor: ChartTensor) -> str:
+        plain = tensor.dtype in ("", "float32")
+        return (shape_words(tensor.shape) if tensor.shape else "one number") + ("" if plain else f" · {tensor.dtype}")
+
+    def _box_width(self, tensor: ChartTensor) -> float:
+        under = _SMALL * _SANS * (len(self._under(tensor)) + 20)  # room for a remark
+        return max(_NAME * _MONO * len(tensor.span.label), under) + 24
+
+    def _box(self, kind: str, x: float, end: float, y: float, tensor: ChartTensor, remark: str = "") -> None:
+        under = self._under(tensor) + (f" · {remark}" if remark else "")
+        self.shapes.append(rect(kind, x, y, end - x, _BOX, 7))
+        self._write(x + 12, y + 18, tensor.span.label, "name mono")
+        self._write(x + 12, y + 34, under, "dim small")
+
+    def _pill(self, step: str, x: float, centre: float) -> None:
+        wide = _pill_width(step)
+        self.shapes.append(rect("pill", x, centre - _PILL / 2, wide, _PILL, _PILL / 2))
+        self._write(x + wide / 2, centre + 4, step, "step")
+
+    def _curve(self, x: float, y: float, turned: float, end: float, to: float) -> None:
+        """From a box to its operation: all of the turn lies between the columns, so it crosses no other mark."""
+        half = (turned - x) / 2
+        self._path(
+            f"M{x:.1f} {y:.1f} C{x + half:.1f} {y:.1f} {turned - half:.1f} {to:.1f} {turned:.1f} {to:.1f} H{end:.1f}"
+        )
+
+    def _path(self, d: str, tip: bool = False, dashed: bool = False) -> None:
+        marker = ' marker-end="url(#tip)"' if tip else ""
+        self.shapes.append(f'<path class="flow{" dashed" if dashed else ""}" d="{d}"{marker}/>')
+
+    def _write(self, x: float, y: float, text: str, kind: str, size: int = 0, anchor: str = "") -> None:
+        style = f' font-size="{size}"' if size else ""
+        style += f' text-anchor="{anchor}"' if anchor else ""
+        self.shapes.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{style}>{clean(text)}</text>')
+
+
+def _line_height(reason: list[str]) -> float:
+    """How high a line is: its box, or its operations with the reason below them."""
+    return max(_PITCH, _BOX / 2 + _PILL / 2 + _REASON_LINE * len(reason) + 12)
+
+
+def _pill_width(step: str) -> float:
+    return 12 * _SANS * len(step) + 24

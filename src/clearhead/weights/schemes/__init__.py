@@ -1,0 +1,1 @@
+"""What each naming scheme needs beyond the layout table."""
