@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clearhead.version import __version__
 
 if TYPE_CHECKING:
     from clearhead import weights
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clearhead.inference.sampling import SamplingParams
     from clearhead.verification.model_checks import verify
 
-__all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "load", "verify", "weights"]
+__all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "__version__", "load", "verify", "weights"]
 
 # Where each name lives. They are imported when they are first used, so that `import clearhead` loads
 # neither torch nor NumPy.

@@ -113,7 +113,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _as_json(source: Source, report: Report, random: bool) -> dict[str, Any]:
-    from clearhead import __version__
+    from clearhead.version import __version__
 
     return {
         "clearhead": __version__,

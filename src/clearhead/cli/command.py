@@ -11,7 +11,6 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from clearhead import __version__
 from clearhead.cli.bench import bench
 from clearhead.cli.classify import classify
 from clearhead.cli.corpus import HELP as CORPUS_HELP
@@ -29,6 +28,7 @@ from clearhead.cli.walk import walk
 from clearhead.cli.weights import HELP as WEIGHTS_HELP
 from clearhead.cli.weights import VERBS as WEIGHTS_VERBS
 from clearhead.errors import ClearheadError
+from clearhead.version import __version__
 
 UNABLE = 1
 """Exit status where the machine could not do it: a full disk, no memory, nobody to read the output."""

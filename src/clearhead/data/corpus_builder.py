@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from clearhead.data.encoding import COMPILE_FROM, Encoded, Encoder
 from clearhead.data.manifest import JOURNAL, MANIFEST, VERSION, checksum, identity, read_json, write_json
-from clearhead.data.permutation import mix
 from clearhead.data.shards import Part, Starts, Tokens, Writer, settle, shorter
 from clearhead.data.sources import Place, Source, Stretch
 from clearhead.data.vocabulary import Vocabulary
@@ -27,6 +26,7 @@ from clearhead.data.workers import results
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.utils.progress import Progress
+from clearhead.utils.splitmix64 import mix
 
 SHARD_TOKENS = 1 << 27
 """Ids in a shard: 256 MiB of them at two bytes each."""

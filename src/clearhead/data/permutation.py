@@ -10,19 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from clearhead.utils.splitmix64 import MASK, mix
+
 _ROUNDS = 6
-_ALL = (1 << 64) - 1
-
-
-def mix(value: int) -> int:
-    """Spreads a number over all 64 bits: the mixing step of splitmix64.
-
-    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17 (`mix64`, in Stafford's
-    variant 13).
-    """
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _ALL
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _ALL
-    return value ^ (value >> 31)
 
 
 class Permutation:
@@ -50,5 +40,5 @@ class Permutation:
     def _round_trip(self, value: int) -> int:
         left, right = value >> self._half, value & self._mask
         for key in self._keys:
-            left, right = right, left ^ (mix(right + key & _ALL) & self._mask)
+            left, right = right, left ^ (mix(right + key & MASK) & self._mask)
         return left << self._half | right

@@ -35,14 +35,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.errors import InputError, WeightsError
+from clearhead.utils.splitmix64 import GAMMA, MASK, mix, mix_in_place
 
 Floats = npt.NDArray[np.floating[Any]]
 Ids = npt.NDArray[np.int64]
 
-_MASK = (1 << 64) - 1
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
 
 # Below this a temperature would overflow float32 and says nothing that 0 does not say.
 _LOWEST_TEMPERATURE = 1e-6
@@ -265,30 +262,14 @@ def stream_key(seed: int, sample_index: int, position: int) -> int:
     """The 64-bit state of the random numbers for one position: each word is mixed in by SplitMix64's step."""
     key = 0
     for word in (seed, sample_index, position):
-        key = _mix(((key ^ word) + _GAMMA) & _MASK)
+        key = mix(((key ^ word) + GAMMA) & MASK)
     return key
-
-
-def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK
-    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK
-    return z ^ (z >> 31)
-
-
-def _mix_in_place(bits: npt.NDArray[np.uint64], scratch: npt.NDArray[np.uint64]) -> None:
-    """`_mix` of every number, without a temporary array."""
-    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
-        np.right_shift(bits, np.uint64(shift), out=scratch)
-        np.bitwise_xor(bits, scratch, out=bits)
-        np.multiply(bits, np.uint64(factor), out=bits)
-    np.right_shift(bits, np.uint64(31), out=scratch)
-    np.bitwise_xor(bits, scratch, out=bits)
 
 
 def random_bits(key: int, ids: Ids) -> npt.NDArray[np.uint64]:
     """64 random bits for each token id: SplitMix64's output number `id` (from 0) for the state `key`."""
-    bits = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA) + np.uint64(key)
-    _mix_in_place(bits, np.empty_like(bits))
+    bits = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GAMMA) + np.uint64(key)
+    mix_in_place(bits, np.empty_like(bits))
     return bits
 
 

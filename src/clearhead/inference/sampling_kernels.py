@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from clearhead.utils import splitmix64
 from clearhead.utils.jit import entry, fused
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+_GAMMA = np.uint64(splitmix64.GAMMA)
+_MIX_1 = np.uint64(splitmix64.MIX_1)
+_MIX_2 = np.uint64(splitmix64.MIX_2)
 _30, _27, _31, _11, _32 = (np.uint64(n) for n in (30, 27, 31, 11, 32))
 
 

@@ -1,6 +1,6 @@
-"""How far long work has come: a line that renews itself on a terminal, plain lines elsewhere.
+"""Progress reporting: a line that renews itself on a terminal, plain lines elsewhere.
 
-What takes less than a second shows nothing.
+Work that takes less than a second shows nothing. `rich` draws the line; it is imported only when something is shown.
 """
 
 from __future__ import annotations
@@ -8,19 +8,23 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
 
 _PATIENCE = 1.0  # seconds before anything is shown
-_RENEW = 0.2  # seconds between two states of a terminal's line
+_REFRESH = 0.2  # seconds between two states of a terminal's line
 _PLAIN_EVERY = 30.0  # seconds between plain lines
 
 
 class Progress:
-    """Shows one piece of work on standard error, as a context manager.
+    """Show the progress of one piece of work on standard error, as a context manager.
 
     Args:
         what: the work, in a few words.
-        total: how many steps it has; None where nobody knows.
+        total: the number of steps; None if it is not known.
     """
 
     plain_every = _PLAIN_EVERY
@@ -29,6 +33,7 @@ class Progress:
         self.what, self.total, self.done = what, total, 0
         self._note = ""
         self._terminal = sys.stderr.isatty()
+        self._live: Live | None = None
         self._started = self._shown = time.monotonic()
         self._wait = _PATIENCE
 
@@ -36,61 +41,80 @@ class Progress:
         return self
 
     def advance(self, steps: int, note: str = "") -> None:
-        """Counts steps that are done; `note` stands behind the time left."""
+        """Count finished steps and set the note at the end of the line."""
         self.done += steps
         self.note(note)
 
     def note(self, text: str) -> None:
-        """Changes what stands at the end of the line."""
+        """Set the note at the end of the line."""
         self._note = text
         now = time.monotonic()
         if now - self._shown >= self._wait:
-            self._shown, self._wait = now, _RENEW if self._terminal else self.plain_every
+            self._shown, self._wait = now, _REFRESH if self._terminal else self.plain_every
             self._show()
 
     def say(self, line: str) -> None:
-        """Prints a line that stays, above the one that renews itself."""
-        print(f"\r\x1b[K{line}" if self._terminal else line, file=sys.stderr, flush=True)
+        """Print a line that stays, above the progress line."""
+        if self._live is not None:
+            self._live.console.print(line, soft_wrap=True, markup=False, highlight=False, emoji=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
         if kind is None and time.monotonic() - self._started >= _PATIENCE and (last := self.last_line()):
             self.say(last)
-        elif self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def last_line(self) -> str:
-        """What stays when the work is done; nothing where the line is to go."""
+        """Return the line that stays when the work is done, or "" for none."""
         return f"{self.what}: {self._note or 'done'} in {duration(time.monotonic() - self._started)}"
 
     def share(self) -> str:
-        """How much of the work is done, in words."""
+        """Return how much of the work is done, in words; "" if the total is not known."""
         return f"{100 * self.done / self.total:.1f}%" if self.total else ""
 
     def _show(self) -> None:
         line = f"{self.what}: {', '.join(part for part in (self.share(), self._note) if part)}"
-        print(f"\r{line}\x1b[K" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
-        sys.stderr.flush()
+        if not self._terminal:
+            print(line, file=sys.stderr, flush=True)
+            return
+        from rich.live import Live
+        from rich.text import Text
+
+        if self._live is None:
+            self._live = Live(console=stderr_console(), auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
 
 
 class ByteProgress(Progress):
-    """Shows how many of a number of bytes are done; nothing of it stays."""
+    """Show how many of a number of bytes are done; no line stays."""
 
     plain_every = 10.0
 
     def last_line(self) -> str:
-        """Nothing: what was done is said by whoever did it."""
+        """Return "": the caller reports the result."""
         return ""
 
     def share(self) -> str:
-        """The part that is done, and of how much."""
+        """Return the percentage that is done and the total in MB."""
         total = self.total or 0
         return f"{min(100, 100 * self.done // total) if total else 100}% of {total / 1e6:,.0f} MB"
 
 
+def stderr_console() -> Console:
+    """Return a `rich` console on standard error that prints text as it is given."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
 def duration(seconds: float) -> str:
-    """A time in words: `48 s`, `12 min`, `3 h 05 min`."""
+    """Return a time in words: `48 s`, `12 min`, `3 h 05 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

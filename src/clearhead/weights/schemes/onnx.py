@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from clearhead import __version__
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
+from clearhead.version import __version__
 from clearhead.weights.formats.onnx import CONFIG_KEY, KINDS, write_onnx
 from clearhead.weights.plan import Plan
 from clearhead.weights.tensors import TensorInfo, encode
