@@ -28,13 +28,13 @@ from clearhead.data import sources
 from clearhead.data import vocabulary as vocabulary_module
 from clearhead.data.corpus import Corpus, build, build_corpus, locked
 from clearhead.data.corpus_builder import Build, Plan, Text, Validation
+from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.data.documents import blocks, documents, pieces
 from clearhead.data.sources import TextFile, find_sources
 from clearhead.data.vocabulary import Vocabulary
 from clearhead.data.workers import results
 from clearhead.errors import ClearheadError, InputError, TokenizerError, TrainingError
 from clearhead.tokenizer import Tokenizer
-from clearhead.training.recipe import CorpusRecipe, SourceRecipe
 
 SEPARATOR = "\n<|endoftext|>\n"
 

@@ -24,6 +24,7 @@ from transformers import GPT2LMHeadModel
 
 import clearhead
 from clearhead.data.corpus import Corpus, build
+from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import held_out
 from clearhead.gpt import GPT
@@ -31,7 +32,7 @@ from clearhead.model import GPTModel
 from clearhead.training.checkpoint import checkpoints, read_state
 from clearhead.training.loop import train
 from clearhead.training.optimizer import Muon, optimizers, orthogonalised
-from clearhead.training.recipe import _RANGES, CorpusRecipe, FineTuneRecipe, Recipe, SourceRecipe, TrainingRecipe
+from clearhead.training.recipe import _RANGES, FineTuneRecipe, Recipe, TrainingRecipe
 from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
 

@@ -22,6 +22,9 @@ from clearhead.data.documents import Ids
 from clearhead.data.permutation import Permutation
 from clearhead.errors import TrainingError
 
+Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Inputs and targets, int64 [B, T] each; a target of -100 does not count."""
+
 _CYCLE = 1000  # windows after which the pattern of texts repeats: the shares are exact to a thousandth
 
 
@@ -61,7 +64,7 @@ class Batches:
         self._before = np.concatenate([np.zeros((len(self.texts), 1), np.int64), of_text.cumsum(axis=1)], axis=1)
         self._orders: dict[int, tuple[int, Permutation]] = {}  # of each text: the epoch it is in, and its order
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The inputs and the targets (one token later) of a step, int64 [B, T] each.
 
         Args:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from clearhead.data.corpus_builder import Build, Plan, Text, Validation, check_plan, check_sources
+from clearhead.data.corpus_recipe import CorpusRecipe
 from clearhead.data.documents import BLOCK
 from clearhead.data.manifest import MANIFEST, VERSION, checksum, identity
 from clearhead.data.shards import INDEX, Part, Shard, Starts, Tokens
@@ -26,7 +27,6 @@ from clearhead.data.sources import find_sources
 from clearhead.data.vocabulary import Vocabulary
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
-from clearhead.training.recipe import CorpusRecipe
 from clearhead.utils.progress import Progress
 from clearhead.utils.system import usable_cores
 

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from clearhead.data.batches import Batch
 from clearhead.errors import TokenizerError, TrainingError
 from clearhead.losses import NOT_COUNTED
 from clearhead.tokenizer import Tokenizer
-from clearhead.training.step import Batch
 
 _LENGTHS = 32  # batches are as long as their longest example, rounded up to a multiple: few shapes, little padding
 

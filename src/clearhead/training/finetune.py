@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clearhead.data.batches import Batches
+from clearhead.data.batches import Batch, Batches
 from clearhead.data.encoding import COMPILE_FROM, Encoder
 from clearhead.data.examples import (
     Example,
@@ -33,7 +33,6 @@ from clearhead.training.classifier import save_classifier
 from clearhead.training.distributed import Processes
 from clearhead.training.objective import counted_places
 from clearhead.training.recipe import FineTuneRecipe, Recipe
-from clearhead.training.step import Batch
 from clearhead.training.task import Examiner, Scores, Task, numbers_of, save_model
 from clearhead.weights.formats.tensorflow import index_in
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from clearhead.config import GPTConfig
+from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.errors import ConfigError, TrainingError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -68,50 +69,6 @@ _RANGES: Mapping[str, _Range] = {
     "final_share": _Range(0, 1, open_high=False),
 }
 """Of every number in `[[corpus.source]]`, `[corpus]`, `[finetune]` and `[training]`; `GPTConfig` checks `[model]`."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRecipe:
-    """One text of the corpus.
-
-    Attributes:
-        name: what the metrics and the shards call it.
-        train: what to train on, relative to the data folder: a text file (documents are separated by a line
-            `<|endoftext|>`), JSON lines, a Parquet file, a folder of them, or a data set on the hub (`hf:NAME`).
-        valid: the same to be held out; none where empty.
-        validation: where `valid` is empty, what of `train` is held out: a share of the documents (`0.01`) or the last
-            share of the tokens (`tail:0.1`).
-        field: the field of a JSON line, or the column of a table, that is the document.
-        weight: share of the training tokens that come from here, relative to the other sources' weights.
-    """
-
-    name: str
-    train: str
-    valid: str = ""
-    validation: str = ""
-    field: str = "text"
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusRecipe:
-    """The texts, and the vocabulary that is learned from them.
-
-    Attributes:
-        source: the texts.
-        built: in place of texts, the folder of a corpus that `clearhead corpus build` made, relative to the data
-            folder.
-        tokenizer: `bytes`, `characters`, or a tokenizer's file, folder or name on the hub; where it is empty, a
-            byte-level BPE is learned from the texts.
-        seed: of the draw of held-out documents.
-        tokenizer_bytes: how many bytes of text the vocabulary is learned from, shared out by weight.
-    """
-
-    source: tuple[SourceRecipe, ...] = ()
-    built: str = ""
-    tokenizer: str = ""
-    seed: int = 1
-    tokenizer_bytes: int = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)

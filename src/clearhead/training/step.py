@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from clearhead.data.batches import Batch
 from clearhead.errors import TrainingError
 from clearhead.losses import NOT_COUNTED
 from clearhead.training.distributed import Processes
@@ -22,9 +22,6 @@ from clearhead.training.precision import LossScale, autocast
 from clearhead.training.recipe import TrainingRecipe
 from clearhead.training.schedule import rate_at
 from clearhead.training.spikes import PATIENCE, Spikes
-
-Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-"""Inputs and targets, int64 [B, T] each; a target of -100 does not count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from clearhead.data.batches import Batches
+from clearhead.data.batches import Batch, Batches
 from clearhead.data.corpus import Corpus
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import HeldOut, held_out
@@ -16,7 +16,6 @@ from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.distributed import Processes
 from clearhead.training.recipe import Recipe
-from clearhead.training.step import Batch
 from clearhead.weights import save_huggingface
 
 Scores = dict[str, dict[str, float]]

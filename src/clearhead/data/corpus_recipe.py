@@ -1,0 +1,49 @@
+"""The settings that say what a corpus is made of: the `[corpus]` table of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecipe:
+    """One text of a corpus, as a recipe's `[[corpus.source]]` names it.
+
+    Attributes:
+        name: what the metrics and the shards call it.
+        train: what to train on, relative to the data folder: a text file (documents are separated by a line
+            `<|endoftext|>`), JSON lines, a Parquet file, a folder of them, or a data set on the hub (`hf:NAME`).
+        valid: the same to be held out; none where empty.
+        validation: where `valid` is empty, what of `train` is held out: a share of the documents (`0.01`) or the last
+            share of the tokens (`tail:0.1`).
+        field: the field of a JSON line, or the column of a table, that is the document.
+        weight: share of the training tokens that come from here, relative to the other sources' weights.
+    """
+
+    name: str
+    train: str
+    valid: str = ""
+    validation: str = ""
+    field: str = "text"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRecipe:
+    """A recipe's `[corpus]` table: the texts, and the vocabulary that is learned from them.
+
+    Attributes:
+        source: the texts.
+        built: in place of texts, the folder of a corpus that `clearhead corpus build` made, relative to the data
+            folder.
+        tokenizer: `bytes`, `characters`, or a tokenizer's file, folder or name on the hub; where it is empty, a
+            byte-level BPE is learned from the texts.
+        seed: of the draw of held-out documents.
+        tokenizer_bytes: how many bytes of text the vocabulary is learned from, shared out by weight.
+    """
+
+    source: tuple[SourceRecipe, ...] = ()
+    built: str = ""
+    tokenizer: str = ""
+    seed: int = 1
+    tokenizer_bytes: int = 20_000_000
