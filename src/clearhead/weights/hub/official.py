@@ -102,7 +102,7 @@ def tokenizer_files() -> Mapping[str, SmallFile]:
 
 
 def _facts() -> dict[str, dict]:
-    text = files("clearhead.weights").joinpath("official.json").read_text(encoding="utf-8")
+    text = files("clearhead.weights.hub").joinpath("official.json").read_text(encoding="utf-8")
     facts: dict[str, dict] = json.loads(text)
     return facts
 
