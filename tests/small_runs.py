@@ -43,6 +43,7 @@ train = "fish.txt"
 [training]
 steps = 12
 batch_size = 8
+precision = "float32"
 optimizer = "muon"
 learning_rate = 3e-3
 warmup_steps = 2

@@ -925,6 +925,7 @@ def clearhead(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=60,
+        env={**os.environ, "COLUMNS": "120"},
     )
 
 

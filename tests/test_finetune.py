@@ -45,6 +45,7 @@ valid = "valid.{ending}"
 [training]
 steps = 24
 batch_size = 8
+precision = "float32"
 learning_rate = 5e-3
 warmup_steps = 2
 schedule = "cosine"

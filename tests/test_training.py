@@ -217,7 +217,7 @@ def test_a_batch_in_pieces_makes_the_same_step(corpus: Corpus, tmp_path: Path) -
 def test_bfloat16_autocast_learns_as_float32_does(corpus: Corpus, tmp_path: Path) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
-        run = small_run(recipe(("steps = 12", f'precision = "{precision}"\nsteps = 12')), corpus, tmp_path)
+        run = small_run(recipe(("float32", precision)), corpus, tmp_path)
         losses.append([one_step(run).loss for _ in range(4)])
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     assert losses[0] != losses[1]
@@ -251,9 +251,13 @@ def test_a_run_learns_and_leaves_a_model_that_transformers_opens(finished: Path,
     assert (finished / "recipe.toml").read_text() == RECIPE
 
 
-def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(
-    data: Path, corpus: Corpus, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_that_stops_and_resumes_is_the_run_that_did_not(
+    data: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
+    """Resuming is exact to the bit in every precision."""
+    chosen = recipe(("float32", precision))
+    train(chosen, data, tmp_path / "undisturbed", corpus_folder=corpus.folder)
     take = Stepper.take
 
     def interrupted(self: Stepper, number: int, *rest: Any) -> Step:
@@ -263,11 +267,11 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(
 
     monkeypatch.setattr(Stepper, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe(), data, tmp_path, corpus_folder=corpus.folder)
+        train(chosen, data, tmp_path / "stopped", corpus_folder=corpus.folder)
     monkeypatch.setattr(Stepper, "take", take)
-    assert read_state(checkpoints(tmp_path)[-1])["step"] == 7
-    train(recipe(), data, tmp_path, corpus_folder=corpus.folder, resume=True)
-    assert_equal_runs(tmp_path, finished)
+    assert read_state(checkpoints(tmp_path / "stopped")[-1])["step"] == 7
+    train(chosen, data, tmp_path / "stopped", corpus_folder=corpus.folder, resume=True)
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "undisturbed")
 
 
 def test_a_run_may_be_made_longer_before_its_rate_falls(
@@ -376,11 +380,15 @@ def test_some_windows_estimate_the_whole(corpus: Corpus, finished: Path) -> None
     assert some.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.1)
 
 
-def test_evaluate_prints_what_the_run_found(finished: Path, data: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_evaluate_prints_what_the_run_recorded(data: Path, corpus: Corpus, tmp_path: Path, precision: str) -> None:
+    """In every precision the final scores are computed in float32, by the run as by `evaluate`."""
+    short = recipe(("float32", precision), ("steps = 12", "steps = 4"), ("decay_steps = 4", "decay_steps = 0"))
+    train(short, data, tmp_path, corpus_folder=corpus.folder)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "clearhead", "evaluate", str(data / "birds_valid.txt")),
-            *("--model", str(finished / "model"), "--json"),
+            *("--model", str(tmp_path / "model"), "--json"),
         ],
         capture_output=True,
         text=True,
@@ -388,5 +396,5 @@ def test_evaluate_prints_what_the_run_found(finished: Path, data: Path) -> None:
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    final = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])["final"]["birds"]["bits_per_byte"]
+    final = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["final"]["birds"]["bits_per_byte"]
     assert json.loads(done.stdout)["bits_per_byte"] == pytest.approx(final, rel=1e-5)

@@ -148,7 +148,8 @@ def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_p
     assert listed["muon"]["scores"] == {"birds": last}
     svg = (tmp_path / "both.svg").read_text()
     assert svg.count(">muon</text>") == svg.count(">adamw</text>") >= 5
-    table = CliRunner().invoke(app, ["runs", str(runs / "muon"), str(runs / "adamw")]).output
+    arguments = ["runs", str(runs / "muon"), str(runs / "adamw")]
+    table = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"}).output
     assert f"birds {last:.4f}" in table
     with locked(runs / "muon"):
         assert [run.state for run in overviews([runs / "muon"])] == ["going on"]
@@ -161,7 +162,8 @@ def test_runs_of_one_name_go_by_their_paths(tmp_path: Path, monkeypatch: pytest.
         Path(name, "recipe.toml").touch()
         lines = [{"step": n, "loss": 2.0, "norm": 1.0, "rate": 1.0, "tokens_per_second": 9} for n in (1, 2, 3)]
         Path(name, "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    table = CliRunner().invoke(app, ["runs", "p/a", "q", "--curves", "all.svg"], catch_exceptions=False).output
+    arguments = ["runs", "p/a", "q", "--curves", "all.svg"]
+    table = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "160"}).output
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["p/a", "q/a", "b"]
     svg = Path("all.svg").read_text()
     assert all(f">{name}</text>" in svg for name in ("p/a", "q/a", "b"))
@@ -244,7 +246,8 @@ def test_the_peak_is_above_what_a_step_reaches() -> None:
     assert 1e8 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
 
 
-def test_the_display_shows_and_ends_with_a_line() -> None:
+def test_the_display_shows_and_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     display = Display(200)
     text = io.StringIO()
     display._console = Console(

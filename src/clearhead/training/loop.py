@@ -203,10 +203,16 @@ class Run:
         save_checkpoint(self.out, self.step, tensors, state, self.group, self.recipe.training.keep_checkpoints)
 
     def examine(self, windows: int | None) -> Scores:
-        """The scores on what is held out, or on so many windows of it."""
+        """Score the model on the held-out data.
+
+        Args:
+            windows: score only so many windows or examples of each held-out text, in the precision of the training;
+                None to score all of them in float32, as `clearhead evaluate` does.
+        """
+        dtype = torch.float32 if windows is None else self.dtype
 
         def examiner(*batch: Any, **how: Any) -> torch.Tensor:
-            with torch.no_grad(), autocast(self.group.device, self.dtype):
+            with torch.no_grad(), autocast(self.group.device, dtype):
                 return self.objective(*batch, **how)
 
         return self.task.examine(self.model, examiner, windows, self.group)
