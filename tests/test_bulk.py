@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer import Tokenizer, bulk
 from clearhead.tokenizer.bulk import BulkEncoder
-
-SHARED = Path(__file__).parents[2] / "shared/data/gpt2_bpe"
 
 TEXT = (
     "It's the dog's 1st bone, and they'll've eaten 12,500 of them! 'Tis “odd” — isn't it?\n\n  The naïve Zoë said: "
@@ -123,10 +121,10 @@ def test_other_vocabularies_have_no_pairs() -> None:
     assert Tokenizer.of_characters("abc").byte_pairs() is None
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="GPT-2's own vocabulary is not here")
-def test_gpt2s_own_ids() -> None:
-    own = Tokenizer.from_folder(SHARED)
-    found = BulkEncoder(own)
-    for row in (SHARED.parent / "eval/lambada_test.jsonl").read_text(encoding="utf-8").splitlines()[:1500]:
-        text = json.loads(row)["text"]
-        assert found(text).tolist() == own.encode(text)
+def test_gpt2s_own_ids(gpt2_files: Path) -> None:
+    tokenizer = Tokenizer.from_folder(gpt2_files)
+    encoder = BulkEncoder(tokenizer)
+    chance = random.Random(1)
+    words = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size - 1)]
+    for text in (TEXT, *("".join(chance.choices(words, k=500)) for _ in range(200))):
+        assert encoder(text).tolist() == tokenizer.encode(text)

@@ -300,7 +300,7 @@ def test_a_tokenizer_that_cannot_be_cut_gets_whole_documents(tmp_path: Path, sma
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     corpus = build_corpus(plan_of(tmp_path / "text.txt", tokenizer=tmp_path), tmp_path / "corpus", processes=1)
     opened = Tokenizer.from_folder(tmp_path)
-    assert opened.may_cut == "nowhere"
+    assert opened.may_split == "nowhere"
     assert corpus.tokens(corpus.train["text"])[1:].tolist() == opened.encode(text)
 
 

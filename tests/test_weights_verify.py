@@ -37,7 +37,6 @@ from clearhead.verification.reference_text import GPT2_IDS, TEXT
 from clearhead.verification.weights_checks import Verification
 from clearhead.weights.hub.official import Official, OfficialTensor
 
-GPT2_FILES = Path(__file__).parents[2] / "shared/data/gpt2_bpe"
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
 SHORT = TEXT[:1200]  # the model reads as much as it is given, and a little is enough here
 SMALL = GPTConfig(61, 16, 24, 3, 2, qkv_bias=True, tie_weights=True)
@@ -350,15 +349,14 @@ def test_the_published_continuation(published: tuple[Tensors, dict[str, Official
     assert clearhead.verify(tmp_path, known=known, published=expect(wrong))["continuation"].verdict == "warning"
 
 
-@pytest.mark.skipif(not GPT2_FILES.is_dir(), reason="GPT-2's vocabulary is not here")
-def test_the_tokens_on_record_are_those_of_the_texts() -> None:
+def test_the_tokens_on_record_are_those_of_the_texts(gpt2_files: Path) -> None:
     import tiktoken
 
-    merges = (GPT2_FILES / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
+    merges = (gpt2_files / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
     with mock.patch("tiktoken.load.read_file_cached", lambda path, *more: Path(path).read_bytes()):
         from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-        ranks = data_gym_to_mergeable_bpe_ranks(str(GPT2_FILES / "vocab.bpe"), str(GPT2_FILES / "encoder.json"))
+        ranks = data_gym_to_mergeable_bpe_ranks(str(gpt2_files / "vocab.bpe"), str(gpt2_files / "encoder.json"))
     assert len(merges) == 50000
     pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     theirs = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})

@@ -305,7 +305,7 @@ class Build:
 
     def _stretches(self) -> Iterator[tuple[int, Stretch]]:
         """What is left to read, each stretch with the number of its job."""
-        cut = self.tokenizer.may_cut != "nowhere"
+        cut = self.tokenizer.may_split != "nowhere"
         start = Place(**self.state["place"])
         for number in range(self.state["job"], len(self.jobs)):
             for stretch in self.jobs[number].source.stretches(start, cut_documents=cut):

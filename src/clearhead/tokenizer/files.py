@@ -1,25 +1,285 @@
-"""The files in a model's folder of which a tokenizer is made. Their names only: this loads nothing else."""
+"""Read and write the files of a tokenizer.
+
+A model's folder has either `tokenizer.json`, or a vocabulary with its merges: `vocab.json` and `merges.txt`, which
+OpenAI calls `encoder.json` and `vocab.bpe`. Both become a definition (see `definition.py`). The settings files beside
+them are read in `settings.py`. Importing this module loads no library.
+"""
 
 from __future__ import annotations
 
+import json
+import operator
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-DEFINITION = "tokenizer.json"
+from clearhead.errors import TokenizerError
+from clearhead.tokenizer.definition import Definition, byte_level_bpe, is_byte_level_bpe
+from clearhead.utils import atomic
+
+DEFINITION_FILE = "tokenizer.json"
 """The whole tokenizer in one file."""
 
-BPE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-"""A vocabulary and the merges that make it: under Hugging Face's names, and under OpenAI's."""
+BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+"""A vocabulary and its merges: under Hugging Face's names, and under OpenAI's."""
 
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""What may stand beside them; alone they make no tokenizer."""
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Settings that complete a vocabulary; they are no tokenizer without one."""
 
-VOCABULARIES = (DEFINITION, *BPE_PAIRS[0], *BPE_PAIRS[1])
-"""The files of which any one says that a tokenizer was meant to be there."""
+VOCABULARY_FILES = (DEFINITION_FILE, *BPE_FILES[0], *BPE_FILES[1])
+"""The files of which any one shows that a folder is meant to have a tokenizer."""
 
-ALL = (*VOCABULARIES, *SETTINGS)
-"""Every file that belongs to a tokenizer, for whoever copies or fetches a model."""
+TOKENIZER_FILES = (*VOCABULARY_FILES, *SETTINGS_FILES)
+"""Every file that belongs to a tokenizer, for copying or downloading a model."""
 
 
-def are_in(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer, or a part of one."""
-    return any((folder / name).is_file() for name in VOCABULARIES)
+def has_tokenizer_files(folder: Path) -> bool:
+    """Return whether a folder has a tokenizer, or a part of one."""
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path) -> Definition:
+    """Read the definition in a folder: `tokenizer.json` if it exists, otherwise a vocabulary with its merges.
+
+    `tokenizer.json` wins because it alone has every setting.
+
+    Raises:
+        TokenizerError: if there are no such files, or they are broken or do not match.
+    """
+    if not folder.is_dir():
+        raise TokenizerError(f"{folder} is not a folder; give a folder with a tokenizer's files.")
+    if (folder / DEFINITION_FILE).is_file():
+        return read_definition(folder / DEFINITION_FILE)
+    for pair in BPE_FILES:
+        if all((folder / name).is_file() for name in pair):
+            return read_bpe_files(folder / pair[0], folder / pair[1])
+    for pair in BPE_FILES:
+        present = [name for name in pair if (folder / name).is_file()]
+        if present:
+            absent = pair[1 - pair.index(present[0])]
+            raise TokenizerError(
+                f"{folder} has {present[0]} but not {absent}, and a vocabulary needs both; add {absent}."
+            )
+    raise TokenizerError(
+        f"{folder} has no tokenizer; expected tokenizer.json, vocab.json with merges.txt, "
+        "or encoder.json with vocab.bpe."
+    )
+
+
+def read_definition(path: Path) -> Definition:
+    """Read and check a `tokenizer.json`.
+
+    Truncation, padding and dropout are switched off: texts are encoded whole, and the same text always in the same way.
+
+    Raises:
+        TokenizerError: if the file is missing or broken.
+    """
+    definition = read_json_object(path)
+    for part in ("model", "added_tokens", "normalizer", "pre_tokenizer", "decoder"):
+        expected = list if part == "added_tokens" else dict
+        if not isinstance(definition.get(part), expected) and (part == "model" or definition.get(part) is not None):
+            raise TokenizerError(
+                f"{path} has no valid {part!r}; a tokenizer.json as the tokenizers library writes it was expected."
+            )
+    definition["added_tokens"] = definition.get("added_tokens") or []
+    for token in definition["added_tokens"]:
+        if not isinstance(token, dict) or not {"id", "content"} <= token.keys():
+            raise TokenizerError(
+                f"{path} has the added token {token!r}; an object with 'id' and 'content' was expected."
+            )
+    model = definition["model"]
+    if model.get("type") == "BPE":
+        check_vocabulary(model.get("vocab"), str(path))
+        model["merges"] = parse_merges(model.get("merges"), str(path))
+        check_merges(model["vocab"], model["merges"], f"the vocabulary and the merges in {path}")
+        model["dropout"] = None
+    definition["truncation"] = definition["padding"] = None
+    return definition
+
+
+def read_bpe_files(vocab_path: Path, merges_path: Path) -> Definition:
+    """Read and check a vocabulary and its merges.
+
+    Raises:
+        TokenizerError: if a file is missing or broken, or the two do not match.
+    """
+    vocab, merges = read_json_object(vocab_path), _read_merges(merges_path)
+    where = f"{vocab_path} and {merges_path.name}"
+    check_vocabulary(vocab, str(vocab_path))
+    check_merges(vocab, merges, where)
+    check_all_are_made(vocab, merges, where)
+    return byte_level_bpe(vocab, merges)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises:
+        TokenizerError: if it is missing, broken or something else.
+    """
+    text = _read_text(path)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path} is not valid JSON ({error}); it may be cut short: download it again.") from None
+    if not isinstance(values, dict):
+        raise TokenizerError(f"{path} has a JSON {type(values).__name__} at its top level; an object was expected.")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TokenizerError(
+            f"{path} could not be read ({error.strerror}); give the path of a tokenizer file."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"{path} is not UTF-8 text (byte {error.start}); it is damaged or not a tokenizer file: download it again."
+        ) from None
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    """Read the merges of a `merges.txt` or `vocab.bpe`, in order."""
+    merges = []
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2 or not all(parts):
+            raise TokenizerError(
+                f"line {number} of {path} is {line!r}; two tokens with one space between them were expected. "
+                "The file may be cut short: download it again."
+            )
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def parse_merges(merges: Any, where: str) -> list[tuple[str, str]]:
+    """Return the merges of a `tokenizer.json` as pairs; it writes them as "a b" or ["a", "b"].
+
+    Raises:
+        TokenizerError: if they are anything else; `where` names their file.
+    """
+    if not isinstance(merges, list):
+        raise TokenizerError(f"{where} has no list of merges; byte-pair encoding needs one.")
+    pairs = []
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(p and isinstance(p, str) for p in parts):
+            raise TokenizerError(f"{where} has the merge {merge!r}; two tokens were expected.")
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+# --- checking ------------------------------------------------------------------------------------
+
+
+def check_vocabulary(vocab: Any, where: str) -> None:
+    """Check that a vocabulary maps tokens to distinct ids.
+
+    Raises:
+        TokenizerError: if it does not; `where` names its file.
+    """
+    if not isinstance(vocab, dict) or not vocab:
+        raise TokenizerError(f"{where} has no tokens; a JSON object from tokens to ids was expected.")
+    for token, id in vocab.items():
+        if not isinstance(id, int) or isinstance(id, bool) or id < 0:
+            raise TokenizerError(f"{where} gives token {token!r} the id {id!r}; a whole number from 0 on was expected.")
+    if len(set(vocab.values())) != len(vocab):
+        seen: dict[int, str] = {}
+        for token, id in vocab.items():
+            if id in seen:
+                raise TokenizerError(
+                    f"{where} gives the id {id} to two tokens, {seen[id]!r} and {token!r}; each needs its own."
+                )
+            seen[id] = token
+
+
+def check_merges(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], where: str) -> None:
+    """Check that the vocabulary has both parts and the result of every merge.
+
+    Raises:
+        TokenizerError: if it does not; `where` names the files.
+    """
+    for number, (left, right) in enumerate(merges, 1):
+        if left in vocab and right in vocab and left + right in vocab:
+            continue
+        missing = next(token for token in (left, right, left + right) if token not in vocab)
+        raise TokenizerError(
+            f"{where} do not match: merge {number} joins {left!r} and {right!r}, "
+            f"but {missing!r} is not in the vocabulary; take both from the same model."
+        )
+
+
+def check_all_are_made(vocab: Iterable[str], merges: Sequence[tuple[str, str]], where: str) -> None:
+    """Check that a merge makes each token; otherwise the file of merges was probably cut short.
+
+    Single letters need no merge, and neither do names in <> or [], which mark special tokens.
+
+    Raises:
+        TokenizerError: if tokens are left over; `where` names the files.
+    """
+    made = {left + right for left, right in merges}
+    unmade = [t for t in vocab if t not in made and len(t) > 1 and t[0] + t[-1] not in ("<>", "[]")]
+    if unmade:
+        raise TokenizerError(
+            f"{where} do not match: no merge makes {len(unmade)} of the tokens (such as {unmade[0]!r}); "
+            "the file of merges may be cut short or belong to another model."
+        )
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def write_folder(
+    folder: str | os.PathLike[str], definition: Definition, vocabulary: Mapping[str, int], end: str | None
+) -> None:
+    """Write a tokenizer into a folder, so that `read_folder` and `transformers` open it with the same ids.
+
+    Args:
+        folder: created if it does not exist; its other files stay.
+        definition: the tokenizer.
+        vocabulary: every token, with those that were added.
+        end: the token that ends a text; None if there is none.
+
+    Raises:
+        TokenizerError: if the folder cannot be written.
+    """
+    files = {DEFINITION_FILE: json.dumps(definition, ensure_ascii=False) + "\n"}
+    if is_byte_level_bpe(definition):
+        vocab = dict(sorted(vocabulary.items(), key=operator.itemgetter(1)))
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in definition["model"]["merges"])]
+        files["vocab.json"] = json.dumps(vocab, ensure_ascii=False) + "\n"
+        files["merges.txt"] = "\n".join(lines) + "\n"
+    files["tokenizer_config.json"] = json.dumps(_tokenizer_config(definition, end), ensure_ascii=False, indent=2) + "\n"
+    try:
+        with atomic.staged_files(folder) as staged:
+            for name, text in files.items():
+                (staged / name).write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise TokenizerError(
+            f"the tokenizer could not be saved in {folder} ({error.strerror}); choose another folder."
+        ) from None
+
+
+def _tokenizer_config(definition: Definition, end: str | None) -> dict[str, Any]:
+    """Return the settings with which `transformers` opens the saved files and finds the same ids."""
+    # Its GPT-2 class adds <|endoftext|> if no end of text is given; the general class adds nothing.
+    gpt2 = end is not None and is_byte_level_bpe(definition)
+    config: dict[str, Any] = {
+        "tokenizer_class": "GPT2Tokenizer" if gpt2 else "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,  # true would remove spaces before punctuation
+    }
+    pre_tokenizer = definition.get("pre_tokenizer") or {}
+    if pre_tokenizer.get("type") == "ByteLevel":
+        config["add_prefix_space"] = pre_tokenizer.get("add_prefix_space", True)
+    if end is not None:
+        config |= {"bos_token": end, "eos_token": end, "unk_token": end} if gpt2 else {"eos_token": end}
+    return config

@@ -297,7 +297,7 @@ def _tokens(path: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
         pass  # so that a wrong name is told in this recipe's words
     text = TextFile(str(path), path)
     encoder = Encoder.of(tokenizer, np.dtype(np.int32), compiled=text.size() >= COMPILE_FROM)
-    cut = tokenizer.may_cut != "nowhere"
+    cut = tokenizer.may_split != "nowhere"
     parts = [encoder(text, stretch.content) for stretch in text.stretches(Place(), cut_documents=cut)]
     ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
     if not len(ids):

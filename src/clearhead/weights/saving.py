@@ -19,7 +19,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.tokenizer import files as tokenizer_files
+from clearhead.tokenizer.files import TOKENIZER_FILES, has_tokenizer_files
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
 from clearhead.weights.formats.llmc import write_llmc
@@ -133,7 +133,7 @@ def tokenizer_of(file: TensorFile | None, folder: Path) -> Tokenizer | None:
     Raises:
         TokenizerError: where there is one, and it is broken.
     """
-    if tokenizer_files.are_in(folder):
+    if has_tokenizer_files(folder):
         from clearhead.tokenizer import Tokenizer  # here alone, so that other loads need none of it
 
         return Tokenizer.from_folder(folder)
@@ -216,14 +216,14 @@ def _save_folder(dest: Path, plan: Plan, dtype: str, file: TensorFile | None, fo
 
 def _put_tokenizer(dest: Path, file: TensorFile | None, folder: Path) -> list[Path]:
     """Puts a model's tokenizer into a folder: its files as they are, or made of what a GGUF file holds."""
-    if not tokenizer_files.are_in(folder):
+    if not has_tokenizer_files(folder):
         tokenizer = tokenizer_of(file, folder)
         if tokenizer is None:
             return []
         tokenizer.save(dest)
-        return [dest / name for name in tokenizer_files.ALL if (dest / name).is_file()]
+        return [dest / name for name in TOKENIZER_FILES if (dest / name).is_file()]
     written = []
-    for name in tokenizer_files.ALL:
+    for name in TOKENIZER_FILES:
         there, here = dest / name, folder / name
         if here.is_file() and not (there.exists() and there.samefile(here)):
             _beside(there, lambda path, here=here: (shutil.copyfile(here, path), ())[1])  # type: ignore[misc]

@@ -14,7 +14,7 @@ import numpy as np
 
 from clearhead.config import HUB_NAMES, GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.tokenizer import files as tokenizer_files
+from clearhead.tokenizer.files import has_tokenizer_files
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
@@ -174,7 +174,7 @@ def _open_gguf(path: Path, config: GPTConfig | None) -> Found:
     file = GGUFFile(weights)
     told, notes = (config, ()) if config else gguf.config_of(file)
     told, notes = _settle_head(file, "gguf", told, notes, config is None)
-    if not tokenizer_files.are_in(weights.parent) and (why := gguf.why_no_tokenizer(file.keys)):
+    if not has_tokenizer_files(weights.parent) and (why := gguf.why_no_tokenizer(file.keys)):
         notes = (*notes, why)
     return Found(file, told, weights.parent, notes, "gguf")
 

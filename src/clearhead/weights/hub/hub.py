@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from clearhead.errors import HubError, WeightsError
-from clearhead.tokenizer import files as tokenizer_files
+from clearhead.tokenizer.files import TOKENIZER_FILES
 from clearhead.utils.locking import only_one
 from clearhead.weights.schemes.huggingface import WEIGHT_FILES, weights_in
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
-_SMALL_FILES = ["config.json", "generation_config.json", *tokenizer_files.ALL]
+_SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 _TIMEOUT = 10.0  # seconds for the hub to answer before it counts as out of reach
 _CHUNK = 2**20  # bytes
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
@@ -92,7 +92,7 @@ def fetch_tokenizer(name: str, revision: str | None = None) -> Path:
                 raise
             with contextlib.suppress(OSError):
                 cached = download(local=True)
-                if any((cached / file).is_file() for file in tokenizer_files.ALL):
+                if any((cached / file).is_file() for file in TOKENIZER_FILES):
                     return cached
             raise
 

@@ -1,0 +1,22 @@
+"""Check that a string is Unicode text: Python's strings can contain half of a surrogate pair, which is no character."""
+
+from __future__ import annotations
+
+from clearhead.errors import TokenizerError
+
+
+def check_unicode(text: str) -> str:
+    """Return the text itself.
+
+    Raises:
+        TokenizerError: if it contains half of a surrogate pair.
+    """
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"character {error.start} of the text (counted from 0) is U+{ord(text[error.start]):04X}, half of a "
+                "surrogate pair and not a character; remove it, or read the text again with errors='replace'."
+            ) from None
+    return text
