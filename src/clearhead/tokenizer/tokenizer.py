@@ -211,7 +211,9 @@ class Tokenizer:
             TokenizerError: if there are none, or one of them is not a single character.
         """
         found = sorted(set(characters))
-        for character in found or [""]:
+        if not found:
+            raise TokenizerError("no characters were given; give the characters that the texts have.")
+        for character in found:
             if len(character) != 1:
                 raise TokenizerError(
                     f"{character!r} is not one character; give the characters of the texts one by one."
