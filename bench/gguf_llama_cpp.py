@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         path, answers = Path(place) / "model.gguf", Path(place) / "answers.npz"
         saved = weights.convert(arguments.model, path, "gguf", arguments.dtype)
-        print(json.dumps({"form": saved.form, "dtype": saved.dtype, "bytes": saved.nbytes}))
+        print(json.dumps({"layout": saved.layout, "dtype": saved.dtype, "bytes": saved.nbytes}))
         subprocess.run([arguments.llama_python, __file__, "--llama", str(path), str(answers)], check=True)
         with np.load(answers) as found:
             compare(arguments.model, found)

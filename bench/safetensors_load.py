@@ -31,12 +31,13 @@ def make(folder: Path) -> None:
 
     from clearhead import weights
     from clearhead.config import GPTConfig
-    from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+    from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 
     config = GPTConfig.named("124M")
     random = np.random.default_rng(0)
     sizes = axis_sizes(config)
-    shapes = {p.name: p.shape(sizes) for row in TABLE for p in pieces(row, "canonical", 12) if row.needs != "head"}
+    rows = [row for row in TABLE if row.needs != "head"]
+    shapes = {tensor.name: tensor.shape(sizes) for row in rows for tensor in layout_tensors(row, "canonical", 12)}
     tensors = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     weights.save_huggingface(folder, config, tensors)
 

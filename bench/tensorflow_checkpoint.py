@@ -33,12 +33,13 @@ def make(folder: Path) -> None:
     """A checkpoint in the shape of the 124M, with random weights."""
     from clearhead import weights
     from clearhead.config import GPTConfig
-    from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+    from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 
     config = GPTConfig.named("124M")
     random = np.random.default_rng(0)
     sizes = axis_sizes(config)
-    shapes = {p.name: p.shape(sizes) for row in TABLE for p in pieces(row, "canonical", 12) if row.needs != "head"}
+    rows = [row for row in TABLE if row.needs != "head"]
+    shapes = {tensor.name: tensor.shape(sizes) for row in rows for tensor in layout_tensors(row, "canonical", 12)}
     weights.save_openai(folder, config, {n: random.standard_normal(s, np.float32) for n, s in shapes.items()})
 
 
@@ -53,7 +54,7 @@ def tensors(folder: str) -> None:
 def unchecked(folder: str) -> None:
     """All tensors, not checked."""
     from clearhead.weights.formats.tensorflow import TensorFlowFile, index_in
-    from clearhead.weights.plan import make_plan
+    from clearhead.weights.planning import make_plan
     from clearhead.weights.schemes.openai import open_checkpoint
 
     start()

@@ -21,6 +21,7 @@ from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, WeightsError
 from clearhead.inference.torch_weights import ModelTensors, load_into
 from clearhead.model import GPTModel
+from clearhead.weights.planning import invert_plan
 
 SHAPE: dict[str, Any] = {"vocab_size": 61, "n_positions": 16, "n_embd": 24, "n_head": 3, "n_layer": 2}
 IDS = torch.arange(30).reshape(2, 15) % 61
@@ -106,7 +107,7 @@ OLD_BUFFERS = {
 class TestLoad:
     def test_a_safetensors_file(self, peer: GPT2LMHeadModel, folder: Path) -> None:
         source = weights.open(folder)
-        assert source.form == "huggingface"
+        assert source.layout == "huggingface"
         assert source.config == GPTConfig(61, 16, 24, 3, 2, drop_rate=0.1, qkv_bias=True, tie_weights=True)
         assert source.tensors["transformer.h.0.attn.c_attn.weight"] == weights.TensorInfo((24, 72), "float32")
         loaded = source.load()
@@ -149,11 +150,11 @@ class TestLoad:
         assert all(reason for reason in plan.ignored.values())
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-    @pytest.mark.parametrize("form", ["safetensors", "pytorch"])
-    def test_other_number_formats(self, tmp_path: Path, dtype: torch.dtype, form: str) -> None:
+    @pytest.mark.parametrize("layout", ["safetensors", "pytorch"])
+    def test_other_number_formats(self, tmp_path: Path, dtype: torch.dtype, layout: str) -> None:
         model = random_model().to(dtype)
         model.save_pretrained(tmp_path)
-        if form == "pytorch":
+        if layout == "pytorch":
             as_bin(model, tmp_path)
         source = weights.open(tmp_path)
         assert {info.dtype for info in source.tensors.values()} == {str(dtype).removeprefix("torch.")}
@@ -232,7 +233,7 @@ class TestPlan:
 
     def test_it_can_be_inverted(self, folder: Path) -> None:
         source = weights.open(folder)
-        back = source.plan().invert()
+        back = invert_plan(source.plan())
         assert back.targets == {name: info.shape for name, info in source.tensors.items()}
         for name, values in back.run():
             np.testing.assert_array_equal(values, source.read(name), err_msg=name)
@@ -289,9 +290,9 @@ class TestRefusals:
         as_bin(peer, folder, lambda name: name.replace("h.1.ln_2.bias", "h.1.ln_2.beta"))
         self.refused(folder, "h.1.ln_2.bias", "h.1.ln_2.beta")
 
-    def test_a_tensor_without_a_place(self, peer: GPT2LMHeadModel, folder: Path) -> None:
+    def test_a_tensor_that_a_gpt2_does_not_have(self, peer: GPT2LMHeadModel, folder: Path) -> None:
         as_bin(peer, folder, adapter=torch.zeros(3))
-        self.refused(folder, "'adapter'", "no place")
+        self.refused(folder, "'adapter'", "does not have")
 
     def test_two_names_of_one_tensor(self, peer: GPT2LMHeadModel, folder: Path) -> None:
         as_bin(peer, folder, str, **{"wpe.weight": torch.zeros(16, 24)})
@@ -379,8 +380,8 @@ class TestRefusals:
         self.refused(folder, "'step'", "state_dict")
 
     def test_an_unknown_form(self, folder: Path) -> None:
-        with pytest.raises(WeightsError, match="no form 'caffe'"):
-            weights.open(folder, form="caffe")
+        with pytest.raises(WeightsError, match="no layout 'caffe'"):
+            weights.open(folder, layout="caffe")
 
     def test_an_unknown_tensor(self, folder: Path) -> None:
         with pytest.raises(WeightsError, match="no tensor 'x'"):
@@ -554,12 +555,12 @@ class TestSave:
 class TestIntoTorch:
     @pytest.mark.parametrize("tied", [True, False])
     @pytest.mark.parametrize("meta", [False, True])
-    @pytest.mark.parametrize("form", ["safetensors", "pytorch"])
+    @pytest.mark.parametrize("layout", ["safetensors", "pytorch"])
     @torch.no_grad()
-    def test_the_logits_are_the_peers(self, tmp_path: Path, tied: bool, meta: bool, form: str) -> None:
+    def test_the_logits_are_the_peers(self, tmp_path: Path, tied: bool, meta: bool, layout: str) -> None:
         peer = random_model(tie_word_embeddings=tied)
         peer.save_pretrained(tmp_path)
-        if form == "pytorch":
+        if layout == "pytorch":
             as_bin(peer, tmp_path)
         source = weights.open(tmp_path)
         with torch.device("meta" if meta else "cpu"):

@@ -27,9 +27,10 @@ from clearhead.cli import main
 from clearhead.config import GPTConfig
 from clearhead.weights.inspection import measure
 from clearhead.weights.layouts import LAYOUTS, TABLE
-from clearhead.weights.plan import Plan, make_plan
-from clearhead.weights.plan_chart import Chart, make_chart
+from clearhead.weights.plan import ConversionPlan
+from clearhead.weights.plan_chart import PlanChart, make_chart
 from clearhead.weights.plan_chart_svg import chart_svg
+from clearhead.weights.planning import make_plan
 from clearhead.weights.tensors import TensorInfo
 
 HEAD = next(row for row in TABLE if row.needs == "head")
@@ -70,7 +71,7 @@ def plant(folder: Path, changes: dict[str, np.ndarray]) -> None:
     save_file({**tensors, **changes}, folder / "model.safetensors")
 
 
-def plan_of(config: GPTConfig, to: str, halves: frozenset[int] = frozenset()) -> Plan:
+def plan_of(config: GPTConfig, to: str, halves: frozenset[int] = frozenset()) -> ConversionPlan:
     """A plan from the names that transformers gives such a model, to a layout; no data.
 
     Args:
@@ -119,17 +120,17 @@ def test_the_groups_written_out_are_the_rows_of_the_plan(config: GPTConfig, to: 
     plan = plan_of(config, to, halves)
     chart = make_chart(plan)
     assert Counter(chart.rows()) == Counter(plan.rows())
-    used = {part.source for fill in plan.fills for part in fill.parts}
-    shown = {name for g in chart.groups if "tie" not in g.operations for s in g.sources for name in s.span.names}
+    used = {part.source for step in plan.steps for part in step.slices}
+    shown = {name for g in chart.groups if "tie" not in g.operations for s in g.sources for name in s.pattern.names}
     assert shown == used | set(plan.ignored) == set(plan.sources)
-    targets = [name for group in chart.groups if group.target for name in group.target.span.names]
+    targets = [name for group in chart.groups if group.target for name in group.target.pattern.names]
     assert sorted(targets) == sorted([*plan.targets, *plan.tied])
 
 
 def test_a_model_of_48_blocks_reads_like_one_of_two() -> None:
     charts = [make_chart(plan_of(GPTConfig(61, 16, 24, 3, layers, 0.0, True), "canonical")) for layers in (2, 48)]
     assert len(charts[0].groups) == len(charts[1].groups)
-    labels = [group.target.span.label for group in charts[1].groups if group.target]
+    labels = [group.target.pattern.label for group in charts[1].groups if group.target]
     assert "blocks.{0..47}.attention.qkv.weight" in labels
 
 
@@ -143,7 +144,7 @@ def boxes(root: ET.Element) -> list[tuple[float, float, float, float]]:
     return found
 
 
-def drawn(chart: Chart) -> ET.Element:
+def drawn(chart: PlanChart) -> ET.Element:
     return ET.fromstring(chart_svg(chart, "a <model> & \x07more"))
 
 
@@ -158,7 +159,7 @@ def test_the_drawing_names_everything_and_nothing_overlaps(to: str, layers: int,
     texts = [text.text or "" for text in root.iter(SVG + "text")]
     for group in chart.groups:
         for tensor in (*group.sources, *([group.target] if group.target else [])):
-            assert tensor.span.label in texts
+            assert tensor.pattern.label in texts
         assert all(word in " ".join(texts) for word in group.reason.split())
     assert chart.frame in texts
     width, height = float(root.get("width", "")), float(root.get("height", ""))
@@ -199,7 +200,7 @@ def test_inspect_says_once_that_a_new_model_is_untrained(folder: Path) -> None:
     assert status == 0 and out.count("Untrained") == 1 and "nothing but zeros" not in out
     tensors = load_file(folder / "model.safetensors")
     found = json.loads(call("inspect", folder, "--json")[1])
-    assert (found["form"], found["tensor_count"], found["odd"]) == ("huggingface", len(tensors), {})
+    assert (found["layout"], found["tensor_count"], found["odd"]) == ("huggingface", len(tensors), {})
     assert found["bytes"] == sum(array.nbytes for array in tensors.values())
     assert found["dtypes"] == {"float32": len(tensors)} and found["fits"] and "stored once" in found["head"]
 
@@ -238,7 +239,7 @@ def test_inspect_finds_what_is_planted(folder: Path) -> None:
 def test_inspect_says_what_does_not_fit(folder: Path) -> None:
     plant(folder, {"something.else": np.ones(3, "f4")})
     status, out, _ = call("inspect", folder)
-    assert status == 0 and "something.else" in out and "has no place" in out
+    assert status == 0 and "something.else" in out and "does not have" in out
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])

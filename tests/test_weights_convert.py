@@ -26,7 +26,7 @@ from clearhead.weights.formats.gguf import GGUFFile, write_gguf
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.schemes.huggingface import plan_from_arrays
 
-FORMS = ["huggingface", "openai", "onnx", "book", "nanogpt", "llmc", "transformerlens", "gguf", "canonical"]
+LAYOUT_NAMES = ["huggingface", "openai", "onnx", "book", "nanogpt", "llmc", "transformerlens", "gguf", "canonical"]
 SHAPE = {"vocab_size": 301, "n_positions": 16, "n_embd": 36, "n_head": 3, "n_layer": 2}
 
 
@@ -56,12 +56,12 @@ def convert(*args: object) -> str:
     return out
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_there_and_back_is_bit_equal(folder: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_there_and_back_is_bit_equal(folder: Path, tmp_path: Path, layout: str) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
-    out = convert(folder, there, "--to", form)
+    out = convert(folder, there, "--to", layout)
     total = sum(path.stat().st_size for path in ([there] if there.is_file() else there.iterdir()))
-    assert out.splitlines()[0] == f"{there}: {LAYOUTS[form].title}, float32, {total:,} bytes"
+    assert out.splitlines()[0] == f"{there}: {LAYOUTS[layout].title}, float32, {total:,} bytes"
     assert re.search(r"^Read back and compared: all [\d,]+ numbers are the same, bit for bit\.$", out, re.MULTILINE)
     convert(there, back, "--to", "huggingface", "--config", folder / "config.json")
     theirs, ours = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
@@ -100,26 +100,26 @@ def test_zeros_that_a_form_leaves_out_are_no_loss(tmp_path: Path) -> None:
     assert "bit for bit" in out
 
 
-@pytest.mark.parametrize("form", ["gguf", "huggingface"])
-def test_nothing_is_written_over_without_force(folder: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("layout", ["gguf", "huggingface"])
+def test_nothing_is_written_over_without_force(folder: Path, tmp_path: Path, layout: str) -> None:
     dest = tmp_path / "there"
-    convert(folder, dest, "--to", form)
+    convert(folder, dest, "--to", layout)
     files = [dest] if dest.is_file() else sorted(dest.iterdir())
     before = [path.stat().st_mtime_ns for path in files]
-    status, out, err = call("convert", folder, dest, "--to", form)
+    status, out, err = call("convert", folder, dest, "--to", layout)
     assert (status, out) == (2, "") and "--force" in err
     assert before == [path.stat().st_mtime_ns for path in files]
-    convert(folder, dest, "--to", form, "--force")
+    convert(folder, dest, "--to", layout, "--force")
     assert before != [path.stat().st_mtime_ns for path in files]
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("FOLDER", "x", "--to", "ggml"), "there is no form 'ggml'.*gguf"),
+        (("FOLDER", "x", "--to", "ggml"), "there is no layout 'ggml'.*gguf"),
         (("FOLDER", "x", "--to", "gguf", "--dtype", "q4_0"), "not written as 'q4_0'.*q8_0"),
         (("FOLDER", "FOLDER", "--to", "huggingface", "--force"), "is the source itself"),
-        (("FOLDER", "FOLDER/config.json", "--to", "openai"), "is a file, and the form openai is a folder"),
+        (("FOLDER", "FOLDER/config.json", "--to", "openai"), "is a file, and the layout openai is a folder"),
         (("./none", "x", "--to", "gguf"), "does not exist"),
         (("FOLDER", "x", "--to", "gguf", "--config", "none.json"), "none.json could not be read"),
         (("FOLDER", "x/y/z", "--to", "book"), "could not be written"),
@@ -187,12 +187,14 @@ class TestStreaming:
         with pytest.raises(WeightsError, match="was changed while it was read"):
             list(running)
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_every_form_streams(self, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    @pytest.mark.parametrize("layout", LAYOUT_NAMES)
+    def test_every_layout_streams(
+        self, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+    ) -> None:
         monkeypatch.setattr(streaming, "_AT_ONCE", 2_000_000)
         source = weights.open(large)
-        saved = source.save(tmp_path / "out", form)
-        written = weights.open(saved.path, form=form, config=source.config)
+        saved = source.save(tmp_path / "out", layout)
+        written = weights.open(saved.path, layout=layout, config=source.config)
         assert weights.compare(source.plan(), written.stream()).changed == 0
 
     def test_shards_and_old_pickles(self, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from clearhead.utils.locking import only_one
 from clearhead.weights.formats.tensorflow import Entry, TensorFlowFile, index_bytes
 from clearhead.weights.hub import download, official
 from clearhead.weights.hub.official import Identity, Official, OfficialTensor, SmallFile, identify
-from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 from clearhead.weights.tensors import TensorInfo
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tf_plain"
@@ -45,7 +45,9 @@ def test_the_facts_agree_with_the_shapes() -> None:
         assert known.config == RELEASED[size]
         sizes = axis_sizes(known.config)
         shapes = {
-            piece.name: piece.shape(sizes) for row in TABLE for piece in pieces(row, "openai", known.config.n_layers)
+            piece.name: piece.shape(sizes)
+            for row in TABLE
+            for piece in layout_tensors(row, "openai", known.config.n_layers)
         }
         assert len(shapes) == known.n_tensors
         assert sum(TensorInfo(shape, "float32").nbytes for shape in shapes.values()) == known.data_bytes
@@ -64,7 +66,7 @@ def test_from_the_facts_openais_own_index_comes_out() -> None:
     # Of the 355M the checksums are not known, but how long its index is.
     medium = official.released()["355M"]
     sizes, offset, entries = axis_sizes(medium.config), 0, {}
-    found = {p.name: p.shape(sizes) for row in TABLE for p in pieces(row, "openai", medium.config.n_layers)}
+    found = {p.name: p.shape(sizes) for row in TABLE for p in layout_tensors(row, "openai", medium.config.n_layers)}
     for name in sorted(found):
         entries[name] = Entry(TensorInfo(found[name], "float32"), 0, offset, 0)
         offset += entries[name].info.nbytes

@@ -206,7 +206,7 @@ def test_it_is_read_back(folder: Path, tmp_path: Path, dtype: str) -> None:
     source = weights.open(folder / "hf")
     source.save(tmp_path / "x", "onnx", dtype)
     back = weights.open(tmp_path / "x")
-    assert (back.form, back.config, back.dtype) == ("onnx", source.config, dtype)
+    assert (back.layout, back.config, back.dtype) == ("onnx", source.config, dtype)
     changed = weights.compare(source.plan(), back.plan()).changed
     assert bool(changed) == (dtype == "float16")
     # As the library writes the same model, its fields in another order.

@@ -68,7 +68,7 @@ class TestRead:
     @pytest.mark.parametrize("name", ["tf_plain", "tf_trained", "tf_shards"])
     def test_the_values_are_those_that_tensorflow_reads(self, name: str) -> None:
         source = weights.open(FIXTURES / name)
-        assert (source.form, source.config, source.notes) == ("openai", SHAPE, ())
+        assert (source.layout, source.config, source.notes) == ("openai", SHAPE, ())
         due = expected(name)
         assert {n: (i.shape, i.dtype) for n, i in source.tensors.items()} == {
             n: (a.shape, a.dtype.name) for n, a in due.items()
@@ -135,8 +135,8 @@ class TestRead:
 
     def test_a_folder_with_hugging_face_weights_too_is_theirs(self, folder: Path) -> None:
         weights.save_huggingface(folder, SHAPE, weights.open(folder).lazy())
-        assert weights.open(folder).form == "huggingface"
-        assert weights.open(folder / "model.ckpt").form == "openai"
+        assert weights.open(folder).layout == "huggingface"
+        assert weights.open(folder / "model.ckpt").layout == "openai"
 
     def test_without_hparams_the_shape_is_read_off_the_tensors(self, tmp_path: Path) -> None:
         config = GPTConfig(50, 8, 128, 2, 3, qkv_bias=True, tie_weights=True)
@@ -245,7 +245,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("hparams", "words"),
         [
-            ({"n_layer": 1}, ("'model/h1/", "no place")),
+            ({"n_layer": 1}, ("'model/h1/", "does not have")),
             ({"n_layer": 3}, ("'model/h2/ln_1/g' and 11 more tensors", "cannot be filled")),
             ({"n_layer": 10**9}, ("1,000,000,000 layers", "28 tensors")),
             ({"n_embd": 15}, ("model/wte", "[61, 12]", "[61, 15]")),
@@ -274,7 +274,7 @@ class TestRefusals:
             write_tensorflow(folder / "model.ckpt", infos, lambda name: np.zeros(infos[name].shape, np.float32))
 
         save(infos | {"model/adapter/w": TensorInfo((3,), "float32")})
-        refused(folder, "'model/adapter/w'", "no place")
+        refused(folder, "'model/adapter/w'", "does not have")
         del infos["model/h0/ln_2/b"]
         save(infos)
         refused(folder, "no 'model/h0/ln_2/b'", "blocks.0.norm_2.bias")
@@ -591,7 +591,7 @@ class TestWrite:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"tie_weights": False}, "no place for an output head"),
+            ({"tie_weights": False}, "cannot hold an output head"),
             ({"activation": "gelu_erf"}, "activation 'gelu_erf'"),
             ({"norm_eps": 1e-6}, "norm_eps 1e-06"),
             ({"ff_dim": 40}, "ff_dim 40"),
@@ -643,6 +643,6 @@ def test_a_model_goes_into_openais_form_and_back(tmp_path: Path) -> None:
     first = weights.open(FIXTURES / "tf_plain")
     there = first.save(tmp_path / "hub").path
     back = weights.open(weights.open(there).save(tmp_path / "openai", to="openai").path)
-    assert (back.form, back.config) == ("openai", first.config)
+    assert (back.layout, back.config) == ("openai", first.config)
     expected = first.load()
     assert all(np.array_equal(values, expected[name]) for name, values in back.load().items())

@@ -63,7 +63,7 @@ def moved(config: GPTConfig = SMALL, seed: int = 0) -> Tensors:
 
 
 def as_if_published(folder: Path, config: GPTConfig) -> dict[str, Official]:
-    """What would be known of a model in OpenAI's form, had they published it; checksums by the library itself."""
+    """What would be known of a model in OpenAI's layout, had they published it; checksums by the library itself."""
     source = weights.open(folder)
     offset, tensors = 0, {}
     for name in sorted(source.tensors):
@@ -299,23 +299,23 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensors, dict[s
     return tensors, as_if_published(folder, SMALL)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layout", FORMS)
 def test_every_form_of_the_published_weights(
-    published: tuple[Tensors, dict[str, Official]], tmp_path: Path, form: str
+    published: tuple[Tensors, dict[str, Official]], tmp_path: Path, layout: str
 ) -> None:
     tensors, known = published
     dest = tmp_path / "model"
-    weights.save(dest, SMALL, tensors, form)
-    found = verify_weights(dest, config=SMALL if form in ("book", "canonical") else None, known=known)
+    weights.save(dest, SMALL, tensors, layout)
+    found = verify_weights(dest, config=SMALL if layout in ("book", "canonical") else None, known=known)
     assert found["identity"].text == "These are, bit for bit, the weights that OpenAI published as 124M."
     assert [found[name].verdict for name in ("files", "tensors", "numbers")] == ["passed"] * 3
     carries = {"openai", "book", "nanogpt", "transformerlens", "canonical"}  # a TensorFlow index, or a zip
-    assert found["checksums"].verdict == ("passed" if form in carries else "not applicable")
+    assert found["checksums"].verdict == ("passed" if layout in carries else "not applicable")
     changed = dict(tensors)
     changed["blocks.1.attention.out.weight"] = tensors["blocks.1.attention.out.weight"].copy()
     changed["blocks.1.attention.out.weight"].view(np.uint32)[3, 4] ^= 1
-    weights.save(dest, SMALL, changed, form)
-    found = verify_weights(dest, config=SMALL if form in ("book", "canonical") else None, known=known)
+    weights.save(dest, SMALL, changed, layout)
+    found = verify_weights(dest, config=SMALL if layout in ("book", "canonical") else None, known=known)
     assert (found["identity"].verdict, found["identity"].details) == ("failed", ("model/h1/attn/c_proj/w",))
 
 
@@ -390,7 +390,7 @@ def page(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "file", "harm", "point", "words"),
+    ("layout", "file", "harm", "point", "words"),
     [
         ("openai", DATA, cut, "files", "cut short"),
         ("openai", DATA, flip, "checksums", "model/wte does not have the CRC-32C"),
@@ -412,16 +412,16 @@ def page(path: Path) -> None:
 def test_a_broken_file_is_a_failed_point(
     published: tuple[Tensors, dict[str, Official]],
     tmp_path: Path,
-    form: str,
+    layout: str,
     file: str,
     harm: Callable[[Path], None],
     point: str,
     words: str,
 ) -> None:
     dest = tmp_path / "model"
-    weights.save(dest, SMALL, published[0], form)
+    weights.save(dest, SMALL, published[0], layout)
     harm(dest / file)
-    found = clearhead.verify(dest, config=SMALL if form == "book" else None)
+    found = clearhead.verify(dest, config=SMALL if layout == "book" else None)
     failed = [one.name for one in found.points if one.verdict == "failed"]
     assert failed == [point] and words in found[point].text and not found.ok
 
@@ -566,7 +566,7 @@ def test_the_command_line(published: tuple[Tensors, dict[str, Official]], tmp_pa
     assert status == 2 and "✗ checksums" in out and out.rstrip().endswith("Failed: checksums.") and err == ""
     status, out, _ = call(tmp_path / "model", "--json")
     found = json.loads(out)
-    assert status == 2 and not found["ok"] and found["form"] == "openai"
+    assert status == 2 and not found["ok"] and found["layout"] == "openai"
     assert [point["name"] for point in found["points"] if point["verdict"] == "failed"] == ["checksums"]
 
 

@@ -43,7 +43,7 @@ class Source:
 
         plan = self.weights.plan()
         check_account(account, plan.targets)
-        used = {part.source for fill in plan.fills for part in fill.parts}
+        used = {part.source for step in plan.steps for part in step.slices}
         numbers = sum(plan.sources[name].size for name in used)
         filled = account.total - numbers
         stored = sum(plan.sources[name].nbytes for name in used)

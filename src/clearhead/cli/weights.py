@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from clearhead.weights import Source
-    from clearhead.weights.grouping import Span
+    from clearhead.weights.grouping import NamePattern
     from clearhead.weights.inspection import Inspection
-    from clearhead.weights.plan_chart import Chart, Group
+    from clearhead.weights.plan_chart import ChartRow, PlanChart
 
-HELP = "Look at a model's weights, prove them right, fetch them, and write them in another form."
+HELP = "Look at a model's weights, prove them right, fetch them, and write them in another layout."
 
 INSPECT_EPILOG = """
 Examples:
@@ -73,7 +73,7 @@ def inspect_weights(
 def map_weights(
     source: Model,
     to: Annotated[
-        str, typer.Option("--to", metavar="FORM", help="The names to lead to; Clearhead's own where it is left out.")
+        str, typer.Option("--to", metavar="LAYOUT", help="The names to lead to; Clearhead's own where it is left out.")
     ] = "canonical",
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flow chart.")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw it into this SVG file.")] = None,
@@ -90,7 +90,7 @@ def map_weights(
     if mermaid + as_json + (svg is not None) > 1:
         raise typer.BadParameter("give only one of --mermaid, --svg and --json.")
     if to not in LAYOUTS:
-        raise WeightsError(f"there is no form {to!r}; the forms are {', '.join(LAYOUTS)}.")
+        raise WeightsError(f"there is no layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
     opened = _open(source)
     chart = make_chart(opened.plan(to))
     if as_json:
@@ -154,7 +154,7 @@ def _print_inspection(found: Inspection) -> None:
     console.print(_short(found.source), style="bold", soft_wrap=True)
     dtypes = ", ".join(dtype if len(found.dtypes) == 1 else f"{n} {dtype}" for dtype, n in found.dtypes.items())
     facts = {
-        "form": LAYOUTS[found.source.form].title,
+        "layout": LAYOUTS[found.source.layout].title,
         "file": str(found.source.path),
         "config": f"{config.n_layers} layers, {config.n_heads} heads, emb_dim {config.emb_dim:,}, "
         f"ff_dim {config.ff_dim:,}, vocab_size {config.vocab_size:,}, context_length {config.context_length:,}, "
@@ -201,12 +201,12 @@ def _print_findings(console: Console, found: Inspection) -> None:
         )
 
 
-def _tensors(spans: list[Span]) -> str:
+def _tensors(spans: list[NamePattern]) -> str:
     number = sum(len(span.names) for span in spans)
     return f"{number:,} tensor{'' if number == 1 else 's'}"
 
 
-def _detail(found: Inspection, kind: str, span: Span) -> str:
+def _detail(found: Inspection, kind: str, span: NamePattern) -> str:
     """How many numbers of a tensor are odd, or which number it holds."""
     own = [tensor for tensor in found.tensors if tensor.name in span.names]
     if kind == "constant":
@@ -220,7 +220,7 @@ def _detail(found: Inspection, kind: str, span: Span) -> str:
 # --------------------------------------------------------------------------------------------------------------
 
 
-def _print_chart(name: str, chart: Chart) -> None:
+def _print_chart(name: str, chart: PlanChart) -> None:
     from clearhead.cli.console import output
     from clearhead.weights.layouts import LAYOUTS
 
@@ -233,11 +233,11 @@ def _print_chart(name: str, chart: Chart) -> None:
         console.print("\nStored but not used:")
         for group in ignored:
             tensor = group.sources[0]
-            console.print(f"  {tensor.span.label} {_shape(tensor.shape)}", soft_wrap=True)
+            console.print(f"  {tensor.pattern.label} {_shape(tensor.shape)}", soft_wrap=True)
             console.print(f"    {group.reason}", style="dim", soft_wrap=True)
 
 
-def _table(chart: Chart) -> Table:
+def _table(chart: PlanChart) -> Table:
     """The chart as a table; in the blocks, what all names begin with stands once above them."""
     from rich.table import Table
     from rich.text import Text
@@ -249,8 +249,8 @@ def _table(chart: Chart) -> Table:
         groups = chart.part(part)
         stored, made = ("", "")
         if part == "blocks":
-            stored = _beginning([s.span for group in groups for s in group.sources])
-            made = _beginning([group.target.span for group in groups if group.target])
+            stored = _beginning([s.pattern for group in groups for s in group.sources])
+            made = _beginning([group.target.pattern for group in groups if group.target])
             table.add_row()
             table.add_row(Text(stored), "", Text(chart.frame.removeprefix("× ")), Text(made), "", style="bold")
         for group in groups:
@@ -260,15 +260,15 @@ def _table(chart: Chart) -> Table:
     return table
 
 
-def _cells(group: Group, stored: str, made: str) -> tuple[str, ...]:
+def _cells(group: ChartRow, stored: str, made: str) -> tuple[str, ...]:
     assert group.target is not None
-    names = [source.span.label.removeprefix(stored) for source in group.sources]
+    names = [source.pattern.label.removeprefix(stored) for source in group.sources]
     shapes = [_shape(source.shape) for source in group.sources]
-    target = group.target.span.label.removeprefix(made)
+    target = group.target.pattern.label.removeprefix(made)
     return "\n".join(names) or "(nothing)", "\n".join(shapes), " ".join(group.steps), target, _shape(group.target.shape)
 
 
-def _beginning(spans: list[Span]) -> str:
+def _beginning(spans: list[NamePattern]) -> str:
     """What the names of the blocks begin with, up to the layer and the sign after it; empty where they do not agree."""
     from clearhead.weights.grouping import layer_words
 

@@ -1,4 +1,4 @@
-"""`clearhead weights convert`: a model in another form, read back and compared number by number."""
+"""`clearhead weights convert`: a model in another layout, read back and compared number by number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from clearhead.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
-    from clearhead.weights import Difference, Saved, Source
+    from clearhead.weights import SaveResult, Source, WeightsDifference
 
 EPILOG = """
 Examples:
@@ -32,7 +32,7 @@ def convert_weights(
         str,
         typer.Option(
             "--to",
-            metavar="FORM",
+            metavar="LAYOUT",
             help="huggingface, openai, onnx (folders); gguf, book, nanogpt, llmc, transformerlens, canonical (files).",
         ),
     ],
@@ -49,10 +49,10 @@ def convert_weights(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
 ) -> None:
-    """Write a model in another form.
+    """Write a model in another layout.
 
     One tensor is in memory at a time. What was written is read again and compared with the source, so the last line
-    says how many numbers are not as they were: none where the form holds the source's number format.
+    says how many numbers are not as they were: none where the layout holds the source's number format.
     """
     from clearhead import weights
     from clearhead.cli.console import notice
@@ -71,7 +71,7 @@ def convert_weights(
     saved = opened.save(dest, to, dtype)
     for note in saved.notes:
         notice(note)
-    written = weights.open(saved.path, form=to, config=opened.config)
+    written = weights.open(saved.path, layout=to, config=opened.config)
     _print_result(opened, saved, weights.compare(opened.stream(), written.stream(), dest.name))
 
 
@@ -80,7 +80,7 @@ def _refuse_occupied(dest: Path, to: str, force: bool) -> None:
 
     if to in FOLDERS:
         if dest.exists() and not dest.is_dir():
-            raise InputError(f"{dest} is a file, and the form {to} is a folder; give the name of a folder.")
+            raise InputError(f"{dest} is a file, and the layout {to} is a folder; give the name of a folder.")
         if not force and dest.is_dir() and any(dest.iterdir()):
             raise InputError(f"{dest} is not empty; give another name, or --force to write the model there.")
     elif not force and dest.is_file():
@@ -91,18 +91,18 @@ def _refuse_itself(opened: Source, dest: Path, to: str) -> None:
     """Raises where the model would be written over its own files: then there were nothing left to compare with."""
     from clearhead.weights.saving import FOLDERS
 
-    own = opened.folder if to in FOLDERS and opened.form == to else opened.path
+    own = opened.folder if to in FOLDERS and opened.layout == to else opened.path
     if dest.exists() and dest.samefile(own):
         raise WeightsError(f"{dest} is the source itself; give another place.")
 
 
-def _print_result(opened: Source, saved: Saved, difference: Difference) -> None:
+def _print_result(opened: Source, saved: SaveResult, difference: WeightsDifference) -> None:
     from clearhead.cli.console import output
     from clearhead.weights.layouts import LAYOUTS
 
     console = output()
-    form = LAYOUTS[saved.form].title
-    console.print(f"{saved.path}: {form}, {saved.dtype}, {saved.nbytes:,} bytes", style="bold", soft_wrap=True)
+    layout = LAYOUTS[saved.layout].title
+    console.print(f"{saved.path}: {layout}, {saved.dtype}, {saved.nbytes:,} bytes", style="bold", soft_wrap=True)
     if len(saved.files) > 1:
         width = max(len(path.name) for path in saved.files)
         for path in saved.files:

@@ -58,7 +58,7 @@ class Vocabulary:
             return cls("given", Tokenizer.from_json(path))
         if path.is_dir():
             return cls("given", Tokenizer.from_folder(path))
-        if weights.looks_like_a_path(name) or path.suffix:
+        if weights.looks_like_path(name) or path.suffix:
             raise TrainingError(
                 f"there is no tokenizer {path}; give bytes, characters, a tokenizer.json, a folder with a tokenizer's "
                 "files, or a name on the hub such as gpt2."

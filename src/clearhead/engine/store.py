@@ -72,10 +72,10 @@ def _threads(asked: int | None) -> int:
 
 def _place(source: Source, form: str) -> tuple[Path, str]:
     """Where a model's weights in a format are kept, and the key that says what they were made from."""
-    stat_of = [path for path in sorted(source.folder.iterdir()) if path.is_file()] if source.form else []
+    stat_of = [path for path in sorted(source.folder.iterdir()) if path.is_file()] if source.layout else []
     files = [source.path, *(path for path in stat_of if path.suffix not in (".md", ".txt") and path != source.path)]
     told = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
-    key = json.dumps([VERSION, form, source.form, repr(source.config), told])
+    key = json.dumps([VERSION, form, source.layout, repr(source.config), told])
     name = hashlib.sha256(json.dumps([str(source.path.resolve()), form]).encode()).hexdigest()[:24]
     return cache_folder() / "weights" / f"{name}.safetensors", hashlib.sha256(key.encode()).hexdigest()
 
@@ -90,7 +90,7 @@ def keep_rounded(source: Source, form: str, threads: int) -> None:
     """
     from clearhead.engine.building import build
 
-    _keep(source, form, build(source.config, source.lazy(in_rows=False), form, threads))
+    _keep(source, form, build(source.config, source.lazy(row_major=False), form, threads))
 
 
 def forget(source: Source) -> None:
@@ -136,7 +136,7 @@ def _make(source: Source, form: str, threads: int) -> Arrays:
             "are free; take a smaller format (int8, int4) or a smaller model."
         )
     with told(f"Compiling what stores weights as {form}, once for this machine …"):
-        arrays = build(source.config, source.lazy(in_rows=False), form, threads)
+        arrays = build(source.config, source.lazy(row_major=False), form, threads)
         if form == "int4":
             arrays = _rounded_better(source, arrays, threads)
     with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
@@ -157,7 +157,7 @@ def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
         progress.note("what comes into each matrix is measured")
         used = moments(source.config, source.lazy(), ids)
         progress.note("each weight's error is made up for by those after it")
-        return build(source.config, source.lazy(in_rows=False), "int4", threads, used)
+        return build(source.config, source.lazy(row_major=False), "int4", threads, used)
 
 
 def _keep(source: Source, form: str, arrays: Arrays) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import shape_words
 
@@ -66,7 +66,7 @@ def load_into(model: nn.Module, source: Source) -> None:
         ByteProgress(f"Loading {source.name}", sum(4 * p.numel() for p in model.parameters())) as progress,
         torch.no_grad(),
     ):
-        for name, values in plan.run_ahead():
+        for name, values in plan.run_parallel():
             names = [name, *(tied for tied, other in plan.tied.items() if other == name and tied in state)]
             tensor = torch.from_numpy(values)
             if state[name].is_meta:
@@ -78,7 +78,7 @@ def load_into(model: nn.Module, source: Source) -> None:
             progress.advance(values.nbytes)
 
 
-def _check(plan: Plan, state: Mapping[str, torch.Tensor]) -> None:
+def _check(plan: ConversionPlan, state: Mapping[str, torch.Tensor]) -> None:
     shapes = {**plan.targets, **{name: plan.targets[other] for name, other in plan.tied.items()}}
     for name, tensor in state.items():
         if name not in shapes:

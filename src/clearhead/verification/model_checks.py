@@ -42,7 +42,7 @@ _LAYER_BY_LAYER_FLOPS = 3e13  # what that may take at most; larger models get th
 def verify(
     source: str | os.PathLike[str] | Source,
     *,
-    form: str | None = None,
+    layout: str | None = None,
     config: GPTConfig | None = None,
     revision: str | None = None,
     device: str = "cpu",
@@ -54,7 +54,7 @@ def verify(
 
     Args:
         source: a folder, a file, the name of a model on the hub, or a model that is open.
-        form: the naming scheme, where it is not to be told from the files' contents.
+        layout: the naming scheme, where it is not to be told from the files' contents.
         config: the model's shape, where the files do not say it or say it wrongly.
         revision: of a model on the hub, its branch, tag or commit.
         device: where the model runs, as PyTorch names it.
@@ -73,7 +73,7 @@ def verify(
     find_device(device)  # before minutes of looking at numbers
     run = _Run(device, text, published)
     trials: tuple[Trial, ...] = (run.tokenizer_point, run.text_point, run.continuation_point)
-    return verify_weights(source, form=form, config=config, revision=revision, known=known, trials=trials)
+    return verify_weights(source, layout=layout, config=config, revision=revision, known=known, trials=trials)
 
 
 class _Run:

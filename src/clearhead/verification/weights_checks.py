@@ -21,9 +21,9 @@ from clearhead.utils.progress import ByteProgress
 from clearhead.verification.arrangement import SURE, HeadWidth, LayerArrangement, arrangements, head_widths
 from clearhead.verification.file_checks import Checked, check_sizes, check_sums
 from clearhead.weights.hub.official import Identity, Official, identify
-from clearhead.weights.inspection import Inspection, Statistics, inspect_source
+from clearhead.weights.inspection import Inspection, TensorStatistics, inspect_source
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.source import Source, locate
 from clearhead.weights.source import open as open_source
 from clearhead.weights.tensors import TensorInfo
@@ -78,7 +78,7 @@ class Verification:
         return {
             "model": self.model,
             "ok": self.ok,
-            "form": source.form if source else None,
+            "layout": source.layout if source else None,
             "file": str(source.path) if source else None,
             "config": dataclasses.asdict(source.config) if source else None,
             "notes": list(source.notes) if source else [],
@@ -110,7 +110,7 @@ Trial = Callable[[Looked], Point]
 def verify(
     source: str | os.PathLike[str] | Source,
     *,
-    form: str | None = None,
+    layout: str | None = None,
     config: GPTConfig | None = None,
     revision: str | None = None,
     known: Mapping[str, Official] | None = None,
@@ -120,7 +120,7 @@ def verify(
 
     Args:
         source: a folder, a file, the name of a model on the hub, or a model that is open.
-        form: the naming scheme, where it is not to be told from the files' contents.
+        layout: the naming scheme, where it is not to be told from the files' contents.
         config: the model's shape, where the files do not say it or say it wrongly.
         revision: of a model on the hub, its branch, tag or commit.
         known: the published models to compare with; OpenAI's where it is left out.
@@ -138,7 +138,7 @@ def verify(
     else:
         path = locate(source, revision)  # what is not there at all is an error
         try:
-            opened = dataclasses.replace(open_source(path, form, config=config), name=str(source))
+            opened = dataclasses.replace(open_source(path, layout, config=config), name=str(source))
         except (WeightsError, ConfigError) as error:
             return Verification(str(source), (Point("files", "failed", str(error)),))
     return Verification(opened.name, tuple(_points(opened, known, trials)), opened)
@@ -197,15 +197,15 @@ def _point(name: str, found: Checked, text: str) -> Point:
 # --------------------------------------------------------------------------------------------------------------
 
 
-def _tensors(source: Source, plan: Plan) -> Point:
-    sources = {part.source for fill in plan.fills for part in fill.parts}
+def _tensors(source: Source, plan: ConversionPlan) -> Point:
+    sources = {part.source for step in plan.steps for part in step.slices}
     parameters = sum(TensorInfo(shape, "float32").size for shape in plan.targets.values())
     text = (
-        f"{len(sources)} stored tensors ({LAYOUTS[source.form].title} names) fill all {len(plan.targets)} of the "
+        f"{len(sources)} stored tensors ({LAYOUTS[source.layout].title} names) fill all {len(plan.targets)} of the "
         f"model, {parameters:,} parameters, each in its shape"
         + (f"; {len(plan.ignored)} more are explained." if plan.ignored else "; none is left over.")
     )
-    zeros = [fill for fill in plan.fills if not fill.parts]
+    zeros = [step for step in plan.steps if not step.slices]
     details = [f"{len(zeros)} biases that the file leaves out are zeros"] if zeros else []
     details += [f"{count} not used: {reason}" for reason, count in Counter(plan.ignored.values()).items()]
     return Point("tensors", "passed", text, tuple(details))
@@ -260,9 +260,9 @@ def _usual(target: str) -> _Usual:
     return _NORM if "norm" in target else _MATRIX
 
 
-def _statistics(found: Inspection, plan: Plan) -> Point:
+def _statistics(found: Inspection, plan: ConversionPlan) -> Point:
     by_name = {tensor.name: tensor for tensor in found.tensors}
-    usual = {part.source: _usual(fill.target) for fill in plan.fills for part in fill.parts}
+    usual = {part.source: _usual(step.target) for step in plan.steps for part in step.slices}
     outside = tuple(words for name, bounds in usual.items() if (words := _outside(by_name[name], bounds)))
     if outside:
         text = f"{len(outside)} of {len(usual)} tensors are far outside what trained GPT-2s show."
@@ -274,7 +274,7 @@ def _statistics(found: Inspection, plan: Plan) -> Point:
     return Point("statistics", "passed", text)
 
 
-def _outside(tensor: Statistics, usual: _Usual) -> str:
+def _outside(tensor: TensorStatistics, usual: _Usual) -> str:
     """What is unusual about a tensor's moments; empty where nothing is."""
     mean, std = tensor.mean, tensor.std
     if mean is None or std is None or tensor.constant:  # the point before names it
@@ -291,7 +291,7 @@ def _outside(tensor: Statistics, usual: _Usual) -> str:
 # --------------------------------------------------------------------------------------------------------------
 
 
-def _arrangement(plan: Plan, trained: bool, broken: bool) -> Iterator[Point]:
+def _arrangement(plan: ConversionPlan, trained: bool, broken: bool) -> Iterator[Point]:
     if broken or not trained:
         why = "it holds what are no numbers" if broken else "the model is untrained, and training leaves the marks"
         for name in ("arrangement", "heads"):
@@ -307,7 +307,7 @@ def _arrangement(plan: Plan, trained: bool, broken: bool) -> Iterator[Point]:
         yield Point("heads", "not applicable", "Cannot be told before the arrangement is right.")
 
 
-def _matrices(plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _matrices(plan: ConversionPlan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for layer in range(plan.config.n_layers):
         prefix = f"blocks.{layer}.attention."
         yield plan.read(prefix + "qkv.weight"), plan.read(prefix + "out.weight")

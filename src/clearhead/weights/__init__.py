@@ -5,26 +5,26 @@ Clearhead's, `Source.load` does it, `Source.save` and `convert` write another fo
 that OpenAI published, and `identify` says whether a model is one of them, bit for bit.
 """
 
-from clearhead.weights.comparison import Difference, compare
+from clearhead.weights.comparison import WeightsDifference, compare
 from clearhead.weights.hub.download import fetch_openai
 from clearhead.weights.hub.hub import fetch, fetch_into, fetch_tokenizer
 from clearhead.weights.hub.official import Identity, identify
-from clearhead.weights.plan import LazyTensors, Plan, PlanRow
-from clearhead.weights.saving import Saved, save
+from clearhead.weights.plan import ConversionPlan, LazyTensors, PlanRow
+from clearhead.weights.saving import SaveResult, save
 from clearhead.weights.schemes.huggingface import save_huggingface
 from clearhead.weights.schemes.openai import save_openai
-from clearhead.weights.source import Source, convert, locate, looks_like_a_path, open
+from clearhead.weights.source import Source, convert, locate, looks_like_path, open
 from clearhead.weights.tensors import TensorInfo
 
 __all__ = [
-    "Difference",
+    "ConversionPlan",
     "Identity",
     "LazyTensors",
-    "Plan",
     "PlanRow",
-    "Saved",
+    "SaveResult",
     "Source",
     "TensorInfo",
+    "WeightsDifference",
     "compare",
     "convert",
     "fetch",
@@ -33,7 +33,7 @@ __all__ = [
     "fetch_tokenizer",
     "identify",
     "locate",
-    "looks_like_a_path",
+    "looks_like_path",
     "open",
     "save",
     "save_huggingface",

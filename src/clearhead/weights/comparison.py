@@ -9,13 +9,13 @@ import numpy as np
 
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 
 _PIECE = 2**22  # numbers compared at once
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class WeightsDifference:
     """What became of one model's numbers in another.
 
     Attributes:
@@ -48,7 +48,7 @@ class Difference:
         )
 
 
-def compare(one: Plan, other: Plan, what: str = "weights") -> Difference:
+def compare(one: ConversionPlan, other: ConversionPlan, what: str = "weights") -> WeightsDifference:
     """Compares two plans to the same layout, with one tensor of each in memory at a time.
 
     A tensor that only one of them has, such as a bias that a form leaves out where it is zero, counts as zeros.
@@ -63,7 +63,7 @@ def compare(one: Plan, other: Plan, what: str = "weights") -> Difference:
     """
     shapes = {**other.targets, **one.targets}
     n_numbers = sum(int(np.prod(shape)) for shape in shapes.values())
-    found = Difference(n_numbers)
+    found = WeightsDifference(n_numbers)
     with ByteProgress(f"Comparing {what}", 4 * n_numbers) as progress:
         for name, shape in shapes.items():
             if other.targets.get(name, shape) != shape:
@@ -81,7 +81,7 @@ def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
     return (flat[start : start + _PIECE] for start in range(0, max(flat.size, 1), _PIECE))
 
 
-def _with(found: Difference, name: str, before: np.ndarray, after: np.ndarray) -> Difference:
+def _with(found: WeightsDifference, name: str, before: np.ndarray, after: np.ndarray) -> WeightsDifference:
     """The result so far, with one more piece of a tensor."""
     changed = int((before.view(np.uint32) != after.view(np.uint32)).sum())
     if not changed:
@@ -89,7 +89,7 @@ def _with(found: Difference, name: str, before: np.ndarray, after: np.ndarray) -
     with np.errstate(invalid="ignore", over="ignore"):
         by = np.abs(after - before)
     at = int(np.argmax(np.nan_to_num(by, nan=0.0)))
-    more = Difference(found.n_numbers, found.changed + changed, name, float(before[at]), float(after[at]))
+    more = WeightsDifference(found.n_numbers, found.changed + changed, name, float(before[at]), float(after[at]))
     if found.changed and found.greatest >= more.greatest:
-        return Difference(found.n_numbers, more.changed, found.tensor, found.before, found.after)
+        return WeightsDifference(found.n_numbers, more.changed, found.tensor, found.before, found.after)
     return more

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"(?:(?<![^./])|(?<=/h))\d+(?=[./])")
 
 
 @dataclass(frozen=True)
-class Span:
+class NamePattern:
     """One name, or the names that one pattern gives for several layers.
 
     Attributes:
@@ -68,13 +68,13 @@ def layer_of(name: str, layout: Layout) -> tuple[str, int | None]:
     return name[: start + first] + "{i}" + name[start + last :], int(bare[first:last])
 
 
-def fold(names: Iterable[str], layout: Layout) -> list[Span]:
+def fold(names: Iterable[str], layout: Layout) -> list[NamePattern]:
     """Names with those that differ in the layer alone put together, in the order of their first."""
     layers: dict[str, list[int]] = {}
     for name in names:
         template, layer = layer_of(name, layout)
         layers.setdefault(template, []).extend([] if layer is None else [layer])
-    return [Span(template, tuple(sorted(found))) for template, found in layers.items()]
+    return [NamePattern(template, tuple(sorted(found))) for template, found in layers.items()]
 
 
 def _names(layout: str) -> list[str]:

@@ -15,9 +15,9 @@ import numpy as np
 
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
-from clearhead.weights.grouping import Span, fold
+from clearhead.weights.grouping import NamePattern, fold
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorInfo
 
@@ -25,7 +25,7 @@ _PIECE = 1 << 20  # numbers that are looked at together
 
 
 @dataclass(frozen=True)
-class Statistics:
+class TensorStatistics:
     """What one stored tensor's numbers are like.
 
     Attributes:
@@ -77,7 +77,7 @@ class Inspection:
     """
 
     source: Source
-    tensors: tuple[Statistics, ...]
+    tensors: tuple[TensorStatistics, ...]
     ignored: dict[str, str]
     misfit: str
     untrained: bool
@@ -100,7 +100,7 @@ class Inspection:
             return "a tensor of its own, not tied to the token embedding"
         return "tied to the token embedding" + (f"; {copies[0]} is a stored copy of it" if copies else ", stored once")
 
-    def odd(self) -> dict[str, list[Span]]:
+    def odd(self) -> dict[str, list[NamePattern]]:
         """The tensors that are odd, by what is odd about them; names that differ in the layer alone are one.
 
         The kinds are `nan`, `infinite`, `zero` and `constant` (of a number other than zero). What the model does not
@@ -108,11 +108,11 @@ class Inspection:
         """
         return {kind: self._named(holds) for kind, holds in _KINDS.items() if self._named(holds)}
 
-    def _named(self, holds: Callable[[Statistics], bool]) -> list[Span]:
+    def _named(self, holds: Callable[[TensorStatistics], bool]) -> list[NamePattern]:
         found = [t.name for t in self.tensors if holds(t) and t.name not in self.ignored and not self._fresh(t)]
-        return fold(found, LAYOUTS[self.source.form])
+        return fold(found, LAYOUTS[self.source.layout])
 
-    def _fresh(self, tensor: Statistics) -> bool:
+    def _fresh(self, tensor: TensorStatistics) -> bool:
         """Whether a tensor is as every untrained model has it."""
         return self.untrained and tensor.constant and (tensor.zero or tensor.maximum == 1)
 
@@ -122,7 +122,7 @@ class Inspection:
         return {
             "model": source.name,
             "file": str(source.path),
-            "form": source.form,
+            "layout": source.layout,
             "config": dataclasses.asdict(source.config),
             "head": self.head,
             "fits": not self.misfit,
@@ -141,7 +141,7 @@ class Inspection:
         }
 
 
-_KINDS: dict[str, Callable[[Statistics], bool]] = {
+_KINDS: dict[str, Callable[[TensorStatistics], bool]] = {
     "nan": lambda tensor: tensor.nan > 0,
     "infinite": lambda tensor: tensor.infinite > 0,
     "zero": lambda tensor: tensor.zero,
@@ -170,14 +170,14 @@ def inspect_source(source: Source) -> Inspection:
                 progress.advance(info.nbytes * done // max(info.size, 1))
 
             measured = measure(source.read(name), advance)
-            found.append(Statistics(name, info.shape, info.dtype, info.nbytes, **measured))
+            found.append(TensorStatistics(name, info.shape, info.dtype, info.nbytes, **measured))
     tensors = tuple(found)
     ignored = dict(plan.ignored) if plan else {}
     return Inspection(source, tensors, ignored, misfit, plan is not None and _untrained(plan, tensors))
 
 
 def measure(values: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
-    """The counts and moments of an array's numbers, as the fields of `Statistics`.
+    """The counts and moments of an array's numbers, as the fields of `TensorStatistics`.
 
     Mean and variance are put together piece by piece, which stays exact where the numbers are far from zero
     (Chan, Golub, LeVeque: Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
@@ -217,15 +217,15 @@ def _pieces(values: np.ndarray) -> Iterable[np.ndarray]:
     return (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
 
 
-def _untrained(plan: Plan, tensors: Iterable[Statistics]) -> bool:
+def _untrained(plan: ConversionPlan, tensors: Iterable[TensorStatistics]) -> bool:
     """Whether the norms' weights are all one and the biases all zero, by the names that the plan gives them."""
     by_name = {tensor.name: tensor for tensor in tensors}
     norms, biases = [], []
-    for fill in plan.fills:
-        stored = [by_name[part.source] for part in fill.parts]
-        if fill.target.endswith(".bias"):
+    for step in plan.steps:
+        stored = [by_name[part.source] for part in step.slices]
+        if step.target.endswith(".bias"):
             biases += stored
-        elif fill.target.endswith(("norm_1.weight", "norm_2.weight", "final_norm.weight")):
+        elif step.target.endswith(("norm_1.weight", "norm_2.weight", "final_norm.weight")):
             norms += stored
     # A NaN does not speak against it: it is named as what is odd, and the rest of the tensor still tells.
     ones = all(tensor.minimum == tensor.maximum == 1 for tensor in norms)

@@ -1,22 +1,24 @@
-"""How each naming scheme calls a GPT-2's tensors and lays out their numbers: one table.
+"""Every layout's names for a GPT-2's tensors, and the order of their axes: one table.
 
-A cell of `TABLE` is a name and the tensor's axes in stored order: `h.{i}.attn.c_attn.weight [C, S H D]`.
-One letter is one axis of the model; letters that share a dimension are merged, the left one slowest:
+A layout is a naming scheme of weights: Hugging Face's, OpenAI's, nanoGPT's, ... A cell of `TABLE` is a name and the
+tensor's axes in stored order: `h.{i}.attn.c_attn.weight [C, S H D]`. One letter is one axis of the model; letters
+that share a dimension are merged, the left one slowest:
 
     V  vocabulary          C  emb_dim           S  query, key, value (3)
     T  context             F  ff_dim            H  heads
-    L  layers              1  a dimension of 1  D  numbers per head
+    L  layers              1  a dimension of 1  D  head_dim
 
-That is all that a conversion needs. Two cells of one row hold the same numbers, so the axes say which
-operations turn one into the other: `[C, S H D]` to `[S H D, C]` is a transpose, `[H, C, D]` to `[H D, C]` a
-rearrangement, three cells `[H D, C]` to `[S H D, C]` a stack, and `plan.py` derives them. `{i}` in a name
+A conversion needs nothing else. Two cells of one row hold the same numbers, so the axes determine the operations
+that turn one into the other: `[C, S H D]` to `[S H D, C]` is a transpose, `[H, C, D]` to `[H D, C]` a
+rearrangement, three cells `[H D, C]` to `[S H D, C]` a stack; `steps.py` derives them. `{i}` in a name
 means one tensor per layer; several names in one cell are query, key and value in that order.
 
-A new scheme is one more column: a `Layout` in `LAYOUTS` and its cell in every row.
+A new layout is one more column: a `Layout` in `LAYOUTS` and its cell in every row.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +30,7 @@ Cell = str | tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Ignored:
-    """Tensors that a scheme's files may hold and a GPT-2 does not need.
+    """Tensors that a layout's files may hold and a GPT-2 does not need.
 
     Attributes:
         pattern: a regular expression for the whole name, without the layout's prefixes.
@@ -41,17 +43,17 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Layout:
-    """One naming scheme.
+    """One naming scheme of weights.
 
     Attributes:
         name: its key in `LAYOUTS` and its column in `TABLE`.
-        title: how messages call it, as in "... names were expected".
-        prefixes: what may stand before every name in a file, any number of times.
-        keeps_qkv_bias: its files always hold a bias for q, k and v; zeros for a model without one.
-        keeps_head: its files always hold an output head; a copy of the token embedding where the two are tied.
-        always_tied: the programs that read it know no output head of its own.
-        may_lack: canonical names that a file may leave out where the model has no such numbers; zeros.
-        ignored: what else may be in a file.
+        title: its name in messages, as in "... names were expected".
+        prefixes: prefixes that names in a file may have, in any number.
+        keeps_qkv_bias: whether its files always hold a bias for q, k and v; zeros for a model without one.
+        keeps_head: whether its files always hold an output head; a copy of the token embedding if the two are tied.
+        always_tied: whether the programs that read it always tie the output head to the token embedding.
+        may_lack: canonical names that a file may omit; they are filled with zeros.
+        ignored: other tensors that a file may hold.
     """
 
     name: str
@@ -68,11 +70,11 @@ class Layout:
         return re.compile("^(?:" + "|".join(map(re.escape, self.prefixes)) + ")+" if self.prefixes else "^")
 
     def bare(self, name: str) -> str:
-        """A stored name without prefixes."""
+        """Return a stored name without prefixes."""
         return self._prefix.sub("", name)
 
     def reason_to_ignore(self, name: str) -> str | None:
-        """Why a tensor of this name is not needed, or None."""
+        """Return why a tensor of this name is not needed, or None."""
         bare = self.bare(name)
         return next((rule.reason for rule in self.ignored if re.fullmatch(rule.pattern, bare)), None)
 
@@ -142,26 +144,26 @@ LAYOUTS: dict[str, Layout] = {
             ignored=(
                 Ignored(
                     r"(.*/)?(Adam(_\d+)?|adam_[mv]|Momentum|RMSProp(_\d+)?|Adagrad|Ftrl(_\d+)?)",
-                    "what the optimizer remembers of a weight, needed only to train on",
+                    "the optimizer's state for a weight, needed only to resume training",
                 ),
                 Ignored(
                     r"(.*/)?(beta[12]_power(_\d+)?|global_step|learning_rate)",
-                    "a number of the optimizer's, needed only to train on",
+                    "a setting of the optimizer, needed only to resume training",
                 ),
             ),
         ),
     )
 }
-"""Every naming scheme that Clearhead knows, by name."""
+"""Every layout that Clearhead knows, by name."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One tensor of a GPT-2 (or one per layer) under each scheme's name.
+class LayoutRow:
+    """One tensor of a GPT-2 (or one per layer) under each layout's name.
 
     Attributes:
         cells: by layout name; a layout without the tensor has no cell.
-        needs: the setting that the tensor depends on, `qkv_bias`, or `head` (a head of its own), or nothing.
+        needs: the setting that the tensor depends on: `qkv_bias`, `head` (an untied head), or empty.
     """
 
     cells: dict[str, Cell] = field(hash=False)
@@ -175,17 +177,17 @@ class Row:
         return parse(cell)[0]
 
 
-def _row(canonical: str, needs: str = "", **cells: Cell) -> Row:
-    return Row({"canonical": canonical, **cells}, needs)
+def _row(canonical: str, needs: str = "", **cells: Cell) -> LayoutRow:
+    return LayoutRow({"canonical": canonical, **cells}, needs)
 
 
 def _qkv(cell: str, names: str) -> Cell:
-    """A cell for query, key and value: the three names stand where the asterisk is."""
+    """Return a cell for query, key and value: the three names replace the asterisk."""
     query, key, value = (cell.replace("*", name) for name in names.split())
     return query, key, value
 
 
-TABLE: tuple[Row, ...] = (
+TABLE: tuple[LayoutRow, ...] = (
     _row(
         "token_embedding.weight [V, C]",
         huggingface="transformer.wte.weight [V, C]",
@@ -374,22 +376,22 @@ TABLE: tuple[Row, ...] = (
         onnx="head.weight [V, C]",
     ),
 )
-"""Every tensor of a GPT-2 under every scheme's name, in the order of the model."""
+"""Every tensor of a GPT-2 under every layout's name, in the order of the model."""
 
 
 Dims = tuple[tuple[str, ...], ...]
-"""A tensor's dimensions, each the axes merged in it; a dimension of 1 has none."""
+"""A tensor's dimensions, each a tuple of the axes merged in it; a dimension of 1 has none."""
 
 
 def parse(cell: str) -> tuple[str, Dims]:
-    """A cell's name and its dimensions: `wte [1, S H]` gives `("wte", ((), ("S", "H")))`."""
+    """Return a cell's name and dimensions: `wte [1, S H]` gives `("wte", ((), ("S", "H")))`."""
     name, _, axes = cell.rstrip("]").partition(" [")
     dims = axes.split(", ") if axes else []
     return name, tuple(() if dim == "1" else tuple(dim.split()) for dim in dims)
 
 
 def axis_sizes(config: GPTConfig) -> dict[str, int]:
-    """How long each axis of the table is in a model of this shape."""
+    """Return the length of each axis of the table in a model of this shape."""
     return {
         "V": config.vocab_size,
         "T": config.context_length,
@@ -403,45 +405,47 @@ def axis_sizes(config: GPTConfig) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One tensor of one scheme: a cell with its layer filled in.
+class LayoutTensor:
+    """One tensor of one layout: a cell of the table with its layer filled in.
 
     Attributes:
-        name: its name, as the scheme writes it.
+        name: its name in the layout.
         dims: its dimensions.
-        at: where it stands on the axes that the scheme spreads over several tensors (`L`, `S`).
+        fixed: its index on the axes that the layout spreads over several tensors (`L`, `S`).
     """
 
     name: str
     dims: Dims
-    at: dict[str, int] = field(hash=False)
+    fixed: dict[str, int] = field(hash=False)
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Its axes, one after another."""
+        """Its axes, in order."""
         return tuple(axis for dim in self.dims for axis in dim)
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """Its shape in a model whose axes have these sizes."""
-        shape = []
-        for dim in self.dims:
-            size = 1
-            for axis in dim:
-                size *= sizes[axis]
-            shape.append(size)
-        return tuple(shape)
+        """Return its shape in a model whose axes have these sizes."""
+        return tuple(math.prod(sizes[axis] for axis in dim) for dim in self.dims)
 
 
-def pieces(row: Row, layout: str, n_layers: int) -> list[Piece]:
-    """The tensors in which a scheme keeps one row of the table, layer by layer; none where it has no such tensor."""
+def layout_tensors(row: LayoutRow, layout: str, n_layers: int, layer: int | None = None) -> list[LayoutTensor]:
+    """Return the tensors in which a layout keeps one row of the table, layer by layer; none if it has no such tensor.
+
+    Args:
+        row: a row of the table.
+        layout: a key of `LAYOUTS`.
+        n_layers: how many layers the model has.
+        layer: return the tensors of this layer only, if the layout has one tensor per layer.
+    """
     cell = row.cells.get(layout, ())
     names = (cell,) if isinstance(cell, str) else cell
+    per_layer = "{i}" in "".join(names)
     found = []
-    for layer in range(n_layers) if "{i}" in "".join(names) else (None,):
+    for i in (range(n_layers) if layer is None else (layer,)) if per_layer else (None,):
         for part, one in enumerate(names):
             name, dims = parse(one)
-            at = {} if layer is None else {"L": layer}
+            fixed = {} if i is None else {"L": i}
             if len(names) > 1:
-                at["S"] = part
-            found.append(Piece(name if layer is None else name.replace("{i}", str(layer)), dims, at))
+                fixed["S"] = part
+            found.append(LayoutTensor(name if i is None else name.replace("{i}", str(i)), dims, fixed))
     return found

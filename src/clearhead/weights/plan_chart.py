@@ -1,7 +1,7 @@
 """A plan as a flow chart: which stored tensor becomes which, through which operations, with the shapes on both sides.
 
 Rows that are equal up to the layer are one, so a model of 48 blocks reads like one of two. Nothing is left out: the
-groups, written out again, are the rows of the plan (`Chart.rows`). Here are the chart itself, its JSON and its
+groups, written out again, are the rows of the plan (`PlanChart.rows`). Here are the chart itself, its JSON and its
 Mermaid text; `chart_svg.py` draws it.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from clearhead.config import GPTConfig
-from clearhead.weights.grouping import Span, layer_of
+from clearhead.weights.grouping import NamePattern, layer_of
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan, PlanRow
+from clearhead.weights.plan import ConversionPlan, PlanRow
 from clearhead.weights.tensors import shape_words
 
 OPERATIONS = {
@@ -43,18 +43,18 @@ class ChartTensor:
     """One tensor of the chart, or one per layer.
 
     Attributes:
-        span: its name or names.
+        pattern: its name or names.
         shape: of each of them.
         dtype: the stored number format; empty for a target.
     """
 
-    span: Span
+    pattern: NamePattern
     shape: tuple[int, ...]
     dtype: str = ""
 
 
 @dataclass(frozen=True)
-class Group:
+class ChartRow:
     """One line of the chart: one row of the plan, or rows that are equal up to the layer.
 
     Attributes:
@@ -83,7 +83,7 @@ class Group:
         shape = self.target.shape if self.target else self.sources[0].shape
         return [
             PlanRow(
-                self.target.span.at(layer) if self.target else "",
+                self.target.pattern.at(layer) if self.target else "",
                 shape,
                 _source_names(self.sources, layer) if self.layers else _stacked_names(self.sources),
                 self.operations,
@@ -94,17 +94,17 @@ class Group:
 
 
 def _source_names(sources: Sequence[ChartTensor], layer: int) -> tuple[str, ...]:
-    return tuple(source.span.at(layer) for source in sources)
+    return tuple(source.pattern.at(layer) for source in sources)
 
 
 def _stacked_names(sources: Sequence[ChartTensor]) -> tuple[str, ...]:
     """The names of sources that go into one target: layer after layer, as the plan has them."""
-    layers = sources[0].span.layers if sources else ()
-    return tuple(source.span.at(layer) for layer in layers or (0,) for source in sources)
+    layers = sources[0].pattern.layers if sources else ()
+    return tuple(source.pattern.at(layer) for layer in layers or (0,) for source in sources)
 
 
 @dataclass(frozen=True)
-class Chart:
+class PlanChart:
     """A plan, ready to be shown.
 
     Attributes:
@@ -118,10 +118,10 @@ class Chart:
     origin: str
     to: str
     config: GPTConfig
-    groups: tuple[Group, ...]
+    groups: tuple[ChartRow, ...]
     n_sources: int
 
-    def part(self, name: str) -> list[Group]:
+    def part(self, name: str) -> list[ChartRow]:
         """The lines of one part, one of `PARTS`."""
         return [group for group in self.groups if group.part == name]
 
@@ -183,8 +183,8 @@ def _count(number: int, what: str) -> str:
 
 def _tensor_json(tensor: ChartTensor) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "name": tensor.span.label,
-        "names": list(tensor.span.names),
+        "name": tensor.pattern.label,
+        "names": list(tensor.pattern.names),
         "shape": list(tensor.shape),
     }
     return found | ({"dtype": tensor.dtype} if tensor.dtype else {})
@@ -195,35 +195,35 @@ def _tensor_json(tensor: ChartTensor) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------
 
 
-def make_chart(plan: Plan) -> Chart:
+def make_chart(plan: ConversionPlan) -> PlanChart:
     """The chart of a plan; only its names and shapes are looked at."""
     layers: dict[tuple[Any, ...], list[int]] = {}
     for row in plan.rows():
         target, sources, layer = _templates(row, plan)
         key = (target, row.shape, sources, row.operations, row.reason, layer is None)
         layers.setdefault(key, []).extend([] if layer is None else [layer])
-    groups: list[Group] = []
+    groups: list[ChartRow] = []
     for (target, shape, sources, operations, reason, _), found in layers.items():
         bound = tuple(sorted(found))
-        made = ChartTensor(Span(target, bound), shape) if target else None
+        made = ChartTensor(NamePattern(target, bound), shape) if target else None
         taken = tuple(
-            dataclasses.replace(source, span=Span(source.span.template, bound)) if per_layer else source
+            dataclasses.replace(source, pattern=NamePattern(source.pattern.template, bound)) if per_layer else source
             for source, per_layer in sources
         )
-        groups.append(Group(_part(made, taken, groups), made, taken, operations, reason, bound))
+        groups.append(ChartRow(_part(made, taken, groups), made, taken, operations, reason, bound))
     # Zeros for all blocks together name no layer; they stand among the blocks' lines and belong there.
     last = max((place for place, group in enumerate(groups) if group.part == "blocks"), default=0)
     for place, group in enumerate(groups[:last]):
         if group.part == "after":
             groups[place] = dataclasses.replace(group, part="blocks")
     ordered = tuple(group for part in PARTS for group in groups if group.part == part)
-    return Chart(plan.origin, plan.to, plan.config, ordered, len(plan.sources))
+    return PlanChart(plan.origin, plan.to, plan.config, ordered, len(plan.sources))
 
 
 _Sources = tuple[tuple[ChartTensor, bool], ...]  # each with whether its name goes with the layer of its row
 
 
-def _templates(row: PlanRow, plan: Plan) -> tuple[str, _Sources, int | None]:
+def _templates(row: PlanRow, plan: ConversionPlan) -> tuple[str, _Sources, int | None]:
     """A row's target as a pattern, its sources, and its layer (None where it is about no single one)."""
     tied = row.operations == ("tie",)
     layout = LAYOUTS[plan.to if tied else plan.origin]
@@ -237,10 +237,10 @@ def _templates(row: PlanRow, plan: Plan) -> tuple[str, _Sources, int | None]:
     return target, tuple(sources), layer
 
 
-def _stacked(row: PlanRow, plan: Plan, split: list[tuple[str, int | None]], tied: bool) -> list[ChartTensor]:
+def _stacked(row: PlanRow, plan: ConversionPlan, split: list[tuple[str, int | None]], tied: bool) -> list[ChartTensor]:
     """The sources of a target that is of no single layer, those that differ in the layer alone as one."""
     if tied:
-        return [ChartTensor(Span(name), row.shape) for name in row.sources]
+        return [ChartTensor(NamePattern(name), row.shape) for name in row.sources]
     plain = [_stored(name, name, (), plan) for name in row.sources]
     if not split or any(layer is None for _, layer in split):
         return plain
@@ -251,16 +251,16 @@ def _stacked(row: PlanRow, plan: Plan, split: list[tuple[str, int | None]], tied
     return folded if alike and _stacked_names(folded) == row.sources else plain
 
 
-def _stored(name: str, template: str, layers: tuple[int, ...], plan: Plan) -> ChartTensor:
+def _stored(name: str, template: str, layers: tuple[int, ...], plan: ConversionPlan) -> ChartTensor:
     info = plan.sources[name]
-    return ChartTensor(Span(template, layers), info.shape, info.dtype)
+    return ChartTensor(NamePattern(template, layers), info.shape, info.dtype)
 
 
-def _part(target: ChartTensor | None, sources: Sequence[ChartTensor], above: Sequence[Group]) -> str:
+def _part(target: ChartTensor | None, sources: Sequence[ChartTensor], above: Sequence[ChartRow]) -> str:
     """Where a line stands, given the lines above it; a plan is in the order of the model."""
     if target is None:
         return "ignored"
-    if target.span.layers or any(source.span.layers for source in sources):
+    if target.pattern.layers or any(source.pattern.layers for source in sources):
         return "blocks"
     return "after" if any(group.part == "blocks" for group in above) else "before"
 
@@ -273,7 +273,7 @@ def _part(target: ChartTensor | None, sources: Sequence[ChartTensor], above: Seq
 class _Mermaid:
     """A chart as Mermaid's lines; a tensor is one node in each part, however many lines it feeds."""
 
-    def __init__(self, chart: Chart) -> None:
+    def __init__(self, chart: PlanChart) -> None:
         self.chart = chart
         self.nodes: dict[tuple[str, str], str] = {}
         self.links: list[str] = []
@@ -307,7 +307,7 @@ class _Mermaid:
                 self.links.append(f'  {end}_zeros -- "{steps}" --> {end}')
         return lines
 
-    def _end(self, group: Group, lines: list[str]) -> str:
+    def _end(self, group: ChartRow, lines: list[str]) -> str:
         if group.target is not None:
             return self._node("made", group.target, lines)
         key = ("reason", group.reason)
@@ -317,10 +317,10 @@ class _Mermaid:
         return self.nodes[key]
 
     def _node(self, where: str, tensor: ChartTensor, lines: list[str]) -> str:
-        key = (where, tensor.span.label)
+        key = (where, tensor.pattern.label)
         if key not in self.nodes:
             self.nodes[key] = f"t{len(self.nodes)}"
-            lines.append(f'  {self.nodes[key]}["{_quoted(tensor.span.label)}<br/>{shape_words(tensor.shape)}"]')
+            lines.append(f'  {self.nodes[key]}["{_quoted(tensor.pattern.label)}<br/>{shape_words(tensor.shape)}"]')
         return self.nodes[key]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from clearhead.drawing.svg import clean, document, rect, themed
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan_chart import Chart, ChartTensor, Group
+from clearhead.weights.plan_chart import ChartRow, ChartTensor, PlanChart
 from clearhead.weights.tensors import shape_words
 
 _NAME, _SMALL, _TITLE = 13.0, 11.5, 20.0  # font sizes
@@ -40,7 +40,7 @@ _DARK = """
 """
 
 
-def chart_svg(chart: Chart, name: str) -> str:
+def chart_svg(chart: PlanChart, name: str) -> str:
     """The chart as an SVG document.
 
     Args:
@@ -59,11 +59,11 @@ class _Cluster:
         sources: the stored tensors that they take, each once.
     """
 
-    groups: list[Group]
+    groups: list[ChartRow]
     sources: list[ChartTensor]
 
 
-def _clusters(groups: list[Group]) -> list[_Cluster]:
+def _clusters(groups: list[ChartRow]) -> list[_Cluster]:
     found: list[_Cluster] = []
     for group in groups:
         own = [] if "tie" in group.operations else list(group.sources)
@@ -83,7 +83,7 @@ def _clusters(groups: list[Group]) -> list[_Cluster]:
 class _Drawing:
     """Draws from top to bottom; `y` is where the next thing goes."""
 
-    def __init__(self, chart: Chart, name: str) -> None:
+    def __init__(self, chart: PlanChart, name: str) -> None:
         self.chart = chart
         self.heading = f"{name}: {LAYOUTS[chart.origin].title} → {LAYOUTS[chart.to].title}"
         self.shapes: list[str] = []
@@ -150,7 +150,7 @@ class _Drawing:
         self._write(self.right, self.y, LAYOUTS[self.chart.to].title, "head")
         self.y += 14
 
-    def _part(self, groups: list[Group], framed: bool) -> None:
+    def _part(self, groups: list[ChartRow], framed: bool) -> None:
         top, place = self.y, len(self.shapes)
         if framed:
             self._write(_MARGIN + 12, self.y + 26, self.chart.frame, "label")
@@ -170,9 +170,9 @@ class _Drawing:
         at = self.y + (height - _PITCH * len(cluster.sources)) / 2
         starts: dict[str, float] = {}
         for source in cluster.sources:
-            whole = framed and not source.span.layers
+            whole = framed and not source.pattern.layers
             self._box("stored", self.left, self.left_end, at, source, "all blocks in one" if whole else "")
-            starts[source.span.label] = at + _BOX / 2
+            starts[source.pattern.label] = at + _BOX / 2
             at += _PITCH
         at = self.y + (height - sum(heights)) / 2
         for group, line in zip(cluster.groups, heights, strict=True):
@@ -180,20 +180,20 @@ class _Drawing:
             at += line
         self.y += height
 
-    def _line(self, group: Group, top: float, starts: dict[str, float]) -> None:
+    def _line(self, group: ChartRow, top: float, starts: dict[str, float]) -> None:
         assert group.target is not None
         centre = top + _BOX / 2
         if "tie" in group.operations:
-            self.ties.append((group.sources[0].span.label, group.target.span.label))
+            self.ties.append((group.sources[0].pattern.label, group.target.pattern.label))
         self._box("made", self.right, self.right_end, top, group.target)
-        self.made_at[group.target.span.label] = centre
+        self.made_at[group.target.pattern.label] = centre
         if not group.sources or "tie" in group.operations:
             self.shapes.append(rect("absent", self.left, top, self.left_end - self.left, _BOX, 7))
             self._write(self.left + 12, centre + 4, "no tensor is taken", "dim small")
         first, last = self._steps(group.steps, centre) if "tie" not in group.operations else (0.0, 0.0)
         if first:
             for source in group.sources:
-                self._curve(self.left_end, starts[source.span.label], self.mid, first, centre)
+                self._curve(self.left_end, starts[source.pattern.label], self.mid, first, centre)
             self._path(f"M{last:.1f} {centre:.1f} H{self.right - 1:.1f}", tip=True)
         offset = centre + (_PILL / 2 + 14 if first else 4)
         for i, text in enumerate(self._reason(group)):
@@ -253,7 +253,7 @@ class _Drawing:
 
     # Pieces -----------------------------------------------------------------------------------------------------
 
-    def _reason(self, group: Group) -> list[str]:
+    def _reason(self, group: ChartRow) -> list[str]:
         return textwrap.wrap(group.reason, _REASON_CHARS) if group.reason else []
 
     def _under(self, tensor: ChartTensor) -> str:
@@ -262,12 +262,12 @@ class _Drawing:
 
     def _box_width(self, tensor: ChartTensor) -> float:
         under = _SMALL * _SANS * (len(self._under(tensor)) + 20)  # room for a remark
-        return max(_NAME * _MONO * len(tensor.span.label), under) + 24
+        return max(_NAME * _MONO * len(tensor.pattern.label), under) + 24
 
     def _box(self, kind: str, x: float, end: float, y: float, tensor: ChartTensor, remark: str = "") -> None:
         under = self._under(tensor) + (f" · {remark}" if remark else "")
         self.shapes.append(rect(kind, x, y, end - x, _BOX, 7))
-        self._write(x + 12, y + 18, tensor.span.label, "name mono")
+        self._write(x + 12, y + 18, tensor.pattern.label, "name mono")
         self._write(x + 12, y + 34, under, "dim small")
 
     def _pill(self, step: str, x: float, centre: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from clearhead.config import GPTConfig
-from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 
 _SPREAD = 0.02  # the standard deviation from which GPT-2's training started
 
@@ -31,7 +31,7 @@ class RandomTensors(Mapping[str, np.ndarray]):
             piece.name: piece.shape(sizes)
             for row in TABLE
             if has[row.needs]
-            for piece in pieces(row, "canonical", config.n_layers)
+            for piece in layout_tensors(row, "canonical", config.n_layers)
         }
 
     def __getitem__(self, name: str) -> np.ndarray:

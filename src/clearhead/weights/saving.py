@@ -1,6 +1,6 @@
-"""Writing a model in any form that Clearhead knows: which form is written by what, and what it cannot hold.
+"""Writing a model in any layout that Clearhead knows: which layout is written by what, and what it cannot hold.
 
-A form is a column of the table in `layouts.py` and a file format. The plan to that column says what is written;
+A layout is a column of the table in `layouts.py` and a file format. The plan to that column says what is written;
 here stand the files around it. Everything is written beside its place and renamed.
 """
 
@@ -25,7 +25,7 @@ from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
 from clearhead.weights.formats.llmc import write_llmc
 from clearhead.weights.formats.onnx import KINDS
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.schemes import gguf, huggingface, onnx, openai, state_dicts
 from clearhead.weights.tensors import SAVED, TensorFile, encode
 
@@ -43,29 +43,29 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "openai": ("float32",),
     "onnx": tuple(KINDS),
 }
-"""The forms that are written, each with its number formats."""
+"""The layouts that are written, each with its number formats."""
 
 FOLDERS = ("huggingface", "openai", "onnx")
-"""The forms that are a folder; the others are one file."""
+"""The layouts that are a folder; the others are one file."""
 
 _USUAL_NAMES = {"nanogpt": "ckpt.pt", "llmc": "model.bin", "gguf": "model.gguf"}
-_FIXED = {"norm_eps": 1e-5, "activation": "gelu_tanh"}  # what programs take that read a form without these settings
+_FIXED = {"norm_eps": 1e-5, "activation": "gelu_tanh"}  # what programs take that read a layout without these settings
 
 
 @dataclass(frozen=True)
-class Saved:
+class SaveResult:
     """What was written.
 
     Attributes:
         path: the file, or the folder.
-        form: a key of `layouts.LAYOUTS`.
+        layout: a key of `layouts.LAYOUTS`.
         dtype: the number format.
         files: every file that was written, those with the weights and those around them.
-        notes: sentences for the user on what the form does not hold.
+        notes: sentences for the user on what the layout does not hold.
     """
 
     path: Path
-    form: str
+    layout: str
     dtype: str
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -77,46 +77,48 @@ class Saved:
 
 
 def check(to: str, dtype: str) -> None:
-    """Raises where a form is not written, or not in this number format.
+    """Raises where a layout is not written, or not in this number format.
 
     Raises:
         WeightsError: with what there is.
     """
     if to not in DTYPES:
-        raise WeightsError(f"there is no form {to!r} to save a model in; the forms are {', '.join(DTYPES)}.")
+        raise WeightsError(f"there is no layout {to!r} to save a model in; the layouts are {', '.join(DTYPES)}.")
     if dtype not in DTYPES[to]:
-        raise WeightsError(f"the form {to} is not written as {dtype!r}; choose {', '.join(DTYPES[to])}.")
+        raise WeightsError(f"the layout {to} is not written as {dtype!r}; choose {', '.join(DTYPES[to])}.")
 
 
-def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = None, folder: Path) -> Saved:
+def save_plan(
+    dest: Path, plan: ConversionPlan, dtype: str, *, file: TensorFile | None = None, folder: Path
+) -> SaveResult:
     """Writes what a plan makes.
 
     Args:
         dest: the folder for one of `FOLDERS`, else the file.
-        plan: its `to` is the form.
+        plan: its `to` is the layout.
         dtype: one of `DTYPES[plan.to]`.
         file: the weights that the plan reads, where they are a file.
         folder: where the tokenizer's files are looked for.
 
     Raises:
-        WeightsError: where the form cannot hold this model, or the place cannot be written.
+        WeightsError: where the layout cannot hold this model, or the place cannot be written.
     """
     check(plan.to, dtype)
     _refuse_other_widths(plan)
     if plan.to == "huggingface":
-        return Saved(dest, plan.to, dtype, tuple(_save_folder(dest, plan, dtype, file, folder)))
+        return SaveResult(dest, plan.to, dtype, tuple(_save_folder(dest, plan, dtype, file, folder)))
     if plan.to == "openai":
-        return Saved(dest, plan.to, dtype, tuple(openai.write_folder(dest, plan, tokenizer_of(file, folder))))
+        return SaveResult(dest, plan.to, dtype, tuple(openai.write_folder(dest, plan, tokenizer_of(file, folder))))
     if plan.to == "onnx":
         written = onnx.save_folder(dest, plan, dtype, special_ids(file, folder))
-        return Saved(dest, plan.to, dtype, (*written, *_put_tokenizer(dest, file, folder)))
+        return SaveResult(dest, plan.to, dtype, (*written, *_put_tokenizer(dest, file, folder)))
     if dest.is_dir():
         usual = _USUAL_NAMES.get(plan.to, "model.pth")
         raise WeightsError(
-            f"{dest} is a folder; the form {plan.to} is one file: give its name, such as {dest / usual}."
+            f"{dest} is a folder; the layout {plan.to} is one file: give its name, such as {dest / usual}."
         )
     with ByteProgress(f"Saving {dest.name}", plan.used_bytes) as progress:
-        plan = plan.watched(progress.advance)
+        plan = plan.with_progress(progress.advance)
         if plan.to == "llmc":
             notes = _beside(dest, lambda path: _save_llmc(path, plan, dtype))
         elif plan.to == "gguf":
@@ -124,7 +126,7 @@ def save_plan(dest: Path, plan: Plan, dtype: str, *, file: TensorFile | None = N
             notes = _beside(dest, lambda path: gguf.save_gguf(path, plan, dtype, keys, dest.stem))
         else:
             notes = _beside(dest, lambda path: state_dicts.SAVERS[plan.to](path, plan, dtype))
-    return Saved(dest, plan.to, dtype, (dest,), (*notes, *_lost_settings(plan)))
+    return SaveResult(dest, plan.to, dtype, (dest,), (*notes, *_lost_settings(plan)))
 
 
 def tokenizer_of(file: TensorFile | None, folder: Path) -> Tokenizer | None:
@@ -148,15 +150,15 @@ def _tokenizer_keys(file: TensorFile | None, folder: Path, vocab_size: int) -> M
     return {} if tokenizer is None else gguf.tokenizer_keys(tokenizer, vocab_size)
 
 
-def _refuse_other_widths(plan: Plan) -> None:
+def _refuse_other_widths(plan: ConversionPlan) -> None:
     if plan.to in ("book", "nanogpt", "llmc") and plan.config.ff_dim != 4 * plan.config.emb_dim:
         raise WeightsError(
             f"{LAYOUTS[plan.to].title} has feed-forward layers of 4 * emb_dim, {4 * plan.config.emb_dim}, and this "
-            f"model's have {plan.config.ff_dim}; save it in another form."
+            f"model's have {plan.config.ff_dim}; save it in another layout."
         )
 
 
-def _lost_settings(plan: Plan) -> tuple[str, ...]:
+def _lost_settings(plan: ConversionPlan) -> tuple[str, ...]:
     """Remarks on settings that the file does not hold and its readers will take otherwise."""
     taken: dict[str, Any] = dict(_FIXED)
     if plan.to == "nanogpt":
@@ -197,17 +199,17 @@ def _umask() -> int:
     return mask
 
 
-def _save_llmc(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
+def _save_llmc(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, ...]:
     def data() -> Iterator[tuple[str, np.ndarray]]:
         for name in plan.targets:
-            for values in plan.pieces(name):
+            for values in plan.chunks(name):
                 yield name, encode(values, dtype, name)
 
     write_llmc(path, plan.config, dtype, data())
     return ()
 
 
-def _save_folder(dest: Path, plan: Plan, dtype: str, file: TensorFile | None, folder: Path) -> list[Path]:
+def _save_folder(dest: Path, plan: ConversionPlan, dtype: str, file: TensorFile | None, folder: Path) -> list[Path]:
     """Writes a Hugging Face folder with the tokenizer that stands beside the weights, or in them."""
     extra = special_ids(file, folder)
     written = huggingface.write_folder(dest, plan, dtype, huggingface.DEFAULT_SHARD_BYTES, extra)
@@ -257,19 +259,19 @@ def save(
     dtype: str = "float32",
     *,
     tokenizer_folder: str | os.PathLike[str] | None = None,
-) -> Saved:
-    """Writes a model that is in memory, in any form.
+) -> SaveResult:
+    """Writes a model that is in memory, in any layout.
 
     Args:
         dest: the folder for one of `FOLDERS`, else the file.
         config: the model's shape.
         tensors: by canonical name; a mapping may read each when it is asked for.
-        to: the form, a key of `DTYPES`.
+        to: the layout, a key of `DTYPES`.
         dtype: the number format.
-        tokenizer_folder: where the tokenizer's files are, for the forms that hold one.
+        tokenizer_folder: where the tokenizer's files are, for the layouts that hold one.
 
     Raises:
-        WeightsError: where the form or the dtype is unknown or cannot hold this model, a tensor is missing or does
+        WeightsError: where the layout or the dtype is unknown or cannot hold this model, a tensor is missing or does
             not fit, or the place cannot be written.
     """
     check(to, dtype)

@@ -1,4 +1,4 @@
-"""A model on disk, opened: its form, its config, its tensors; and how to get them into Clearhead's names."""
+"""A model on disk, opened: its layout, its config, its tensors; and how to get them into Clearhead's names."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from clearhead.weights.formats.onnx import OnnxFile
 from clearhead.weights.formats.sniff import kind_of
 from clearhead.weights.formats.tensorflow import index_in
 from clearhead.weights.hub import hub
-from clearhead.weights.plan import LazyTensors, Plan, Read, make_plan
+from clearhead.weights.plan import ConversionPlan, LazyTensors
+from clearhead.weights.planning import make_plan
 from clearhead.weights.recognize import NAMED, recognize, refuse_unknown, stored_name
-from clearhead.weights.saving import Saved, check, save_plan, tokenizer_of
+from clearhead.weights.saving import SaveResult, check, save_plan, tokenizer_of
 from clearhead.weights.schemes import gguf, huggingface, onnx, openai, state_dicts
-from clearhead.weights.streaming import Streamed
+from clearhead.weights.steps import TensorReader
+from clearhead.weights.streaming import StreamingReader
 from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo
 
 if TYPE_CHECKING:
@@ -42,14 +44,14 @@ class Source:
 
     Attributes:
         name: what the user called it.
-        form: the naming scheme of its tensors, a key of `layouts.LAYOUTS`.
+        layout: the naming scheme of its tensors, a key of `layouts.LAYOUTS`.
         config: the model's shape, as its config and its tensors bear it out.
         folder: where it is; a tokenizer is looked for there.
         notes: sentences for the user on what had to be decided.
     """
 
     name: str
-    form: str
+    layout: str
     config: GPTConfig
     folder: Path
     notes: tuple[str, ...]
@@ -75,7 +77,7 @@ class Source:
             raise WeightsError(f"{self.path} holds no tensor {name!r}; it holds {', '.join(list(self.tensors)[:3])}, …")
         return self._file.read(name)
 
-    def plan(self, to: str = "canonical") -> Plan:
+    def plan(self, to: str = "canonical") -> ConversionPlan:
         """How every tensor of another naming scheme (Clearhead's own, by default) is made from these.
 
         Raises:
@@ -83,7 +85,7 @@ class Source:
         """
         return self._plan(to, self._file.read)
 
-    def stream(self, to: str = "canonical") -> Plan:
+    def stream(self, to: str = "canonical") -> ConversionPlan:
         """The same plan, to be run once: what has been read counts as memory no longer than somebody holds it.
 
         For a model that is larger than the memory. The file must stay as it is until the plan has run.
@@ -91,15 +93,15 @@ class Source:
         Raises:
             WeightsError: as `plan`; and when it runs, where the file was changed.
         """
-        return self._plan(to, Streamed(self._file))
+        return self._plan(to, StreamingReader(self._file))
 
-    def _plan(self, to: str, read: Read) -> Plan:
-        return make_plan(self.tensors, read, self.config, self.form, to, where=str(self.path))
+    def _plan(self, to: str, read: TensorReader) -> ConversionPlan:
+        return make_plan(self.tensors, read, self.config, self.layout, to, where=str(self.path))
 
     @property
     def dtype(self) -> str:
         """The number format of the weights; where there are several, or others than are saved, float32."""
-        found = {part.info.dtype for fill in self.plan().fills for part in fill.parts}
+        found = {part.info.dtype for step in self.plan().steps for part in step.slices}
         quantized = isinstance(self._file, GGUFFile) and self._file.quantized
         return found.pop() if len(found) == 1 and found <= set(SAVED) and not quantized else "float32"
 
@@ -122,118 +124,118 @@ class Source:
         plan = self.plan()
         arrays: dict[str, np.ndarray] = {}
         with ByteProgress(f"Loading {self.name}", _stored_bytes(plan)) as progress:
-            for name, values in plan.run_ahead():
+            for name, values in plan.run_parallel():
                 arrays[name] = values
                 progress.advance(values.nbytes)
         return arrays | {name: arrays[other] for name, other in plan.tied.items()}
 
-    def save(self, dest: str | os.PathLike[str], to: str = "huggingface", dtype: str = "float32") -> Saved:
-        """Writes the model in another form (or in the same), with one tensor, or one layer of it, in memory at a time.
+    def save(self, dest: str | os.PathLike[str], to: str = "huggingface", dtype: str = "float32") -> SaveResult:
+        """Write the model in a layout, with one tensor, or one layer of it, in memory at a time.
 
         Args:
             dest: the folder for `huggingface`, `openai` and `onnx`, else the file.
-            to: the form: huggingface, openai, onnx, book, nanogpt, llmc, transformerlens, gguf or canonical.
-            dtype: the number format: float32, float16, bfloat16, for some forms fewer; for gguf also q8_0.
+            to: the layout: huggingface, openai, onnx, book, nanogpt, llmc, transformerlens, gguf or canonical.
+            dtype: the number format: float32, float16, bfloat16, for some layouts fewer; for gguf also q8_0.
 
         Raises:
-            WeightsError: as `plan`; and where the form or the dtype is unknown or cannot hold this model, or the
+            WeightsError: as `plan`; and where the layout or the dtype is unknown or cannot hold this model, or the
                 place cannot be written.
         """
         check(to, dtype)
         return save_plan(Path(dest).expanduser(), self.stream(to), dtype, file=self._file, folder=self.folder)
 
-    def lazy(self, in_rows: bool = True) -> LazyTensors:
+    def lazy(self, row_major: bool = True) -> LazyTensors:
         """The same as `load`, but each tensor is read when it is asked for.
 
         Args:
-            in_rows: False gives a matrix that is stored turned as it lies, column by column, and copies nothing.
+            row_major: False gives a matrix that is stored turned as it lies, column by column, and copies nothing.
         """
-        return LazyTensors(self.plan(), in_rows)
+        return LazyTensors(self.plan(), row_major)
 
 
-def _stored_bytes(plan: Plan) -> int:
+def _stored_bytes(plan: ConversionPlan) -> int:
     return sum(TensorInfo(shape, "float32").nbytes for shape in plan.targets.values())
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a form's opener made of a path: what `Source` holds beside its name.
+class OpenedWeights:
+    """What a layout's opener made of a path: what `Source` holds beside its name.
 
-    `form` is given where the opener found out itself which it is.
+    `layout` is given where the opener found out itself which it is.
     """
 
     file: TensorFile
     config: GPTConfig
     folder: Path
     notes: tuple[str, ...] = ()
-    form: str = ""
+    layout: str = ""
 
 
-def _open_gguf(path: Path, config: GPTConfig | None) -> Found:
+def _open_gguf(path: Path, config: GPTConfig | None) -> OpenedWeights:
     weights = _weights_file(path)
     file = GGUFFile(weights)
     told, notes = (config, ()) if config else gguf.config_of(file)
     told, notes = _settle_head(file, "gguf", told, notes, config is None)
     if not has_tokenizer_files(weights.parent) and (why := gguf.why_no_tokenizer(file.keys)):
         notes = (*notes, why)
-    return Found(file, told, weights.parent, notes, "gguf")
+    return OpenedWeights(file, told, weights.parent, notes, "gguf")
 
 
-def _open_llmc(path: Path, config: GPTConfig | None) -> Found:
+def _open_llmc(path: Path, config: GPTConfig | None) -> OpenedWeights:
     weights = _weights_file(path)
     file = LlmcFile(weights)
-    return Found(file, config or file.config, weights.parent, form="llmc")
+    return OpenedWeights(file, config or file.config, weights.parent, layout="llmc")
 
 
-def _open_onnx(path: Path, config: GPTConfig | None) -> Found:
+def _open_onnx(path: Path, config: GPTConfig | None) -> OpenedWeights:
     weights = path / onnx.MODEL_FILE if (path / onnx.MODEL_FILE).is_file() else _weights_file(path)
     file = OnnxFile(weights)
-    return Found(file, config or file.config, weights.parent, form="onnx")
+    return OpenedWeights(file, config or file.config, weights.parent, layout="onnx")
 
 
-def _open_openai(path: Path, config: GPTConfig | None) -> Found:
+def _open_openai(path: Path, config: GPTConfig | None) -> OpenedWeights:
     file, told, notes = openai.open_checkpoint(path, config)
-    return Found(file, told, file.path.parent, notes, "openai")
+    return OpenedWeights(file, told, file.path.parent, notes, "openai")
 
 
-def _open_named(path: Path, config: GPTConfig | None, form: str | None = None) -> Found:
-    """Opens a file (or shards) of named tensors, whose names and shapes tell the form where it is not given."""
+def _open_named(path: Path, config: GPTConfig | None, layout: str | None = None) -> OpenedWeights:
+    """Opens a file (or shards) of named tensors, whose names and shapes tell the layout where it is not given."""
     weights = _weights_file(path)
     file, folder = huggingface.open_weights(weights), weights.parent
-    form = form or recognize(file.tensors)
-    if form is None:  # in a folder with a config.json the plan says what is wrong with the names
+    layout = layout or recognize(file.tensors)
+    if layout is None:  # in a folder with a config.json the plan says what is wrong with the names
         if config is None and not (folder / "config.json").is_file():
             raise refuse_unknown(weights, file.tensors)
-        form = "huggingface"
+        layout = "huggingface"
     notes: tuple[str, ...] = ()
-    state_dicts.refuse_changed(file, form)
-    if form == "huggingface":
+    state_dicts.refuse_changed(file, layout)
+    if layout == "huggingface":
         told = config or huggingface.config_of(file, folder)
     elif config is not None:
-        told, notes = state_dicts.settle_qkv_bias(file, form, config)
+        told, notes = state_dicts.settle_qkv_bias(file, layout, config)
     else:
-        told, notes = state_dicts.config_of(file, folder, form)
-    told, notes = _settle_head(file, form, told, notes, form != "huggingface" and config is None)
-    if form == "huggingface":
+        told, notes = state_dicts.config_of(file, folder, layout)
+    told, notes = _settle_head(file, layout, told, notes, layout != "huggingface" and config is None)
+    if layout == "huggingface":
         huggingface.refuse_hidden_biases(file, told)
-    return Found(file, told, folder, notes, form)
+    return OpenedWeights(file, told, folder, notes, layout)
 
 
 def _settle_head(
-    file: TensorFile, form: str, config: GPTConfig, notes: tuple[str, ...], inferred: bool
+    file: TensorFile, layout: str, config: GPTConfig, notes: tuple[str, ...], inferred: bool
 ) -> tuple[GPTConfig, tuple[str, ...]]:
     """The config as the weights bear it out: tied only where the stored head, if any, is the token embedding.
 
     Args:
         file: the tensors.
-        form: their layout.
+        layout: their layout.
         config: says whether the head is tied; where it says not, that holds, even for two equal tensors.
         notes: remarks so far.
         inferred: whether `tie_weights` is there only because it had to have some value.
     """
-    head = stored_name("head.weight", form, file.tensors)
-    embedding = stored_name("token_embedding.weight", form, file.tensors)
-    if not config.tie_weights or head is None or embedding is None or _same(file, form, head, embedding):
+    head = stored_name("head.weight", layout, file.tensors)
+    embedding = stored_name("token_embedding.weight", layout, file.tensors)
+    if not config.tie_weights or head is None or embedding is None or _same(file, layout, head, embedding):
         return config, notes
     config = config.replace(tie_weights=False)
     if not inferred:
@@ -245,13 +247,13 @@ def _settle_head(
     return config, notes
 
 
-def _same(file: TensorFile, form: str, head: str, embedding: str) -> bool:
+def _same(file: TensorFile, layout: str, head: str, embedding: str) -> bool:
     """Whether a stored head and the token embedding are equal; as bits where they are one piece of memory."""
     aliases: Mapping[str, str] = getattr(file, "aliases", {})
     if aliases.get(head, head) == aliases.get(embedding, embedding):
         return True
     one, other = file.read(head), file.read(embedding)
-    one = one.T if form == "transformerlens" else one  # there the head is stored as [C, V]
+    one = one.T if layout == "transformerlens" else one  # there the head is stored as [C, V]
     return one.shape == other.shape and np.array_equal(one, other, equal_nan=True)
 
 
@@ -280,16 +282,16 @@ def _is(kind: str) -> Callable[[Path], bool]:
     return lambda path: kind_of(_weights_file(path)) == kind
 
 
-# What opens each form. A form is told from a path by the first of `_KINDS` that holds; `_open_named` tells the
-# forms that are collections of named tensors from one another.
-_OPENERS: dict[str, Callable[[Path, GPTConfig | None], Found]] = {
+# What opens each layout. A layout is told from a path by the first of `_KINDS` that holds; `_open_named` tells the
+# layouts that are collections of named tensors from one another.
+_OPENERS: dict[str, Callable[[Path, GPTConfig | None], OpenedWeights]] = {
     "gguf": _open_gguf,
     "llmc": _open_llmc,
     "openai": _open_openai,
     "onnx": _open_onnx,
-    **{form: partial(_open_named, form=form) for form in NAMED},
+    **{layout: partial(_open_named, layout=layout) for layout in NAMED},
 }
-_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, GPTConfig | None], Found]], ...] = (
+_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, GPTConfig | None], OpenedWeights]], ...] = (
     (lambda path: openai.is_checkpoint(path) and not huggingface.weights_in(path), _open_openai),
     (lambda path: _weights_file(path).suffix == ".onnx", _open_onnx),
     (_is("gguf"), _open_gguf),
@@ -300,7 +302,7 @@ _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, GPTConfig | None], F
 
 def open(
     source: str | os.PathLike[str],
-    form: str | None = None,
+    layout: str | None = None,
     *,
     config: GPTConfig | None = None,
     revision: str | None = None,
@@ -309,7 +311,7 @@ def open(
 
     Args:
         source: a folder, a file, or the name of a model on the hub; what exists on disk wins.
-        form: the naming scheme, where it is not to be told from the files' contents.
+        layout: the naming scheme, where it is not to be told from the files' contents.
         config: the model's shape, where the files do not say it or say it wrongly.
         revision: of a model on the hub, its branch, tag or commit.
 
@@ -318,12 +320,12 @@ def open(
         WeightsError: where a file is missing, broken or of an unknown kind.
         ConfigError: where the config describes no GPT-2.
     """
-    if form is not None and form not in _OPENERS:
-        raise WeightsError(f"there is no form {form!r}; the forms are {', '.join(_OPENERS)}.")
+    if layout is not None and layout not in _OPENERS:
+        raise WeightsError(f"there is no layout {layout!r}; the layouts are {', '.join(_OPENERS)}.")
     path = locate(source, revision)
-    opener = _OPENERS[form] if form else next(opener for holds, opener in _KINDS if holds(path))
+    opener = _OPENERS[layout] if layout else next(opener for holds, opener in _KINDS if holds(path))
     found = opener(path, config)
-    return Source(str(source), form or found.form, found.config, found.folder, found.notes, found.file)
+    return Source(str(source), layout or found.layout, found.config, found.folder, found.notes, found.file)
 
 
 def convert(
@@ -332,11 +334,11 @@ def convert(
     to: str,
     dtype: str = "float32",
     *,
-    form: str | None = None,
+    layout: str | None = None,
     config: GPTConfig | None = None,
     revision: str | None = None,
-) -> Saved:
-    """Opens a model and writes it in another form; see `open` and `Source.save`.
+) -> SaveResult:
+    """Opens a model and writes it in another layout; see `open` and `Source.save`.
 
     The remarks on opening come first in the result's notes.
 
@@ -344,7 +346,7 @@ def convert(
         HubError, WeightsError, ConfigError: as `open` and `Source.save`.
     """
     check(to, dtype)
-    opened = open(source, form, config=config, revision=revision)
+    opened = open(source, layout, config=config, revision=revision)
     saved = opened.save(dest, to, dtype)
     return replace(saved, notes=(*opened.notes, *saved.notes))
 
@@ -362,7 +364,7 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
         return path
     if text and (index := index_in(path)):  # TensorFlow calls a checkpoint by what its files' names have in common
         return index
-    if not isinstance(source, str) or looks_like_a_path(text):
+    if not isinstance(source, str) or looks_like_path(text):
         if not text:
             raise WeightsError("no model was named; give a folder, a file, or a model on the hub such as gpt2.")
         near = next((parent for parent in path.parents if parent.exists()), Path())
@@ -372,7 +374,7 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     return hub.fetch(of_size.get(text, text), revision)
 
 
-def looks_like_a_path(text: str) -> bool:
+def looks_like_path(text: str) -> bool:
     """Whether a name can only be a path: it starts as one, has two slashes, or ends as a weights file does."""
     return (
         text.startswith((".", "/", "~", os.sep))

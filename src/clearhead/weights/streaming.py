@@ -17,14 +17,14 @@ from clearhead.weights.tensors import TensorFile
 _AT_ONCE = 192 * 2**20  # bytes that may have been touched before the file is mapped anew
 
 
-class Streamed:
+class StreamingReader:
     """Reads a file's tensors for a plan that runs once: a `plan.Read`.
 
     What it gives is good as long as somebody holds it; changing it in memory has no effect on what is read later.
     """
 
     def __init__(self, file: TensorFile) -> None:
-        self._path, self._file, self._touched = file.path, file.again(), 0
+        self._path, self._file, self._touched = file.path, file.remap(), 0
         self._tensors = file.tensors
         self._state = _state(file.path)
         self._n_layers = getattr(getattr(file, "config", None), "n_layers", 1)
@@ -45,7 +45,7 @@ class Streamed:
         if self._touched and self._touched + n_bytes > _AT_ONCE:
             if _state(self._path) != self._state:
                 raise WeightsError(f"{self._path} was changed while it was read; start again.")
-            self._file, self._touched = self._file.again(), 0
+            self._file, self._touched = self._file.remap(), 0
         self._touched += n_bytes
         return self._file
 

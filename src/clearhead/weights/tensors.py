@@ -81,7 +81,7 @@ class TensorFile(Protocol):
             WeightsError: where the data cannot be read.
         """
 
-    def again(self) -> TensorFile:
+    def remap(self) -> TensorFile:
         """The same file mapped anew (itself, where it is not mapped).
 
         What has been touched of a map counts as memory of the process until nothing refers to the map any more.

@@ -89,8 +89,8 @@ class GGUFFile:
         values = data.view(kind).reshape(stored.shape)
         return widen_bfloat16(values) if _PLAIN[stored.kind] == "bfloat16" else values
 
-    def again(self) -> GGUFFile:
-        """The same file mapped anew; see `TensorFile.again`."""
+    def remap(self) -> GGUFFile:
+        """The same file mapped anew; see `TensorFile.remap`."""
         other = copy.copy(self)
         other._data = np.memmap(self.path, np.uint8, mode="c")
         return other

@@ -18,7 +18,7 @@ import numpy as np
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, WeightsError
 from clearhead.weights.formats.sniff import refuse_impostor
-from clearhead.weights.layouts import TABLE, axis_sizes, pieces
+from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, widen_bfloat16
 
 MAGIC = 20240326
@@ -64,8 +64,8 @@ class LlmcFile:
         self._begins = begins
         self.read = _Reader(path, self.tensors, begins)
 
-    def again(self) -> LlmcFile:
-        """The same file mapped anew; see `TensorFile.again`."""
+    def remap(self) -> LlmcFile:
+        """The same file mapped anew; see `TensorFile.remap`."""
         other = copy.copy(self)
         other.read = _Reader(self.path, self.tensors, self._begins)
         return other
@@ -100,7 +100,7 @@ def stored_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor's name and shape, in the order of the file; the token embedding without its padding."""
     sizes = axis_sizes(config)
     for row in TABLE:
-        for piece in pieces(row, "llmc", config.n_layers):
+        for piece in layout_tensors(row, "llmc", config.n_layers):
             yield piece.name, piece.shape(sizes)
 
 

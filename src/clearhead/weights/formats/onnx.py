@@ -150,8 +150,8 @@ class OnnxFile:
         values = values.reshape(stored.info.shape)
         return values if values.flags.aligned else values.copy()
 
-    def again(self) -> OnnxFile:
-        """The same file mapped anew; see `TensorFile.again`."""
+    def remap(self) -> OnnxFile:
+        """The same file mapped anew; see `TensorFile.remap`."""
         other = copy.copy(self)
         other._maps = {path: _mapped(path) for path in self._maps}
         return other

@@ -73,7 +73,7 @@ class PyTorchFile:
             return widen_bfloat16(tensor.view(torch.uint16).numpy())
         return tensor.numpy()
 
-    def again(self) -> PyTorchFile:
+    def remap(self) -> PyTorchFile:
         """The same file mapped anew; itself, where its age does not allow to map it."""
         return PyTorchFile(self.path) if self._mapped else self
 

@@ -80,8 +80,8 @@ class SafetensorsFile:
             values = values.copy()
         return widen_bfloat16(values) if info.dtype == "bfloat16" else values
 
-    def again(self) -> SafetensorsFile:
-        """The same file mapped anew; see `TensorFile.again`."""
+    def remap(self) -> SafetensorsFile:
+        """The same file mapped anew; see `TensorFile.remap`."""
         other = copy.copy(self)
         other._map = _mapped(self.path)
         return other

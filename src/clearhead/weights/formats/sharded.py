@@ -50,12 +50,12 @@ class ShardedFile:
         """One tensor as stored; see `TensorFile.read`."""
         return self._home[name].read(name)
 
-    def again(self) -> ShardedFile:
-        """The same shards mapped anew; see `TensorFile.again`."""
+    def remap(self) -> ShardedFile:
+        """The same shards mapped anew; see `TensorFile.remap`."""
         fresh: dict[int, TensorFile] = {}
         for shard in self._home.values():
             if id(shard) not in fresh:
-                fresh[id(shard)] = shard.again()
+                fresh[id(shard)] = shard.remap()
         other = copy.copy(self)
         other._home = {name: fresh[id(shard)] for name, shard in self._home.items()}
         return other

@@ -157,8 +157,8 @@ class TensorFlowFile:
             values = values.copy()
         return widen_bfloat16(values) if entry.info.dtype == "bfloat16" else values
 
-    def again(self) -> TensorFlowFile:
-        """The same file mapped anew, what has been checked already as checked; see `TensorFile.again`."""
+    def remap(self) -> TensorFlowFile:
+        """The same file mapped anew, what has been checked already as checked; see `TensorFile.remap`."""
         other = copy.copy(self)
         other._maps = self._map_shards()
         return other

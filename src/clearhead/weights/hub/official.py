@@ -24,7 +24,7 @@ import numpy as np
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.sstable import crc32c
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorInfo
 
@@ -172,7 +172,7 @@ def identify(source: Source, known: Mapping[str, Official] | None = None) -> Ide
     if not official.tensors and official.data_sha256 is None:
         return Identity(official.size, "unknown")
     plan = source.plan("openai")
-    used = {part.info.dtype for fill in plan.fills for part in fill.parts}
+    used = {part.info.dtype for step in plan.steps for part in step.slices}
     if official.tensors:
         differing = _differing(plan, official, source.name)
         verdict: Literal["official", "different"] = "different" if differing else "official"
@@ -187,7 +187,7 @@ def same_shape(one: GPTConfig, other: GPTConfig) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in _SHAPE_FIELDS)
 
 
-def _differing(plan: Plan, official: Official, what: str) -> tuple[str, ...]:
+def _differing(plan: ConversionPlan, official: Official, what: str) -> tuple[str, ...]:
     """The tensors whose checksum is not the published one."""
     found = []
     with ByteProgress(f"Comparing {what}", official.data_bytes) as progress:
@@ -199,7 +199,7 @@ def _differing(plan: Plan, official: Official, what: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _sha256(plan: Plan, what: str) -> str:
+def _sha256(plan: ConversionPlan, what: str) -> str:
     """The SHA-256 of the data file that this plan would make: its tensors by name, without gaps."""
     digest = hashlib.sha256()
     total = sum(TensorInfo(shape, "float32").nbytes for shape in plan.targets.values())

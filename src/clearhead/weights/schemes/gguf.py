@@ -14,7 +14,7 @@ import numpy as np
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, TokenizerError, WeightsError
 from clearhead.weights.formats.gguf import GGUFFile, write_gguf
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def _notes(file: GGUFFile) -> tuple[str, ...]:
     return (f"{len(file.quantized)} of {len(file.tensors)} tensors are quantized ({kinds}); they are read as float32.",)
 
 
-def save_gguf(path: Path, plan: Plan, dtype: str, tokenizer: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def save_gguf(path: Path, plan: ConversionPlan, dtype: str, tokenizer: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Writes a model that llama.cpp opens; returns remarks.
 
     As its converter does, vectors and the position embedding stay float32, and a matrix whose rows are no whole

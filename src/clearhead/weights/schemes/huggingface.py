@@ -1,6 +1,6 @@
 """A Hugging Face GPT-2 folder: `config.json` beside `model.safetensors`, `pytorch_model.bin`, or shards of either.
 
-This is also Clearhead's own form on disk: what `save_huggingface` writes, `transformers` opens.
+This is also Clearhead's own layout on disk: what `save_huggingface` writes, `transformers` opens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from clearhead.weights.formats.safetensors import SafetensorsFile, write_safeten
 from clearhead.weights.formats.sharded import ShardedFile
 from clearhead.weights.formats.sniff import kind_of, refuse_impostor
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan, make_plan
+from clearhead.weights.plan import ConversionPlan
+from clearhead.weights.planning import make_plan
 from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo, encode, shape_words
 
 WEIGHT_FILES: dict[str, Callable[[Path], TensorFile]] = {
@@ -128,7 +129,9 @@ def save_huggingface(
     write_folder(Path(folder), plan_from_arrays(config, tensors, "huggingface"), dtype, shard_bytes, extra_config or {})
 
 
-def write_folder(folder: Path, plan: Plan, dtype: str, shard_bytes: int, extra_config: Mapping[str, Any]) -> list[Path]:
+def write_folder(
+    folder: Path, plan: ConversionPlan, dtype: str, shard_bytes: int, extra_config: Mapping[str, Any]
+) -> list[Path]:
     """Writes a plan's targets, which are Hugging Face's, as `save_huggingface` does; the files written."""
     if dtype not in SAVED:
         raise WeightsError(f"weights cannot be saved as {dtype!r}; choose {', '.join(SAVED)}.")
@@ -145,7 +148,7 @@ def write_folder(folder: Path, plan: Plan, dtype: str, shard_bytes: int, extra_c
     return [folder / name for name in names]
 
 
-def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, np.ndarray], to: str) -> Plan:
+def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, np.ndarray], to: str) -> ConversionPlan:
     """The plan that makes another scheme's tensors from arrays by canonical name, each asked for when it is needed."""
     shape_of = getattr(tensors, "shape_of", lambda name: tensors[name].shape)  # a lazy mapping need not read for it
     infos = {name: TensorInfo(tuple(shape_of(name)), "float32") for name in tensors}
@@ -159,7 +162,7 @@ def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, np.ndarray], to: s
     return make_plan(infos, read, config, "canonical", to, where="the model to save")
 
 
-def _write_weights(beside: Path, folder: Path, plan: Plan, dtype: str, shard_bytes: int) -> list[str]:
+def _write_weights(beside: Path, folder: Path, plan: ConversionPlan, dtype: str, shard_bytes: int) -> list[str]:
     """Writes the weights into `beside`; the names written, that one last by which readers find the others."""
     infos = {name: TensorInfo(shape, dtype) for name, shape in plan.targets.items()}
     shards = _cut(infos, shard_bytes)
@@ -177,7 +180,7 @@ def _write_weights(beside: Path, folder: Path, plan: Plan, dtype: str, shard_byt
 
 
 def _encoded(
-    plan: Plan, shard: Mapping[str, TensorInfo], dtype: str, progress: ByteProgress
+    plan: ConversionPlan, shard: Mapping[str, TensorInfo], dtype: str, progress: ByteProgress
 ) -> Iterator[tuple[str, np.ndarray]]:
     for name, info in shard.items():
         yield name, encode(plan.read(name, None), dtype, name)

@@ -31,7 +31,7 @@ from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
 from clearhead.version import __version__
 from clearhead.weights.formats.onnx import CONFIG_KEY, KINDS, write_onnx
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.tensors import TensorInfo, encode
 
 MODEL_FILE = "model.onnx"
@@ -41,13 +41,13 @@ DATA_FILE = "model.onnx_data"
 """The file with the numbers, where they are too many for one file."""
 
 OPSET = 20
-"""The version of ONNX's operators: the first with GELU in its tanh form (onnxruntime 1.17 and later have it)."""
+"""The version of ONNX's operators: the first with GELU in its tanh layout (onnxruntime 1.17 and later have it)."""
 
 _IR_VERSION = 9  # of the file itself; the one that belongs to opset 20
 _INT64, _BOOL = 7, 9  # ONNX's numbers for number formats
 
 
-def save_folder(folder: Path, plan: Plan, dtype: str, extra_config: Mapping[str, Any]) -> list[Path]:
+def save_folder(folder: Path, plan: ConversionPlan, dtype: str, extra_config: Mapping[str, Any]) -> list[Path]:
     """Writes `model.onnx` and `config.json`; the files written.
 
     All files are written in full before the first one takes its place, the graph last.
@@ -90,7 +90,7 @@ def _free_name(folder: Path) -> str:
     return next(name for name in names if not (folder / name).exists())
 
 
-def _encoded(plan: Plan, dtype: str, progress: ByteProgress) -> Iterator[tuple[str, np.ndarray]]:
+def _encoded(plan: ConversionPlan, dtype: str, progress: ByteProgress) -> Iterator[tuple[str, np.ndarray]]:
     for name in plan.targets:
         values = encode(plan.read(name, None), dtype, name)
         yield name, values

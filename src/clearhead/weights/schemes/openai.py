@@ -21,7 +21,7 @@ from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.tensorflow import TensorFlowFile, index_in, shard_path, write_tensorflow
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.schemes.huggingface import plan_from_arrays
 from clearhead.weights.tensors import TensorInfo
 
@@ -167,7 +167,7 @@ def save_openai(
     write_folder(Path(folder), plan_from_arrays(config, tensors, "openai"), tokenizer)
 
 
-def write_folder(folder: Path, plan: Plan, tokenizer: SavesItself | None = None) -> list[Path]:
+def write_folder(folder: Path, plan: ConversionPlan, tokenizer: SavesItself | None = None) -> list[Path]:
     """The same as `save_openai`, of what a plan to this layout makes; the files written.
 
     Raises:
@@ -195,7 +195,7 @@ def _refuse_what_has_no_place(config: GPTConfig) -> None:
     for name, value in fixed.items():
         if (found := getattr(config, name)) != value:
             raise WeightsError(
-                f"the model has {name} {found!r}, and OpenAI's form has no place for it (it is {value!r} there); "
+                f"the model has {name} {found!r}, and OpenAI's layout has no place for it (it is {value!r} there); "
                 "save it as a Hugging Face folder."
             )
 
@@ -210,7 +210,7 @@ def _hparams(config: GPTConfig) -> dict[str, int]:
     }
 
 
-def _write_weights(prefix: Path, plan: Plan, what: str) -> None:
+def _write_weights(prefix: Path, plan: ConversionPlan, what: str) -> None:
     infos = {name: TensorInfo(shape, "float32") for name, shape in plan.targets.items()}
     with ByteProgress(f"Saving {what}", sum(info.nbytes for info in infos.values())) as progress:
 

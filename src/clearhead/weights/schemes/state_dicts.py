@@ -17,7 +17,7 @@ from clearhead.config import Activation, GPTConfig
 from clearhead.errors import ConfigError, WeightsError
 from clearhead.weights.formats.pytorch import write_pytorch
 from clearhead.weights.layouts import LAYOUTS
-from clearhead.weights.plan import Plan
+from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.recognize import config_from_shapes, has_qkv_bias, stored_name
 from clearhead.weights.tensors import TensorFile, TensorInfo, encode
 
@@ -25,42 +25,42 @@ Told = tuple[GPTConfig, tuple[str, ...]]
 """A model's config, its head as if tied, and remarks for the user."""
 
 
-def config_of(file: TensorFile, folder: Path, form: str) -> Told:
-    """The config of a model whose tensors are in `file`, in one of the forms of this module.
+def config_of(file: TensorFile, folder: Path, layout: str) -> Told:
+    """The config of a model whose tensors are in `file`, in one of the layouts of this module.
 
     Args:
         file: the tensors, opened.
         folder: where a `config.json` may be.
-        form: `canonical`, `book`, `nanogpt` or `transformerlens`.
+        layout: `canonical`, `book`, `nanogpt` or `transformerlens`.
 
     Raises:
         WeightsError: where the shape cannot be told, or the tensors are not a plain GPT-2's.
         ConfigError: where what a checkpoint says of its shape cannot be.
     """
-    if form == "nanogpt" and (told := _nanogpt_says(file)) is not None:
+    if layout == "nanogpt" and (told := _nanogpt_says(file)) is not None:
         return told
-    config, notes = config_from_shapes(file.path, form, file.tensors, _config_beside(folder))
-    if form == "nanogpt":
+    config, notes = config_from_shapes(file.path, layout, file.tensors, _config_beside(folder))
+    if layout == "nanogpt":
         config = config.replace(activation="gelu_erf")
         notes = (*notes, _ERF)
     return config, notes
 
 
-def refuse_changed(file: TensorFile, form: str) -> None:
-    """Raises where tensors of a form have been made into something other than a GPT-2.
+def refuse_changed(file: TensorFile, layout: str) -> None:
+    """Raises where tensors of a layout have been made into something other than a GPT-2.
 
     Raises:
         WeightsError: for norms folded into matrices by TransformerLens, or a head that classifies.
     """
-    if form == "transformerlens":
+    if layout == "transformerlens":
         _refuse_folded(file)
-    if form == "book":
+    if layout == "book":
         _refuse_classifier(file)
 
 
-def settle_qkv_bias(file: TensorFile, form: str, config: GPTConfig) -> Told:
+def settle_qkv_bias(file: TensorFile, layout: str, config: GPTConfig) -> Told:
     """A config that the user gave, with biases on q, k and v where the tensors have them."""
-    there = has_qkv_bias(form, file.tensors)
+    there = has_qkv_bias(layout, file.tensors)
     if there == config.qkv_bias:
         return config, ()
     has = "has" if there else "has no"
@@ -114,13 +114,13 @@ def _refuse_folded(file: TensorFile) -> None:
         )
 
 
-def _constants(config: GPTConfig, form: str) -> dict[str, np.ndarray]:
-    """The tensors beside the weights without which the form's own model does not take a state dict."""
+def _constants(config: GPTConfig, layout: str) -> dict[str, np.ndarray]:
+    """The tensors beside the weights without which the layout's own model does not take a state dict."""
     length = config.context_length
-    if form == "book":
+    if layout == "book":
         mask = np.triu(np.ones((length, length), np.float32), 1)
         return {f"trf_blocks.{layer}.att.mask": mask for layer in range(config.n_layers)}
-    if form != "transformerlens":
+    if layout != "transformerlens":
         return {}
     found = {"unembed.b_U": np.zeros(config.vocab_size, np.float32)}
     for layer in range(config.n_layers):
@@ -171,8 +171,8 @@ def _nanogpt_says(file: TensorFile) -> Told | None:
 def _nanogpt_activation(contents: Mapping[str, Any]) -> tuple[Activation, tuple[str, ...]]:
     """The form of GELU that the weights were last trained with, and why.
 
-    nanoGPT's model has `nn.GELU()`, the erf form, whatever it starts from. Weights that it trained, if only for a
-    few steps, have that form's function; only such as it took from OpenAI and saved as they were do not.
+    nanoGPT's model has `nn.GELU()`, the erf layout, whatever it starts from. Weights that it trained, if only for a
+    few steps, have that layout's function; only such as it took from OpenAI and saved as they were do not.
     """
     settings = contents.get("config")
     settings = settings if isinstance(settings, Mapping) else {}
@@ -186,7 +186,7 @@ def _nanogpt_activation(contents: Mapping[str, Any]) -> tuple[Activation, tuple[
 # --- writing ---------------------------------------------------------------------------------------
 
 
-def save_state_dict(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
+def save_state_dict(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, ...]:
     """Writes a plan's targets as one state dict, with one tensor in memory at a time; returns remarks.
 
     Args:
@@ -208,7 +208,7 @@ def save_state_dict(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def save_nanogpt(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
+def save_nanogpt(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, ...]:
     """Writes a `ckpt.pt` that nanoGPT's sample.py opens, with one tensor in memory at a time; returns remarks.
 
     A model whose every bias is zero is written as nanoGPT's `bias=False`, without biases.
@@ -236,7 +236,7 @@ def save_nanogpt(path: Path, plan: Plan, dtype: str) -> tuple[str, ...]:
 
 
 def _write(
-    path: Path, plan: Plan, dtype: str, names: list[str], constants: Mapping[str, np.ndarray], **around: Any
+    path: Path, plan: ConversionPlan, dtype: str, names: list[str], constants: Mapping[str, np.ndarray], **around: Any
 ) -> None:
     shapes = plan.targets
     tensors = {name: TensorInfo(shapes[name], dtype) for name in names}
@@ -257,23 +257,23 @@ def _write(
     write_pytorch(path, tensors, data(), same=same, **around)
 
 
-def _shared(plan: Plan) -> dict[str, str]:
-    """A tied head that the form keeps, where it is the token embedding without a change: one piece of memory."""
+def _shared(plan: ConversionPlan) -> dict[str, str]:
+    """A tied head that the layout keeps, where it is the token embedding without a change: one piece of memory."""
     by_use: dict[tuple[Any, ...], str] = {}
     found = {}
-    for fill in plan.fills:
-        if len(fill.parts) == 1:
-            part = fill.parts[0]
-            key = (part.source, fill.piece.dims, tuple(part.pick.items()))
-            if (first := by_use.setdefault(key, fill.target)) != fill.target:
-                found[fill.target] = first
+    for step in plan.steps:
+        if len(step.slices) == 1:
+            part = step.slices[0]
+            key = (part.source, step.tensor.dims, tuple(part.source_index.items()))
+            if (first := by_use.setdefault(key, step.target)) != step.target:
+                found[step.target] = first
     return found
 
 
-SAVERS: dict[str, Callable[[Path, Plan, str], tuple[str, ...]]] = {
+SAVERS: dict[str, Callable[[Path, ConversionPlan, str], tuple[str, ...]]] = {
     "canonical": save_state_dict,
     "book": save_state_dict,
     "nanogpt": save_nanogpt,
     "transformerlens": save_state_dict,
 }
-"""What writes each form of this module."""
+"""What writes each layout of this module."""

@@ -1,4 +1,4 @@
-"""Every form of weights but Hugging Face's: read and written, against transformers, gguf and the documented layouts."""
+"""Every layout of weights but Hugging Face's: read and written, against transformers, gguf and the documents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clearhead.tokenizer import Tokenizer
 V, T, C, H, L = 301, 16, 64, 2, 2
 CONFIG = GPTConfig(V, T, C, H, L, qkv_bias=True, tie_weights=True)
 IDS = torch.arange(30).reshape(2, 15) * 7 % V
-FORMS = ["book", "nanogpt", "llmc", "transformerlens", "gguf", "canonical"]
+LAYOUT_NAMES = ["book", "nanogpt", "llmc", "transformerlens", "gguf", "canonical"]
 
 
 def random_model(**changes: Any) -> GPT2LMHeadModel:
@@ -237,7 +237,7 @@ class TestBook:
         path = tmp_path / "gpt.data"
         save_file(book.state_dict(), path) if as_safetensors else torch.save(book.state_dict(), path)
         source = weights.open(path, config=CONFIG.replace(qkv_bias=False))
-        assert source.form == "book"
+        assert source.layout == "book"
         assert source.config == CONFIG
         assert "qkv_bias=True is taken" in source.notes[0]
         assert_logits(source, peer)
@@ -293,7 +293,7 @@ class TestNanoGPT:
         nano = Nano(bias=True).take(erf_peer)
         torch.testing.assert_close(nano(IDS), erf_peer(IDS).logits, atol=1e-4, rtol=0)
         source = weights.open(nano.save(tmp_path / "ckpt.pt", prefix).parent)
-        assert source.form == "nanogpt"
+        assert source.layout == "nanogpt"
         assert source.config == CONFIG.replace(drop_rate=0.1, activation="gelu_erf")
         assert "erf" in source.notes[0]
         assert_logits(source, erf_peer)
@@ -386,7 +386,7 @@ class TestLlmc:
         data = llmc_bytes(peer, version)
         (tmp_path / "model.bin").write_bytes(data)
         source = weights.open(tmp_path / "model.bin")
-        assert (source.form, source.config) == ("llmc", CONFIG)
+        assert (source.layout, source.config) == ("llmc", CONFIG)
         expected = random_model().to(getattr(torch, dtype)).float()
         assert_logits(source, expected)
         assert source.tensors["wte"].shape == (V, C)
@@ -410,7 +410,7 @@ class TestLlmc:
         with pytest.raises(WeightsError, match="not written as 'float16'"):
             weights.convert(folder, path, "llmc", "float16")
         tensors = {name: t.numpy() for name, t in GPTModel(CONFIG.replace(tie_weights=False)).state_dict().items()}
-        with pytest.raises(WeightsError, match="no place for an output head"):
+        with pytest.raises(WeightsError, match="cannot hold an output head"):
             weights.save(path, CONFIG.replace(tie_weights=False), tensors, "llmc")
 
 
@@ -442,7 +442,7 @@ class TestTransformerLens:
         state = lens_state(peer)
         torch.save(state, tmp_path / "lens.pth")
         source = weights.open(tmp_path / "lens.pth")
-        assert (source.form, source.config, source.notes) == ("transformerlens", CONFIG, ())
+        assert (source.layout, source.config, source.notes) == ("transformerlens", CONFIG, ())
         assert_logits(source, peer)
         saved = weights.convert(folder, tmp_path / "ours.pth", "transformerlens")
         written = torch.load(saved.path, weights_only=True)
@@ -495,7 +495,7 @@ class TestGGUF:
         path, number = tmp_path / "model.weights", gguf.GGMLQuantizationType[kind]
         write_peer_gguf(peer, path, number)
         source = weights.open(path)
-        assert (source.form, source.config) == ("gguf", CONFIG)
+        assert (source.layout, source.config) == ("gguf", CONFIG)
         assert bool(source.notes) == kind.startswith("Q")
         expected = random_model()
         for name, parameter in expected.named_parameters():
@@ -578,12 +578,12 @@ def test_the_bytes_missing_at_the_end_are_counted(folder: Path, tmp_path: Path) 
     refused(path, f"10 bytes are missing at its end, from '{last.name}'")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_there_and_back_is_bit_equal(folder: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_there_and_back_is_bit_equal(folder: Path, tmp_path: Path, layout: str) -> None:
     middle = tmp_path / "middle"
-    weights.convert(folder, middle, form)
+    weights.convert(folder, middle, layout)
     source = weights.open(middle, config=CONFIG)
-    assert source.form == form
+    assert source.layout == layout
     assert [path.name for path in tmp_path.iterdir()] == ["middle"]
     weights.convert(middle, tmp_path / "back", "huggingface", config=CONFIG)
     one, other = weights.open(folder), weights.open(tmp_path / "back")
@@ -593,9 +593,9 @@ def test_there_and_back_is_bit_equal(folder: Path, tmp_path: Path, form: str) ->
     assert other.config == CONFIG
 
 
-@pytest.mark.parametrize("form", ["book", "llmc"])
+@pytest.mark.parametrize("layout", ["book", "llmc"])
 def test_an_interrupted_save_leaves_the_old_file(
-    folder: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model"
     path.write_bytes(b"old")
@@ -609,7 +609,7 @@ def test_an_interrupted_save_leaves_the_old_file(
 
     monkeypatch.setattr(source._file, "read", fail)
     with pytest.raises(KeyboardInterrupt):
-        source.save(path, form)
+        source.save(path, layout)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -617,7 +617,7 @@ def test_an_interrupted_save_leaves_the_old_file(
 @pytest.mark.parametrize(
     ("dest", "options", "words"),
     [
-        ("x", {"to": "ggml"}, "no form 'ggml'.*huggingface, canonical, book"),
+        ("x", {"to": "ggml"}, "no layout 'ggml'.*huggingface, canonical, book"),
         ("x", {"to": "book", "dtype": "q8_0"}, "not written as 'q8_0'"),
         ("", {"to": "nanogpt"}, "is a folder.*ckpt.pt"),
         ("x/y", {"to": "llmc"}, "could not be written"),
@@ -635,8 +635,8 @@ def test_a_folder_with_several_files(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path, "several files", "a.pth, b.gguf")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, layout: str) -> None:
     config = GPTConfig(64, 16, 128, 2, 16, qkv_bias=True, tie_weights=True)  # one stack of layers alone is 4.2 MB
     tensors = {name: t.numpy() for name, t in GPTModel(config).state_dict().items()}
     weights.save(tmp_path / "source", config, tensors, "llmc", "bfloat16")
@@ -650,5 +650,5 @@ def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, form: str) -> None:
         tracemalloc.stop()
         return most
 
-    assert peak(lambda: weights.convert(tmp_path / "source", tmp_path / "out", form)) < 3_000_000
+    assert peak(lambda: weights.convert(tmp_path / "source", tmp_path / "out", layout)) < 3_000_000
     assert peak(lambda: weights.convert(tmp_path / "out", tmp_path / "back", "llmc", config=config)) < 3_000_000
