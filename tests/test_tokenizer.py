@@ -638,9 +638,7 @@ def test_a_failed_save_leaves_the_old_files(small: Tokenizer, tmp_path: Path, mo
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(
-        TokenizerError, match=r"has no tokenizer; expected tokenizer\.json, vocab\.json"
-    ):
+    with pytest.raises(TokenizerError, match=r"has no tokenizer; expected tokenizer\.json, vocab\.json"):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(TokenizerError, match="is not a folder"):
         Tokenizer.from_folder(tmp_path / "absent")

@@ -26,7 +26,7 @@ import clearhead
 from clearhead.data.corpus import Corpus, build
 from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.errors import TrainingError
-from clearhead.evaluation.perplexity import held_out
+from clearhead.evaluation.perplexity import evaluate_perplexity
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.training.checkpoint import checkpoints, read_state
@@ -363,7 +363,7 @@ def test_held_out_loss_is_transformers_window_by_window(
         window = torch.from_numpy(ids[start : start + SMALL.context_length + 1])[None]
         with torch.inference_mode():
             nats += peer(window[:, :-1]).logits.log_softmax(-1).gather(-1, window[:, 1:, None]).sum().item()
-    found = held_out(ours, ids, text_bytes=3 * length, batch_size=batch_size)
+    found = evaluate_perplexity(ours, ids, text_bytes=3 * length, batch_size=batch_size)
     assert found.tokens == length - 1
     assert found.nats == pytest.approx(-nats, rel=1e-5)
     assert found.bits_per_byte == pytest.approx(-nats / math.log(2) / (3 * length), rel=1e-5)
@@ -374,8 +374,8 @@ def test_some_windows_estimate_the_whole(corpus: Corpus, finished: Path) -> None
     gpt = clearhead.load(finished / "model")
     shard = corpus.train["birds"]
     ids = corpus.tokens(shard)
-    whole = held_out(gpt.model, ids, shard.text_bytes)
-    some = held_out(gpt.model, ids, shard.text_bytes, windows=40)
+    whole = evaluate_perplexity(gpt.model, ids, shard.text_bytes)
+    some = evaluate_perplexity(gpt.model, ids, shard.text_bytes, windows=40)
     assert 39 * 16 < some.tokens <= 40 * 16  # the text's last window is shorter
     assert some.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.1)
 

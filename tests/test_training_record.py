@@ -23,7 +23,7 @@ from clearhead.config import GPTConfig
 from clearhead.data.corpus import Corpus, build
 from clearhead.data.examples import Example, together
 from clearhead.errors import ClearheadError, TrainingError
-from clearhead.evaluation.perplexity import HeldOut
+from clearhead.evaluation.perplexity import CrossEntropy
 from clearhead.model import GPTModel
 from clearhead.training.clock import Clock
 from clearhead.training.curves import curves_svg, png_of, save_drawing, ticks
@@ -90,7 +90,9 @@ def test_tensorboard_reads_what_the_metrics_say(runs: Path) -> None:
 def test_a_line_of_metrics_is_json_whatever_it_holds(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     metrics.add(step=1, sample="one\u2028two\x85three\x0cfour")
-    metrics.add(step=2, loss=math.nan, valid={"birds": {"loss": 800.0, "perplexity": HeldOut(800.0, 1, 9).perplexity}})
+    metrics.add(
+        step=2, loss=math.nan, valid={"birds": {"loss": 800.0, "perplexity": CrossEntropy(800.0, 1, 9).perplexity}}
+    )
     metrics.add(step=2, final={})
     text = metrics.path.read_text()
     assert "NaN" not in text

@@ -30,11 +30,10 @@ from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import bundled
 from clearhead.tokenizer import Tokenizer
-from clearhead.verification import verify_weights
-from clearhead.verification.arrangement import look_at_layer
+from clearhead.verification import Verification, verify_weights
+from clearhead.verification.attention_order import measure_layer
 from clearhead.verification.published import PUBLISHED, Continuation
 from clearhead.verification.reference_text import GPT2_IDS, TEXT
-from clearhead.verification.weights_checks import Verification
 from clearhead.weights.hub.official import Official, OfficialTensor
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
@@ -87,7 +86,7 @@ def config() -> GPTConfig:
 
 def test_the_bundled_model_passes() -> None:
     found = clearhead.verify(bundled(), text=SHORT)
-    verdicts = {point.name: point.verdict for point in found.points}
+    verdicts = {check.name: check.verdict for check in found.checks}
     assert verdicts == {
         "files": "passed",
         "checksums": "not applicable",
@@ -135,15 +134,15 @@ def head_by_head(tensors: Tensors, layer: int) -> None:
 
 MISTAKES: dict[str, tuple[Callable[[Tensors, int], None], str]] = {
     "out transposed": (out_transposed, "attention.out is transposed"),
-    "k, v, q": (thirds(lambda q, k, v: [k, v, q]), "v stands in the middle"),
-    "q, v, k": (thirds(lambda q, k, v: [q, v, k]), "v stands in the middle"),
-    "v, q, k": (thirds(lambda q, k, v: [v, q, k]), "v stands first"),
-    "v, k, q": (thirds(lambda q, k, v: [v, k, q]), "v stands first"),
+    "k, v, q": (thirds(lambda q, k, v: [k, v, q]), "with v in the middle"),
+    "q, v, k": (thirds(lambda q, k, v: [q, v, k]), "with v in the middle"),
+    "v, q, k": (thirds(lambda q, k, v: [v, q, k]), "with v first"),
+    "v, k, q": (thirds(lambda q, k, v: [v, k, q]), "with v first"),
     "each transposed": (
         thirds(lambda *parts: [np.ascontiguousarray(part.T) for part in parts]),
         "q, k and v are transposed",
     ),
-    "head by head": (head_by_head, "woven together head by head"),
+    "head by head": (head_by_head, "interleaved head by head"),
 }
 
 
@@ -154,10 +153,10 @@ def test_a_mistake_in_any_one_layer_is_caught_and_named(trained: Tensors, config
         tensors = dict(trained)
         plant(tensors, layer)
         prefix = f"blocks.{layer}.attention."
-        found = look_at_layer(layer, tensors[prefix + "qkv.weight"], tensors[prefix + "out.weight"], None, config)
+        found = measure_layer(layer, tensors[prefix + "qkv.weight"], tensors[prefix + "out.weight"], None, config)
         assert found.verdict == "wrong"
-        assert [words in fault for fault in found.best_other.faults()] == [True]
-        assert found.deviations(found.bonds[found.best_other].weaker) > 20
+        assert [words in fault for fault in found.best_alternative.faults()] == [True]
+        assert found.sigmas(found.correlations[found.best_alternative].weaker) > 20
 
 
 def verify_changed(folder: Path, config: GPTConfig, tensors: Tensors, *, run: bool = False) -> Verification:
@@ -175,10 +174,10 @@ def test_the_layers_with_a_mistake_are_named(
     for layer in layers:
         out_transposed(tensors, layer)
     found = verify_changed(tmp_path, config, tensors)
-    assert [point.name for point in found.points if point.verdict == "failed"] == ["arrangement"]
-    point = found["arrangement"]
-    assert point.text == f"{'Layer 2' if layers == (2,) else 'All layers'}: attention.out is transposed."
-    assert [detail.split(":")[0] for detail in point.details] == [f"layer {layer}" for layer in layers]
+    assert [check.name for check in found.checks if check.verdict == "failed"] == ["arrangement"]
+    check = found["arrangement"]
+    assert check.text == f"{'Layer 2' if layers == (2,) else 'All layers'}: attention.out is transposed."
+    assert [detail.split(":")[0] for detail in check.details] == [f"layer {layer}" for layer in layers]
     assert not found.ok
 
 
@@ -189,9 +188,9 @@ def test_q_and_k_exchanged_are_known_by_their_biases_and_by_a_text(
     for layer in range(config.n_layers):
         thirds(lambda q, k, v: [k, q, v])(tensors, layer)
     found = verify_changed(tmp_path, config, tensors, run=True)
-    assert [point.name for point in found.points if point.verdict == "failed"] == ["arrangement", "text"]
+    assert [check.name for check in found.checks if check.verdict == "failed"] == ["arrangement", "text"]
     assert found["arrangement"].text.startswith("All layers: q and k")
-    assert "likelier with q and k exchanged in the whole model" in found["text"].text
+    assert "more likely with q and k exchanged in the whole model" in found["text"].text
 
 
 def test_exchanged_norms_are_known_by_a_text(trained: Tensors, config: GPTConfig, tmp_path: Path) -> None:
@@ -200,14 +199,14 @@ def test_exchanged_norms_are_known_by_a_text(trained: Tensors, config: GPTConfig
         one, other = f"blocks.5.norm_1.{field}", f"blocks.5.norm_2.{field}"
         tensors[one], tensors[other] = trained[other], trained[one]
     found = verify_changed(tmp_path, config, tensors, run=True)
-    assert [point.name for point in found.points if point.verdict == "failed"] == ["text"]
+    assert [check.name for check in found.checks if check.verdict == "failed"] == ["text"]
     assert "norm_1 and norm_2 exchanged in layer 5" in found["text"].text
 
 
 def test_a_wrong_number_of_heads_is_known(trained: Tensors, config: GPTConfig, tmp_path: Path) -> None:
     for heads in (14, 28):
         found = verify_changed(tmp_path / str(heads), config.replace(n_heads=heads), trained)
-        assert [point.name for point in found.points if point.verdict == "failed"] == ["heads"], heads
+        assert [check.name for check in found.checks if check.verdict == "failed"] == ["heads"], heads
         assert "7 heads of 32" in found["heads"].text
     found = verify_changed(tmp_path / "14", config.replace(n_heads=14), trained, run=True)
     assert "7 heads" in found["text"].text and found["text"].verdict == "failed"
@@ -216,7 +215,7 @@ def test_a_wrong_number_of_heads_is_known(trained: Tensors, config: GPTConfig, t
 def test_layers_in_the_order_of_a_sorted_list(config: GPTConfig) -> None:
     """A model of twelve layers, every other one of which does nothing, with its layers as 0, 1, 10, 11, 2, …"""
     from clearhead.model import GPTModel
-    from clearhead.verification.permutation_test import compare, n_rivals
+    from clearhead.verification.permutation_test import count_alternatives, permutation_test
 
     torch.manual_seed(0)
     deep, own = config.replace(n_layers=12), clearhead.load()
@@ -232,14 +231,14 @@ def test_layers_in_the_order_of_a_sorted_list(config: GPTConfig) -> None:
                 if name.startswith(("attention.out", "feed_forward.down")):
                     parameter.zero_()
     ids = own.tokenizer.encode(TEXT)[:97]  # type: ignore[union-attr]
-    right = compare(model, ids, layer_by_layer=False)
-    assert len(right.rivals) == n_rivals(deep, False)
-    assert min(rival.nats for rival in right.rivals) > 10
+    right = permutation_test(model, ids, layer_by_layer=False)
+    assert len(right.alternatives) == count_alternatives(deep, False)
+    assert min(alternative.nats for alternative in right.alternatives) > 10
     wrong = list(model.blocks)
     by_name = sorted(range(12), key=str)
     model.blocks = torch.nn.ModuleList(wrong[number] for number in by_name)
-    found = compare(model, ids, layer_by_layer=False)
-    best = min(found.rivals, key=lambda rival: rival.nats)
+    found = permutation_test(model, ids, layer_by_layer=False)
+    best = min(found.alternatives, key=lambda alternative: alternative.nats)
     assert best.name == "the layers read as sorted by name (0, 1, 10, …)" and best.nats < -100
     assert right.loss == pytest.approx(found.loss + best.nats / found.tokens, rel=1e-4)
 
@@ -266,7 +265,7 @@ def test_random_numbers_are_never_wrong_nor_right(seed: int, shape: tuple[int, i
     shared = rng.normal(size=(1, size))
     qkv = rng.normal(size=(3 * size, size)) + common * rng.normal(size=(3 * size, 1)) * shared
     out = rng.normal(size=(size, size)) + common * shared.T * rng.normal(size=(1, size))
-    found = look_at_layer(0, qkv.astype("f4"), out.astype("f4"), None, GPTConfig(61, 16, size, heads, 2))
+    found = measure_layer(0, qkv.astype("f4"), out.astype("f4"), None, GPTConfig(61, 16, size, heads, 2))
     assert found.verdict == "unknown"
 
 
@@ -324,7 +323,7 @@ def test_weights_that_were_trained_further_are_no_failure(
 ) -> None:
     weights.save_huggingface(tmp_path, SMALL, moved(seed=1))
     found = verify_weights(tmp_path, known=published[1])
-    assert found["identity"].verdict == "warning" and "trained further" in found["identity"].text
+    assert found["identity"].verdict == "warning" and "Further training" in found["identity"].text
 
 
 def test_the_published_continuation(published: tuple[Tensors, dict[str, Official]], tmp_path: Path) -> None:
@@ -390,10 +389,10 @@ def page(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "file", "harm", "point", "words"),
+    ("layout", "file", "harm", "check", "words"),
     [
         ("openai", DATA, cut, "files", "cut short"),
-        ("openai", DATA, flip, "checksums", "model/wte does not have the CRC-32C"),
+        ("openai", DATA, flip, "checksums", "model/wte does not match its CRC-32C"),
         ("openai", DATA, pointer, "files", "Git LFS pointer"),
         ("openai", INDEX, page, "files", "web page"),
         ("openai", INDEX, flip, "files", "download it again"),
@@ -401,7 +400,7 @@ def page(path: Path) -> None:
         ("huggingface", "model.safetensors", cut, "files", "cut short"),
         ("huggingface", "model.safetensors", pointer, "files", "Git LFS pointer"),
         ("huggingface", "config.json", page, "files", "not JSON"),
-        ("book", "", lambda path: flip(path, 4000), "checksums", "has not the CRC-32"),
+        ("book", "", lambda path: flip(path, 4000), "checksums", "do not match their CRC-32"),
         ("book", "", cut, "files", "cut short"),
         ("gguf", "", cut, "files", "cut short"),
         ("llmc", "", cut, "files", "cut short"),
@@ -415,15 +414,15 @@ def test_a_broken_file_is_a_failed_point(
     layout: str,
     file: str,
     harm: Callable[[Path], None],
-    point: str,
+    check: str,
     words: str,
 ) -> None:
     dest = tmp_path / "model"
     weights.save(dest, SMALL, published[0], layout)
     harm(dest / file)
     found = clearhead.verify(dest, config=SMALL if layout == "book" else None)
-    failed = [one.name for one in found.points if one.verdict == "failed"]
-    assert failed == [point] and words in found[point].text and not found.ok
+    failed = [one.name for one in found.checks if one.verdict == "failed"]
+    assert failed == [check] and words in found[check].text and not found.ok
 
 
 def test_the_index_of_another_checkpoint(published: tuple[Tensors, dict[str, Official]], tmp_path: Path) -> None:
@@ -439,7 +438,7 @@ def test_bytes_behind_the_last_tensor_are_said(published: tuple[Tensors, dict[st
     with (tmp_path / DATA).open("ab") as file:
         file.write(b"more")
     found = verify_weights(tmp_path)
-    assert found["files"].verdict == "warning" and "4 bytes follow" in found["files"].details[0] and found.ok
+    assert found["files"].verdict == "warning" and "4 unused bytes follow" in found["files"].details[0] and found.ok
 
 
 def test_torch_saves_what_passes(tmp_path: Path) -> None:
@@ -452,8 +451,8 @@ def test_torch_saves_what_passes(tmp_path: Path) -> None:
         torch.save(state, tmp_path / "model.pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    point = verify_weights(tmp_path / "model.pt", config=SMALL)["checksums"]
-    assert point.verdict == "not applicable" and "switched off" in point.text
+    check = verify_weights(tmp_path / "model.pt", config=SMALL)["checksums"]
+    assert check.verdict == "not applicable" and "switched off" in check.text
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -467,13 +466,13 @@ def test_the_hubs_cache_names_a_file_by_its_sha256(tmp_path: Path, right: bool) 
         flip(file, -3)
     file.rename(tmp_path / digest)
     file.symlink_to(tmp_path / digest)
-    point = verify_weights(tmp_path / "snapshot")["checksums"]
-    assert point.verdict == ("passed" if right else "failed") and digest[:12] in " ".join((point.text, *point.details))
+    check = verify_weights(tmp_path / "snapshot")["checksums"]
+    assert check.verdict == ("passed" if right else "failed") and digest[:12] in " ".join((check.text, *check.details))
 
 
 def test_an_index_of_shards_with_another_sum(tmp_path: Path) -> None:
     weights.save_huggingface(tmp_path, SMALL, moved(), shard_bytes=20_000)
-    assert "shards, as it records" in verify_weights(tmp_path)["files"].details[-1]
+    assert "shards, as recorded" in verify_weights(tmp_path)["files"].details[-1]
     index = tmp_path / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     values["metadata"]["total_size"] += 4
@@ -498,8 +497,8 @@ def test_numbers_in_the_wrong_byte_order(tmp_path: Path) -> None:
     swapped = tensors["blocks.0.feed_forward.down.weight"].byteswap()
     tensors["blocks.0.feed_forward.down.weight"] = np.nan_to_num(swapped, nan=0.0, posinf=1e30, neginf=-1e30)
     weights.save_huggingface(tmp_path, SMALL, tensors)
-    point = verify_weights(tmp_path)["statistics"]
-    assert point.verdict == "failed" and "h.0.mlp.c_proj.weight" in point.details[0]
+    check = verify_weights(tmp_path)["statistics"]
+    assert check.verdict == "failed" and "h.0.mlp.c_proj.weight" in check.details[0]
 
 
 def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
@@ -507,7 +506,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "n_layer": 3}))
     found = verify_weights(tmp_path)
-    assert found.points[-1].name == "tensors" and "h.2." in found["tensors"].text and not found.ok
+    assert found.checks[-1].name == "tensors" and "h.2." in found["tensors"].text and not found.ok
 
 
 def test_the_tokenizer(tmp_path: Path) -> None:
@@ -567,7 +566,7 @@ def test_the_command_line(published: tuple[Tensors, dict[str, Official]], tmp_pa
     status, out, _ = call(tmp_path / "model", "--json")
     found = json.loads(out)
     assert status == 2 and not found["ok"] and found["layout"] == "openai"
-    assert [point["name"] for point in found["points"] if point["verdict"] == "failed"] == ["checksums"]
+    assert [check["name"] for check in found["checks"] if check["verdict"] == "failed"] == ["checksums"]
 
 
 def test_what_is_not_there_is_one_sentence() -> None:
@@ -591,5 +590,5 @@ def test_looking_needs_no_torch(tmp_path: Path) -> None:
 def test_the_json_has_every_field() -> None:
     found = verify_weights(weights.open(bundled())).as_json()
     assert found["config"] == dataclasses.asdict(weights.open(bundled()).config)
-    assert {"name", "verdict", "text", "details"} == found["points"][0].keys()
-    assert json.loads(json.dumps(found))["points"][0]["details"] == list(found["points"][0]["details"])
+    assert {"name", "verdict", "text", "details"} == found["checks"][0].keys()
+    assert json.loads(json.dumps(found))["checks"][0]["details"] == list(found["checks"][0]["details"])

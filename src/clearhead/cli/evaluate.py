@@ -35,7 +35,7 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
 
     from clearhead.data.documents import encode_documents
     from clearhead.errors import InputError
-    from clearhead.evaluation.perplexity import held_out
+    from clearhead.evaluation.perplexity import evaluate_perplexity
     from clearhead.gpt import load
     from clearhead.utils.progress import Progress
 
@@ -53,7 +53,7 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
         if len(ids) < 2:
             raise InputError(f"{file} has no text in it; give a file with some.")
         with Progress(f"evaluating {file.name}", len(ids)) as progress:
-            found = held_out(gpt.model, np.array(ids), text_bytes, advance=progress.advance)
+            found = evaluate_perplexity(gpt.model, np.array(ids), text_bytes, advance=progress.advance)
         if as_json:
             print(
                 json.dumps(

@@ -1,4 +1,4 @@
-"""`clearhead weights verify`: the proof that a model is what it should be, point by point."""
+"""`clearhead weights verify`: the proof that a model is what it should be, check by check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from clearhead.verification.weights_checks import Point, Verification
+    from clearhead.verification.checks import Check, Verification
 
 EPILOG = """
 Examples:
@@ -21,7 +21,7 @@ Examples:
 [bold]clearhead weights verify model.gguf --json[/]          for a program
 """
 
-_SHOWN = 6  # details of one point
+_SHOWN = 6  # details of one check
 
 _SIGNS = {"passed": "✓", "failed": "✗", "warning": "!", "not applicable": "–"}
 _STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "not applicable": "dim"}
@@ -44,7 +44,7 @@ def verify_weights(
     Sizes and checksums; every tensor in its place; no NaN; transposed matrices and exchanged q, k and v, which no check
     of shapes sees; whether these are, bit for bit, the weights that OpenAI published; what the model makes of a text.
 
-    The exit status is 0 where no point failed, and 2 where one did.
+    The exit status is 0 where no check failed, and 2 where one did.
     """
     from clearhead.cli.command import USAGE
 
@@ -61,9 +61,9 @@ def verify_weights(
 
 def _verify(source: str, text: Path | None, run: bool, device: str) -> Verification:
     if not run:
-        from clearhead.verification.weights_checks import verify as look
+        from clearhead.verification import verify_weights as check_weights
 
-        return look(source)
+        return check_weights(source)
     from clearhead.cli.console import read_text
     from clearhead.verification.model_checks import verify
     from clearhead.verification.reference_text import TEXT
@@ -81,31 +81,31 @@ def _print(found: Verification) -> None:
             notice(note)
     console = output()
     console.print(Text(found.model, "bold"), soft_wrap=True)
-    for point in found.points:
-        console.print(_line(point))
-    failed = [point.name for point in found.points if point.verdict == "failed"]
-    warned = [point.name for point in found.points if point.verdict == "warning"]
+    for check in found.checks:
+        console.print(_line(check))
+    failed = [check.name for check in found.checks if check.verdict == "failed"]
+    warned = [check.name for check in found.checks if check.verdict == "warning"]
     if failed:
         console.print(Text(f"Failed: {', '.join(failed)}.", "bold red"))
     else:
         console.print(Text("Nothing failed" + (f"; look at: {', '.join(warned)}." if warned else "."), "green"))
 
 
-def _line(point: Point) -> object:
-    """A sign, the point's name, its text, and under that its details; broken where the terminal ends."""
+def _line(check: Check) -> object:
+    """A sign, the check's name, its text, and under that its details; broken where the terminal ends."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    shown = point.details[:_SHOWN]
-    more = len(point.details) - len(shown)
-    lines = [Text(point.text, "dim" if point.verdict == "not applicable" else "")]
+    shown = check.details[:_SHOWN]
+    more = len(check.details) - len(shown)
+    lines = [Text(check.text, "dim" if check.verdict == "not applicable" else "")]
     lines += [Text(f"· {detail}", "dim") for detail in shown]
     lines += [Text(f"· and {more} more (--json lists them)", "dim")] if more else []
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(width=1)
     table.add_column(width=12)
     table.add_column(overflow="fold")
-    style = _STYLES[point.verdict]
-    table.add_row(Text(_SIGNS[point.verdict], style), Text(point.name, style), Group(*lines))
+    style = _STYLES[check.verdict]
+    table.add_row(Text(_SIGNS[check.verdict], style), Text(check.name, style), Group(*lines))
     return table

@@ -1,1 +1,1 @@
-"""How good a model is, as numbers that can be compared."""
+"""Measure models: perplexity, surprisal tables and benchmarks."""

@@ -1,4 +1,4 @@
-"""The loss on a held-out text: perplexity, and bits per byte, which models with other vocabularies share."""
+"""The cross-entropy of a model on a text: perplexity, and bits per byte, which is comparable across vocabularies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from clearhead.model import GPTModel
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """What a model paid for a text.
+class CrossEntropy:
+    """The cross-entropy of a model on a text.
 
     Attributes:
         nats: the summed -log p of the tokens.
-        tokens: how many tokens were predicted.
+        tokens: the number of predicted tokens.
         text_bytes: the length of their text in UTF-8.
     """
 
@@ -32,12 +32,12 @@ class HeldOut:
 
     @property
     def loss(self) -> float:
-        """The mean cross-entropy of a token, in nats."""
+        """The mean cross-entropy per token, in nats."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): between how many equally likely tokens the model seems to choose; inf where it has no float."""
+        """exp(loss), the number of equally likely tokens with the same entropy; inf if it exceeds a float."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -49,45 +49,45 @@ class HeldOut:
         return self.nats / math.log(2) / self.text_bytes
 
 
-Nats = Callable[[Tensor, Tensor], Tensor]
-"""Inputs and targets, int64 [B, T] each, in; the targets' summed surprisal out, a scalar."""
+BatchNats = Callable[[Tensor, Tensor], Tensor]
+"""Computes the summed surprisal of the targets, a scalar, from inputs and targets, both int64 [B, T]."""
 
 
 @torch.no_grad()
-def held_out(
+def evaluate_perplexity(
     model: GPTModel,
     ids: Ids,
     text_bytes: int,
     *,
     windows: int | None = None,
     batch_size: int = 16,
-    nats: Nats | None = None,
+    batch_nats: BatchNats | None = None,
     share: tuple[int, int] = (0, 1),
     advance: Callable[[int], None] = lambda tokens: None,
-) -> HeldOut:
-    """The loss on a text, in windows of the context length that follow one another without overlap.
+) -> CrossEntropy:
+    """Compute the cross-entropy on a text, in consecutive windows of the context length without overlap.
 
-    Every token but the first is predicted once, from what stands before it in its window; the text's bytes are
-    those of its documents, while the end-of-text tokens between them are paid for.
+    Every token but the first is predicted once, from those before it in its window. The bytes counted are those of the
+    documents, while the end-of-text tokens between them add to the cross-entropy.
 
     Args:
-        model: put into evaluation mode while this runs.
+        model: runs in evaluation mode, and returns to its own mode afterwards.
         ids: the text, integers [tokens].
         text_bytes: its length in UTF-8.
-        windows: evaluate only so many, spread evenly over the text; their bytes are then taken to be the text's
-            mean a token.
-        batch_size: windows computed at once.
-        nats: what computes a batch; the model itself in float32 where it is not given.
-        share: (r, n) computes every n-th batch from the r-th on. The results of all r sum to the whole; each takes
-            the same number of batches, the last of which may be empty.
-        advance: is told how many tokens were done.
+        windows: evaluate only this many, spread evenly over the text, with the bytes estimated from the text's mean
+            per token; None for all.
+        batch_size: the number of windows computed at once.
+        batch_nats: computes a batch; the model in float32 if None.
+        share: (r, n) computes every n-th batch from the r-th on. The results of all r sum to the whole; each has the
+            same number of batches, the last of which may be empty.
+        advance: is called with the number of tokens after each batch.
     """
     length = model.config.context_length
     device = model.token_embedding.weight.device
     starts = np.arange(0, len(ids) - 1, length)
-    starts = starts[evenly(len(starts), windows)]
+    starts = starts[evenly_spaced(len(starts), windows)]
     rank, world = share
-    compute = nats or (
+    compute = batch_nats or (
         lambda inputs, targets: head_nats(model.hidden(inputs).flatten(0, 1), model.head.weight, targets.flatten())
     )
     total, tokens = 0.0, 0
@@ -103,18 +103,18 @@ def held_out(
         tokens += done
         advance(done)
     model.train(training)
-    return HeldOut(total, tokens, text_bytes * tokens / max(len(ids) - 1, 1))
+    return CrossEntropy(total, tokens, text_bytes * tokens / max(len(ids) - 1, 1))
 
 
-def evenly(count: int, most: int | None) -> npt.NDArray[np.int64]:
-    """Places among so many things, spread evenly from the first to the last: at most `most`, int64, rising."""
+def evenly_spaced(count: int, most: int | None) -> npt.NDArray[np.int64]:
+    """Return at most `most` indices from 0 to count - 1, evenly spaced and rising; all of them if `most` is None."""
     if most is None or most >= count:
         return np.arange(count, dtype=np.int64)
     return np.linspace(0, count - 1, most).round().astype(np.int64)
 
 
 def _windows(ids: Ids, starts: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:
-    """The windows that start there, int64 [B, T + 1]; behind the text's end stand targets that do not count."""
+    """Return the windows that begin at `starts`, int64 [B, T + 1], padded with targets that do not count."""
     rows = [ids[start : start + length + 1].astype(np.int64) for start in starts]
     if not rows:
         return np.full((1, length + 1), NOT_COUNTED)

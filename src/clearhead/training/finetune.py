@@ -25,7 +25,7 @@ from clearhead.data.examples import (
 )
 from clearhead.data.sources import Place, TextFile
 from clearhead.errors import TrainingError
-from clearhead.evaluation.perplexity import HeldOut, evenly, held_out
+from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity, evenly_spaced
 from clearhead.gpt import load
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
@@ -158,9 +158,9 @@ class MoreText:
         if self.valid is None:
             return {}
         share = (processes.rank, processes.world)
-        found = held_out(model, *self.valid, windows=windows, nats=examiner, share=share)
+        found = evaluate_perplexity(model, *self.valid, windows=windows, batch_nats=examiner, share=share)
         sums = processes.sums([found.nats, found.tokens, found.text_bytes])
-        return {self.held_out: numbers_of(HeldOut(sums[0], int(sums[1]), sums[2]))}
+        return {self.held_out: numbers_of(CrossEntropy(sums[0], int(sums[1]), sums[2]))}
 
     def describe(self, steps: int) -> str:
         """How often the text is seen."""
@@ -262,7 +262,7 @@ def _examine_examples(
     """
     if not examples:
         return {}
-    chosen = [examples[n] for n in evenly(len(examples), most)]
+    chosen = [examples[n] for n in evenly_spaced(len(examples), most)]
     nats = right = count = 0.0
     training = model.training
     model.eval()

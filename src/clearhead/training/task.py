@@ -10,7 +10,7 @@ from torch import Tensor
 from clearhead.data.batches import Batch, Batches
 from clearhead.data.corpus import Corpus
 from clearhead.errors import TrainingError
-from clearhead.evaluation.perplexity import HeldOut, held_out
+from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity
 from clearhead.inference.torch_weights import ModelTensors
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
@@ -85,16 +85,16 @@ class NextTokens:
         """Loss, perplexity and bits per byte of each held-out text."""
         scores: Scores = {}
         for name, shard in self.corpus.valid.items():
-            found = held_out(
+            found = evaluate_perplexity(
                 model,
                 self.corpus.tokens(shard),
                 shard.text_bytes,
                 windows=windows,
-                nats=examiner,
+                batch_nats=examiner,
                 share=(processes.rank, processes.world),
             )
             sums = processes.sums([found.nats, found.tokens, found.text_bytes])
-            scores[name] = numbers_of(HeldOut(sums[0], int(sums[1]), sums[2]))
+            scores[name] = numbers_of(CrossEntropy(sums[0], int(sums[1]), sums[2]))
         return scores
 
     def describe(self, steps: int) -> str:
@@ -119,6 +119,6 @@ def save_model(model: GPTModel, tokenizer: Tokenizer, folder: Path, dtype: str) 
     tokenizer.save(folder)
 
 
-def numbers_of(found: HeldOut) -> dict[str, float]:
+def numbers_of(found: CrossEntropy) -> dict[str, float]:
     """A held-out result as the metrics hold it."""
     return {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}

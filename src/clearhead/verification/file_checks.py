@@ -1,7 +1,7 @@
-"""Whether a model's files are whole: their sizes against what their own headers demand, and every checksum they carry.
+"""Check that a model's files are complete: their sizes against their own headers, and every checksum they carry.
 
-A reader refuses a file that is cut short when it opens it, so what is left to do here is to say what was compared, and
-to take the checksums that no reader takes.
+The readers refuse truncated files when they open them. The functions here report what was compared, and verify the
+checksums that no reader verifies.
 """
 
 from __future__ import annotations
@@ -23,121 +23,132 @@ from clearhead.weights.formats.sharded import ShardedFile
 from clearhead.weights.formats.tensorflow import TensorFlowFile
 from clearhead.weights.tensors import TensorFile
 
-_CHUNK = 2**22  # bytes of which a checksum is taken at a time
+_CHUNK = 2**22  # bytes read at a time
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a look at files found.
+class FileFindings:
+    """What a check of files found.
 
     Attributes:
-        wrong: sentences on what is not as it should be.
-        odd: sentences on what is unusual and does no harm.
-        said: what was compared, and agreed.
+        errors: one sentence for each fault.
+        warnings: one sentence for each thing that is unusual but harmless.
+        confirmed: one phrase for each comparison that agreed.
     """
 
-    wrong: tuple[str, ...] = ()
-    odd: tuple[str, ...] = ()
-    said: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    confirmed: tuple[str, ...] = ()
 
 
 def files_of(file: TensorFile) -> Iterator[TensorFile]:
-    """The files that hold the tensors: the shards, or the one file itself."""
+    """Yield the files that hold the tensors: the shards, or the one file itself."""
     yield from file.shards if isinstance(file, ShardedFile) else (file,)
 
 
-def check_sizes(file: TensorFile) -> Checked:
-    """Compares sizes with what headers and indexes demand, of files that have been opened."""
-    wrong: list[str] = []
-    odd: list[str] = []
-    said: list[str] = []
+def check_sizes(file: TensorFile) -> FileFindings:
+    """Compare the sizes of an opened model's files with what their headers and indexes declare."""
+    errors: list[str] = []
+    warnings: list[str] = []
+    confirmed: list[str] = []
     if isinstance(file, TensorFlowFile):
-        said.append(f"{file.path.name}: {file.path.stat().st_size:,} bytes, the checksums of its blocks are right")
-        for path, due in file.data_files():
-            _compare(path, due, "its index", said, odd)
-        return Checked(odd=tuple(odd), said=tuple(said))
+        confirmed.append(f"{file.path.name}: {file.path.stat().st_size:,} bytes, the checksums of its blocks match")
+        for path, expected in file.data_files():
+            _compare(path, expected, "its index", confirmed, warnings)
+        return FileFindings(warnings=tuple(warnings), confirmed=tuple(confirmed))
     for one in files_of(file):
         if isinstance(one, GGUFFile):
-            _compare(one.path, one.nbytes, "its header", said, odd)
+            _compare(one.path, one.nbytes, "its header", confirmed, warnings)
         elif isinstance(one, OnnxFile):
-            said += [f"{path.name}: {path.stat().st_size:,} bytes, room for all of its tensors" for path in one.files]
-        else:  # the readers of the other formats refuse a file with a byte too many or too few
+            confirmed += [
+                f"{path.name}: {path.stat().st_size:,} bytes, enough for all of its tensors" for path in one.files
+            ]
+        else:  # the other formats' readers refuse any other size
             what = "the zip's directory" if zipfile.is_zipfile(one.path) else "its header"
-            said.append(f"{one.path.name}: {one.path.stat().st_size:,} bytes, as {what} demands")
+            confirmed.append(f"{one.path.name}: {one.path.stat().st_size:,} bytes, as {what} declares")
     if isinstance(file, ShardedFile):
-        _compare_total(file, wrong, said)
-    return Checked(tuple(wrong), tuple(odd), tuple(said))
+        _compare_total(file, errors, confirmed)
+    return FileFindings(tuple(errors), tuple(warnings), tuple(confirmed))
 
 
-def _compare(path: Path, due: int, by: str, said: list[str], odd: list[str]) -> None:
+def _compare(path: Path, expected: int, declared_by: str, confirmed: list[str], warnings: list[str]) -> None:
     size = path.stat().st_size
-    if size > due:
-        odd.append(f"{path.name}: {size - due:,} bytes follow the {due:,} that {by} demands; nothing reads them")
+    if size > expected:
+        extra = size - expected
+        warnings.append(f"{path.name}: {extra:,} unused bytes follow the {expected:,} that {declared_by} declares")
     else:
-        said.append(f"{path.name}: {size:,} bytes, as {by} demands")
+        confirmed.append(f"{path.name}: {size:,} bytes, as {declared_by} declares")
 
 
-def _compare_total(file: ShardedFile, wrong: list[str], said: list[str]) -> None:
-    """The sum that Hugging Face's index of shards records, where it does."""
+def _compare_total(file: ShardedFile, errors: list[str], confirmed: list[str]) -> None:
+    """Compare the shards with the total size in Hugging Face's index, if the index has one."""
     index = json.loads(file.path.read_text(encoding="utf-8"))
     metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if not isinstance(total, int):
         return
-    there = sum(info.nbytes for info in file.tensors.values())
-    if total == there:
-        said.append(f"{file.path.name}: {there:,} bytes of tensors in {len(file.shards)} shards, as it records")
+    present = sum(info.nbytes for info in file.tensors.values())
+    if total == present:
+        confirmed.append(f"{file.path.name}: {present:,} bytes of tensors in {len(file.shards)} shards, as recorded")
     else:
-        wrong.append(
-            f"{file.path.name} records {total:,} bytes of tensors, and the shards hold {there:,}; "
-            "the index and the shards belong to different models, or one is damaged: download them again."
+        errors.append(
+            f"{file.path.name} records {total:,} bytes of tensors, but the shards hold {present:,}; "
+            "the index and the shards belong to different models, or a file is damaged: download them again."
         )
 
 
-def check_sums(file: TensorFile) -> Checked:
-    """Takes every checksum that the files carry, and compares.
+def check_checksums(file: TensorFile) -> FileFindings:
+    """Verify every checksum that the files carry.
 
-    The hub names what it stores by its SHA-256, so in its cache every format has one.
+    The hub's cache names large files by their SHA-256, so there a file of any format has a checksum.
     """
     if isinstance(file, TensorFlowFile):
-        return _tensorflow(file)
-    found = [_one(one.path) for one in files_of(file)]
-    return Checked(*(tuple(line for one in found for line in getattr(one, kind)) for kind in ("wrong", "odd", "said")))
+        return _check_tensorflow(file)
+    found = [_check_one(one.path) for one in files_of(file)]
+    return FileFindings(
+        errors=tuple(line for one in found for line in one.errors),
+        warnings=tuple(line for one in found for line in one.warnings),
+        confirmed=tuple(line for one in found for line in one.confirmed),
+    )
 
 
-def _tensorflow(file: TensorFlowFile) -> Checked:
+def _check_tensorflow(file: TensorFlowFile) -> FileFindings:
     total = sum(info.nbytes for info in file.tensors.values())
     with ByteProgress(f"Checking {file.path.parent.name}", total) as progress:
         damaged = file.damaged(progress.advance)
     if not damaged:
-        return Checked(said=(f"all {len(file.tensors)} tensors have the CRC-32C that {file.path.name} records",))
+        return FileFindings(
+            confirmed=(f"all {len(file.tensors)} tensors match the CRC-32C values in {file.path.name}",)
+        )
     if len(damaged) == len(file.tensors) and len(damaged) > 1:
         sentence = (
-            f"not one of the {len(damaged)} tensors has the CRC-32C that {file.path.name} records; "
-            "the index is that of another checkpoint: download both files again."
+            f"none of the {len(damaged)} tensors matches its CRC-32C in {file.path.name}; "
+            "the index belongs to another checkpoint: download both files again."
         )
-        return Checked(wrong=(sentence,))
-    return Checked(
-        wrong=tuple(
-            f"{name} does not have the CRC-32C that {file.path.name} records; its data is damaged." for name in damaged
+        return FileFindings(errors=(sentence,))
+    return FileFindings(
+        errors=tuple(
+            f"{name} does not match its CRC-32C in {file.path.name}; its data is damaged: download it again."
+            for name in damaged
         )
     )
 
 
-def _one(path: Path) -> Checked:
-    """The checksums of one file: its SHA-256 where the hub's cache names it so, else those of a zip's entries."""
+def _check_one(path: Path) -> FileFindings:
+    """Verify one file: by its SHA-256 if it lies in the hub's cache, otherwise by the CRC-32 of each zip entry."""
     real = path.resolve()
     if _SHA256.fullmatch(real.name):
         digest = _sha256(real, path.name)
         if digest == real.name:
-            return Checked(said=(f"{path.name} has the SHA-256 under which the hub stores it, {digest[:12]}…",))
-        return Checked(
-            wrong=(
-                f"{path.name} has the SHA-256 {digest[:12]}…, and the hub has it as {real.name[:12]}…; fetch it again.",
+            return FileFindings(confirmed=(f"{path.name} has the SHA-256 that the hub records, {digest[:12]}…",))
+        return FileFindings(
+            errors=(
+                f"{path.name} has the SHA-256 {digest[:12]}…, but the hub records {real.name[:12]}…; "
+                "the file is damaged: download it again.",
             )
         )
-    return _zip(path) if zipfile.is_zipfile(path) else Checked()
+    return _check_zip(path) if zipfile.is_zipfile(path) else FileFindings()
 
 
 def _sha256(path: Path, what: str) -> str:
@@ -149,26 +160,26 @@ def _sha256(path: Path, what: str) -> str:
     return digest.hexdigest()
 
 
-def _zip(path: Path) -> Checked:
-    """The CRC-32 of every entry of a file of `torch.save`'s, which PyTorch itself does not compare."""
+def _check_zip(path: Path) -> FileFindings:
+    """Verify the CRC-32 of every entry of a file that `torch.save` wrote; PyTorch itself does not."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         with ByteProgress(f"Checking {path.name}", sum(entry.file_size for entry in entries)) as progress:
             bad = [entry for entry in entries if not _is_sound(archive, entry, progress.advance)]
     if not bad:
-        return Checked(said=(f"all {len(entries)} entries of {path.name} have the CRC-32 that the zip records",))
+        return FileFindings(confirmed=(f"all {len(entries)} entries of {path.name} match their CRC-32",))
     if len(bad) == len(entries):
-        # PyTorch has a switch, torch.serialization.set_crc32_options(False), that writes none.
-        return Checked(odd=(f"{path.name} was saved with checksums switched off; there is nothing to compare",))
+        # torch.serialization.set_crc32_options(False) makes PyTorch write none.
+        return FileFindings(warnings=(f"{path.name} was saved with checksums switched off",))
     names = ", ".join(entry.filename for entry in bad[:3]) + (", …" if len(bad) > 3 else "")
-    sentence = f"{path.name}: {names} of its {len(entries)} entries has not the CRC-32 that the zip records; "
-    return Checked(wrong=(sentence + "the data is damaged: download it again.",))
+    sentence = f"{path.name}: {len(bad)} of {len(entries)} entries do not match their CRC-32 ({names}); "
+    return FileFindings(errors=(sentence + "the file is damaged: download it again.",))
 
 
 def _is_sound(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, advance: Callable[[int], None]) -> bool:
     try:
         with archive.open(entry) as file:
-            while chunk := file.read(_CHUNK):  # comes to the end only where the checksum is right
+            while chunk := file.read(_CHUNK):  # raises BadZipFile at the end if the checksum does not match
                 advance(len(chunk))
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
         return False

@@ -1,9 +1,9 @@
-"""How much likelier a model holds a text than the same model would with a part of it rearranged.
+"""A permutation test of a model: its log-likelihood of a text, as it is and with parts exchanged or transposed.
 
-A part that was loaded transposed or in the wrong place leaves a model that runs and writes, only worse. So a
-rearrangement that makes ordinary text likelier undoes a mistake; and where none does, none of these mistakes was
-made. The difference of the two log-probabilities, in nats, is the logarithm of how many times likelier the text
-is: the likelihood ratio, by which two hypotheses are weighed (Neyman and Pearson 1933).
+A part that was loaded transposed or into the wrong tensor leaves a model that still runs and writes, only worse. If an
+alternative with permuted parts makes ordinary text more likely, it undoes a mistake; if none does, none of these
+mistakes was made. The difference of the two log-likelihoods in nats is the log of the likelihood ratio, by which two
+hypotheses are compared (Neyman and Pearson 1933).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from torch.func import functional_call
 from clearhead.config import GPTConfig
 from clearhead.model import Block, GPTModel
 
-Parts = dict[str, Tensor]
-"""A block's parameters, by their names in it."""
+BlockParameters = dict[str, Tensor]
+"""A block's parameters by their names inside the block."""
 
-Change = Callable[[Parts, GPTConfig], Parts]
-"""Gives the parameters of a block that it changes."""
+Permute = Callable[[BlockParameters, GPTConfig], BlockParameters]
+"""Returns the parameters of a block that it changes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """A rearranged model.
+class Alternative:
+    """A model with permuted parts.
 
     Attributes:
-        name: what was rearranged.
-        layers: where; empty for the whole model.
-        nats: by how much it holds the text less likely than the model as it is; below 0, more likely.
-        deviations: the mean difference of a token over its standard error.
+        name: what was permuted.
+        layers: in which layers; empty for the whole model.
+        nats: by how much it makes the text less likely than the model as it is; negative if more likely.
+        sigmas: the mean difference per token over its standard error.
     """
 
     name: str
     layers: tuple[int, ...]
     nats: float
-    deviations: float
+    sigmas: float
 
     @property
     def where(self) -> str:
@@ -49,104 +49,109 @@ class Rival:
         return "layers " + " and ".join(map(str, self.layers)) if self.layers[1:] else f"layer {self.layers[0]}"
 
     def __str__(self) -> str:
-        """What was rearranged, and where."""
+        """Return what was permuted, and where."""
         return f"{self.name} in {self.where}" if self.layers else f"{self.name} in the whole model"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What a model and its rivals made of a text.
+class PermutationTest:
+    """The likelihood of a text under a model and under its alternatives.
 
     Attributes:
-        tokens: how many were predicted.
-        loss: the mean -log p of a token as the model is, in nats.
-        chance: the same where all tokens of the vocabulary are equally likely.
-        rivals: all that were tried.
+        tokens: the number of predicted tokens.
+        loss: the mean cross-entropy per token of the model as it is, in nats.
+        chance: the same if all tokens of the vocabulary are equally likely.
+        alternatives: all that were tried.
     """
 
     tokens: int
     loss: float
     chance: float
-    rivals: tuple[Rival, ...]
+    alternatives: tuple[Alternative, ...]
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What is rearranged
+# The permutations
 # --------------------------------------------------------------------------------------------------------------
 
 
-def _qkv(change: Callable[[Tensor], Tensor], *, biases: bool = True) -> Change:
-    def changed(parts: Parts, config: GPTConfig) -> Parts:
-        names = [name for name in parts if name.startswith("attention.qkv") and (biases or name.endswith("weight"))]
-        return {name: change(parts[name]) for name in names}
+def _qkv(change: Callable[[Tensor], Tensor], *, biases: bool = True) -> Permute:
+    def changed(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
+        names = [name for name in parameters if name.startswith("attention.qkv")]
+        return {name: change(parameters[name]) for name in names if biases or name.endswith("weight")}
 
     return changed
 
 
-def _ordered(*order: int) -> Change:
-    """q, k and v are what stands in these thirds."""
+def _ordered(*order: int) -> Permute:
+    """Take q, k and v from these thirds."""
     return _qkv(lambda stacked: torch.cat([stacked.chunk(3)[third] for third in order]))
 
 
-def _turned(parts: Parts, config: GPTConfig) -> Parts:
-    return _qkv(lambda stacked: torch.cat([part.T for part in stacked.chunk(3)]), biases=False)(parts, config)
+def _transposed(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
+    return _qkv(lambda stacked: torch.cat([part.T for part in stacked.chunk(3)]), biases=False)(parameters, config)
 
 
-def _unwoven(parts: Parts, config: GPTConfig) -> Parts:
-    """Stored head by head, as [H, 3, D]."""
+def _deinterleaved(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
+    """Read q, k and v as stored head by head, [H, 3, D]."""
     shape = (config.n_heads, 3, config.head_dim, -1)
-    return _qkv(lambda stacked: stacked.reshape(shape).transpose(0, 1).reshape(stacked.shape))(parts, config)
+    return _qkv(lambda stacked: stacked.reshape(shape).transpose(0, 1).reshape(stacked.shape))(parameters, config)
 
 
-def _woven(parts: Parts, config: GPTConfig) -> Parts:
+def _interleaved(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
     shape = (3, config.n_heads, config.head_dim, -1)
-    return _qkv(lambda stacked: stacked.reshape(shape).transpose(0, 1).reshape(stacked.shape))(parts, config)
+    return _qkv(lambda stacked: stacked.reshape(shape).transpose(0, 1).reshape(stacked.shape))(parameters, config)
 
 
-def _out_turned(parts: Parts, config: GPTConfig) -> Parts:
-    return {"attention.out.weight": parts["attention.out.weight"].T}
+def _out_transposed(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
+    return {"attention.out.weight": parameters["attention.out.weight"].T}
 
 
-def _norms_exchanged(parts: Parts, config: GPTConfig) -> Parts:
+def _norms_exchanged(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
     other = {"norm_1": "norm_2", "norm_2": "norm_1"}
-    return {f"{norm}.{field}": parts[f"{other[norm]}.{field}"] for norm in other for field in ("weight", "bias")}
+    return {f"{norm}.{field}": parameters[f"{other[norm]}.{field}"] for norm in other for field in ("weight", "bias")}
 
 
-_IN_ONE_LAYER: dict[str, Change] = {
+_IN_ONE_LAYER: dict[str, Permute] = {
     "q and k exchanged": _ordered(1, 0, 2),
-    "attention.out transposed": _out_turned,
+    "attention.out transposed": _out_transposed,
     "norm_1 and norm_2 exchanged": _norms_exchanged,
 }
-_IN_ALL_LAYERS: dict[str, Change] = {
+_IN_ALL_LAYERS: dict[str, Permute] = {
     **_IN_ONE_LAYER,
     "q, k, v read as q, v, k": _ordered(0, 2, 1),
     "q, k, v read as v, k, q": _ordered(2, 1, 0),
     "q, k, v read as k, v, q": _ordered(2, 0, 1),
     "q, k, v read as v, q, k": _ordered(1, 2, 0),
-    "q, k and v transposed": _turned,
-    "q, k and v read as woven together head by head": _unwoven,
-    "q, k and v woven together head by head": _woven,
+    "q, k and v transposed": _transposed,
+    "q, k and v read as interleaved head by head": _deinterleaved,
+    "q, k and v interleaved head by head": _interleaved,
 }
 
 
-def _orders(n_layers: int) -> dict[str, list[int]]:
-    """Other orders in which the layers may have been meant."""
+def _layer_orders(n_layers: int) -> dict[str, list[int]]:
+    """Return other orders in which the layers may have been stored."""
     numbers = list(range(n_layers))
     found = {"the layers from last to first": numbers[::-1]} if n_layers > 1 else {}
     if n_layers > 10:
-        by_text = sorted(numbers, key=str)  # 0, 1, 10, 11, 2, …: as a sorted list of names has them
+        by_text = sorted(numbers, key=str)  # 0, 1, 10, 11, 2, …: the order of a sorted list of names
         found["the layers read as sorted by name (0, 1, 10, …)"] = [by_text.index(number) for number in numbers]
         found["the layers sorted by name (0, 1, 10, …)"] = by_text
     return found
 
 
+def _other_head_counts(config: GPTConfig) -> list[int]:
+    near = (config.n_heads * 2, config.n_heads * 4, config.n_heads // 2, config.n_heads // 4)
+    return [heads for heads in near if heads > 0 and config.emb_dim % heads == 0 and config.emb_dim // heads >= 8]
+
+
 # --------------------------------------------------------------------------------------------------------------
-# The comparison
+# The test
 # --------------------------------------------------------------------------------------------------------------
 
 
-class _Trial:
-    """One model and one text: the log-probability of each token, as it is and with blocks changed."""
+class _TextRun:
+    """One model on one text: the log-probability of each token, as the model is and with changed blocks."""
 
     def __init__(self, model: GPTModel, ids: Sequence[int]) -> None:
         self.model = model
@@ -157,37 +162,36 @@ class _Trial:
         self.inputs, self.targets = windows[:, :-1], windows[:, 1:]
         positions = torch.arange(length, device=device)
         x = model.token_embedding(self.inputs) + model.position_embedding(positions)  # [B, T, C]
-        self.before = [x]  # what goes into each block
+        self.block_inputs = [x]
         for block in model.blocks:
             x = block(x)
-            self.before.append(x)
-        self.as_it_is = self.end(x)  # [B * T]
+            self.block_inputs.append(x)
+        self.unchanged = self.logprobs(x)  # [B * T]
 
-    def end(self, x: Tensor) -> Tensor:
-        """The log-probabilities of the targets, float64 [B * T], from what the last block gave."""
+    def logprobs(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities of the targets, float64 [B * T], from the last block's output."""
         found = []
         for window, targets in zip(x, self.targets, strict=True):  # one at a time: the logits are the largest tensor
             logits = self.model.head(self.model.final_norm(window)).float()  # [T, V]
             found.append(logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1))
         return torch.cat(found).double()
 
-    def through(self, blocks: Sequence[Callable[[Tensor], Tensor]], first: int) -> Tensor:
-        """The log-probabilities where these blocks run from `first` on."""
-        x = self.before[first]
+    def alternative(
+        self, name: str, layers: tuple[int, ...], blocks: Sequence[Callable[[Tensor], Tensor]]
+    ) -> Alternative:
+        """Run these blocks in place of those from the first of `layers` on, and compare with the unchanged model."""
+        x = self.block_inputs[layers[0] if layers else 0]
         for block in blocks:
             x = block(x)
-        return self.end(x)
-
-    def rival(self, name: str, layers: tuple[int, ...], logprobs: Tensor) -> Rival:
-        difference = self.as_it_is - logprobs
+        difference = self.unchanged - self.logprobs(x)
         error = float(difference.std()) / math.sqrt(len(difference))
         mean = float(difference.mean())
-        return Rival(name, layers, mean * len(difference), mean / error if error else 0.0)
+        return Alternative(name, layers, mean * len(difference), mean / error if error else 0.0)
 
 
-def _changed(block: nn.Module, change: Change, config: GPTConfig) -> Callable[[Tensor], Tensor]:
-    parts: Parts = {name: parameter for name, parameter in block.named_parameters()}  # noqa: C416
-    return lambda x: functional_call(block, {**parts, **change(parts, config)}, (x,))
+def _permuted(block: nn.Module, permute: Permute, config: GPTConfig) -> Callable[[Tensor], Tensor]:
+    parameters: BlockParameters = {name: parameter for name, parameter in block.named_parameters()}  # noqa: C416
+    return lambda x: functional_call(block, {**parameters, **permute(parameters, config)}, (x,))
 
 
 @contextmanager
@@ -202,56 +206,50 @@ def _with_heads(blocks: Sequence[Block], heads: int) -> Iterator[None]:
             block.attention.n_heads = own
 
 
-def n_rivals(config: GPTConfig, layer_by_layer: bool) -> int:
-    """How many rivals `compare` tries."""
+def count_alternatives(config: GPTConfig, layer_by_layer: bool) -> int:
+    """Return how many alternatives `permutation_test` tries."""
     layers = config.n_layers * (len(_IN_ONE_LAYER) + 1) - 1 if layer_by_layer and config.n_layers > 1 else 0
-    return len(_IN_ALL_LAYERS) + len(_orders(config.n_layers)) + len(_other_heads(config)) + layers
-
-
-def _other_heads(config: GPTConfig) -> list[int]:
-    """Other numbers of heads that this width may be cut into."""
-    near = (config.n_heads * 2, config.n_heads * 4, config.n_heads // 2, config.n_heads // 4)
-    return [heads for heads in near if heads > 0 and config.emb_dim % heads == 0 and config.emb_dim // heads >= 8]
+    return len(_IN_ALL_LAYERS) + len(_layer_orders(config.n_layers)) + len(_other_head_counts(config)) + layers
 
 
 @torch.inference_mode()
-def compare(
+def permutation_test(
     model: GPTModel,
     ids: Sequence[int],
     *,
     layer_by_layer: bool = True,
-    advance: Callable[[int], None] = lambda rivals: None,
-) -> Comparison:
-    """Holds a model against all of its rivals.
+    advance: Callable[[int], None] = lambda alternatives: None,
+) -> PermutationTest:
+    """Compare a model with all of its alternatives on one text.
 
     Args:
         model: in evaluation mode; it is not changed.
-        ids: the text; it is read in windows of the context's length, each token of which but the text's first is
-            predicted from those before it in its window. What does not fill a window at the end is left out.
-        layer_by_layer: whether parts of single layers are rearranged too: (4 n_layers - 1) half passes more.
-        advance: is told after each rival.
+        ids: the text's tokens, read in windows of the context length. Every token but the text's first is predicted
+            from those before it in its window; a partial window at the end is left out.
+        layer_by_layer: whether to permute parts of single layers too, which costs (4 n_layers - 1) half passes more.
+        advance: is called with 1 after each alternative.
     """
-    config, trial = model.config, _Trial(model, ids)
-    rivals: list[Rival] = []
+    config, run = model.config, _TextRun(model, ids)
+    alternatives: list[Alternative] = []
 
     def add(name: str, layers: tuple[int, ...], blocks: Sequence[Callable[[Tensor], Tensor]]) -> None:
-        rivals.append(trial.rival(name, layers, trial.through(blocks, layers[0] if layers else 0)))
+        alternatives.append(run.alternative(name, layers, blocks))
         advance(1)
 
     blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
-    for name, change in _IN_ALL_LAYERS.items():
-        add(name, (), [_changed(block, change, config) for block in blocks])
-    for name, order in _orders(config.n_layers).items():
+    for name, permute in _IN_ALL_LAYERS.items():
+        add(name, (), [_permuted(block, permute, config) for block in blocks])
+    for name, order in _layer_orders(config.n_layers).items():
         add(name, (), [blocks[number] for number in order])
-    for heads in _other_heads(config):
+    for heads in _other_head_counts(config):
         with _with_heads(blocks, heads):
             add(f"{heads} heads", (), blocks)
     if layer_by_layer and config.n_layers > 1:
         for layer, block in enumerate(blocks):
-            for name, change in _IN_ONE_LAYER.items():
-                add(name, (layer,), [_changed(block, change, config), *blocks[layer + 1 :]])
+            for name, permute in _IN_ONE_LAYER.items():
+                add(name, (layer,), [_permuted(block, permute, config), *blocks[layer + 1 :]])
             if layer + 1 < config.n_layers:
                 swapped = [blocks[layer + 1], block, *blocks[layer + 2 :]]
                 add("the blocks exchanged", (layer, layer + 1), swapped)
-    loss = -float(trial.as_it_is.mean())
-    return Comparison(trial.targets.numel(), loss, math.log(config.vocab_size), tuple(rivals))
+    loss = -float(run.unchanged.mean())
+    return PermutationTest(run.targets.numel(), loss, math.log(config.vocab_size), tuple(alternatives))

@@ -1,4 +1,4 @@
-"""What others published that the official models write, taking the likeliest token each time."""
+"""Greedy continuations of the official models that others have published."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _TURING = (
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A greedy continuation that somebody else published.
+    """A greedy continuation that somebody has published.
 
     Attributes:
-        by: where it stands.
-        prompt: what was given.
-        text: what the model went on with.
+        by: where it was published.
+        prompt: the prompt's text.
+        text: the continuation's text.
         prompt_ids: the prompt's tokens, so that no tokenizer is needed.
-        ids: the continuation's.
+        ids: the continuation's tokens.
     """
 
     by: str
@@ -63,4 +63,4 @@ PUBLISHED: dict[str, tuple[Continuation, ...]] = {
         ),
     ),
 }
-"""By size, as `clearhead.config.RELEASED` has them."""
+"""By size, with the names of `clearhead.config.RELEASED`."""

@@ -1,4 +1,4 @@
-"""A page of plain English, written for this purpose, on which a model is tried."""
+"""A page of plain English, written for this purpose, on which models are checked."""
 
 TEXT = (
     "The train came in late that evening, and by the time we had carried our bags across the bridge the shops "
@@ -50,7 +50,7 @@ TEXT = (
     "running off my hat, and then she turned round and called into the house, in a voice that I knew at once, "
     "that there was a guest, and that somebody should put the kettle on."
 )
-"""A short story."""
+"""A short story in simple English."""
 
 _GPT2_IDS = """
     464 4512 1625 287 2739 326 6180 11 290 416 262 640 356 550 5281 674 11668 1973 262 7696 262 12437 547 1541 3223
@@ -76,7 +76,7 @@ _GPT2_IDS = """
 """
 
 GPT2_IDS = tuple(map(int, _GPT2_IDS.split()))
-"""Its first 512 tokens in GPT-2's vocabulary, for weights that come without a tokenizer."""
+"""The first 512 tokens of `TEXT` in GPT-2's vocabulary, for weights without a tokenizer."""
 
 GPT2_END_OF_TEXT = 50256
-"""The token after which a text begins, in that vocabulary."""
+"""The token that precedes each text in that vocabulary."""
