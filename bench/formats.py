@@ -21,7 +21,7 @@ import clearhead
 from clearhead.data.documents import encode_documents
 from clearhead.utils.progress import Progress
 
-FORMATS = ("bfloat16", "int8", "int4")
+DTYPES = ("bfloat16", "int8", "int4")
 Array = npt.NDArray[np.floating]
 
 
@@ -79,10 +79,10 @@ def main() -> None:
     def load(form: str) -> clearhead.GPT:
         return clearhead.load(arguments.model, backend="engine", dtype=form, threads=arguments.threads)
 
-    exact, others = load("float32"), {form: load(form) for form in FORMATS}
+    exact, others = load("float32"), {form: load(form) for form in DTYPES}
     print(f"{'file':<26}{'format':<10}{'perplexity':>11}{'change':>9}{'KL, nats':>11}{'same first':>12}")
     for file in arguments.files:
-        costs = {form: Cost() for form in ("float32", *FORMATS)}
+        costs = {form: Cost() for form in ("float32", *DTYPES)}
         with Progress(file.name, arguments.tokens) as progress:
             for ids in windows(file, exact, arguments.tokens):
                 given, targets = [int(id) for id in ids[:-1]], ids[1:]

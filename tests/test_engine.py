@@ -15,7 +15,7 @@ from clearhead.config import GPTConfig
 from clearhead.engine import runner as engine_runner
 from clearhead.engine.building import build, weights_of
 from clearhead.engine.calibration import moments
-from clearhead.engine.formats import FORMATS, GROUP, pack, padded_columns, storage
+from clearhead.engine.dtypes import DTYPES, GROUP, pack, padded_columns, storage
 from clearhead.engine.runner import EngineRunner
 from clearhead.engine.tiles import PANEL
 from clearhead.errors import InputError
@@ -40,8 +40,8 @@ def _model(config: GPTConfig) -> GPTModel:
     return model
 
 
-def _runner(model: GPTModel, form: str = "float32", threads: int = 2) -> EngineRunner:
-    return EngineRunner(model.config, weights_of(build(model.config, ModelTensors(model), form, 1)), threads)
+def _runner(model: GPTModel, dtype: str = "float32", threads: int = 2) -> EngineRunner:
+    return EngineRunner(model.config, weights_of(build(model.config, ModelTensors(model), dtype, 1)), threads)
 
 
 def _ids(n: int, vocab_size: int, seed: int = 0) -> list[int]:
@@ -56,20 +56,20 @@ def test_float32_equals_pytorch(shape: str) -> None:
     assert np.abs(_runner(model).logits(ids) - expected).max() < 1e-4
 
 
-RUNNERS = {form: _runner(_model(SHAPES["small"]), form) for form in FORMATS}
-ALONE = {form: _runner(_model(SHAPES["small"]), form, threads=1) for form in FORMATS}
+RUNNERS = {dtype: _runner(_model(SHAPES["small"]), dtype) for dtype in DTYPES}
+ALONE = {dtype: _runner(_model(SHAPES["small"]), dtype, threads=1) for dtype in DTYPES}
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @settings(deadline=None, max_examples=10)
 @given(data=st.data())
-def test_same_bits_in_any_batch_cut_and_number_of_threads(form: str, data: st.DataObject) -> None:
+def test_same_bits_in_any_batch_cut_and_number_of_threads(dtype: str, data: st.DataObject) -> None:
     """Whatever runs together, and in whatever pieces, each token's logits are those of the sequence run alone."""
     vocab_size = SHAPES["small"].vocab_size
-    runner = RUNNERS[form]
+    runner = RUNNERS[dtype]
     lengths = data.draw(st.lists(st.integers(1, 150), min_size=1, max_size=4))
     sequences = [_ids(length, vocab_size, seed) for seed, length in enumerate(lengths)]
-    alone = [ALONE[form].logits(ids) for ids in sequences]
+    alone = [ALONE[dtype].logits(ids) for ids in sequences]
     slots = [runner.open() for _ in sequences]
     done = [0] * len(sequences)
     while any(at < len(ids) for at, ids in zip(done, sequences, strict=True)):
@@ -95,7 +95,7 @@ def test_threads_that_are_late_hold_nobody_up_and_change_nothing() -> None:
             assert (runner.extend([(slot, [token])])[0] == expected[at]).all()
 
 
-@pytest.mark.parametrize("what", ["serve", "Cache"])
+@pytest.mark.parametrize("what", ["worker_loop", "Cache"])
 def test_what_breaks_off_leaves_a_runner_that_works(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C before a pass begins, and memory that runs out while the cache grows."""
     runner = _runner(_model(SHAPES["small"]))
@@ -105,9 +105,9 @@ def test_what_breaks_off_leaves_a_runner_that_works(what: str, monkeypatch: pyte
     begun = getattr(engine_runner, what)
 
     def broken(*arguments: Any) -> Any:
-        if what == "serve" and arguments[0] != 0:
+        if what == "worker_loop" and arguments[0] != 0:
             return begun(*arguments)  # the threads that help are not interrupted
-        raise KeyboardInterrupt if what == "serve" else MemoryError
+        raise KeyboardInterrupt if what == "worker_loop" else MemoryError
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, MemoryError)):
@@ -132,12 +132,12 @@ def test_a_closed_sequence_leaves_nothing_behind() -> None:
     assert (runner.extend([(again, ids)]) == before).all()
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "int8"])
-def test_formats_stay_close_to_float32(form: str) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_formats_stay_close_to_float32(dtype: str) -> None:
     model = _model(SHAPES["small"])
     ids = _ids(60, 101)
     expected = TorchRunner(model).logits(ids)
-    assert np.abs(_runner(model, form).logits(ids) - expected).max() < 0.05 * expected.std() * 3
+    assert np.abs(_runner(model, dtype).logits(ids) - expected).max() < 0.05 * expected.std() * 3
 
 
 def test_unreadable_numbers_are_refused() -> None:

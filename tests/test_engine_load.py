@@ -101,11 +101,11 @@ def test_float32_is_kept_too(folder: Path, cache: Path) -> None:
 
 def test_the_longest_unused_weights_make_room(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {}
-    for form in ("int8", "int4", "bfloat16"):
+    for dtype in ("int8", "int4", "bfloat16"):
         before = set(cache.glob("*"))
-        clearhead.load(folder, dtype=form)
+        clearhead.load(folder, dtype=dtype)
         (new,) = set(cache.iterdir()) - before
-        sizes[form] = (new, new.stat().st_size)
+        sizes[dtype] = (new, new.stat().st_size)
     clearhead.load(folder, dtype="int8")  # so int4 is the one that was not used for the longest time
     taken = sum(size for _, size in sizes.values())
     # Free space such that a tenth of it and of what is taken holds float32 and all but int4.

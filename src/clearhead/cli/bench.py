@@ -66,16 +66,16 @@ def bench(
     """
     from clearhead.benchmark.run import benchmark, random_model, steps
     from clearhead.cli.source import find_source
-    from clearhead.engine.formats import FORMATS
+    from clearhead.engine.dtypes import DTYPES
     from clearhead.errors import InputError
     from clearhead.gpt import bundled
     from clearhead.utils.progress import Progress
     from clearhead.utils.system import usable_cores
 
-    dtypes = list(dict.fromkeys(dtype or FORMATS))
+    dtypes = list(dict.fromkeys(dtype or DTYPES))
     for name in dtypes:
-        if name not in FORMATS:
-            raise InputError(f"there is no weight format {name!r}; the formats are {', '.join(FORMATS)}.")
+        if name not in DTYPES:
+            raise InputError(f"there is no weight format {name!r}; the formats are {', '.join(DTYPES)}.")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give a whole number of at least 1.")
     source = find_source(str(bundled()) if model is None else model)

@@ -66,9 +66,9 @@ class Encoder:
         encode: Callable[[str], npt.NDArray[np.uint32]] = tokenizer.encode_array
         if compiled and tokenizer.byte_pairs() is not None:
             from clearhead.tokenizer.bulk import BulkEncoder
-            from clearhead.utils.jit import told
+            from clearhead.utils.jit import compile_notice
 
-            with told("Compiling the encoder, once on this machine …"):
+            with compile_notice("Compiling the encoder, once on this machine …"):
                 encode = BulkEncoder(tokenizer)
                 encode("a")  # so that other processes find it compiled
         return cls(encode, [] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype)

@@ -34,7 +34,7 @@ from clearhead.engine.llvm import (
     store,
     widen_bfloat16,
 )
-from clearhead.utils.jit import fused, kernel
+from clearhead.utils.jit import inline, kernel
 
 PAGE = 64
 """Tokens whose keys and values lie together."""
@@ -133,7 +133,7 @@ def _accumulate_rows(
             done += WIDE
 
 
-@fused
+@inline
 def attend(
     queries: Any,
     row: int,
@@ -194,7 +194,7 @@ def attend(
             out[row + r, head * head_dim + d] = mixed[r, d]
 
 
-@fused
+@inline
 def _in_order(bits: Any) -> Any:
     """A float32's bits as a whole number that is greater for a greater number, and back."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
-from clearhead.engine.formats import pack, padded_columns, padded_rows, storage
+from clearhead.engine.dtypes import pack, padded_columns, padded_rows, storage
 from clearhead.engine.forward import Matrix, Norm, Weights
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -23,14 +23,14 @@ _BLOCK_MATRICES = {
 """The engine's name of each matrix of a block, and its canonical name there."""
 
 
-def layout(config: GPTConfig, form: str) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+def layout(config: GPTConfig, dtype: str) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """The type and shape of every array of a model in a format, by name; layers lie along the first axis."""
     found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     float32 = np.dtype(np.float32)
 
     def matrix(name: str, layers: int, rows: int, columns: int) -> None:
-        for part, (dtype, size) in storage(form, rows, columns).items():
-            found[f"{name}.{part}"] = (dtype, (layers, size))
+        for part, (kind, size) in storage(dtype, rows, columns).items():
+            found[f"{name}.{part}"] = (kind, (layers, size))
         found[f"{name}.bias"] = (float32, (layers, padded_rows(rows)))
 
     def norm(name: str, layers: int) -> None:
@@ -51,15 +51,15 @@ def layout(config: GPTConfig, form: str) -> dict[str, tuple[np.dtype[Any], tuple
     return found
 
 
-def size(config: GPTConfig, form: str) -> int:
+def size(config: GPTConfig, dtype: str) -> int:
     """The bytes of a model's weights in a format."""
-    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout(config, form).values())
+    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout(config, dtype).values())
 
 
 def build(
     config: GPTConfig,
     tensors: Mapping[str, npt.NDArray[Any]],
-    form: str,
+    dtype: str,
     threads: int,
     moments: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Arrays:
@@ -68,19 +68,19 @@ def build(
     Args:
         config: the model's shape.
         tensors: by canonical name; float32, in any order. Each is asked for once, so they may be read as needed.
-        form: one of `formats.FORMATS`.
+        dtype: one of `formats.DTYPES`.
         threads: how many share the work.
         moments: for int4, what `calibration.moments` found; it rounds better with them.
 
     Raises:
         InputError: where the format cannot store a tensor's numbers.
     """
-    arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(config, form).items()}
+    arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(config, dtype).items()}
 
     def matrix(name: str, layer: int, canonical: str) -> None:
         weights = np.asarray(tensors[f"{canonical}.weight"], np.float32)
         used = None if moments is None else moments.get(f"{canonical}.weight")
-        pack(form, weights, arrays[f"{name}.weights"][layer], arrays[f"{name}.scales"][layer], threads, used)
+        pack(dtype, weights, arrays[f"{name}.weights"][layer], arrays[f"{name}.scales"][layer], threads, used)
         if (bias := f"{canonical}.bias") in tensors:
             arrays[f"{name}.bias"][layer, : len(weights)] = tensors[bias]
 

@@ -92,7 +92,7 @@ def moments(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], ids: npt
 def _gelu(x: Floats) -> None:
     """GELU in place, some rows at a time, since fresh memory for each step of the formula is what would take long.
 
-    The tanh form for either activation: they differ by less than what rounding does.
+    The tanh dtype for either activation: they differ by less than what rounding does.
     """
     for start in range(0, len(x), 64):
         rows = x[start : start + 64]

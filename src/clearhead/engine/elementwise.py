@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import overload
 
 from clearhead.engine.llvm import LANES, bits_as_float, float_as_bits, row_square_sum, row_sum
-from clearhead.utils.jit import fused, kernel
+from clearhead.utils.jit import inline, kernel
 
 _ROUND = np.float32(12582912.0)  # 1.5 · 2²³: added and taken away again it rounds to a whole number, half to even
 _LOG2_E = np.float32(1.4426950408889634)
@@ -25,7 +25,7 @@ _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
 
 
-@fused
+@inline
 def exponential(x: Any) -> Any:
     """e to the x in float32, to about two units of the last place; below -87 as at -87.
 
@@ -73,7 +73,7 @@ def normalize(x: Any, row: int, width: int, weight: Any, bias: Any, eps: float, 
 
 @kernel
 def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
-    """The tanh form of GELU (Hendrycks and Gimpel 2016) on y[row, first:last].
+    """The tanh dtype of GELU (Hendrycks and Gimpel 2016) on y[row, first:last].
 
     0.5 x (1 + tanh u) = x / (1 + e^(-2u)), with u = sqrt(2/pi) (x + 0.044715 x³).
     """
@@ -93,16 +93,20 @@ def gelu_exact(y: Any, row: int, first: int, last: int) -> None:
         y[row, i] = x * _HALF * (_ONE + np.float32(math.erf(x * np.float32(math.sqrt(0.5)))))
 
 
-def make_ready(source: Any, row: int, width: int, padded: int, limit: float, ready: Any, scales: Any, to: int) -> None:
-    """Puts source[row, :width] into ready[to] in the form that the weights' format multiplies.
+def quantize_activations(
+    source: Any, row: int, width: int, padded: int, limit: float, ready: Any, scales: Any, to: int
+) -> None:
+    """Puts source[row, :width] into ready[to] in the dtype that the weights' format multiplies.
 
     float32 is copied. For int16 the numbers are divided by scales[to] = (greatest magnitude) / limit and rounded.
     ready[to, width:padded] becomes 0.
     """
 
 
-@overload(make_ready, inline="never")
-def _make_ready(source: Any, row: Any, width: Any, padded: Any, limit: Any, ready: Any, scales: Any, to: Any) -> Any:
+@overload(quantize_activations, inline="never")
+def _quantize_activations(
+    source: Any, row: Any, width: Any, padded: Any, limit: Any, ready: Any, scales: Any, to: Any
+) -> Any:
     if ready.dtype == types.float32:
         return _copy
     return _quantize

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
-from clearhead.engine.elementwise import gelu_exact, gelu_tanh, make_ready, normalize
+from clearhead.engine.elementwise import gelu_exact, gelu_tanh, normalize, quantize_activations
 from clearhead.engine.llvm import atomic_write
 from clearhead.engine.threads import JOB, finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.engine.tiles import COLUMNS, PANEL, multiply, read_row
-from clearhead.utils.jit import entry, fused, kernel
+from clearhead.utils.jit import entry, inline, kernel
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +81,7 @@ class Work(NamedTuple):
     tokens: Array  # int64 [rows]
     places: Array  # int64 [rows]: position in the sequence
     slots: Array  # int64 [rows]: row in the cache's table
-    every: Array  # int64 [rows]: 0, 1, 2, ...
+    row_index: Array  # int64 [rows]: 0, 1, 2, ...
     wanted: Array  # int64 [rows]: the rows whose logits are asked for, in order
     counts: Array  # int64 [2]: rows, wanted rows
 
@@ -90,22 +90,22 @@ class Scratch(NamedTuple):
     """Room for what is between the steps; kept from pass to pass, so that a pass allocates nothing."""
 
     x: Array  # float32 [rows, C]: the residual stream
-    fine: Array  # float32 [rows, C]: a norm's or the attention's output
-    wide: Array  # float32 [rows, 3C or ff_dim]: a product's output
-    ready: Array  # float32 or int16 [rows, C or ff_dim]: what is multiplied by a matrix
+    normed: Array  # float32 [rows, C]: a norm's or the attention's output
+    projected: Array  # float32 [rows, 3C or ff_dim]: a product's output
+    quantized_input: Array  # float32 or int16 [rows, C or ff_dim]: what is multiplied by a matrix
     scales: Array  # float32 [rows]
     logits: Array  # float32 [rows, V]
     scores: Array  # float32 [threads, 3, tokens]
     mixed: Array  # float32 [threads, 3, D]
 
 
-@fused
+@inline
 def _limit(padded: int) -> float:
     """How great a rounded activation may be: 127 times it, `padded` times, stays under 2³¹, and it fits 16 bits."""
     return min(32767, (2**31 - 1) // (127 * padded)) * 1.0
 
 
-@fused
+@inline
 def forward(team: Any, thread: int, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any) -> int:
     """Runs a pass, together with the other threads, and returns how many phases it had.
 
@@ -115,20 +115,22 @@ def forward(team: Any, thread: int, weights: Any, shape: Any, cache: Any, work: 
     width, ff_width = shape.width, shape.ff_width
     padded, ff_padded = (width + COLUMNS - 1) // COLUMNS * COLUMNS, (ff_width + COLUMNS - 1) // COLUMNS * COLUMNS
     limit, ff_limit = _limit(padded), _limit(ff_padded)
-    x, fine, wide, logits = scratch.x, scratch.fine, scratch.wide, scratch.logits
+    x, normed, projected, logits = scratch.x, scratch.normed, scratch.projected, scratch.logits
     groups = _groups(n, work)
     phase = 0
     _embed_all(team, phase, n, weights, shape, padded, work, x)
     for layer in range(shape.n_layers):
-        _norm(team, phase + 1, work.every, n, weights.norm_1, layer, shape, padded, limit, scratch)
-        _product(team, phase + 2, weights.qkv, layer, 3 * width, padded, n, KEEP, wide, shape, cache, work, scratch)
-        _mix(team, phase + 3, thread, n, groups, layer, shape, cache, work, scratch)
-        _round(team, phase + 4, n, fine, width, padded, limit, scratch)
-        _product(team, phase + 5, weights.out, layer, width, padded, n, ADD, wide, shape, cache, work, scratch)
-        _norm(team, phase + 6, work.every, n, weights.norm_2, layer, shape, padded, limit, scratch)
-        _product(team, phase + 7, weights.up, layer, ff_width, padded, n, GELU, wide, shape, cache, work, scratch)
-        _round(team, phase + 8, n, wide, ff_width, ff_padded, ff_limit, scratch)
-        _product(team, phase + 9, weights.down, layer, width, ff_padded, n, ADD, wide, shape, cache, work, scratch)
+        _norm(team, phase + 1, work.row_index, n, weights.norm_1, layer, shape, padded, limit, scratch)
+        _product(
+            team, phase + 2, weights.qkv, layer, 3 * width, padded, n, STORE_KV, projected, shape, cache, work, scratch
+        )
+        _attention(team, phase + 3, thread, n, groups, layer, shape, cache, work, scratch)
+        _round(team, phase + 4, n, normed, width, padded, limit, scratch)
+        _product(team, phase + 5, weights.out, layer, width, padded, n, ADD, projected, shape, cache, work, scratch)
+        _norm(team, phase + 6, work.row_index, n, weights.norm_2, layer, shape, padded, limit, scratch)
+        _product(team, phase + 7, weights.up, layer, ff_width, padded, n, GELU, projected, shape, cache, work, scratch)
+        _round(team, phase + 8, n, projected, ff_width, ff_padded, ff_limit, scratch)
+        _product(team, phase + 9, weights.down, layer, width, ff_padded, n, ADD, projected, shape, cache, work, scratch)
         phase += 9
     _norm(team, phase + 1, work.wanted, n_wanted, weights.final_norm, 0, shape, padded, limit, scratch)
     _product(
@@ -143,7 +145,7 @@ def phases_of(n_layers: int) -> int:
 
 
 # What is done with a product's columns as soon as they are there.
-STORE, KEEP, ADD, GELU = range(4)
+STORE, STORE_KV, ADD, GELU = range(4)
 _ROW_WORK = 8  # multiplications that one number of a row is worth, in a norm or when it is rounded
 
 
@@ -171,8 +173,10 @@ def _norm(
     while piece >= 0:
         for i in range(n * piece // pieces, n * (piece + 1) // pieces):
             row = rows[i]
-            normalize(scratch.x, row, shape.width, norm.weight[layer], norm.bias[layer], shape.eps, scratch.fine)
-            make_ready(scratch.fine, row, shape.width, padded, limit, scratch.ready, scratch.scales, i)
+            normalize(scratch.x, row, shape.width, norm.weight[layer], norm.bias[layer], shape.eps, scratch.normed)
+            quantize_activations(
+                scratch.normed, row, shape.width, padded, limit, scratch.quantized_input, scratch.scales, i
+            )
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
@@ -185,7 +189,7 @@ def _round(team: Any, phase: int, n: int, source: Any, width: int, padded: int, 
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for row in range(n * piece // pieces, n * (piece + 1) // pieces):
-            make_ready(source, row, width, padded, limit, scratch.ready, scratch.scales, row)
+            quantize_activations(source, row, width, padded, limit, scratch.quantized_input, scratch.scales, row)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
@@ -220,7 +224,7 @@ def _product(
             padded,
             first,
             last,
-            scratch.ready,
+            scratch.quantized_input,
             scratch.scales,
             n,
             y,
@@ -228,9 +232,9 @@ def _product(
         a, b = first * PANEL, min(rows, last * PANEL)
         if then == ADD:
             _add(scratch.x, y, n, a, b)
-        elif then == KEEP:
+        elif then == STORE_KV:
             for row in range(n):
-                _remember(y, row, a, b, shape, layer, cache, work)
+                write_kv(y, row, a, b, shape, layer, cache, work)
         elif then == GELU:
             for row in range(n):
                 if shape.tanh:
@@ -241,7 +245,7 @@ def _product(
     finish(control, number, phase, pieces)
 
 
-@fused
+@inline
 def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
     """x += y for the columns from `first` to before `last` of n rows: the shortcut."""
     for row in range(n):
@@ -250,7 +254,7 @@ def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
             x[row, i] += y[row, i]
 
 
-@fused
+@inline
 def _embed(weights: Any, token: int, place: int, width: int, columns: int, x: Any, row: int) -> None:
     """x[row] = the token's vector plus the place's."""
     read_row(weights.tokens.weights[0], weights.tokens.scales[0], token, columns, width, x, row)
@@ -258,8 +262,8 @@ def _embed(weights: Any, token: int, place: int, width: int, columns: int, x: An
         x[row, i] += weights.positions[place, i]
 
 
-@fused
-def _remember(wide: Any, row: int, first: int, last: int, shape: Any, layer: int, cache: Any, work: Any) -> None:
+@inline
+def write_kv(wide: Any, row: int, first: int, last: int, shape: Any, layer: int, cache: Any, work: Any) -> None:
     """Puts the keys and values among wide[row, first:last] into the cache."""
     width, heads = shape.width, shape.n_heads
     head_dim = width // heads
@@ -279,7 +283,7 @@ def _remember(wide: Any, row: int, first: int, last: int, shape: Any, layer: int
         done = stop
 
 
-@fused
+@inline
 def _together(row: int, n: int, work: Any) -> int:
     """How many rows, this one and those after it, are one sequence's and attend together."""
     rows = 1
@@ -288,7 +292,7 @@ def _together(row: int, n: int, work: Any) -> int:
     return rows
 
 
-@fused
+@inline
 def _groups(n: int, work: Any) -> int:
     """How many such groups the rows are."""
     groups, row = 0, 0
@@ -299,7 +303,7 @@ def _groups(n: int, work: Any) -> int:
 
 
 @kernel
-def _mix(
+def _attention(
     team: Any,
     phase: int,
     thread: int,
@@ -327,7 +331,7 @@ def _mix(
                 rows = _together(row, n, work)
                 group += 1
             attend(
-                scratch.wide,
+                scratch.projected,
                 row,
                 rows,
                 unit % heads,
@@ -343,14 +347,14 @@ def _mix(
                 work.slots[row],
                 scratch.scores[thread],
                 scratch.mixed[thread],
-                scratch.fine,
+                scratch.normed,
             )
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
 
 @entry
-def serve(
+def worker_loop(
     thread: int, threads: int, control: Any, number: int, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any
 ) -> int:
     """What each thread calls; the only function that Python calls, so that there is one to compile.

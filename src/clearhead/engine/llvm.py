@@ -48,7 +48,7 @@ def bytes_on(builder: ir.IRBuilder, pointer: Any, offset: Any) -> Any:
     return builder.gep(builder.bitcast(pointer, I8.as_pointer()), [offset])
 
 
-def apart(builder: ir.IRBuilder, value: Any) -> Any:
+def opaque(builder: ir.IRBuilder, value: Any) -> Any:
     """The same number, which the compiler must take for another one: what is read through it is read anew."""
     unknown = ir.FunctionType(value.type, [value.type])
     return builder.asm(unknown, "", "=r,0", [value], side_effect=True)  # no instruction, on any machine
@@ -75,7 +75,7 @@ def splat(builder: ir.IRBuilder, number: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, empty, ir.Constant(vector(I32, lanes), [0] * lanes))
 
 
-def pick(builder: ir.IRBuilder, a: Any, b: Any, lanes: list[int]) -> Any:
+def shuffle(builder: ir.IRBuilder, a: Any, b: Any, lanes: list[int]) -> Any:
     """A vector of the named lanes of two: 0, 1, ... are a's, and b's go on from there."""
     return builder.shuffle_vector(a, b, ir.Constant(vector(I32, len(lanes)), lanes))
 
@@ -95,8 +95,8 @@ def multiply_pairs(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
     n = a.type.count
     wide = vector(I32, n)
     products = builder.mul(builder.sext(a, wide), builder.sext(b, wide), flags=["nsw"])
-    even = pick(builder, products, products, list(range(0, n, 2)))
-    odd = pick(builder, products, products, list(range(1, n, 2)))
+    even = shuffle(builder, products, products, list(range(0, n, 2)))
+    odd = shuffle(builder, products, products, list(range(1, n, 2)))
     return builder.add(even, odd)
 
 
@@ -110,12 +110,12 @@ def widen_bfloat16(builder: ir.IRBuilder, bits: Any) -> Any:
 def sum_lanes_of_four(builder: ir.IRBuilder, rows: list[Any]) -> Any:
     """Four vectors of 8 to one of 4, each lane the sum of one vector's; always added in the same order."""
     add = builder.fadd if rows[0].type.element == F32 else builder.add
-    halves = [add(pick(builder, r, r, [0, 1, 2, 3]), pick(builder, r, r, [4, 5, 6, 7])) for r in rows]
+    halves = [add(shuffle(builder, r, r, [0, 1, 2, 3]), shuffle(builder, r, r, [4, 5, 6, 7])) for r in rows]
     pairs = [
-        add(pick(builder, a, b, [0, 2, 4, 6]), pick(builder, a, b, [1, 3, 5, 7]))  # a0+a1 a2+a3 b0+b1 b2+b3
+        add(shuffle(builder, a, b, [0, 2, 4, 6]), shuffle(builder, a, b, [1, 3, 5, 7]))  # a0+a1 a2+a3 b0+b1 b2+b3
         for a, b in (halves[:2], halves[2:])
     ]
-    return add(pick(builder, pairs[0], pairs[1], [0, 2, 4, 6]), pick(builder, pairs[0], pairs[1], [1, 3, 5, 7]))
+    return add(shuffle(builder, pairs[0], pairs[1], [0, 2, 4, 6]), shuffle(builder, pairs[0], pairs[1], [1, 3, 5, 7]))
 
 
 class Loop:
@@ -264,7 +264,7 @@ _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
 
 @intrinsic
-def give_way(typing_context: Any) -> Any:
+def yield_core(typing_context: Any) -> Any:
     """Lets the operating system run another thread on this core, where it offers that."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -13,12 +13,12 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import MOST_QUERIES, PAGE
-from clearhead.engine.formats import padded_columns, padded_rows
-from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, phases_of, serve
+from clearhead.engine.dtypes import padded_columns, padded_rows
+from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, phases_of, worker_loop
 from clearhead.engine.threads import JOB, STOP, new_control
 from clearhead.errors import InputError
 from clearhead.inference.runner import Slot
-from clearhead.utils.jit import told
+from clearhead.utils.jit import compile_notice
 
 MOST_ROWS = 128
 """Tokens in one pass; a longer prompt is several."""
@@ -34,7 +34,7 @@ class EngineSlot:
     open: bool = True
 
 
-class _Crew:
+class ThreadPool:
     """The threads of one runner besides the one that calls it."""
 
     def __init__(self, threads: int, phases: int, arguments: tuple[Any, ...]) -> None:
@@ -47,7 +47,7 @@ class _Crew:
         self._leaving = self._held = False
         self._change = threading.Condition()
         for thread in range(1, threads):
-            threading.Thread(target=self._serve, args=(thread,), daemon=True, name=f"clearhead-{thread}").start()
+            threading.Thread(target=self._run_worker, args=(thread,), daemon=True, name=f"clearhead-{thread}").start()
 
     def run(self) -> None:
         """One pass, by all threads; returns when it is done."""
@@ -56,7 +56,7 @@ class _Crew:
                 self._passes = int(self._control[JOB]) + 1
                 if self._asleep:
                     self._change.notify_all()
-            serve(0, self._threads, self._control, self._passes, *self._arguments)
+            worker_loop(0, self._threads, self._control, self._passes, *self._arguments)
         finally:
             # One that was interrupted before it began, while it was compiled perhaps, leaves its number to the next.
             self._passes = int(self._control[JOB])
@@ -88,7 +88,7 @@ class _Crew:
         with self._change:
             self._change.notify_all()
 
-    def _serve(self, thread: int) -> None:
+    def _run_worker(self, thread: int) -> None:
         seen = 0
         while True:
             with self._change:
@@ -103,7 +103,7 @@ class _Crew:
                     return
                 arguments = self._arguments
             try:
-                seen = serve(thread, self._threads, self._control, seen, *arguments)
+                seen = worker_loop(thread, self._threads, self._control, seen, *arguments)
             except BaseException:
                 with self._change:  # it counts as asleep for good: it holds no piece, and nobody waits for it
                     self._asleep += 1
@@ -147,7 +147,7 @@ class EngineRunner:
         self._cache = Cache(
             np.zeros(0, self._stored), np.zeros(0, self._stored), np.zeros((0, self._n_pages), np.int64)
         )
-        self._crew: _Crew | None = None
+        self._pool: ThreadPool | None = None
         self._process = os.getpid()
 
     @property
@@ -190,8 +190,8 @@ class EngineRunner:
             self._check(tasks)
             logits = np.empty((len(tasks), self._config.vocab_size), np.float32)
             self._reserve(tasks)
-            rows = [(place, slot, ids, 0) for place, (slot, ids) in enumerate(tasks)]
-            self._run_all(rows, logits, every=False)
+            rows = [(index, slot, ids) for index, (slot, ids) in enumerate(tasks)]
+            self._run_all(rows, logits, all_positions=False)
         return logits
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -207,13 +207,13 @@ class EngineRunner:
                 self._check([(slot, tokens)])
                 found = np.empty((len(tokens), self._config.vocab_size), np.float32)
                 self._reserve([(slot, tokens)])
-                self._run_all([(0, slot, tokens, 0)], found, every=True)
+                self._run_all([(0, slot, tokens)], found, all_positions=True)
             return found
         finally:
             self.close(slot)
 
-    def _run_all(self, rows: list[tuple[int, EngineSlot, np.ndarray, int]], logits: np.ndarray, every: bool) -> None:
-        """Fills passes with tokens until all have run; `every` asks for each token's logits, not only the last's."""
+    def _run_all(self, rows: list[tuple[int, EngineSlot, np.ndarray]], logits: np.ndarray, all_positions: bool) -> None:
+        """Fill passes with tokens until all have run; `all_positions` asks for each token's logits, else the last's."""
         work, n = self._work, 0
         wanted: list[tuple[int, int]] = []
         done: list[tuple[EngineSlot, int]] = []
@@ -227,7 +227,7 @@ class EngineRunner:
             for slot, count in done:
                 slot.length += count
 
-        for place, slot, ids, _ in rows:
+        for place, slot, ids in rows:
             start, taken = 0, slot.length
             while start < len(ids):
                 count = min(len(ids) - start, MOST_ROWS - n)
@@ -235,7 +235,7 @@ class EngineRunner:
                 work.places[n : n + count] = np.arange(taken + start, taken + start + count)
                 work.slots[n : n + count] = slot.row
                 done.append((slot, count))
-                if every:
+                if all_positions:
                     wanted.extend((n + i, start + i) for i in range(count))
                 elif start + count == len(ids):
                     wanted.append((n + count - 1, place))
@@ -248,16 +248,16 @@ class EngineRunner:
             run()
 
     def _pass(self) -> None:
-        if self._crew is None or self._process != os.getpid():  # threads do not survive a fork
+        if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
-            self._crew = _Crew(self.threads, phases_of(self._config.n_layers), self._arguments())
-            weakref.finalize(self, self._crew.leave).atexit = False
-            with told("Compiling the engine for this machine, once; this takes some ten seconds …"):
-                self._crew.run()
+            self._pool = ThreadPool(self.threads, phases_of(self._config.n_layers), self._arguments())
+            weakref.finalize(self, self._pool.leave).atexit = False
+            with compile_notice("Compiling the engine for this machine, once; this takes some ten seconds …"):
+                self._pool.run()
         else:
-            if self._crew.cache is not self._cache:
-                self._crew.replace(self._arguments())
-            self._crew.run()
+            if self._pool.cache is not self._cache:
+                self._pool.replace(self._arguments())
+            self._pool.run()
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._weights, self._shape, self._cache, self._work, self._scratch
@@ -320,18 +320,20 @@ def _work() -> Work:
     def row() -> np.ndarray:
         return np.zeros(MOST_ROWS, np.int64)
 
-    every = np.arange(MOST_ROWS, dtype=np.int64)
-    return Work(tokens=row(), places=row(), slots=row(), every=every, wanted=row(), counts=np.zeros(2, np.int64))
+    row_index = np.arange(MOST_ROWS, dtype=np.int64)
+    return Work(
+        tokens=row(), places=row(), slots=row(), row_index=row_index, wanted=row(), counts=np.zeros(2, np.int64)
+    )
 
 
 def _scratch(config: GPTConfig, threads: int, whole: bool) -> Scratch:
     tokens = -(-config.context_length // PAGE) * PAGE
-    form: type = np.int16 if whole else np.float32
+    dtype: type = np.int16 if whole else np.float32
     return Scratch(
         x=_rows(padded_columns(config.emb_dim), np.float32),
-        fine=_rows(padded_columns(config.emb_dim), np.float32),
-        wide=_rows(max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim)), np.float32),
-        ready=_rows(max(padded_columns(config.emb_dim), padded_columns(config.ff_dim)), form),
+        normed=_rows(padded_columns(config.emb_dim), np.float32),
+        projected=_rows(max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim)), np.float32),
+        quantized_input=_rows(max(padded_columns(config.emb_dim), padded_columns(config.ff_dim)), dtype),
         scales=np.zeros(MOST_ROWS, np.float32),
         logits=_rows(padded_rows(config.vocab_size), np.float32),
         scores=np.zeros((threads, MOST_QUERIES, tokens), np.float32),
@@ -339,15 +341,15 @@ def _scratch(config: GPTConfig, threads: int, whole: bool) -> Scratch:
     )
 
 
-def _rows(length: int, form: type) -> np.ndarray:
+def _rows(length: int, dtype: type) -> np.ndarray:
     """[MOST_ROWS, at least length], zeros, with an odd number of cache lines from one row to the next.
 
     A cache keeps a line in one of a few places that the address's lower bits name. A product writes a few columns of
-    many rows; were the rows apart by a multiple of 4096 bytes, as 768 * 4 numbers are, all would want the same places.
+    many rows; were the rows opaque by a multiple of 4096 bytes, as 768 * 4 numbers are, all would want the same places.
     """
-    in_line = _LINE // np.dtype(form).itemsize
+    in_line = _LINE // np.dtype(dtype).itemsize
     lines = -(-length // in_line) | 1
-    return np.zeros((MOST_ROWS, lines * in_line), form)
+    return np.zeros((MOST_ROWS, lines * in_line), dtype)
 
 
 def _ours(slot: Slot) -> EngineSlot:

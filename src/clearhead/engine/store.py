@@ -33,12 +33,12 @@ _SHARE = 0.1
 _ROOM = 200_000_000  # bytes for everything but the weights
 
 
-def open_runner(source: Source, form: str, threads: int | None = None) -> EngineRunner:
+def open_runner(source: Source, dtype: str, threads: int | None = None) -> EngineRunner:
     """A Runner of a model's weights in a format.
 
     Args:
         source: the model, opened.
-        form: one of float32, bfloat16, int8, int4.
+        dtype: one of float32, bfloat16, int8, int4.
         threads: how many share the work; where it is None, what OMP_NUM_THREADS says, and at most (or else) as many
             as the cores that this process may use.
 
@@ -50,7 +50,7 @@ def open_runner(source: Source, form: str, threads: int | None = None) -> Engine
     from clearhead.engine.building import weights_of
     from clearhead.engine.runner import EngineRunner
 
-    arrays = _load(source, form) or _make(source, form, n_threads)
+    arrays = _load(source, dtype) or _make(source, dtype, n_threads)
     return EngineRunner(source.config, weights_of(arrays), n_threads)
 
 
@@ -70,17 +70,17 @@ def _threads(asked: int | None) -> int:
     return asked
 
 
-def _place(source: Source, form: str) -> tuple[Path, str]:
+def _place(source: Source, dtype: str) -> tuple[Path, str]:
     """Where a model's weights in a format are kept, and the key that says what they were made from."""
     stat_of = [path for path in sorted(source.folder.iterdir()) if path.is_file()] if source.layout else []
     files = [source.path, *(path for path in stat_of if path.suffix not in (".md", ".txt") and path != source.path)]
     told = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
-    key = json.dumps([VERSION, form, source.layout, repr(source.config), told])
-    name = hashlib.sha256(json.dumps([str(source.path.resolve()), form]).encode()).hexdigest()[:24]
+    key = json.dumps([VERSION, dtype, source.layout, repr(source.config), told])
+    name = hashlib.sha256(json.dumps([str(source.path.resolve()), dtype]).encode()).hexdigest()[:24]
     return cache_folder() / "weights" / f"{name}.safetensors", hashlib.sha256(key.encode()).hexdigest()
 
 
-def keep_rounded(source: Source, form: str, threads: int) -> None:
+def keep_rounded(source: Source, dtype: str, threads: int) -> None:
     """Keeps a model's weights in a format on disk with every weight rounded for itself.
 
     So int4 takes seconds, and not the minutes of `calibration.py`: for a model whose numbers do not matter.
@@ -90,22 +90,22 @@ def keep_rounded(source: Source, form: str, threads: int) -> None:
     """
     from clearhead.engine.building import build
 
-    _keep(source, form, build(source.config, source.lazy(row_major=False), form, threads))
+    _keep(source, dtype, build(source.config, source.lazy(row_major=False), dtype, threads))
 
 
 def forget(source: Source) -> None:
     """Removes what was kept on disk of a model, in every format."""
-    from clearhead.engine.formats import FORMATS
+    from clearhead.engine.dtypes import DTYPES
 
-    for form in FORMATS:
-        _place(source, form)[0].unlink(missing_ok=True)
+    for dtype in DTYPES:
+        _place(source, dtype)[0].unlink(missing_ok=True)
 
 
-def _load(source: Source, form: str) -> Arrays | None:
+def _load(source: Source, dtype: str) -> Arrays | None:
     """The arrays as they were kept, mapped and not read; None where there are none that fit."""
     from clearhead.engine.building import layout
 
-    path, key = _place(source, form)
+    path, key = _place(source, dtype)
     if not path.is_file():
         return None
     try:
@@ -114,33 +114,33 @@ def _load(source: Source, form: str) -> Arrays | None:
             return None
         arrays = {name: file.read(name) for name in file.tensors}
     except (WeightsError, OSError) as error:
-        print(f"The kept {form} weights are made anew: {error}", file=sys.stderr)
+        print(f"The kept {dtype} weights are made anew: {error}", file=sys.stderr)
         return None
     with contextlib.suppress(OSError):
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now
-    expected = layout(source.config, form)
+    expected = layout(source.config, dtype)
     if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
-        print(f"The kept {form} weights are made anew: {path} is of another version.", file=sys.stderr)
+        print(f"The kept {dtype} weights are made anew: {path} is of another version.", file=sys.stderr)
         return None
     return arrays
 
 
-def _make(source: Source, form: str, threads: int) -> Arrays:
+def _make(source: Source, dtype: str, threads: int) -> Arrays:
     from clearhead.engine.building import build, size
-    from clearhead.utils.jit import told
+    from clearhead.utils.jit import compile_notice
 
-    need, there = size(source.config, form) + _ROOM, free_memory()
+    need, there = size(source.config, dtype) + _ROOM, free_memory()
     if there is not None and need > there:
         raise InputError(
-            f"the weights in {form} and what runs them need {need / 1e6:,.0f} MB of memory and {there / 1e6:,.0f} MB "
+            f"the weights in {dtype} and what runs them need {need / 1e6:,.0f} MB of memory and {there / 1e6:,.0f} MB "
             "are free; take a smaller format (int8, int4) or a smaller model."
         )
-    with told(f"Compiling what stores weights as {form}, once for this machine …"):
-        arrays = build(source.config, source.lazy(row_major=False), form, threads)
-        if form == "int4":
+    with compile_notice(f"Compiling what stores weights as {dtype}, once for this machine …"):
+        arrays = build(source.config, source.lazy(row_major=False), dtype, threads)
+        if dtype == "int4":
             arrays = _rounded_better(source, arrays, threads)
     with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
-        _keep(source, form, arrays)
+        _keep(source, dtype, arrays)
     return arrays
 
 
@@ -160,8 +160,8 @@ def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
         return build(source.config, source.lazy(row_major=False), "int4", threads, used)
 
 
-def _keep(source: Source, form: str, arrays: Arrays) -> None:
-    path, key = _place(source, form)
+def _keep(source: Source, dtype: str, arrays: Arrays) -> None:
+    path, key = _place(source, dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not _room_for(sum(array.nbytes for array in arrays.values()), path):
         return

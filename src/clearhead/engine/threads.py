@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.engine.llvm import atomic_add, atomic_read, atomic_swap, atomic_write, give_way
+from clearhead.engine.llvm import atomic_add, atomic_read, atomic_swap, atomic_write, yield_core
 from clearhead.utils.jit import kernel
 
 # Places in the control array, each on a cache line of its own, so that who reads one does not slow who writes another.
@@ -88,7 +88,7 @@ def finish(control: Any, number: int, phase: int, pieces: int) -> None:
     while atomic_read(control, place) < goal:
         spins += 1
         if spins > _SPINS:
-            give_way()
+            yield_core()
 
 
 @kernel
@@ -111,6 +111,6 @@ def next_job(control: Any, seen: int, patient: bool) -> int:
             return job
         spins += 1
         if spins > _SPINS:
-            give_way()
+            yield_core()
         if spins > _SPINS + _YIELDS * (_PATIENCE if patient else 1):
             return -1

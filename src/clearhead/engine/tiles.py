@@ -34,7 +34,6 @@ from clearhead.engine.llvm import (
     I64,
     LANES,
     Loop,
-    apart,
     at,
     bits_as_float,
     bytes_on,
@@ -42,15 +41,16 @@ from clearhead.engine.llvm import (
     load,
     multiply_add,
     multiply_pairs,
-    pick,
+    opaque,
     rows_of,
+    shuffle,
     splat,
     store,
     sum_lanes_of_four,
     vector,
     widen_bfloat16,
 )
-from clearhead.utils.jit import fused, kernel
+from clearhead.utils.jit import inline, kernel
 
 PANEL = 4
 """Rows in a panel."""
@@ -133,7 +133,7 @@ class _Int4:
             both = b.sext(load(b, at(b, weights, I64(row * self.chunk // 2), I8), I8, 2 * LANES), wide)
             upper = b.ashr(both, ir.Constant(wide, [4] * 2 * LANES))
             lower = b.ashr(b.shl(both, ir.Constant(wide, [12] * 2 * LANES)), ir.Constant(wide, [12] * 2 * LANES))
-            scale = pick(b, group_scales, group_scales, [row] * LANES)
+            scale = shuffle(b, group_scales, group_scales, [row] * LANES)
             for place, token in enumerate(tokens[row]):
                 first, second = (load(b, at(b, token, I64(p), I16), I16, 2 * LANES) for p in (0, 2 * LANES))
                 exact = b.add(multiply_pairs(b, lower, first), multiply_pairs(b, upper, second))
@@ -164,7 +164,7 @@ def _write_tile(kind: Any, n_tokens: int, context: Any, b: ir.IRBuilder, signatu
         # Sums alone fill most registers. What has no place there is read from the cache again for each row, through an
         # address that the compiler cannot know to be the same; else it would read once, and keep a sum in memory.
         held = kind.held if n_tokens == MOST_TOKENS else n_tokens
-        again = [apart(b, on) if held < n_tokens else on for _ in range(PANEL)]
+        again = [opaque(b, on) if held < n_tokens else on for _ in range(PANEL)]
         pieces = [[bytes_on(b, t, on if p < held else o) for p, t in enumerate(tokens)] for o in again]
         sums = [loop.values[row * n_tokens : (row + 1) * n_tokens] for row in range(PANEL)]
         kind.turn(b, here, group, pieces, sums)
@@ -258,7 +258,7 @@ def _read_row(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out
     }[weights.dtype]
 
 
-@fused
+@inline
 def place_of(row: int, columns: int, chunk: int, i: int) -> int:
     """Where number i of a row stands among the numbers of a matrix in panels with chunks of this length."""
     return ((row // PANEL * (columns // chunk) + i // chunk) * PANEL + row % PANEL) * chunk + i % chunk

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clearhead.utils import splitmix64
-from clearhead.utils.jit import entry, fused
+from clearhead.utils.jit import entry, inline
 
 _GAMMA = np.uint64(splitmix64.GAMMA)
 _MIX_1 = np.uint64(splitmix64.MIX_1)
@@ -19,7 +19,7 @@ _MIX_2 = np.uint64(splitmix64.MIX_2)
 _30, _27, _31, _11, _32 = (np.uint64(n) for n in (30, 27, 31, 11, 32))
 
 
-@fused
+@inline
 def _bits(key: Any, token: Any) -> Any:
     """The 64 random bits of a token: SplitMix64's output number `token` (from 0) for the state `key`."""
     z = key + (np.uint64(token) + np.uint64(1)) * _GAMMA
@@ -28,7 +28,7 @@ def _bits(key: Any, token: Any) -> Any:
     return z ^ (z >> _31)
 
 
-@fused
+@inline
 def _score(logit: Any, bits: Any, best: float, temperature: float) -> float:
     """(logit - best) / temperature plus Gumbel noise of 53 of the bits."""
     uniform = (np.float64(bits >> _11) + 0.5) * 2.0**-53

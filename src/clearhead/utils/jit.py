@@ -1,72 +1,170 @@
-"""How functions are compiled with Numba, and where the compiled code is kept.
+"""Compile functions with Numba, and keep the machine code on disk.
 
-The first run on a machine compiles, which takes some ten seconds a weight format, and keeps the result in the user's
-cache folder under a name that the compiled source itself and Numba's version make: changed code never meets
-old results.
+The first run on a machine compiles, which takes some ten seconds for a dtype of weights, and keeps the result in the
+user's cache folder. A file of machine code is used only if its checksum is right and if it was made from the same
+source by the same version of Numba for the same CPU: anything else is compiled anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba import njit
 from numba.core import event
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
+from clearhead.utils.atomic import write_bytes
 from clearhead.utils.system import cache_folder
 
 kernel = njit(nogil=True, error_model="numpy", _nrt=False)
-"""Compiles a function that other compiled functions call. It holds no lock of Python's and allocates nothing."""
+"""Compile a function that other compiled functions call. It runs without Python's lock and allocates nothing."""
 
-fused = njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
-"""The same, and it becomes part of its caller: one function compiles faster than many that are joined afterwards."""
+inline = njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
+"""The same, and copy it into its caller: one large function compiles faster than many that LLVM inlines later."""
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """Compiles a function that Python calls, and keeps the compiled code on disk where that can be written."""
-    before = numba.config.CACHE_DIR
-    try:
-        numba.config.CACHE_DIR = str(_folder())
-        return njit(nogil=True, error_model="numpy", _nrt=False, cache=True)(function)
-    except (OSError, RuntimeError):  # Numba raises RuntimeError where it cannot write
-        return njit(nogil=True, error_model="numpy", _nrt=False)(function)
-    finally:
-        numba.config.CACHE_DIR = before
-
-
-def _folder() -> Path:
-    digest = hashlib.sha256(numba.__version__.encode())
-    package = Path(__file__).parents[1]
-    kernels = (package / "tokenizer" / "bulk.py", package / "inference" / "sampling_kernels.py")
-    for path in (Path(__file__), *kernels, *sorted((package / "engine").glob("*.py"))):
-        digest.update(path.read_bytes())
-    folder = cache_folder() / "compiled" / digest.hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-class _Told(event.Listener):
-    """Says once that something is compiled: Numba tells when it begins, and not for what it finds on disk."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._said = what, False
-
-    def on_start(self, event: Any) -> None:
-        if not self._said:
-            self._said = True
-            print(self._what, file=sys.stderr, flush=True)
-
-    def on_end(self, event: Any) -> None:
-        """Nothing is said at the end."""
+    """Compile a function that Python calls, and keep its machine code on disk if the disk can be written."""
+    compiled = njit(nogil=True, error_model="numpy", _nrt=False)(function)
+    compiled._cache = _CodeCache(function)
+    return compiled
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Prints `what` on standard error if anything is compiled meanwhile."""
-    with event.install_listener("numba:compile", _Told(what)):
+def compile_notice(text: str) -> Iterator[None]:
+    """Print `text` on standard error if anything is compiled while the block runs."""
+    with event.install_listener("numba:compile", _CompileNotice(text)):
         yield
+
+
+class _CompileNotice(event.Listener):
+    """Print a line when Numba compiles something; code that is loaded from disk causes no event."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._printed = text, False
+
+    def on_start(self, event: Any) -> None:
+        if not self._printed:
+            self._printed = True
+            print(self._text, file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        """Do nothing at the end."""
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The cache of machine code
+# --------------------------------------------------------------------------------------------------------------
+
+_IMPORT = re.compile(r"^from (clearhead[\w.]*) import (.+)$", re.MULTILINE)
+
+
+@cache
+def source_digest(module: str) -> str:
+    """Return a hash of a module's source, the clearhead modules that it imports, theirs in turn, and Numba's version.
+
+    Imports inside functions and blocks do not count: nothing that is compiled comes from there.
+    """
+    sources: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in sources:
+            continue
+        source = Path(str(sys.modules[name].__file__)).read_bytes()
+        sources[name] = source
+        for package, names in _IMPORT.findall(source.decode("utf-8")):
+            candidates = [package, *(f"{package}.{word}" for word in re.findall(r"\w+", names))]
+            waiting += [candidate for candidate in candidates if candidate in sys.modules]
+    digest = hashlib.sha256(numba.__version__.encode())
+    for name in sorted(sources):
+        digest.update(hashlib.sha256(sources[name]).digest())
+    return digest.hexdigest()[:24]
+
+
+class _Locator(_CacheLocator):  # type: ignore[misc]
+    """Tell Numba where the machine code of a function is."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._stamp = source_digest(function.__module__)
+        self._folder = cache_folder() / "compiled" / self._stamp
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+        return cls(function)
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def ensure_cache_path(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def get_source_stamp(self) -> str:
+        return self._stamp
+
+    def get_disambiguator(self) -> str:
+        return "0"  # names of entry functions are unique in a module
+
+
+class _CodeCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class _CodeFiles(IndexDataCacheFile):  # type: ignore[misc]
+    """Numba's index and data files, each with a checksum in front; a damaged file counts as missing."""
+
+    def _load_index(self) -> dict[Any, str]:
+        found: tuple[str, dict[Any, str]] | None = _read_checked(Path(self._index_path))
+        return found[1] if found is not None and found[0] == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        _write_checked(Path(self._index_path), self._dump((self._source_stamp, overloads)))
+
+    def _load_data(self, name: str) -> Any:
+        return _read_checked(Path(self._data_path(name)))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        _write_checked(Path(self._data_path(name)), self._dump(data))
+
+
+class _CodeCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache for one function that never fails: what it cannot read is compiled, what it cannot save is lost."""
+
+    _impl_class = _CodeCacheImpl
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _CodeFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(signature, target_context)
+        except Exception:
+            return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):  # a full disk, or a folder that cannot be written
+            super().save_overload(signature, data)
+
+
+def _read_checked(path: Path) -> Any:
+    """Return the object in a file, or None if the file is missing or damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    checksum, data = data[:32], data[32:]
+    return pickle.loads(data) if hashlib.sha256(data).digest() == checksum else None
+
+
+def _write_checked(path: Path, data: bytes) -> None:
+    write_bytes(path, hashlib.sha256(data).digest() + data)

@@ -29,7 +29,7 @@ GROUP = CHUNKS["int4"]
 """Numbers that share a scale in int4."""
 _FLOAT32, _BFLOAT16, _INT8, _ = CHUNKS.values()
 
-FORMATS = ("float32", "bfloat16", "int8", "int4")
+DTYPES = ("float32", "bfloat16", "int8", "int4")
 
 Array = npt.NDArray[Any]
 
@@ -44,7 +44,7 @@ def padded_columns(columns: int) -> int:
     return (columns + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
-def storage(form: str, rows: int, columns: int) -> dict[str, tuple[np.dtype[Any], int]]:
+def storage(dtype: str, rows: int, columns: int) -> dict[str, tuple[np.dtype[Any], int]]:
     """The types and sizes of a matrix's arrays: "weights" and "scales", each with how many numbers."""
     n = padded_rows(rows) * padded_columns(columns)
     nothing = (np.dtype(np.float32), 0)
@@ -54,16 +54,16 @@ def storage(form: str, rows: int, columns: int) -> dict[str, tuple[np.dtype[Any]
         "int8": {"weights": (np.dtype(np.int8), n), "scales": (np.dtype(np.float32), padded_rows(rows))},
         "int4": {"weights": (np.dtype(np.uint8), n // 2), "scales": (np.dtype(np.uint16), n // GROUP)},
     }
-    return found[form]
+    return found[dtype]
 
 
 def pack(
-    form: str, matrix: Array, weights: Array, scales: Array, threads: int = 1, moments: Array | None = None
+    dtype: str, matrix: Array, weights: Array, scales: Array, threads: int = 1, moments: Array | None = None
 ) -> None:
     """Writes a matrix in a format.
 
     Args:
-        form: one of `FORMATS`.
+        dtype: one of `DTYPES`.
         matrix: float32 [rows, columns], row by row or (a matrix that was stored turned) column by column.
         weights, scales: one dimension, of the type and length that `storage` gives; they are filled.
         threads: how many share the work.
@@ -74,22 +74,22 @@ def pack(
     """
     rows, columns = matrix.shape
     padded = padded_columns(columns)
-    if form in ("int8", "int4") and not np.isfinite(matrix).all():
+    if dtype in ("int8", "int4") and not np.isfinite(matrix).all():
         raise InputError(
-            f"the weights hold numbers that are not finite, which {form} cannot store; "
+            f"the weights hold numbers that are not finite, which {dtype} cannot store; "
             "look at them with `clearhead weights inspect`, or take float32."
         )
-    feedback, importance = _use(columns, moments if form == "int4" else None)
+    feedback, importance = _use(columns, moments if dtype == "int4" else None)
 
     def part(number: int) -> None:
         first, last = (padded_rows(rows) // PANEL * (number + i) // threads for i in (0, 1))
-        if form == "int4":
+        if dtype == "int4":
             for start in range(first * PANEL, min(rows, last * PANEL), _ROWS):
                 mine = matrix[start : min(rows, last * PANEL, start + _ROWS)]
                 whole, own = _round_to_int4(np.ascontiguousarray(mine.T), importance, feedback)
                 _write_int4(whole, own, start, padded, weights, scales)
         else:
-            _WRITERS[form](matrix, padded, first, last, weights, scales)
+            _WRITERS[dtype](matrix, padded, first, last, weights, scales)
 
     if threads == 1:
         part(0)
