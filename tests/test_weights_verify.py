@@ -1,4 +1,4 @@
-"""`verify`: on models that are right, on the same with mistakes planted in them, and on files that are broken."""
+"""`clearhead weights verify`: files, checksums, identity, tokenizer and the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
+from perturbed import SMALL, Tensors, perturbed_weights
+from transformers import GPT2LMHeadModel
 
 import clearhead
 from clearhead import weights
@@ -30,35 +28,13 @@ from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import bundled
 from clearhead.tokenizer import Tokenizer
-from clearhead.verification import Verification, verify_weights
-from clearhead.verification.attention_order import measure_layer
+from clearhead.verification import verify_weights
 from clearhead.verification.published import PUBLISHED, Continuation
 from clearhead.verification.reference_text import GPT2_IDS, TEXT
 from clearhead.weights.hub.official import Official, OfficialTensor
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
-SHORT = TEXT[:1200]  # the model reads as much as it is given, and a little is enough here
-SMALL = GPTConfig(61, 16, 24, 3, 2, qkv_bias=True, tie_weights=True)
-Tensors = dict[str, np.ndarray]
-
-
-def moved(config: GPTConfig = SMALL, seed: int = 0) -> Tensors:
-    """Random numbers in the shapes of a model, its norms and biases moved as if it were trained."""
-    generator = torch.Generator().manual_seed(seed)
-    own = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.context_length,
-        n_embd=config.emb_dim,
-        n_head=config.n_heads,
-        n_layer=config.n_layers,
-    )
-    model = GPT2LMHeadModel(own)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return {name: values.copy() for name, values in weights.open(folder).load().items()}
+SHORT = TEXT[:1200]  # a few hundred tokens are enough here
 
 
 def as_if_published(folder: Path, config: GPTConfig) -> dict[str, Official]:
@@ -72,216 +48,6 @@ def as_if_published(folder: Path, config: GPTConfig) -> dict[str, Official]:
     return {"124M": Official("124M", config, len(tensors), offset, tensors=tensors)}
 
 
-@pytest.fixture(scope="module")
-def trained() -> Tensors:
-    """The bundled model's weights, float32; a test that changes one puts another array in its place."""
-    return weights.open(bundled()).load()
-
-
-@pytest.fixture(scope="module")
-def config() -> GPTConfig:
-    """Its shape."""
-    return weights.open(bundled()).config
-
-
-def test_the_bundled_model_passes() -> None:
-    found = clearhead.verify(bundled(), text=SHORT)
-    verdicts = {check.name: check.verdict for check in found.checks}
-    assert verdicts == {
-        "files": "passed",
-        "checksums": "not applicable",
-        "tensors": "passed",
-        "numbers": "passed",
-        "statistics": "passed",
-        "arrangement": "passed",
-        "heads": "passed",
-        "identity": "not applicable",
-        "tokenizer": "passed",
-        "text": "passed",
-        "continuation": "not applicable",
-    }
-    assert found.ok and found.as_json()["ok"] is True
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Mistakes that no check of shapes sees
-# --------------------------------------------------------------------------------------------------------------
-
-
-def thirds(change: Callable[..., list[np.ndarray]]) -> Callable[[Tensors, int], None]:
-    """A mistake in q, k and v: what is made of the three, for the weights and for the biases."""
-
-    def plant(tensors: Tensors, layer: int) -> None:
-        for kind in ("weight", "bias"):
-            name = f"blocks.{layer}.attention.qkv.{kind}"
-            tensors[name] = np.concatenate(change(*np.split(tensors[name], 3)))
-
-    return plant
-
-
-def out_transposed(tensors: Tensors, layer: int) -> None:
-    name = f"blocks.{layer}.attention.out.weight"
-    tensors[name] = np.ascontiguousarray(tensors[name].T)
-
-
-def head_by_head(tensors: Tensors, layer: int) -> None:
-    """As Megatron stores them: head 0's q, k and v, then head 1's."""
-    for kind in ("weight", "bias"):
-        name = f"blocks.{layer}.attention.qkv.{kind}"
-        parts = [np.split(part, 7) for part in np.split(tensors[name], 3)]
-        tensors[name] = np.concatenate([parts[which][head] for head in range(7) for which in range(3)])
-
-
-MISTAKES: dict[str, tuple[Callable[[Tensors, int], None], str]] = {
-    "out transposed": (out_transposed, "attention.out is transposed"),
-    "k, v, q": (thirds(lambda q, k, v: [k, v, q]), "with v in the middle"),
-    "q, v, k": (thirds(lambda q, k, v: [q, v, k]), "with v in the middle"),
-    "v, q, k": (thirds(lambda q, k, v: [v, q, k]), "with v first"),
-    "v, k, q": (thirds(lambda q, k, v: [v, k, q]), "with v first"),
-    "each transposed": (
-        thirds(lambda *parts: [np.ascontiguousarray(part.T) for part in parts]),
-        "q, k and v are transposed",
-    ),
-    "head by head": (head_by_head, "interleaved head by head"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_any_one_layer_is_caught_and_named(trained: Tensors, config: GPTConfig, mistake: str) -> None:
-    plant, words = MISTAKES[mistake]
-    for layer in range(config.n_layers):
-        tensors = dict(trained)
-        plant(tensors, layer)
-        prefix = f"blocks.{layer}.attention."
-        found = measure_layer(layer, tensors[prefix + "qkv.weight"], tensors[prefix + "out.weight"], None, config)
-        assert found.verdict == "wrong"
-        assert [words in fault for fault in found.best_alternative.faults()] == [True]
-        assert found.sigmas(found.correlations[found.best_alternative].weaker) > 20
-
-
-def verify_changed(folder: Path, config: GPTConfig, tensors: Tensors, *, run: bool = False) -> Verification:
-    """Saves a model beside the bundled tokenizer and verifies it."""
-    weights.save_huggingface(folder, config, tensors)
-    shutil.copy(bundled() / "tokenizer.json", folder)
-    return clearhead.verify(folder, text=SHORT) if run else verify_weights(folder)
-
-
-@pytest.mark.parametrize("layers", [(2,), (0, 1, 2, 3, 4, 5)])
-def test_the_layers_with_a_mistake_are_named(
-    trained: Tensors, config: GPTConfig, tmp_path: Path, layers: tuple[int, ...]
-) -> None:
-    tensors = dict(trained)
-    for layer in layers:
-        out_transposed(tensors, layer)
-    found = verify_changed(tmp_path, config, tensors)
-    assert [check.name for check in found.checks if check.verdict == "failed"] == ["arrangement"]
-    check = found["arrangement"]
-    assert check.text == f"{'Layer 2' if layers == (2,) else 'All layers'}: attention.out is transposed."
-    assert [detail.split(":")[0] for detail in check.details] == [f"layer {layer}" for layer in layers]
-    assert not found.ok
-
-
-def test_q_and_k_exchanged_are_known_by_their_biases_and_by_a_text(
-    trained: Tensors, config: GPTConfig, tmp_path: Path
-) -> None:
-    tensors = dict(trained)
-    for layer in range(config.n_layers):
-        thirds(lambda q, k, v: [k, q, v])(tensors, layer)
-    found = verify_changed(tmp_path, config, tensors, run=True)
-    assert [check.name for check in found.checks if check.verdict == "failed"] == ["arrangement", "text"]
-    assert found["arrangement"].text.startswith("All layers: q and k")
-    assert "more likely with q and k exchanged in the whole model" in found["text"].text
-
-
-def test_exchanged_norms_are_known_by_a_text(trained: Tensors, config: GPTConfig, tmp_path: Path) -> None:
-    tensors = dict(trained)
-    for field in ("weight", "bias"):
-        one, other = f"blocks.5.norm_1.{field}", f"blocks.5.norm_2.{field}"
-        tensors[one], tensors[other] = trained[other], trained[one]
-    found = verify_changed(tmp_path, config, tensors, run=True)
-    assert [check.name for check in found.checks if check.verdict == "failed"] == ["text"]
-    assert "norm_1 and norm_2 exchanged in layer 5" in found["text"].text
-
-
-def test_a_wrong_number_of_heads_is_known(trained: Tensors, config: GPTConfig, tmp_path: Path) -> None:
-    for heads in (14, 28):
-        found = verify_changed(tmp_path / str(heads), config.replace(n_heads=heads), trained)
-        assert [check.name for check in found.checks if check.verdict == "failed"] == ["heads"], heads
-        assert "7 heads of 32" in found["heads"].text
-    found = verify_changed(tmp_path / "14", config.replace(n_heads=14), trained, run=True)
-    assert "7 heads" in found["text"].text and found["text"].verdict == "failed"
-
-
-def test_layers_in_the_order_of_a_sorted_list(config: GPTConfig) -> None:
-    """A model of twelve layers, every other one of which does nothing, with its layers as 0, 1, 10, 11, 2, …"""
-    from clearhead.model import GPTModel
-    from clearhead.verification.permutation_test import count_alternatives, permutation_test
-
-    torch.manual_seed(0)
-    deep, own = config.replace(n_layers=12), clearhead.load()
-    model = GPTModel(deep).eval()
-    rest = {name: values for name, values in own.model.state_dict().items() if not name.startswith("blocks.")}
-    model.load_state_dict(rest, strict=False)
-    with torch.no_grad():
-        for layer, block in enumerate(model.blocks):
-            if layer % 2 == 0:
-                block.load_state_dict(own.model.blocks[layer // 2].state_dict())
-                continue
-            for name, parameter in block.named_parameters():
-                if name.startswith(("attention.out", "feed_forward.down")):
-                    parameter.zero_()
-    ids = own.tokenizer.encode(TEXT)[:97]  # type: ignore[union-attr]
-    right = permutation_test(model, ids, layer_by_layer=False)
-    assert len(right.alternatives) == count_alternatives(deep, False)
-    assert min(alternative.nats for alternative in right.alternatives) > 10
-    wrong = list(model.blocks)
-    by_name = sorted(range(12), key=str)
-    model.blocks = torch.nn.ModuleList(wrong[number] for number in by_name)
-    found = permutation_test(model, ids, layer_by_layer=False)
-    best = min(found.alternatives, key=lambda alternative: alternative.nats)
-    assert best.name == "the layers read as sorted by name (0, 1, 10, …)" and best.nats < -100
-    assert right.loss == pytest.approx(found.loss + best.nats / found.tokens, rel=1e-4)
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Nothing is claimed where nothing can be told
-# --------------------------------------------------------------------------------------------------------------
-
-
-def test_an_untrained_model_is_not_failed(tmp_path: Path) -> None:
-    own = GPT2Config(vocab_size=61, n_positions=16, n_embd=24, n_head=3, n_layer=2)
-    GPT2LMHeadModel(own).save_pretrained(tmp_path)
-    found = clearhead.verify(tmp_path)
-    assert found.ok and "Untrained" in found["numbers"].text
-    assert {found[name].verdict for name in ("arrangement", "heads", "text", "statistics")} == {"not applicable"}
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**32), st.sampled_from([(24, 3), (64, 4), (96, 2), (64, 64)]), st.floats(0, 1))
-def test_random_numbers_are_never_wrong_nor_right(seed: int, shape: tuple[int, int], common: float) -> None:
-    """Also where all matrices share a direction, as those of a trained model do."""
-    size, heads = shape
-    rng = np.random.default_rng(seed)
-    shared = rng.normal(size=(1, size))
-    qkv = rng.normal(size=(3 * size, size)) + common * rng.normal(size=(3 * size, 1)) * shared
-    out = rng.normal(size=(size, size)) + common * shared.T * rng.normal(size=(1, size))
-    found = measure_layer(0, qkv.astype("f4"), out.astype("f4"), None, GPTConfig(61, 16, size, heads, 2))
-    assert found.verdict == "unknown"
-
-
-def test_moved_but_untrained_weights_are_a_warning(tmp_path: Path) -> None:
-    weights.save_huggingface(tmp_path, SMALL, moved())
-    found = verify_weights(tmp_path)
-    assert found.ok and found["arrangement"].verdict == "warning" and found["heads"].verdict == "not applicable"
-
-
-def test_a_text_that_the_model_does_not_know_is_no_ground(tmp_path: Path) -> None:
-    found = clearhead.verify(bundled(), text="def f(x):\n    return {k: [v] for k, v in x.items() if v != 3}\n" * 9)
-    assert found["text"].verdict == "warning" and found.ok
-    found = clearhead.verify(bundled(), text="Too short.")
-    assert found["text"].verdict == "not applicable"
-
-
 # --------------------------------------------------------------------------------------------------------------
 # Identity and continuation
 # --------------------------------------------------------------------------------------------------------------
@@ -293,7 +59,7 @@ FORMS = ["openai", "huggingface", "book", "nanogpt", "llmc", "transformerlens", 
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensors, dict[str, Official]]:
     """A small model as if OpenAI had published it as the 124M."""
     folder = tmp_path_factory.mktemp("published")
-    tensors = moved()
+    tensors = perturbed_weights()
     weights.save_openai(folder, SMALL, tensors)
     return tensors, as_if_published(folder, SMALL)
 
@@ -321,7 +87,7 @@ def test_every_form_of_the_published_weights(
 def test_weights_that_were_trained_further_are_no_failure(
     published: tuple[Tensors, dict[str, Official]], tmp_path: Path
 ) -> None:
-    weights.save_huggingface(tmp_path, SMALL, moved(seed=1))
+    weights.save_huggingface(tmp_path, SMALL, perturbed_weights(seed=1))
     found = verify_weights(tmp_path, known=published[1])
     assert found["identity"].verdict == "warning" and "Further training" in found["identity"].text
 
@@ -427,7 +193,7 @@ def test_a_broken_file_is_a_failed_point(
 
 def test_the_index_of_another_checkpoint(published: tuple[Tensors, dict[str, Official]], tmp_path: Path) -> None:
     weights.save_openai(tmp_path / "one", SMALL, published[0])
-    weights.save_openai(tmp_path / "other", SMALL, moved(seed=1))
+    weights.save_openai(tmp_path / "other", SMALL, perturbed_weights(seed=1))
     shutil.copy(tmp_path / "other" / INDEX, tmp_path / "one")
     found = verify_weights(tmp_path / "one")
     assert found["checksums"].verdict == "failed" and "another checkpoint" in found["checksums"].text
@@ -443,7 +209,7 @@ def test_bytes_behind_the_last_tensor_are_said(published: tuple[Tensors, dict[st
 
 def test_torch_saves_what_passes(tmp_path: Path) -> None:
     """A file that PyTorch itself wrote; and one that it wrote with checksums switched off."""
-    state = {name: torch.from_numpy(values) for name, values in moved().items() if name != "head.weight"}
+    state = {name: torch.from_numpy(values) for name, values in perturbed_weights().items() if name != "head.weight"}
     torch.save(state, tmp_path / "model.pt")
     assert verify_weights(tmp_path / "model.pt", config=SMALL)["checksums"].verdict == "passed"
     torch.serialization.set_crc32_options(False)
@@ -459,7 +225,7 @@ def test_torch_saves_what_passes(tmp_path: Path) -> None:
 def test_the_hubs_cache_names_a_file_by_its_sha256(tmp_path: Path, right: bool) -> None:
     import hashlib
 
-    weights.save_huggingface(tmp_path / "snapshot", SMALL, moved())
+    weights.save_huggingface(tmp_path / "snapshot", SMALL, perturbed_weights())
     file = tmp_path / "snapshot" / "model.safetensors"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not right:
@@ -471,7 +237,7 @@ def test_the_hubs_cache_names_a_file_by_its_sha256(tmp_path: Path, right: bool) 
 
 
 def test_an_index_of_shards_with_another_sum(tmp_path: Path) -> None:
-    weights.save_huggingface(tmp_path, SMALL, moved(), shard_bytes=20_000)
+    weights.save_huggingface(tmp_path, SMALL, perturbed_weights(), shard_bytes=20_000)
     assert "shards, as recorded" in verify_weights(tmp_path)["files"].details[-1]
     index = tmp_path / "model.safetensors.index.json"
     values = json.loads(index.read_text())
@@ -483,7 +249,7 @@ def test_an_index_of_shards_with_another_sum(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_none(tmp_path: Path, bad: float) -> None:
-    tensors = moved()
+    tensors = perturbed_weights()
     tensors["blocks.1.feed_forward.up.weight"][2, 3] = bad
     tensors["blocks.0.norm_2.bias"][:] = 0
     weights.save_huggingface(tmp_path, SMALL, tensors)
@@ -493,7 +259,7 @@ def test_numbers_that_are_none(tmp_path: Path, bad: float) -> None:
 
 
 def test_numbers_in_the_wrong_byte_order(tmp_path: Path) -> None:
-    tensors = moved()
+    tensors = perturbed_weights()
     swapped = tensors["blocks.0.feed_forward.down.weight"].byteswap()
     tensors["blocks.0.feed_forward.down.weight"] = np.nan_to_num(swapped, nan=0.0, posinf=1e30, neginf=-1e30)
     weights.save_huggingface(tmp_path, SMALL, tensors)
@@ -502,7 +268,7 @@ def test_numbers_in_the_wrong_byte_order(tmp_path: Path) -> None:
 
 
 def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
-    weights.save_huggingface(tmp_path, SMALL, moved())
+    weights.save_huggingface(tmp_path, SMALL, perturbed_weights())
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "n_layer": 3}))
     found = verify_weights(tmp_path)
@@ -510,7 +276,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer(tmp_path: Path) -> None:
-    weights.save_huggingface(tmp_path, SMALL, moved())
+    weights.save_huggingface(tmp_path, SMALL, perturbed_weights())
     assert clearhead.verify(tmp_path)["tokenizer"].verdict == "not applicable"
     shutil.copy(bundled() / "tokenizer.json", tmp_path)
     found = clearhead.verify(tmp_path)
@@ -583,7 +349,7 @@ def test_looking_needs_no_torch(tmp_path: Path) -> None:
         "import sys; from clearhead.verification import verify_weights\n"
         "verify_weights(sys.argv[1]); sys.exit('torch' in sys.modules)"
     )
-    weights.save_openai(tmp_path, SMALL, moved())
+    weights.save_openai(tmp_path, SMALL, perturbed_weights())
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
