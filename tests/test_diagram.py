@@ -23,16 +23,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clearhead.anatomy import count_parameters
-from clearhead.anatomy.diagram import png as pixels
 from clearhead.anatomy.diagram import words as diagram_words
 from clearhead.anatomy.diagram.diagram import Diagram, make_diagram
 from clearhead.anatomy.diagram.layout import LABEL, LAYOUTS, Page, Place, label_width, lay_out
 from clearhead.anatomy.diagram.mermaid import diagram_mermaid
-from clearhead.anatomy.diagram.png import png
 from clearhead.anatomy.diagram.svg import diagram_svg
 from clearhead.anatomy.diagram.words import LANGUAGES
 from clearhead.cli import main
 from clearhead.config import RELEASED, GPTConfig
+from clearhead.drawing import png as pixels
+from clearhead.drawing.png import png
 from clearhead.drawing.svg import wrap
 from clearhead.errors import InputError
 from clearhead.model import GPTModel
@@ -341,7 +341,7 @@ def test_themes() -> None:
     assert "@media" not in light + dark
     assert "@media screen and (prefers-color-scheme: dark)" in auto
     assert light != dark
-    with pytest.raises(InputError, match="no theme 'sepia'; the themes are auto, light, dark"):
+    with pytest.raises(InputError, match="'sepia' is not a theme; choose one of auto, light, dark"):
         diagram_svg(figure, "sepia")
     with pytest.raises(InputError, match="no layout 'tall'; the layouts are page, slide, column"):
         diagram_svg(figure, layout="tall")

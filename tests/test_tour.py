@@ -23,7 +23,6 @@ from clearhead.cli.command import app
 from clearhead.errors import InputError
 from clearhead.tour import Chapter, check, find, parse, rewrite
 from clearhead.tour.cells import same_drawing
-from clearhead.tour.figures import curves, grid
 from clearhead.tour.server import open_server
 from clearhead.tour.site import Site
 
@@ -244,23 +243,6 @@ def test_a_folder_without_a_tour_is_named(tmp_path: Path, make: str) -> None:
         (place / "01-x.md").write_bytes(b"# caf\xe9")
     with pytest.raises(InputError, match="tour"):
         find(place)
-
-
-# --------------------------------------------------------------------------------------------------------------
-# The drawings
-# --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_drawing_is_an_image_that_a_renderer_accepts() -> None:
-    resvg = pytest.importorskip("resvg_py")
-    lines = {"one": [(0.0, 1e-9), (1.0, 1.0), (2.0, 50.0)], "a < b & c": [(0.0, 2.0), (2.0, 2.0)]}
-    for svg in (
-        curves("title", lines, x="x", y="y", logarithmic=True),
-        curves("flat", {"flat": [(0.0, 1.0), (1.0, 1.0)]}, x="x", y="y"),
-        grid("标题", [[1.0, 0.0], [0.004, 0.996]], ["a", "b"], ["<a>", "b"], lang="zh"),
-    ):
-        assert bytes(resvg.svg_to_bytes(svg_string=svg)).startswith(b"\x89PNG")
-    assert "10⁻⁹" not in svg
 
 
 # --------------------------------------------------------------------------------------------------------------

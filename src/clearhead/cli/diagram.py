@@ -69,10 +69,10 @@ def diagram(
     """
     from clearhead.anatomy.diagram.diagram import make_diagram
     from clearhead.anatomy.diagram.mermaid import diagram_mermaid
-    from clearhead.anatomy.diagram.png import png
     from clearhead.anatomy.diagram.svg import diagram_svg
     from clearhead.cli.console import notice, write_file
     from clearhead.cli.source import find_source
+    from clearhead.drawing.png import png
 
     form = _form(out, mermaid)
     for name, number in (("--batch", batch), ("--tokens", tokens)):

@@ -30,7 +30,8 @@ def runs(places: Places = None, curves: Curves = None, as_json: Json = False) ->
     For each run: where it stands, its last training loss, its newest score on held-out texts (bits per byte; of a
     classifier, the accuracy), and its speed. A run that is going on can be looked at too.
     """
-    from clearhead.training.curves import curves_svg, save_drawing
+    from clearhead.drawing.png import save_picture
+    from clearhead.training.curves import curves_svg
     from clearhead.training.overview import overviews
     from clearhead.training.run_folder import read_metrics
 
@@ -42,7 +43,7 @@ def runs(places: Places = None, curves: Curves = None, as_json: Json = False) ->
         _table(found)
     if curves is not None:
         names = _names([run.folder for run in found])
-        save_drawing(curves_svg({names[run.folder]: read_metrics(run.folder) for run in found}), curves)
+        save_picture(curves_svg({names[run.folder]: read_metrics(run.folder) for run in found}), curves)
         if not as_json:
             print(f"The curves are in {curves}.")
 

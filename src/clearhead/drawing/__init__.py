@@ -1,1 +1,1 @@
-"""One toolkit for pictures: SVG, charts, palettes, PNG."""
+"""One toolkit for every picture: palette, SVG, charts, PNG."""

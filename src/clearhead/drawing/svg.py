@@ -1,7 +1,7 @@
-"""What every drawing shares: text that is measured before it is drawn, boxes, colours that follow the reader's screen.
+"""SVG documents and their elements, with text that is measured before it is drawn.
 
-Lengths are in pixels. Text stays text, so that it can be searched, read aloud and set in the reader's own fonts; how
-wide it will be is estimated with DejaVu Sans, which is wider than the other fonts that are named here.
+Lengths are in pixels. Text stays text, so it can be searched, read aloud and set in the reader's own fonts; its width
+is estimated with DejaVu Sans, the widest of the fonts named here.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
+
+from clearhead.drawing.palette import stylesheet
 
 _LATIN = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Noto Sans", "DejaVu Sans"'
 _CHINESE = '"PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei"'
 FONTS = {"en": f"{_LATIN}, {_CHINESE}, sans-serif", "zh": f"{_CHINESE}, {_LATIN}, sans-serif"}
-"""The fonts of each language. Chinese ones come first for Chinese: some programs take one font for a whole line."""
+"""The fonts of each language. For Chinese, Chinese fonts come first: some programs use one font for a whole line."""
 MONO = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace'
-
-THEMES = ("auto", "light", "dark")
-"""Light, dark, or as the screen is on which the drawing is seen (light on paper)."""
 
 # Advance widths of the characters from the space to the tilde, in hundredths of the font size.
 # fmt: off
@@ -34,7 +34,7 @@ _MONO = 0.61
 
 
 def text_width(text: str, size: float, bold: bool = False, mono: bool = False) -> float:
-    """How wide a line of text is at most, in the common fonts."""
+    """Return the largest width that a line of text has in the common fonts."""
     widths = (
         1.0
         if unicodedata.east_asian_width(letter) in "WF"
@@ -49,10 +49,10 @@ def text_width(text: str, size: float, bold: bool = False, mono: bool = False) -
 
 
 def wrap(text: str, size: float, width: float) -> list[str]:
-    """A paragraph in lines of a width at most; it breaks at spaces, and between the characters of Chinese."""
+    """Break a paragraph into lines of at most a width, at spaces and between Chinese characters."""
     lines = [""]
     for piece in re.findall(r"[ -\u2e7f]+?(?: |(?=[\u2e80-\uffff])|$)|[\u2e80-\uffff]", text):
-        leads = piece[0] in "，。；：）、" or not lines[-1]  # what may not begin a line stays with the one before
+        leads = piece[0] in "，。；：）、" or not lines[-1]  # punctuation that may not begin a line
         if leads or text_width((lines[-1] + piece).rstrip(), size) <= width:
             lines[-1] += piece
         else:
@@ -61,48 +61,69 @@ def wrap(text: str, size: float, width: float) -> list[str]:
 
 
 def clean(text: str) -> str:
-    """Text for XML; the characters that XML does not have (control characters, halves of a pair) become U+FFFD."""
+    """Escape text for XML; characters that XML forbids (control characters, lone surrogates) become U+FFFD."""
     return escape(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))
 
 
-def rect(kind: str, x: float, y: float, width: float, height: float, corner: float) -> str:
-    """A box of a class of the drawing's style."""
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect class="{kind}" {place} rx="{corner:g}"/>'
+def rect(kind: str, x: float, y: float, width: float, height: float, corner: float = 0, attributes: str = "") -> str:
+    """Return a rectangle of a class of the picture's style sheet."""
+    box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    rounded = f' rx="{corner:g}"' if corner else ""
+    return f'<rect class="{kind}" {box}{rounded}{attributes}/>'
 
 
-def themed(light: str, dark: str, theme: str) -> str:
-    """The style sheet of a theme, from its light form and what the dark one changes; one of `THEMES`."""
-    if theme == "light":
-        return light
-    if theme == "dark":
-        return light + dark
-    return f"{light}@media screen and (prefers-color-scheme: dark) {{\n{dark}}}\n"
+def label(kind: str, x: float, y: float, words: str, anchor: str = "", attributes: str = "") -> str:
+    """Return one line of text; `y` is its baseline, and `anchor` is `start`, `middle` or `end`."""
+    style = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor else "")
+    return f'<text{style} x="{x:.1f}" y="{y:.1f}"{attributes}>{clean(words)}</text>'
 
 
-def document(width: float, height: float, title: str, about: str, style: str, shapes: Iterable[str], lang: str) -> str:
-    """A whole SVG document on a ground of the class `paper`.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture before it becomes an SVG document.
+
+    Attributes:
+        width, height: its size in pixels.
+        title: its name, which screen readers read.
+        description: what it shows, for readers who cannot see it.
+        shapes: its elements, the rearmost first. A path may end in the marker `tip`.
+        lang: the language of its text, a key of `FONTS`.
+    """
+
+    width: float
+    height: float
+    title: str
+    description: str
+    shapes: Iterable[str]
+    lang: str = "en"
+
+
+def document(picture: Picture, rules: str, theme: str = "auto") -> str:
+    """Return a picture as an SVG document on the palette's paper.
 
     Args:
-        width, height: its size.
-        title: its name, which is also read aloud.
-        about: what it shows, for those who do not see it.
-        style: its style sheet, to which the fonts (and the class `mono`) are added. Arrows may end in the marker
-            `tip`, filled by the class `tip`.
-        shapes: its elements, the hindmost first.
-        lang: the language of its text, of `FONTS`.
+        picture: what to draw.
+        rules: the style sheet, with colours as `palette.stylesheet` reads them. The fonts, the class `mono`, the ground
+            `paper` and the arrows' `tip` are added.
+        theme: one of `palette.THEMES`.
+
+    Raises:
+        InputError: if the theme is unknown.
     """
-    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
+    width, height, lang = f"{picture.width:.0f}", f"{picture.height:.0f}", picture.lang
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    fonts = f"text {{ font-family: {FONTS[lang]} }} .mono {{ font-family: {MONO} }}\n"
+    style = stylesheet(".paper { fill: $paper } .tip { fill: $flow }\n" + rules.strip() + "\n", theme)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" xml:lang="{lang}">',
-            f"<title>{clean(title)}</title>",
-            f"<desc>{clean(about)}</desc>",
-            f"<style>\ntext {{ font-family: {FONTS[lang]} }} .mono {{ font-family: {MONO} }}\n{style}</style>",
+            f"<title>{clean(picture.title)}</title>",
+            f"<desc>{clean(picture.description)}</desc>",
+            f"<style>\n{fonts}{style}</style>",
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
             'markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>',
-            f'<rect class="paper" width="{width:.0f}" height="{height:.0f}"/>',
-            *shapes,
+            f'<rect class="paper" width="{width}" height="{height}"/>',
+            *picture.shapes,
             "</svg>\n",
         ]
     )

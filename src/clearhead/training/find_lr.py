@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from clearhead.drawing.png import save_picture
 from clearhead.errors import TrainingError
-from clearhead.training.curves import find_lr_svg, save_drawing
+from clearhead.training.curves import find_lr_svg
 from clearhead.training.run_folder import write_text
 from clearhead.training.step import Stepper
 from clearhead.training.task import Task
@@ -82,7 +83,7 @@ def save_search(found: FoundRate, rates: dict[str, float], out: Path) -> tuple[P
     values = {"suggested": suggested, "curve": [[share * first, loss] for share, loss in found.curve]}
     write_text(out / "find_lr.json", json.dumps(values, indent=1) + "\n")
     drawing = find_lr_svg([(share * first, loss) for share, loss in found.curve], first * found.share)
-    save_drawing(drawing, out / "find_lr.svg")
+    save_picture(drawing, out / "find_lr.svg")
     return out / "find_lr.json", out / "find_lr.svg"
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from clearhead.errors import TrainingError
-from clearhead.training.curves import curves_svg, png_of, save_drawing
+from clearhead.drawing.png import png
+from clearhead.errors import InputError, TrainingError
+from clearhead.training.curves import curves_svg
 from clearhead.training.display import Display, Standing
 from clearhead.training.run_folder import Metrics, read_metrics, room_for
+from clearhead.utils import atomic
 
 _CURVES, _BOARD = "curves.svg", "tensorboard"
 
@@ -113,12 +115,12 @@ class Record:
             svg = curves_svg({self.out.name: read_metrics(self.out)})
         except TrainingError:
             return  # a run of a few steps has nothing to draw
-        save_drawing(svg, self.out / _CURVES)
+        with room_for(_CURVES, self.out):
+            atomic.write_text(self.out / _CURVES, svg)
         if importlib.util.find_spec("resvg_py") is not None:
-            with room_for("curves.png", self.out):
-                beside = self.out / ".curves.png.part"
-                beside.write_bytes(png_of(svg))
-                beside.replace(self.out / "curves.png")
+            # No font for a run's Chinese name: the SVG has it all.
+            with room_for("curves.png", self.out), contextlib.suppress(InputError):
+                atomic.write_bytes(self.out / "curves.png", png(svg))
 
     def _writer(self) -> Any:
         """TensorBoard's writer, made when there is something to write."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from clearhead.drawing.svg import clean, document, rect, themed
+from clearhead.drawing.svg import Picture, document, label, rect
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan_chart import ChartRow, ChartTensor, PlanChart
 from clearhead.weights.tensors import shape_words
@@ -21,22 +21,15 @@ _BOX, _PITCH = 42, 52  # the height of a tensor's box, and of a line
 _PILL, _ARROW = 24, 18  # the height of an operation's mark, and what lies between two of them
 _REASON_LINE, _REASON_CHARS = 15, 30
 
-_LIGHT = """
-text { fill: #1b1f24 } .name { font-size: 13px }
-.small { font-size: 11.5px } .dim { fill: #59636e } .title { font-size: 20px; font-weight: 600 }
-.head { font-size: 13px; font-weight: 600; fill: #59636e } .label { font-size: 14px; font-weight: 600 }
-.step { font-size: 12px; text-anchor: middle; fill: #5c4300 }
-.paper { fill: #ffffff } .frame { fill: #f6f8fa; stroke: #c8d0d9 }
-.stored { fill: #e9f2fc; stroke: #8fb4dd } .made { fill: #e9f7ed; stroke: #86bd97 }
-.absent { fill: none; stroke: #a3acb6; stroke-dasharray: 4 3 } .pill { fill: #fff3d6; stroke: #d6ab4e }
-.flow { fill: none; stroke: #818b96; stroke-width: 1.5 } .dashed { stroke-dasharray: 5 4 } .tip { fill: #818b96 }
-"""
-_DARK = """
-  text { fill: #e8ebee } .dim, .head { fill: #a2acb7 } .step { fill: #f3d78f }
-  .paper { fill: #12161b } .frame { fill: #1a2027; stroke: #3d4752 }
-  .stored { fill: #16293e; stroke: #47719f } .made { fill: #163321; stroke: #45855b }
-  .absent { stroke: #66717d } .pill { fill: #372c10; stroke: #8f7430 }
-  .flow { stroke: #7c8792 } .tip { fill: #7c8792 }
+_RULES = """
+text { fill: $ink } .name { font-size: 13px }
+.small { font-size: 11.5px } .dim { fill: $soft } .title { font-size: 20px; font-weight: 600 }
+.head { font-size: 13px; font-weight: 600; fill: $soft } .label { font-size: 14px; font-weight: 600 }
+.step { font-size: 12px; text-anchor: middle; fill: $yellow_ink }
+.frame { fill: $panel; stroke: $border }
+.stored { fill: $blue; stroke: $blue_line } .made { fill: $green; stroke: $green_line }
+.absent { fill: none; stroke: $outline; stroke-dasharray: 4 3 } .pill { fill: $yellow; stroke: $yellow_line }
+.flow { fill: none; stroke: $flow; stroke-width: 1.5 } .dashed { stroke-dasharray: 5 4 }
 """
 
 
@@ -122,15 +115,8 @@ class _Drawing:
             self._tie(one, other)
         self._ignored()
         self._legend()
-        return document(
-            self.width,
-            self.y + _MARGIN,
-            self.heading,
-            self.chart.counts,
-            themed(_LIGHT, _DARK, "auto"),
-            self.shapes,
-            "en",
-        )
+        picture = Picture(self.width, self.y + _MARGIN, self.heading, self.chart.counts, self.shapes)
+        return document(picture, _RULES)
 
     # Parts ------------------------------------------------------------------------------------------------------
 
@@ -288,8 +274,7 @@ class _Drawing:
 
     def _write(self, x: float, y: float, text: str, kind: str, size: int = 0, anchor: str = "") -> None:
         style = f' font-size="{size}"' if size else ""
-        style += f' text-anchor="{anchor}"' if anchor else ""
-        self.shapes.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{style}>{clean(text)}</text>')
+        self.shapes.append(label(kind, x, y, text, anchor, style))
 
 
 def _line_height(reason: list[str]) -> float:

@@ -22,36 +22,25 @@ from clearhead.anatomy.diagram.layout import (
     Place,
     lay_out,
 )
-from clearhead.drawing.svg import THEMES, clean, document, rect, themed
-from clearhead.errors import InputError
+from clearhead.drawing.svg import Picture, document, label, rect
 
-_LIGHT = f"""
-text {{ fill: #1b2230 }} .paper {{ fill: #ffffff }}
-.large {{ font-size: {LARGE:g}px; font-weight: 700 }} .fact {{ font-size: {FACT:g}px; fill: #586274 }}
-.title {{ font-size: {TITLE:g}px; font-weight: 600 }} .note {{ font-size: {NOTE:g}px; fill: #586274 }}
-.name {{ font-size: {NAME:g}px; font-weight: 600 }} .detail {{ font-size: {DETAIL:g}px; fill: #434d5f }}
-.label {{ font-size: {LABEL:g}px; fill: #586274 }} .plus {{ fill: none; stroke: #1b2230; stroke-width: 1.8 }}
-.middle {{ text-anchor: middle }} .end {{ text-anchor: end }}
-.frame {{ fill: #f5f7fa; stroke: #c3ccd8; stroke-width: 1.5 }} .card {{ fill: #fbfcfd; stroke: #d3dae3 }}
-.embedding {{ fill: #fcefd0; stroke: #d3a24a }} .norm {{ fill: #e2f3e6; stroke: #74b087 }}
-.attention {{ fill: #e0ecfc; stroke: #6797d8 }} .feed_forward {{ fill: #eee6fb; stroke: #a283cf }}
-.head {{ fill: #fde4e3; stroke: #d98480 }} .step, .sum {{ fill: #ffffff; stroke: #aab4c2 }}
-.value {{ fill: none; stroke: #aab4c2; stroke-dasharray: 3 3 }}
-.flow {{ fill: none; stroke: #7a8698; stroke-width: 1.6 }} .tip, .dot {{ fill: #7a8698 }}
-.tie {{ fill: none; stroke: #d3a24a; stroke-width: 1.4; stroke-dasharray: 5 4 }}
-.seen {{ fill: #6797d8 }} .unseen {{ fill: #e3e7ed }}
-.axis {{ fill: none; stroke: #c3ccd8 }} .curve {{ fill: none; stroke: #a283cf; stroke-width: 1.8 }}
-.beam-attention {{ fill: #6797d8; opacity: .13 }} .beam-feed_forward {{ fill: #a283cf; opacity: .13 }}
-"""
-_DARK = """
-text { fill: #e7ebf1 } .plus { stroke: #e7ebf1 }
-.paper { fill: #0f131a } .fact, .note, .label { fill: #9ca7b8 } .detail { fill: #bcc5d2 }
-.frame { fill: #161c25; stroke: #38434f } .card { fill: #131820; stroke: #2c3541 }
-.embedding { fill: #3a2e12; stroke: #a9853c } .norm { fill: #15301f; stroke: #4f8d63 }
-.attention { fill: #142a45; stroke: #4d7fc2 } .feed_forward { fill: #2a2042; stroke: #8669b9 }
-.head { fill: #3d1e20; stroke: #b5666a } .step, .sum { fill: #1b222c; stroke: #525e6d }
-.value { stroke: #525e6d } .flow { stroke: #8c97a8 } .tip, .dot { fill: #8c97a8 } .tie { stroke: #a9853c }
-.unseen { fill: #303a47 } .axis { stroke: #414c5a } .beam-attention, .beam-feed_forward { opacity: .16 }
+_RULES = f"""
+text {{ fill: $ink }}
+.large {{ font-size: {LARGE:g}px; font-weight: 700 }} .fact {{ font-size: {FACT:g}px; fill: $soft }}
+.title {{ font-size: {TITLE:g}px; font-weight: 600 }} .note {{ font-size: {NOTE:g}px; fill: $soft }}
+.name {{ font-size: {NAME:g}px; font-weight: 600 }} .detail {{ font-size: {DETAIL:g}px; fill: $body }}
+.label {{ font-size: {LABEL:g}px; fill: $soft }} .plus {{ fill: none; stroke: $ink; stroke-width: 1.8 }}
+.middle {{ text-anchor: middle }}
+.frame {{ fill: $panel; stroke: $border; stroke-width: 1.5 }} .card {{ fill: $card; stroke: $faint_border }}
+.embedding {{ fill: $yellow; stroke: $yellow_line }} .norm {{ fill: $green; stroke: $green_line }}
+.attention {{ fill: $blue; stroke: $blue_line }} .feed_forward {{ fill: $purple; stroke: $purple_line }}
+.head {{ fill: $red; stroke: $red_line }} .step, .sum {{ fill: $surface; stroke: $outline }}
+.value {{ fill: none; stroke: $outline; stroke-dasharray: 3 3 }}
+.flow {{ fill: none; stroke: $flow; stroke-width: 1.6 }} .dot {{ fill: $flow }}
+.tie {{ fill: none; stroke: $yellow_line; stroke-width: 1.4; stroke-dasharray: 5 4 }}
+.seen {{ fill: $blue_line }} .unseen {{ fill: $unseen }}
+.axis {{ fill: none; stroke: $axis }} .curve {{ fill: none; stroke: $purple_line; stroke-width: 1.8 }}
+.beam-attention {{ fill: $blue_line; opacity: .14 }} .beam-feed_forward {{ fill: $purple_line; opacity: .14 }}
 """
 
 
@@ -66,26 +55,24 @@ def diagram_svg(diagram: Diagram, theme: str = "auto", layout: str = "page") -> 
     Raises:
         InputError: where there is no such theme or layout.
     """
-    if theme not in THEMES:
-        raise InputError(f"there is no theme {theme!r}; the themes are {', '.join(THEMES)}.")
     page = lay_out(diagram, layout)
     shapes = _heading(page.heading, diagram.total)
     for laid in page.panels[1:]:
         shapes += (_beam(page.panels[0], laid) if page.beams else []) + _card(laid)
     for laid in page.panels:
         shapes += _panel(laid)
-    style = themed(_LIGHT, _DARK, theme)
-    return document(page.width, page.height, diagram.name, diagram.about, style, shapes, diagram.lang)
+    picture = Picture(page.width, page.height, diagram.name, diagram.about, shapes, diagram.lang)
+    return document(picture, _RULES, theme)
 
 
 def _heading(heading: Heading, total: int) -> list[str]:
-    shapes = [_text(kind, x, y, line) for kind, x, y, line in heading.lines]
+    shapes = [label(kind, x, y, line) for kind, x, y, line in heading.lines]
     bar, at = heading.bar, heading.bar.x
     for share, x, y, words in heading.shares:
         width = bar.width * share.parameters / total
         shapes.append(rect(share.kind, at, bar.y, max(width, 1.0), bar.height, 0))
         shapes.append(rect(share.kind, x - 20, y - 10, 12, 12, 3))
-        shapes.append(_text("detail", x, y, words))
+        shapes.append(label("detail", x, y, words))
         at += width
     return shapes
 
@@ -96,8 +83,8 @@ def _card(laid: Laid) -> list[str]:
     return [
         rect("card", area.x, area.y, area.width, area.height, 12),
         rect(panel.key, area.x + 20, area.y + 20, 12, 12, 3),
-        _text("title", area.x + 40, area.y + 31, panel.title),
-        _text("note", area.x + 40, area.y + 49, panel.note),
+        label("title", area.x + 40, area.y + 31, panel.title),
+        label("note", area.x + 40, area.y + 49, panel.note),
     ]
 
 
@@ -115,8 +102,8 @@ def _panel(laid: Laid) -> list[str]:
         frame = laid.frame
         shapes += [
             rect("frame", frame.x, frame.y, frame.width, frame.height, 14),
-            _text("title", frame.x + 16, frame.y + 25, laid.panel.frame.title),
-            _text("note", frame.x + 16, frame.y + 43, laid.panel.frame.note),
+            label("title", frame.x + 16, frame.y + 25, laid.panel.frame.title),
+            label("note", frame.x + 16, frame.y + 43, laid.panel.frame.note),
         ]
     for line in laid.lines:
         shapes += _arrow(line)
@@ -133,12 +120,12 @@ def _box(box: Box, place: Place) -> list[str]:
         return [f"<g{_about(box)}><title>+</title>{circle}{plus}</g>"]
     if box.kind == "value":
         shapes = [rect("value", place.x, y, place.width, place.height, place.height / 2)]
-        shapes.append(_text("detail middle", x, place.cy + 4, box.name))
+        shapes.append(label("detail middle", x, place.cy + 4, box.name))
     else:
         shapes = [rect(box.kind, place.x, y, place.width, place.height, 8)]
-        shapes.append(_text("name middle", x, y + 7 + NAME_LINE - 5, box.name))
+        shapes.append(label("name middle", x, y + 7 + NAME_LINE - 5, box.name))
         for i, line in enumerate(box.detail, start=1):
-            shapes.append(_text("detail middle", x, y + 7 + NAME_LINE + DETAIL_LINE * i - 4, line))
+            shapes.append(label("detail middle", x, y + 7 + NAME_LINE + DETAIL_LINE * i - 4, line))
         shapes += _PICTURES[box.key](place) if box.picture else []
     return [f"<g{_about(box)}>", *shapes, "</g>"]
 
@@ -183,9 +170,5 @@ def _arrow(line: Line) -> list[str]:
         shapes.append(f'<circle class="dot" cx="{line.dot[0]:.1f}" cy="{line.dot[1]:.1f}" r="3"/>')
     kind = "label" if tie else "label mono"
     turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if line.turned else ""
-    shapes.append(_text(kind + (" middle" if line.turned else ""), x, y, line.arrow.label, turn))
+    shapes.append(label(kind + (" middle" if line.turned else ""), x, y, line.arrow.label, attributes=turn))
     return shapes
-
-
-def _text(kind: str, x: float, y: float, text: str, more: str = "") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{more}>{clean(text)}</text>'

@@ -1,0 +1,58 @@
+"""Heat maps: a table of shares as shaded cells with their percentages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clearhead.drawing.svg import Picture, document, label, rect, text_width
+
+_CELL = 44
+_FONT_SIZE = 13.0
+_DARK_CELL = 0.55  # from this value on, the number is written in the light colour
+_SLOPE = 0.75  # the length of a label at 45 degrees, seen from the side or from above
+
+_RULES = """
+.title { font-size: 15px; font-weight: 600; fill: $ink } .label { font-size: 13px; fill: $ink }
+.cell { fill: $heat } .empty { fill: $empty }
+.number { font-size: 12px; fill: $ink } .on { fill: $on_heat }
+"""
+
+
+def heat_map(
+    title: str, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, lang: str = "en"
+) -> str:
+    """Return a heat map as an SVG document, with a percentage in each cell of 0.5% or more.
+
+    Args:
+        title: what it shows.
+        values: numbers from 0 to 1, one list for each row; a value of exactly 0 gets no cell.
+        rows, columns: the labels.
+        lang: the language of the title, `en` or `zh`.
+    """
+    left = 20 + max(text_width(name, _FONT_SIZE) for name in rows) + 12
+    top = 44 + max(text_width(name, _FONT_SIZE) for name in columns) * _SLOPE + 14
+    shapes = [label("title", 20, 26, title)]
+    for column, name in enumerate(columns):
+        turn = f' transform="rotate(-45 {left + (column + 0.5) * _CELL:.1f} {top - 8:.1f})"'
+        shapes.append(label("label", left + (column + 0.5) * _CELL, top - 8, name, attributes=turn))
+    for row, (name, numbers) in enumerate(zip(rows, values, strict=True)):
+        y = top + row * _CELL
+        shapes.append(label("label", left - 10, y + _CELL / 2 + 5, name, "end"))
+        for column, value in enumerate(numbers):
+            shapes += _cell(value, left + column * _CELL, y)
+    ends = [left + (c + 0.5) * _CELL + text_width(name, _FONT_SIZE) * _SLOPE for c, name in enumerate(columns)]
+    width = max(*ends, left + len(columns) * _CELL, 20 + text_width(title, 15, bold=True)) + 20
+    return document(Picture(width, top + len(rows) * _CELL + 18, title, ", ".join(rows), shapes, lang), _RULES)
+
+
+def _cell(value: float, x: float, y: float) -> list[str]:
+    if not value:
+        return []
+    shapes = [
+        rect("empty", x + 1, y + 1, _CELL - 2, _CELL - 2, 3),
+        rect("cell", x + 1, y + 1, _CELL - 2, _CELL - 2, 3, f' fill-opacity="{value:.2f}"'),
+    ]
+    if value >= 0.005:
+        kind = "number on" if value > _DARK_CELL else "number"
+        shapes.append(label(kind, x + _CELL / 2, y + _CELL / 2 + 4, f"{value:.0%}", "middle"))
+    return shapes
