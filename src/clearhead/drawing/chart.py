@@ -19,7 +19,6 @@ _LEFT, _RIGHT, _MARGIN = 64, 24, 16  # from the frame to the picture's edges; fr
 _TITLE, _LINE, _BELOW = 24, 19, 50  # baseline of the title, height of a line above the frame, room below the frame
 _FONT_SIZE = 13.0
 _MAX_POINTS = 600  # a line of more looks the same
-_SMALLEST = 1e-12  # on a logarithmic axis
 _DASHES = ("", "7 4", "2 3", "10 3 2 3")
 
 _RULES = """
@@ -55,7 +54,7 @@ class LineChart:
     Attributes:
         title, x_label, y_label: its words; empty ones are left out.
         series: at least one that is not faint and has points.
-        logarithmic: whether the y-axis is logarithmic; values below 1e-12 are drawn at 1e-12.
+        logarithmic: whether the y-axis is logarithmic; every y must be above 0 then.
         width, height: of the frame.
     """
 
@@ -77,7 +76,7 @@ def line_chart(
         title: what it shows.
         lines: the points of each line by its name, with rising x.
         x, y: what the axes count.
-        logarithmic: whether the y-axis is logarithmic.
+        logarithmic: whether the y-axis is logarithmic; every y must be above 0 then.
         lang: the language of the words, `en` or `zh`.
     """
     series = [
@@ -161,9 +160,11 @@ class _DrawnChart:
         return shapes
 
     def _legend(self, y: float) -> list[str]:
-        """Return the names of the series in one line, each shortened to its part of the frame's width."""
+        """Return the names of the series in one line, each shortened to its part of the frame's width if need be."""
         shapes, x = [], float(_LEFT)
         room = self.chart.width / len(self.named) - 54
+        if sum(54 + text_width(series.name, _FONT_SIZE) for series in self.named) <= self.chart.width:
+            room = self.chart.width
         for series in self.named:
             name = _shortened(series.name, room)
             shapes.append(_line(series, f"M{x:.1f} {y - 4:.1f}h26"))
@@ -179,7 +180,7 @@ class _DrawnChart:
         return power_text if all(y.is_integer() for y in self.y_ticks) else lambda y: f"{10**y:.3g}"
 
     def _scaled(self, y: float) -> float:
-        return math.log10(max(y, _SMALLEST)) if self.chart.logarithmic else y
+        return math.log10(y) if self.chart.logarithmic else y
 
     def _x(self, x: float) -> float:
         return _LEFT + (x - self.left) / ((self.right - self.left) or 1) * self.chart.width

@@ -14,6 +14,7 @@ Lines = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 620, 230  # of a chart's frame, in pixels
+_SMALLEST = 1e-12  # a gradient norm of 0 is drawn here, on a logarithmic axis
 
 
 def curves_svg(runs: Mapping[str, Lines]) -> str:
@@ -57,7 +58,7 @@ def _charts(runs: Mapping[str, Lines]) -> list[LineChart]:
         points = _points(lines, "loss")
         loss += [LineSeries("", points, number, faint=True), LineSeries(run, _smoothed(points), number)]
         rate.append(LineSeries(run, _points(lines, "rate"), number))
-        norm.append(LineSeries(run, _points(lines, "norm"), number))
+        norm.append(LineSeries(run, [(x, max(y, _SMALLEST)) for x, y in _points(lines, "norm")], number))
         speed.append(LineSeries(run, _points(lines, "tokens_per_second"), number))
         for text, found in _scores(lines).items():
             for score, title in (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy"), ("loss", "loss")):
