@@ -98,6 +98,7 @@ class Laid:
         boxes: the place of every box, by its key.
         frame: the block's border.
         lines: its arrows.
+        centers: the horizontal center of each column.
     """
 
     panel: Panel
@@ -105,6 +106,7 @@ class Laid:
     boxes: dict[str, Place]
     frame: Place | None = None
     lines: list[Line] = field(default_factory=list)
+    centers: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -282,7 +284,9 @@ class _Grid:
             title = max(
                 text_width(panel.frame.title, TITLE, bold=True), text_width(panel.frame.note, DETAIL)
             )  # to the left of the arrow that leaves the block
-            half = max(common / 2 + _LANE + 22, title + 30)
+            inside = range(panel.frame.first, panel.frame.last + 1)
+            side_by_side = any(box.span == 1 and box.row in inside for box in panel.boxes)
+            half = max((across if side_by_side else common) / 2 + _LANE + 22, title + 30)
             width = max(across, 2 * half)
         head = _CARD_HEAD if self.opened else 0.0
         if self.opened:
@@ -306,13 +310,16 @@ class _Grid:
         if panel.frame:
             upper, lower = tops[panel.frame.last][0] - _FRAME_HEAD, sum(tops[panel.frame.first]) + _FRAME_FOOT
             frame = Place(width / 2 - half, upper, 2 * half, lower - upper)
-        return Laid(panel, Place(0, 0, width, height + (_CARD if self.opened else 0)), boxes, frame)
+        centers = [start + sum(self.columns[:i]) + _COLUMN_GAP * i + wide / 2 for i, wide in enumerate(self.columns)]
+        area = Place(0, 0, width, height + (_CARD if self.opened else 0))
+        return Laid(panel, area, boxes, frame, centers=centers)
 
     def _own_width(self, box: Box, wide: float, common: float) -> float:
         if box.kind == "sum":
             return _SUM
-        if box.kind == "value" and not any(a.column is not None for a in self.panel.arrows if a.start == box.key):
-            return _needs(box)
+        if box.kind == "value":
+            spread = any(a.column is not None for a in self.panel.arrows if a.start == box.key)
+            return wide if spread else _needs(box)
         return common if self.fitted and box.span == self.panel.columns else wide
 
     def _columns(self) -> list[float]:
@@ -329,7 +336,7 @@ class _Grid:
                 widths[arrow.column] = max(widths[arrow.column], room - beyond)
             for column in range(panel.columns if arrow.route == "side" else 0):
                 widths[column] = max(widths[column], 2 * label_width(arrow.label) + 20)
-        if not self.fitted:
+        if self.opened and panel.columns > 1:
             widths = [max(widths)] * panel.columns
         for box in panel.boxes:
             within = range(box.column, box.column + box.span)
@@ -384,26 +391,24 @@ def _widen(laid: Laid, width: float) -> None:
     extra = (width - laid.area.width) / 2
     for place in laid.boxes.values():
         place.move(extra, 0)
+    laid.centers = [center + extra for center in laid.centers]
     laid.area.width = width
 
 
 def _move(laid: Laid, x: float, y: float) -> None:
     for place in [laid.area, *laid.boxes.values(), *([laid.frame] if laid.frame else [])]:
         place.move(x, y)
+    laid.centers = [center + x for center in laid.centers]
 
 
 # Arrows ---------------------------------------------------------------------------------------------------------
 
 
 def _lines(laid: Laid) -> list[Line]:
-    columns: dict[int, float] = {}
-    for box in laid.panel.boxes:
-        if box.span == 1:
-            columns.setdefault(box.column, laid.boxes[box.key].cx)
-    return [_line(laid, arrow, columns) for arrow in laid.panel.arrows]
+    return [_line(laid, arrow) for arrow in laid.panel.arrows]
 
 
-def _line(laid: Laid, arrow: Arrow, columns: dict[int, float]) -> Line:
+def _line(laid: Laid, arrow: Arrow) -> Line:
     start, end = laid.boxes[arrow.start], laid.boxes[arrow.end]
     if arrow.route == "shortcut":
         return _shortcut(laid, arrow, start, end)
@@ -411,7 +416,7 @@ def _line(laid: Laid, arrow: Arrow, columns: dict[int, float]) -> Line:
         return _tie(laid, arrow, start, end)
     if arrow.route == "side":
         return _side(arrow, start, end)
-    x = start.cx if arrow.column is None else columns[arrow.column]
+    x = start.cx if arrow.column is None else laid.centers[arrow.column]
     path = f"M{x:.1f} {start.y:.1f} V{end.bottom + 1:.1f}"
     if any(end.bottom < box.y and box.bottom < start.y for box in laid.boxes.values()):  # it passes by other rows
         return Line(arrow, path, (x - 6, (start.y + end.bottom) / 2), True)
