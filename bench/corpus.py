@@ -21,10 +21,11 @@ import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-from clearhead.data.corpus import Corpus, build_corpus
-from clearhead.data.corpus_builder import Plan, Text
+from clearhead.data.corpus import Corpus
+from clearhead.data.corpus_builder import build_corpus
+from clearhead.data.corpus_plan import CorpusPlan, TextPlan
 from clearhead.data.documents import documents
-from clearhead.data.sources import find_sources
+from clearhead.data.sources.find import find_sources
 from clearhead.data.vocabulary import Vocabulary
 from clearhead.utils.system import usable_cores
 
@@ -37,7 +38,7 @@ def peer_of(folder: Path) -> tiktoken.Encoding:
     return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
 
 
-def build(plan: Plan, folder: Path, processes: int) -> tuple[Corpus, float]:
+def build(plan: CorpusPlan, folder: Path, processes: int) -> tuple[Corpus, float]:
     """Builds anew; returns the corpus and the seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
@@ -77,7 +78,7 @@ def main() -> None:
     texts = [text for path in arguments.texts for text in documents(path)]
     size = sum(len(text.encode()) for text in texts) / 1e6
     sources = tuple(find_sources([str(path) for path in arguments.texts]))
-    plan = Plan((Text("text", sources),), Vocabulary.named(str(arguments.tokenizer)))
+    plan = CorpusPlan((TextPlan("text", sources),), Vocabulary.from_name(str(arguments.tokenizer)))
     seconds: dict[str, list[float]] = {"clearhead corpus build": [], "tiktoken encode_ordinary_batch": []}
     with tempfile.TemporaryDirectory() as folder:
         check(build(plan, Path(folder, "corpus"), threads)[0], encode(peer, texts, threads)[0])

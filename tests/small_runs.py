@@ -90,7 +90,7 @@ def small_run(recipe: Recipe, corpus: Corpus, out: Path) -> Run:
 
 def one_step(run: Run) -> Step:
     """Its next step, and nothing of what stands around a step."""
-    found = run.stepper.take(run.step, run.task.batch(run.step))
+    found = run.stepper.take(run.step, run.task.draw(run.step))
     run.step += 1
     return found
 

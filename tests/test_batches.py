@@ -1,4 +1,4 @@
-"""Batches: every token once an epoch, in an order that the seed and the step decide alone."""
+"""WindowBatches: every token once an epoch, in an order that the seed and the step decide alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead.data.batches import Batches
+from clearhead.data.batches import WindowBatches
 from clearhead.data.permutation import Permutation
-from clearhead.data.shards import Tokens
+from clearhead.data.shards import ShardedTokens
 from clearhead.errors import TrainingError
 
 
 def numbered(*lengths: int) -> dict[str, np.ndarray]:
     """Texts whose every id says which text and which place it is from."""
     return {str(text): np.arange(length) + 100_000 * text for text, length in enumerate(lengths)}
-
-
-def equal_weights(count: int) -> dict[str, float]:
-    return {str(text): 1.0 for text in range(count)}
 
 
 @settings(deadline=None, max_examples=60)
@@ -59,10 +55,10 @@ def test_permutations_of_other_keys_agree_no_more_than_by_chance() -> None:
 def test_a_batch_is_windows_of_the_texts_and_depends_on_the_step_alone(
     lengths: list[int], context: int, size: int, seed: int, step: int
 ) -> None:
-    def make() -> Batches:
-        return Batches(numbered(*lengths), {str(i): i + 1.0 for i in range(len(lengths))}, context, size, seed)
+    def make() -> WindowBatches:
+        return WindowBatches(numbered(*lengths), {str(i): i + 1.0 for i in range(len(lengths))}, context, size, seed)
 
-    inputs, targets = make().batch(step)
+    inputs, targets = make().draw(step)
     assert inputs.shape == targets.shape == (size, context)
     assert inputs.dtype == targets.dtype == np.int64
     assert (inputs[:, 1:] == targets[:, :-1]).all()
@@ -72,8 +68,8 @@ def test_a_batch_is_windows_of_the_texts_and_depends_on_the_step_alone(
             assert after == 100_000 * text + (place + 1) % lengths[text]
     used = make()
     for earlier in (3, 0, step + 5):
-        used.batch(earlier)
-    assert (used.batch(step)[0] == inputs).all()
+        used.draw(earlier)
+    assert (used.draw(step)[0] == inputs).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -82,9 +78,9 @@ def test_each_token_goes_in_once_an_epoch_and_is_asked_for_once(
     length: int, context: int, seed: int, epochs: int
 ) -> None:
     """In so many epochs each token is seen so often; the last window's end is taken from the text's beginning."""
-    batches = Batches(numbered(length), {"0": 1.0}, context, 1, seed)
+    batches = WindowBatches(numbered(length), {"0": 1.0}, context, 1, seed)
     windows = -(-epochs * length // context)
-    found = [batches.batch(step) for step in range(windows)]
+    found = [batches.draw(step) for step in range(windows)]
     over = windows * context - epochs * length
     assert 0 <= over < context
     for row, shift in ((0, 0), (1, 1)):
@@ -96,54 +92,34 @@ def test_each_token_goes_in_once_an_epoch_and_is_asked_for_once(
 @settings(deadline=None, max_examples=30)
 @given(length=st.integers(300, 600), context=st.integers(1, 20), seed=st.integers(0, 2**31))
 def test_an_epoch_has_an_order_of_its_own(length: int, context: int, seed: int) -> None:
-    batches = Batches(numbered(length), {"0": 1.0}, context, 1, seed)
-    starts = [int(batches.batch(step)[0][0, 0]) for step in range(2 * length // context)]
+    batches = WindowBatches(numbered(length), {"0": 1.0}, context, 1, seed)
+    starts = [int(batches.draw(step)[0][0, 0]) for step in range(2 * length // context)]
     half = len(starts) // 2
     assert starts[:half] != sorted(starts[:half])
     assert starts[:half] != starts[half : 2 * half]
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    lengths=st.lists(st.integers(21, 200), min_size=1, max_size=3),
-    size=st.integers(1, 13),
-    seed=st.integers(0, 2**31),
-    step=st.integers(0, 100),
-)
-def test_the_rows_of_any_number_of_processes_are_the_batch(lengths: list[int], size: int, seed: int, step: int) -> None:
-    def make() -> Batches:
-        return Batches(numbered(*lengths), equal_weights(len(lengths)), 8, size, seed)
-
-    whole = make().batch(step)
-    for world in (1, 2, 3, 4):
-        ranks = [make() for _ in range(world)]
-        shares = [batches.batch(step, rank, world) for rank, batches in enumerate(ranks)]
-        assert max(len(inputs) for inputs, _ in shares) - min(len(inputs) for inputs, _ in shares) <= 1
-        for row in (0, 1):
-            assert (np.concatenate([share[row] for share in shares]) == whole[row]).all()
-
-
 def test_texts_come_by_their_weights() -> None:
-    batches = Batches(numbered(4000, 900, 900), {"0": 5.0, "1": 3.0, "2": 2.0}, 4, 10, seed=7)
-    texts = Counter(int(row[0]) // 100_000 for step in range(200) for row in batches.batch(step)[0])
+    batches = WindowBatches(numbered(4000, 900, 900), {"0": 5.0, "1": 3.0, "2": 2.0}, 4, 10, seed=7)
+    texts = Counter(int(row[0]) // 100_000 for step in range(200) for row in batches.draw(step)[0])
     assert texts == {0: 1000, 1: 600, 2: 400}
-    early = Counter(int(row[0]) // 100_000 for step in range(20) for row in batches.batch(step)[0])
+    early = Counter(int(row[0]) // 100_000 for step in range(20) for row in batches.draw(step)[0])
     assert 70 <= early[0] <= 130  # the pattern is shuffled, not one text after another
 
 
 def test_a_text_shorter_than_a_window_is_refused() -> None:
-    assert Batches(numbered(17), {"0": 1.0}, 16, 1, 1).batch(0)[0].shape == (1, 16)
+    assert WindowBatches(numbered(17), {"0": 1.0}, 16, 1, 1).draw(0)[0].shape == (1, 16)
     with pytest.raises(TrainingError, match=r"'0' has 16 tokens.*at least 17"):
-        Batches(numbered(16), {"0": 1.0}, 16, 1, 1)
+        WindowBatches(numbered(16), {"0": 1.0}, 16, 1, 1)
 
 
 @settings(deadline=None, max_examples=40)
 @given(length=st.integers(21, 200), each=st.integers(1, 60), step=st.integers(0, 40))
 def test_shards_make_no_difference(length: int, each: int, step: int) -> None:
     ids = np.arange(length, dtype=np.uint16)
-    tokens = Tokens([ids[first : first + each] for first in range(0, length, each)], ids.dtype)
+    tokens = ShardedTokens([ids[first : first + each] for first in range(0, length, each)], ids.dtype)
     assert len(tokens) == length
-    whole, cut = (Batches({"0": text}, {}, 20, 3, 5).batch(step)[0] for text in (ids, tokens))
+    whole, cut = (WindowBatches({"0": text}, {}, 20, 3, 5).draw(step)[0] for text in (ids, tokens))
     assert (whole == cut).all()
 
 
@@ -151,7 +127,7 @@ def test_shards_make_no_difference(length: int, each: int, step: int) -> None:
 @given(length=st.integers(0, 60), each=st.integers(1, 20), start=st.integers(-70, 70), stop=st.integers(-70, 70))
 def test_tokens_are_sliced_as_an_array(length: int, each: int, start: int, stop: int) -> None:
     ids = np.arange(length, dtype=np.uint32)
-    tokens = Tokens([ids[first : first + each] for first in range(0, length, each)], ids.dtype)
+    tokens = ShardedTokens([ids[first : first + each] for first in range(0, length, each)], ids.dtype)
     assert tokens[start:stop].tolist() == ids[start:stop].tolist()
     assert tokens[start:stop].dtype == ids.dtype
     assert np.asarray(tokens).tolist() == ids.tolist()

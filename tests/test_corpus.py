@@ -23,18 +23,22 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead.data import corpus_builder as building
-from clearhead.data import sources
+from clearhead.data import corpus_builder, shards
 from clearhead.data import vocabulary as vocabulary_module
-from clearhead.data.corpus import Corpus, build, build_corpus, locked
-from clearhead.data.corpus_builder import Build, Plan, Text, Validation
+from clearhead.data.corpus import Corpus
+from clearhead.data.corpus_builder import _CorpusBuild, build_corpus, corpus_of_recipe
+from clearhead.data.corpus_plan import CorpusPlan, TextPlan, ValidationSplit
 from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
-from clearhead.data.documents import blocks, documents, pieces
-from clearhead.data.sources import TextFile, find_sources
+from clearhead.data.documents import documents, fragments_in, read_blocks
+from clearhead.data.sources import json_lines, rows, text_file
+from clearhead.data.sources.base import Cursor
+from clearhead.data.sources.find import find_sources
+from clearhead.data.sources.text_file import TextFile
 from clearhead.data.vocabulary import Vocabulary
-from clearhead.data.workers import results
+from clearhead.data.workers import map_in_processes
 from clearhead.errors import ClearheadError, InputError, TokenizerError, TrainingError
 from clearhead.tokenizer import Tokenizer
+from clearhead.utils.locks import exclusive_lock
 
 SEPARATOR = "\n<|endoftext|>\n"
 
@@ -75,22 +79,33 @@ def all_stories() -> list[str]:
     return [*stories(50, 1), *stories(40, 2)]
 
 
+def set_block_size(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    for module in (text_file, json_lines, rows):
+        monkeypatch.setattr(module, "BLOCK_BYTES", size)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a small text has many blocks."""
-    monkeypatch.setattr(sources, "BLOCK", 300)
+    """Make small texts have many blocks."""
+    set_block_size(monkeypatch, 300)
 
 
 @pytest.fixture
 def saved(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it is written down after each block how far a build has come."""
-    monkeypatch.setattr(building, "_SAVE_EVERY", 0.0)
+    """Record after each block how far a build has come."""
+    monkeypatch.setattr(corpus_builder, "_SAVE_EVERY", 0.0)
 
 
-def plan_of(*names: Path, tokenizer: str | Path = "bytes", validation: str = "none", **settings: Any) -> Plan:
-    found = tuple(find_sources([str(name) for name in names]))
-    text = Text("text", found, (), Validation.from_text(validation))
-    return Plan((text,), Vocabulary.named(str(tokenizer)), **settings)
+def plan_of(
+    *names: str | Path,
+    field: str = "text",
+    tokenizer: str | Path = "bytes",
+    validation: str = "none",
+    **settings: Any,
+) -> CorpusPlan:
+    found = tuple(find_sources([str(name) for name in names], field=field))
+    text = TextPlan("text", found, (), ValidationSplit.from_text(validation))
+    return CorpusPlan((text,), Vocabulary.from_name(str(tokenizer)), **settings)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -154,11 +169,11 @@ class Named(io.BytesIO):
 )
 def test_documents_do_not_depend_on_how_a_file_is_read(text: str, size: int, cut_documents: bool) -> None:
     data, found, at = text.encode(), list[str](), 0
-    for block, part in blocks(Named(data), size=size, cut_documents=cut_documents):
+    for block, part in read_blocks(Named(data), size=size, cut_documents=cut_documents):
         assert block.start == at
         assert part == data[block.start : block.end]
         at = block.end
-        for piece in pieces(block, part, "text"):
+        for piece in fragments_in(block, part, "text"):
             if piece.begins:
                 found.append(piece.text)
             else:
@@ -279,7 +294,7 @@ def test_tokens_do_not_depend_on_where_a_document_is_cut(
     (folder / "text.txt").write_text(SEPARATOR.join([*texts, "the end"]), encoding="utf-8", newline="")
     plan = plan_of(folder / "text.txt", tokenizer=vocabulary)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "BLOCK", block)
+        set_block_size(patch, block)
         corpus = build_corpus(plan, folder / "corpus", processes=1)
     peer = tokenizers.Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
     expected = [
@@ -335,16 +350,20 @@ def test_a_parquet_file_gives_what_json_lines_give(data: Path, tmp_path: Path, s
     assert documents_in(found) == texts
     with pytest.raises(InputError, match="no column 'body'; give one of id, text"):
         build_corpus(
-            Plan((Text("t", tuple(find_sources([str(tmp_path / "c.parquet")], field="body"))),), Vocabulary("bytes")),
+            CorpusPlan(
+                (TextPlan("t", tuple(find_sources([str(tmp_path / "c.parquet")], field="body"))),), Vocabulary("bytes")
+            ),
             tmp_path / "x",
         )
     with pytest.raises(InputError, match="has int in 'id'"):
         build_corpus(
-            Plan((Text("t", tuple(find_sources([str(tmp_path / "c.parquet")], field="id"))),), Vocabulary("bytes")),
+            CorpusPlan(
+                (TextPlan("t", tuple(find_sources([str(tmp_path / "c.parquet")], field="id"))),), Vocabulary("bytes")
+            ),
             tmp_path / "y",
         )
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "c.parquet").read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"cut\.parquet is no whole Parquet file"):
+    with pytest.raises(InputError, match=r"cut\.parquet is not a complete Parquet file"):
         build_corpus(plan_of(tmp_path / "cut.parquet"), tmp_path / "z")
 
 
@@ -361,11 +380,11 @@ def test_a_data_set_gives_what_json_lines_give(
     monkeypatch.setattr("datasets.load_dataset", lambda *names, **how: (next(loads), load(*names, **how))[1])
     expected = build_corpus(plan_of(data / "b.jsonl"), tmp_path / "json")
     name = f"hf:{folder}"
-    plan = Plan((Text("text", tuple(find_sources([name]))),), Vocabulary("bytes"))
-    interrupt_at(4, "_take")(monkeypatch)
+    plan = plan_of(name)
+    interrupt_at(4, "_write_chunk")(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         build_corpus(plan, tmp_path / "set_corpus", processes=1)
-    monkeypatch.setattr(Build, "_take", TAKE)
+    monkeypatch.setattr(_CorpusBuild, "_write_chunk", TAKE)
     assert build_corpus(plan, tmp_path / "set_corpus", processes=1).train == expected.train
     assert next(loads) == 1
     with pytest.raises(TrainingError, match="could not be loaded"):
@@ -375,7 +394,7 @@ def test_a_data_set_gives_what_json_lines_give(
 def test_a_data_set_without_its_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TrainingError, match="pip install datasets"):
-        build_corpus(Plan((Text("text", tuple(find_sources(["hf:a/b"]))),), Vocabulary("bytes")), tmp_path / "corpus")
+        build_corpus(plan_of("hf:a/b"), tmp_path / "corpus")
 
 
 def test_a_folder_is_its_files_sorted(data: Path) -> None:
@@ -390,7 +409,7 @@ def test_a_folder_is_its_files_sorted(data: Path) -> None:
 def test_a_corpus_below_its_texts_is_none_of_them(data: Path) -> None:
     texts = (SourceRecipe("text", "."),)
     for _ in range(2):
-        corpus = build(CorpusRecipe(texts, tokenizer="bytes"), 257, data, data / "corpus")
+        corpus = corpus_of_recipe(CorpusRecipe(texts, tokenizer="bytes"), 257, data, data / "corpus")
         assert [source["name"] for source in corpus.manifest["sources"]] == ["a.txt", "b.jsonl"]
     with pytest.raises(TrainingError, match=r"cannot go to .*data, where its texts are"):
         find_sources([str(data)], out=data)
@@ -458,8 +477,8 @@ def test_a_draw_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> No
 
 
 def test_held_out_sources_stay_apart(data: Path, tmp_path: Path) -> None:
-    text = Text("text", tuple(find_sources([str(data / "a.txt")])), tuple(find_sources([str(data / "b.jsonl")])))
-    corpus = build_corpus(Plan((text,), Vocabulary("characters")), tmp_path / "corpus")
+    text = TextPlan("text", tuple(find_sources([str(data / "a.txt")])), tuple(find_sources([str(data / "b.jsonl")])))
+    corpus = build_corpus(CorpusPlan((text,), Vocabulary("characters")), tmp_path / "corpus")
     assert documents_in(corpus) == stories(50, 1)
     assert documents_in(corpus, "valid") == stories(40, 2)
 
@@ -467,17 +486,17 @@ def test_held_out_sources_stay_apart(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["1.5", "tail", "tail:0", "tail:x", "head:0.1", "-0.1", "nan"])
 def test_a_validation_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(TrainingError, match="a share of the documents"):
-        Validation.from_text(text)
+        ValidationSplit.from_text(text)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Stopped and gone on with
 # ---------------------------------------------------------------------------------------------------------------
 
-TAKE = Build._take
+TAKE = _CorpusBuild._write_chunk
 
 
-def interrupt_at(number: int, method: str, owner: type = Build) -> Callable[[pytest.MonkeyPatch], None]:
+def interrupt_at(number: int, method: str, owner: type = _CorpusBuild) -> Callable[[pytest.MonkeyPatch], None]:
     """Makes the n-th call of a method end the build, after it has done its work."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,16 +517,17 @@ def interrupt_at(number: int, method: str, owner: type = Build) -> Callable[[pyt
 def test_a_build_that_stops_anywhere_goes_on_to_the_same_bytes(
     validation: str, data: Path, vocabulary: Path, tmp_path: Path, saved: None
 ) -> None:
-    from clearhead.data import shards
-
     plan = plan_of(data, tokenizer=vocabulary, validation=validation, shard_tokens=1024)
     build_corpus(plan, tmp_path / "undisturbed", processes=1)
     expected = files_in(tmp_path / "undisturbed")
     stops = 0
     places: list[tuple[type, str]] = [
-        *((Build, name) for name in ("_take", "_save", "_end_source", "_end_text", "_cut_tail", "_write_manifest")),
+        *(
+            (_CorpusBuild, name)
+            for name in ("_write_chunk", "_save", "_end_source", "_end_text", "_cut_tail", "_write_manifest")
+        ),
         *((shards._OpenShard, name) for name in ("write", "close")),
-        (shards.Writer, "close"),
+        (shards.ShardWriter, "close"),
     ]
     for owner, method in places:
         for number in (1, 7):
@@ -527,15 +547,16 @@ def test_a_build_that_is_killed_goes_on_to_the_same_bytes(data: Path, vocabulary
     """By SIGKILL, in another process, while two more encode for it."""
     program = (
         "import sys; from pathlib import Path; import time\n"
-        "from clearhead.data import corpus_builder as building, sources\n"
-        "from clearhead.data.corpus import build_corpus\n"
-        "sources.BLOCK, building._SAVE_EVERY = 300, 0.0\n"
-        "take = building.Build._take\n"
-        "building.Build._take = lambda *arguments: (take(*arguments), time.sleep(0.02))\n"
-        "from clearhead.data.corpus_builder import *\n"
-        "text = Text('text', tuple(sources.find_sources([sys.argv[1]])), (), Validation.from_text('0.2'))\n"
-        "plan = Plan((text,), Vocabulary.named(sys.argv[2]), shard_tokens=1024)\n"
-        "build_corpus(plan, Path(sys.argv[3]), processes=2)\n"
+        "from clearhead.data import corpus_builder, corpus_plan, sources\n"
+        "from clearhead.data.sources import find, json_lines, text_file\n"
+        "text_file.BLOCK_BYTES, json_lines.BLOCK_BYTES, corpus_builder._SAVE_EVERY = 300, 300, 0.0\n"
+        "build = corpus_builder._CorpusBuild\n"
+        "write = build._write_chunk\n"
+        "build._write_chunk = lambda *arguments: (write(*arguments), time.sleep(0.02))\n"
+        "split = corpus_plan.ValidationSplit.from_text('0.2')\n"
+        "text = corpus_plan.TextPlan('text', tuple(find.find_sources([sys.argv[1]])), (), split)\n"
+        "plan = corpus_plan.CorpusPlan((text,), corpus_plan.Vocabulary.from_name(sys.argv[2]), shard_tokens=1024)\n"
+        "corpus_builder.build_corpus(plan, Path(sys.argv[3]), processes=2)\n"
     )
     folder = tmp_path / "killed"
     command = [sys.executable, "-c", program, str(data), str(vocabulary), str(folder)]
@@ -577,9 +598,9 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(data: Path, tmp_path: Path)
     assert files_in(tmp_path / "corpus") == files_in(tmp_path / "undisturbed")
 
 
-def interrupted(plan: Plan, folder: Path, number: int = 20) -> None:
+def interrupted(plan: CorpusPlan, folder: Path, number: int = 20) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(number, "_take")(patch)
+        interrupt_at(number, "_write_chunk")(patch)
         with pytest.raises(KeyboardInterrupt):
             build_corpus(plan, folder, processes=1)
 
@@ -616,7 +637,7 @@ def test_a_broken_line_can_be_mended_and_the_build_goes_on(data: Path, tmp_path:
         TAKE(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Build, "_take", take)
+        patch.setattr(_CorpusBuild, "_write_chunk", take)
         build_corpus(plan_of(data), tmp_path / "corpus", processes=1)
     assert 0 < len(takes) < 15  # what was there was not done again
     build_corpus(plan_of(data), tmp_path / "undisturbed", processes=1)
@@ -639,7 +660,9 @@ def test_a_build_does_not_go_on_as_another(data: Path, tmp_path: Path, saved: No
 def test_a_build_that_failed_at_once_is_forgotten(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no field 'txt'"):
         build_corpus(
-            Plan((Text("t", tuple(find_sources([str(data / "b.jsonl")], field="txt"))),), Vocabulary("bytes")),
+            CorpusPlan(
+                (TextPlan("t", tuple(find_sources([str(data / "b.jsonl")], field="txt"))),), Vocabulary("bytes")
+            ),
             tmp_path / "corpus",
         )
     assert documents_in(build_corpus(plan_of(data), tmp_path / "corpus")) == all_stories()
@@ -648,12 +671,12 @@ def test_a_build_that_failed_at_once_is_forgotten(data: Path, tmp_path: Path) ->
 def test_two_builds_of_one_folder_keep_out_of_each_others_way(data: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     with (
-        locked(tmp_path / "corpus"),
+        exclusive_lock(tmp_path / "corpus" / ".build.lock"),
         pytest.raises(TrainingError, match="another process is building"),
     ):
         build_corpus(plan_of(data), tmp_path / "corpus")
     corpus = build_corpus(plan_of(data), tmp_path / "corpus")
-    with locked(tmp_path / "corpus", alone=False):  # two runs may read it at once
+    with exclusive_lock(tmp_path / "corpus" / ".build.lock"):  # a complete corpus is read without the lock
         assert build_corpus(plan_of(data), tmp_path / "corpus").key == corpus.key
 
 
@@ -671,14 +694,14 @@ def test_results_come_in_order_and_work_is_bounded() -> None:
             taken += 1
             yield item
 
-    for done, (item, found) in enumerate(results(hex, items(), lambda item: (item,), 3)):
+    for done, (item, found) in enumerate(map_in_processes(hex, items(), lambda item: (item,), 3)):
         assert (item, found) == (done, hex(done))
         assert taken - done <= 6
 
 
 def test_a_process_that_ends_is_a_sentence() -> None:
     with pytest.raises(TrainingError, match=r"ended with status 3.*run the same command again"):
-        list(results(os._exit, [3], lambda item: (item,), 2))
+        list(map_in_processes(os._exit, [3], lambda item: (item,), 2))
 
 
 def test_an_error_in_a_process_is_the_error(tmp_path: Path) -> None:
@@ -698,7 +721,7 @@ def test_an_error_in_a_process_is_the_error(tmp_path: Path) -> None:
         ("t.txt", b"", r"t\.txt has no text in it"),
         ("t.txt", b" \n\n<|endoftext|>\n ", r"t\.txt has no text in it"),
         ("t.txt", b"abc\xff", "not UTF-8 text .*at byte 3"),
-        ("t.txt", b"abc\0\0def", "no text: there is a NUL byte at byte 3"),
+        ("t.txt", b"abc\0\0def", "not text: there is a NUL byte at byte 3"),
         ("t.txt", None, r"t\.txt could not be read \(No such file.*hf:NAME"),
         ("t.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', r"line 3 of .*t\.jsonl is not JSON"),
         ("t.jsonl", b'{"text": "a"}\n["b"]\n', r"line 2 of .* is a JSON list"),
@@ -706,8 +729,8 @@ def test_an_error_in_a_process_is_the_error(tmp_path: Path) -> None:
         ("t.jsonl", b'{"text": null}', r"line 1 of .* has null in 'text'"),
         ("t.jsonl", b'{"text": "\\ud800"}', r"line 1 of .* half of a surrogate pair"),
         ("t.jsonl", b'{"text": "\xff"}', r"line 1 of .* is not JSON"),
-        ("t.jsonl.gz", b"\x1f\x8b", "is packed; unpack it"),
-        ("t.parquet", b"PAR1PAR1", "no whole Parquet file"),
+        ("t.jsonl.gz", b"\x1f\x8b", "is compressed; unpack it"),
+        ("t.parquet", b"PAR1PAR1", "not a complete Parquet file"),
         ("empty", "folder", "has no files that end in"),
     ],
 )
@@ -724,16 +747,16 @@ def test_a_source_that_cannot_be_used_is_named(
 
 
 def test_a_text_without_a_place_to_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clearhead.data.documents._MOST", 5000)
-    monkeypatch.setattr(sources, "BLOCK", 1000)
+    monkeypatch.setattr("clearhead.data.documents._LONGEST_BLOCK", 5000)
+    set_block_size(monkeypatch, 1000)
     (tmp_path / "text.txt").write_text("x" * 9000)
     with pytest.raises(InputError, match="8,000 bytes without a line end or a space, from byte 0 on"):
         build_corpus(plan_of(tmp_path / "text.txt"), tmp_path / "corpus")
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 5000)
-    monkeypatch.setattr(sources, "BLOCK", 1000)
+    monkeypatch.setattr(json_lines, "_LONGEST_LINE", 5000)
+    set_block_size(monkeypatch, 1000)
     (tmp_path / "t.json").write_text('{"text": "a"}\n[' + "1, " * 9000)
     with pytest.raises(InputError, match=r"line 2 of .* has more than 5,000 bytes; JSON lines were expected"):
         build_corpus(plan_of(tmp_path / "t.json"), tmp_path / "corpus")
@@ -803,7 +826,7 @@ def test_a_changed_manifest_or_tokenizer_is_named(data: Path, tmp_path: Path) ->
 
 
 def test_a_folder_without_a_manifest_is_no_corpus(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="is no corpus"):
+    with pytest.raises(TrainingError, match="is not a corpus"):
         Corpus(tmp_path)
 
 
@@ -818,7 +841,7 @@ def recipe_of(**changes: Any) -> CorpusRecipe:
 
 
 def test_a_recipes_corpus_has_its_texts_and_learns_its_vocabulary(data: Path, tmp_path: Path) -> None:
-    corpus = build(recipe_of(), 300, data, tmp_path / "corpus")
+    corpus = corpus_of_recipe(recipe_of(), 300, data, tmp_path / "corpus")
     assert list(corpus.train) == ["plain", "lines"]
     assert list(corpus.valid) == ["lines"]
     assert corpus.tokenizer.vocab_size == 300
@@ -836,8 +859,8 @@ def test_a_recipes_corpus_has_its_texts_and_learns_its_vocabulary(data: Path, tm
 def test_a_sample_of_the_texts_is_shared_out_by_weight(
     block: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK", block)
-    corpus = build(recipe_of(tokenizer_bytes=2000), 280, data, tmp_path / "corpus")
+    set_block_size(monkeypatch, block)
+    corpus = corpus_of_recipe(recipe_of(tokenizer_bytes=2000), 280, data, tmp_path / "corpus")
     paragraphs, left = [], {1: 1500, 2: 500}
     for seed, number in ((1, 50), (2, 40)):
         for paragraph in (f"{p}\n\n" for text in stories(number, seed) for p in text.split("\n\n")):
@@ -855,46 +878,46 @@ def test_a_sample_of_the_texts_is_shared_out_by_weight(
 def test_a_text_without_blank_lines_is_learned_from_in_parts(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK", block)
-    monkeypatch.setattr(vocabulary_module, "_LONG", 100)
+    set_block_size(monkeypatch, block)
+    monkeypatch.setattr(vocabulary_module, "_LONGEST_PIECE", 100)
     lines = "\n".join(text.replace("\n\n", " ") for text in stories(60, 7))
     (tmp_path / "lines.txt").write_text(lines, encoding="utf-8")
     (tmp_path / "one.txt").write_text("x" * 990, encoding="utf-8")
     source, one = find_sources([str(tmp_path / "lines.txt"), str(tmp_path / "one.txt")])
-    whole = list(vocabulary_module._Sample([(source, 1.0)], 1 << 20))
+    whole = list(vocabulary_module._WeightedSample([(source, 1.0)], 1 << 20))
     assert "".join(whole) == f"{lines}\n\n"
     assert max(map(len, whole)) <= 100
     assert all(part[0].isspace() for part in whole[1:])
-    sample = list(vocabulary_module._Sample([(source, 1.0)], 1000))
+    sample = list(vocabulary_module._WeightedSample([(source, 1.0)], 1000))
     assert f"{lines}\n\n".startswith("".join(sample))
     assert abs(len("".join(sample).encode()) - 1000) < 100
     if block > 990:  # a block ends where there is a space
-        assert [*map(len, vocabulary_module._Sample([(one, 1.0)], 250))] == [100, 100, 50]
+        assert [*map(len, vocabulary_module._WeightedSample([(one, 1.0)], 250))] == [100, 100, 50]
 
 
 def test_a_recipe_with_other_weights_or_texts_is_another_corpus(data: Path, tmp_path: Path) -> None:
-    build(recipe_of(), 300, data, tmp_path / "corpus")
+    corpus_of_recipe(recipe_of(), 300, data, tmp_path / "corpus")
     other = (SourceRecipe("plain", "a.txt", weight=4.0), SourceRecipe("lines", "b.jsonl", validation="0.2"))
     for recipe, size in ((recipe_of(source=other), 300), (recipe_of(), 301), (recipe_of(tokenizer="bytes"), 300)):
         with pytest.raises(TrainingError, match="built from other texts or settings"):
-            build(recipe, size, data, tmp_path / "corpus")
+            corpus_of_recipe(recipe, size, data, tmp_path / "corpus")
 
 
 def test_a_corpus_for_another_model_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="vocabulary of 257 tokens and the model has 256; set vocab_size"):
-        build(recipe_of(tokenizer="bytes"), 256, data, tmp_path / "corpus")
+        corpus_of_recipe(recipe_of(tokenizer="bytes"), 256, data, tmp_path / "corpus")
     # Rows of the model that no token uses are no harm.
-    assert build(recipe_of(tokenizer="bytes"), 320, data, tmp_path / "corpus").tokenizer.vocab_size == 257
+    assert corpus_of_recipe(recipe_of(tokenizer="bytes"), 320, data, tmp_path / "corpus").tokenizer.vocab_size == 257
 
 
 def test_a_recipe_may_name_a_corpus_that_is_there(data: Path, tmp_path: Path) -> None:
     built = build_corpus(plan_of(data), data / "corpus")
-    found = build(CorpusRecipe(built="corpus"), 257, data, tmp_path / "unused")
+    found = corpus_of_recipe(CorpusRecipe(built="corpus"), 257, data, tmp_path / "unused")
     assert found.key == built.key
     assert not (tmp_path / "unused").exists()
     change_a_byte(data / "corpus/text.train.00000.bin")
     with pytest.raises(TrainingError, match="not as it was built"):
-        build(CorpusRecipe(built="corpus"), 257, data, tmp_path / "unused")
+        corpus_of_recipe(CorpusRecipe(built="corpus"), 257, data, tmp_path / "unused")
 
 
 @pytest.mark.parametrize(
@@ -909,7 +932,7 @@ def test_a_recipes_text_that_cannot_be_used_is_named(
     if write is not None:
         (data / "b.jsonl").write_bytes(write)
     with pytest.raises((TrainingError, InputError), match=words):
-        build(recipe_of(), 280, data, tmp_path / "corpus")
+        corpus_of_recipe(recipe_of(), 280, data, tmp_path / "corpus")
     assert not (tmp_path / "corpus/manifest.json").exists()
 
 
@@ -976,7 +999,7 @@ def test_a_text_file_is_read_by_its_bytes_alone(tmp_path: Path) -> None:
     """What another process reads of a file that became shorter meanwhile is not taken."""
     (tmp_path / "t.txt").write_text("one two")
     source = TextFile("t.txt", tmp_path / "t.txt")
-    stretch = next(iter(source.stretches(sources.Place(), cut_documents=True)))
+    chunk = next(iter(source.chunks(Cursor(), cut_documents=True)))
     (tmp_path / "t.txt").write_text("on")
     with pytest.raises(TrainingError, match="has changed since"):
-        list(source.pieces(stretch.content))
+        list(source.fragments(chunk.content))

@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 import clearhead
 from clearhead.cli.command import app
 from clearhead.config import GPTConfig
-from clearhead.data import sources
 from clearhead.data.documents import encode_documents
-from clearhead.data.examples import Example, ExampleBatches, instructions, together
+from clearhead.data.examples import Example, ExampleBatches, pad_together
+from clearhead.data.instructions import read_instructions
+from clearhead.data.sources import text_file
 from clearhead.errors import ClearheadError, TrainingError, WeightsError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
@@ -152,7 +153,7 @@ def test_the_loss_is_on_the_responses_only(folder: Path, tmp_path: Path) -> None
         before, after = tokenizer.encode(line["prompt"]), tokenizer.encode(line["response"])
         assert tokenizer.end_of_text is not None
         by_input[(*before, *after)] = (len(before), [*before, *after, tokenizer.end_of_text])
-    inputs, targets = run.task.batch(0)
+    inputs, targets = run.task.draw(0)
     total, count = 0.0, 0
     for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True):
         key = next(key for key in by_input if tuple(row[: len(key)]) == key)
@@ -187,7 +188,7 @@ def test_lora_learns_as_peft_on_transformers_does(folder: Path, tmp_path: Path) 
     assert sum(p.numel() for p in learned) == sum(p.numel() for p in run.stepper.parameters)
     optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(t.beta_1, t.beta_2), weight_decay=t.weight_decay)
     for step in range(5):
-        inputs, targets = map(torch.from_numpy, run.task.batch(step))
+        inputs, targets = map(torch.from_numpy, run.task.draw(step))
         loss = F.cross_entropy(peer(inputs).logits.flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, t.clip_norm)
@@ -258,11 +259,11 @@ def test_batches_of_examples_depend_on_the_step_alone_and_see_all_once_an_epoch(
 ) -> None:
     examples = [Example(np.full(n, i), np.full(n, i)) for i, n in enumerate(lengths)]
     batches = ExampleBatches(examples, size, seed, 90)
-    expected = ExampleBatches(examples, size, seed, 90).batch(step)
-    seen = [int(row[0]) for s in range(len(lengths)) for row in batches.batch(s)[0]]  # `size` whole epochs
+    expected = ExampleBatches(examples, size, seed, 90).draw(step)
+    seen = [int(row[0]) for s in range(len(lengths)) for row in batches.draw(s)[0]]  # `size` whole epochs
     for epoch in range(size):
         assert sorted(seen[epoch * len(lengths) : (epoch + 1) * len(lengths)]) == list(range(len(lengths)))
-    assert all((a == b).all() for a, b in zip(batches.batch(step), expected, strict=True))
+    assert all((a == b).all() for a, b in zip(batches.draw(step), expected, strict=True))
     assert (
         (expected[1] == -100).sum(axis=1) == expected[1].shape[1] - np.array([lengths[r[0]] for r in expected[1]])
     ).all()
@@ -279,7 +280,7 @@ def test_examples_as_long_as_the_context_are_learned_from(folder: Path, kind: st
         (tmp_path / name).write_text("\n".join(json.dumps({**line, "label": n % 2}) for n in range(8)))
     start = begin(recipe(folder, kind), tmp_path)
     run = Run(start.recipe, start.task, tmp_path, ALONE, start.model)
-    assert run.task.batch(0)[0].shape == (8, 48)
+    assert run.task.draw(0)[0].shape == (8, 48)
     assert one_step(run).loss > 0
     assert run.examine(None)["valid.jsonl"]["loss"] > 0
 
@@ -295,7 +296,7 @@ def test_a_part_of_what_is_held_out_is_spread_over_it(folder: Path, tmp_path: Pa
 
 
 def test_a_text_is_the_tokens_of_its_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BLOCK", 300)
+    monkeypatch.setattr(text_file, "BLOCK_BYTES", 300)
     task = begin(recipe(folder, "text"), folder).task
     assert isinstance(task, MoreText)
     assert task.valid is not None
@@ -317,12 +318,12 @@ def test_a_held_out_text_of_one_token_is_refused(folder: Path, tmp_path: Path) -
 def test_padding_changes_no_loss(folder: Path) -> None:
     gpt = clearhead.load(folder / "model")
     assert gpt.tokenizer is not None
-    examples, left_out = instructions(folder / "train.jsonl", gpt.tokenizer, "{prompt}", 48)
+    examples, left_out = read_instructions(folder / "train.jsonl", gpt.tokenizer, "{prompt}", 48)
     assert left_out == 0
     with torch.no_grad():
         alone = [gpt.model.loss(*map(torch.from_numpy, (e.inputs[None], e.targets[None]))) for e in examples[:6]]
         counts = [int((e.targets != -100).sum()) for e in examples[:6]]
-        batch = gpt.model.loss(*map(torch.from_numpy, together(examples[:6], 48)))
+        batch = gpt.model.loss(*map(torch.from_numpy, pad_together(examples[:6], 48)))
     mean = sum(loss.item() * n for loss, n in zip(alone, counts, strict=True)) / sum(counts)
     assert batch.item() == pytest.approx(mean, abs=1e-5)
 
@@ -335,7 +336,7 @@ def test_the_books_keys_are_read(folder: Path, tmp_path: Path) -> None:
         {"instruction": "Name a day.", "input": "dark", "output": "cold"},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    examples, _ = instructions(tmp_path / "a.jsonl", gpt.tokenizer, "Q: {prompt} A:", 48)
+    examples, _ = read_instructions(tmp_path / "a.jsonl", gpt.tokenizer, "Q: {prompt} A:", 48)
     texts = [gpt.tokenizer.decode(e.inputs.tolist()) for e in examples]
     assert texts == ["Q: Name a day. A:warm", "Q: Name a day.\n\ndark A:cold"]
 
@@ -349,13 +350,13 @@ def test_the_books_keys_are_read(folder: Path, tmp_path: Path) -> None:
             "line 2 of .* needs a text .* and a label.*; text is a text, label is missing",
         ),
         ("classes", {"train.jsonl": '{"text": "", "label": null}'}, "line 1 of .*; text is empty, label is null"),
-        ("classes", {"train.jsonl": '{"text": "a", "label": "x"}'}, "has 1 label; classes need two"),
-        ("classes", {"valid.jsonl": '{"text": "a", "label": "odd"}'}, "'odd', which no example to learn from has"),
+        ("classes", {"train.jsonl": '{"text": "a", "label": "x"}'}, "has 1 label; a classifier needs at least two"),
+        ("classes", {"valid.jsonl": '{"text": "a", "label": "odd"}'}, "'odd', which no training example has"),
         ("instructions", {"train.jsonl": '{"prompt": 3}'}, "needs a prompt .*; prompt is 3, response is missing"),
         ("instructions", {"train.jsonl": '{"prompt": "", "response": "b"}'}, "line 1 of .* has an empty prompt"),
-        ("instructions", {"train.jsonl": "[1]"}, "line 1 of .* is no JSON object"),
+        ("instructions", {"train.jsonl": "[1]"}, "(line|item) 1 of .* is not a JSON object"),
         ("instructions", {"train.jsonl": '{"prompt": "a", "response": "b"}\n{"pro'}, "line 2 of .* is not JSON"),
-        ("instructions", {"train.jsonl": "\n"}, "has no example in it"),
+        ("instructions", {"train.jsonl": "\n"}, "contains no example"),
         ("instructions", {"train.jsonl": json.dumps({"prompt": "q" * 99, "response": "a"})}, "none of the 1 examples"),
         ("text", {"train.txt": "Too short."}, "needs at least 49"),
         ("text", {"train.txt": " "}, "has no text in it"),

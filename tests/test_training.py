@@ -23,7 +23,8 @@ from small_runs import RECIPE, assert_equal_runs, one_step, recipe, small_run, w
 from transformers import GPT2LMHeadModel
 
 import clearhead
-from clearhead.data.corpus import Corpus, build
+from clearhead.data.corpus import Corpus
+from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import evaluate_perplexity
@@ -44,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return build(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_steps_are_those_of_a_plain_loop_over_transformers(corpus: Corpus, tmp_p
         betas=(0.9, 0.95),
     )
     for step in range(10):
-        inputs, targets = map(torch.from_numpy, run.task.batch(step))
+        inputs, targets = map(torch.from_numpy, run.task.draw(step))
         loss = torch.nn.functional.cross_entropy(peer(inputs).logits.flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)

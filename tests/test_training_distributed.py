@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from small_runs import RECIPE, recipe, write_texts
 from worlds import in_processes, run_together
 
-from clearhead.data.corpus import Corpus, build
+from clearhead.data.corpus import Corpus
+from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.errors import TrainingError
 from clearhead.training.distributed import processes
 from clearhead.training.loop import train
@@ -44,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return build(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

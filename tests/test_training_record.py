@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from clearhead.cli.command import app
 from clearhead.config import GPTConfig
-from clearhead.data.corpus import Corpus, build
-from clearhead.data.examples import Example, together
+from clearhead.data.corpus import Corpus
+from clearhead.data.corpus_builder import corpus_of_recipe
+from clearhead.data.examples import Example, pad_together
 from clearhead.errors import ClearheadError, TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy
 from clearhead.model import GPTModel
@@ -45,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return build(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_padding_is_not_counted_as_tokens(corpus: Corpus, tmp_path: Path) -> Non
         targets = np.full(length, 7, np.int64)
         targets[: length // 2] = -100  # as of a prompt
         rows.append(Example(np.arange(length, dtype=np.int64), targets))
-    inputs, targets = together(rows, 64)
+    inputs, targets = pad_together(rows, 64)
     run = small_run(recipe(), corpus, tmp_path)
     assert run.stepper.take(0, (inputs[:, :16], targets[:, :16])).tokens == 45
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 from small_runs import ALONE, assert_equal_runs, one_step, recipe, small_run, weights_of, write_texts
 
-from clearhead.data.corpus import Corpus, build
+from clearhead.data.corpus import Corpus
+from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.checkpoint import checkpoints, read_state, save_checkpoint
@@ -45,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return build(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from clearhead.errors import TrainingError
 
 if TYPE_CHECKING:
     from clearhead.data.corpus import Corpus
-    from clearhead.data.shards import Part
+    from clearhead.data.shards import TokenSplit
 
 HELP = "Turn texts into token shards to train on, and look at such a corpus."
 
@@ -84,22 +84,22 @@ def build(
     It may be stopped at any time, and the same command goes on from there. What is built depends neither on that nor on
     the number of processes. Memory stays small, however large the texts are.
     """
-    from clearhead.data.corpus import build_corpus
-    from clearhead.data.corpus_builder import Plan, Text, Validation
-    from clearhead.data.sources import find_sources
+    from clearhead.data.corpus_builder import build_corpus
+    from clearhead.data.corpus_plan import CorpusPlan, TextPlan, ValidationSplit
+    from clearhead.data.sources.find import find_sources
     from clearhead.data.vocabulary import Vocabulary
 
     if valid and validation is not None:
         raise typer.BadParameter("give only one of --validation and --valid.")
     if not name.replace("_", "").replace("-", "").isalnum():
         raise typer.BadParameter(f"{name!r} cannot be the name of a file; use letters, digits, '-' and '_' only.")
-    text = Text(
+    text = TextPlan(
         name,
         tuple(find_sources(sources, field=field, out=out)),
         tuple(find_sources(valid or [], field=field, out=out)),
-        Validation.from_text("none" if valid else "0.01" if validation is None else validation),
+        ValidationSplit.from_text("none" if valid else "0.01" if validation is None else validation),
     )
-    plan = Plan((text,), Vocabulary.named(tokenizer), seed, shard_tokens)
+    plan = CorpusPlan((text,), Vocabulary.from_name(tokenizer), seed, shard_tokens)
     corpus = build_corpus(plan, out, processes=processes)
     _print(corpus)
     if not corpus.valid and validation != "none":
@@ -163,7 +163,7 @@ def _print(corpus: Corpus) -> None:
     console.print(f"{tokenizer.vocab_size:,} {words[kind]}, {end}; {width} bytes for each id", soft_wrap=True)
 
 
-def _numbers(part: Part) -> list[str]:
+def _numbers(part: TokenSplit) -> list[str]:
     return [
         f"{part.documents:,}",
         f"{part.tokens:,}",
@@ -173,7 +173,7 @@ def _numbers(part: Part) -> list[str]:
     ]
 
 
-def _print_documents(corpus: Corpus, part: Part, title: str, count: int) -> None:
+def _print_documents(corpus: Corpus, part: TokenSplit, title: str, count: int) -> None:
     if count < 0:
         raise TrainingError(f"--documents is {count}; 0 or more was expected.")
     if not count:
@@ -186,7 +186,7 @@ def _print_documents(corpus: Corpus, part: Part, title: str, count: int) -> None
         console.print(document if len(document) <= 300 else f"{document[:300]} …", soft_wrap=True)
 
 
-def _first_documents(corpus: Corpus, part: Part, count: int) -> list[str]:
+def _first_documents(corpus: Corpus, part: TokenSplit, count: int) -> list[str]:
     """The beginnings of the first documents of a part: as many tokens as surely give 300 characters."""
     ids: Any = corpus.tokens(part)
     starts: list[int] = []

@@ -10,14 +10,14 @@ class SourceRecipe:
     """One text of a corpus, as a recipe's `[[corpus.source]]` names it.
 
     Attributes:
-        name: what the metrics and the shards call it.
-        train: what to train on, relative to the data folder: a text file (documents are separated by a line
-            `<|endoftext|>`), JSON lines, a Parquet file, a folder of them, or a data set on the hub (`hf:NAME`).
-        valid: the same to be held out; none where empty.
-        validation: where `valid` is empty, what of `train` is held out: a share of the documents (`0.01`) or the last
-            share of the tokens (`tail:0.1`).
+        name: the text's name in metrics and shards.
+        train: the training text, relative to the data folder: a text file (a line `<|endoftext|>` separates
+            documents), JSON lines, a Parquet file, a folder of them, or a data set on the hub (`hf:NAME`).
+        valid: the held-out text, in the same forms; empty for none.
+        validation: if `valid` is empty, the part of `train` to hold out: a share of the documents (`0.01`) or the
+            last share of the tokens (`tail:0.1`).
         field: the field of a JSON line, or the column of a table, that is the document.
-        weight: share of the training tokens that come from here, relative to the other sources' weights.
+        weight: the share of the training tokens, relative to the other sources' weights.
     """
 
     name: str
@@ -34,12 +34,11 @@ class CorpusRecipe:
 
     Attributes:
         source: the texts.
-        built: in place of texts, the folder of a corpus that `clearhead corpus build` made, relative to the data
-            folder.
-        tokenizer: `bytes`, `characters`, or a tokenizer's file, folder or name on the hub; where it is empty, a
-            byte-level BPE is learned from the texts.
-        seed: of the draw of held-out documents.
-        tokenizer_bytes: how many bytes of text the vocabulary is learned from, shared out by weight.
+        built: instead of texts, the folder of a corpus from `clearhead corpus build`, relative to the data folder.
+        tokenizer: `bytes`, `characters`, or a tokenizer's file, folder or name on the hub; if empty, a byte-level BPE
+            is learned from the texts.
+        seed: the seed of the draw of held-out documents.
+        tokenizer_bytes: bytes of text that the vocabulary is learned from, divided by weight.
     """
 
     source: tuple[SourceRecipe, ...] = ()

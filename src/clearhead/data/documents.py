@@ -1,8 +1,8 @@
-"""Text files for training and evaluation: documents, separated by a line `<|endoftext|>`, and their tokens.
+"""Split text files into documents, which a line `<|endoftext|>` separates.
 
-A file may be larger than memory, and so may a document. So a file is read in blocks that are cut where a document
-ends or, inside a long one, before white space, and a block gives pieces of documents. What is found does not depend
-on the size of the blocks.
+A file may be larger than memory, and so may a document. So a file is read in blocks that end where a document ends or,
+inside a long one, before white space, and a block consists of fragments of documents. The documents that are found do
+not depend on the size of the blocks.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SEPARATOR = "<|endoftext|>"
-BLOCK = 1 << 20
-"""How many bytes are read and encoded at a time."""
+BLOCK_BYTES = 1 << 20
+"""Bytes that are read and encoded at a time."""
 
-_MOST = 1 << 28  # bytes without a place to cut, after which a file is taken for something else than text
+_LONGEST_BLOCK = 1 << 28  # bytes; a file without white space for so long is not text
 
 
-class Ids(Protocol):
-    """The tokens of a text, which are read in slices: an array, or what is mapped from several files."""
+class TokenIds(Protocol):
+    """The tokens of a text, read in slices: an array, or several mapped files."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, places: slice, /) -> npt.NDArray[np.integer[Any]]: ...
+    def __getitem__(self, indices: slice, /) -> npt.NDArray[np.integer[Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A stretch of a text file.
+class TextBlock:
+    """A byte range of a text file.
 
     Attributes:
-        start, end: where it is, in bytes.
-        inside: whether it begins inside a document that the block before it has begun.
-        closed: whether it ends where a document ends.
+        start, end: offsets in bytes.
+        inside: whether the block begins inside a document that an earlier block began.
+        closed: whether the block ends where a document ends.
     """
 
     start: int
@@ -51,51 +51,51 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Fragment:
     """A document, or a part of one.
 
     Attributes:
-        text: what it says, without the white space around the document.
-        begins: whether the document begins with it.
+        text: the text, without the white space around the document.
+        begins: whether the document begins with this fragment.
     """
 
     text: str
     begins: bool
 
 
-def blocks(
-    file: BinaryIO, start: int = 0, inside: bool = False, *, size: int = BLOCK, cut_documents: bool = True
-) -> Iterator[tuple[Block, bytes]]:
-    """The blocks of a text file in order, with their bytes.
+def read_blocks(
+    file: BinaryIO, start: int = 0, inside: bool = False, *, size: int = BLOCK_BYTES, cut_documents: bool = True
+) -> Iterator[tuple[TextBlock, bytes]]:
+    """Yield the blocks of a text file in order, with their bytes.
 
     Args:
-        file: opened for reading bytes, and at `start`.
-        start, inside: the end of an earlier block and whether it was not `closed`, to go on from there.
-        size: how many bytes to read at a time; a block is longer where there is no place to cut.
+        file: opened for reading bytes, and positioned at `start`.
+        start, inside: to resume: the end of an earlier block, and whether that block was not `closed`.
+        size: bytes to read at a time; a block is longer if it contains no point to cut at.
         cut_documents: whether a block may end inside a document, before white space.
 
     Raises:
-        InputError: where there is no place to cut in so many bytes that this is no text.
+        InputError: if there is no point to cut at for so many bytes that the file cannot be text.
     """
     buffer = b""
     while True:
         more = file.read(max(size, len(buffer)))
         buffer += more
-        cut, closed = (len(buffer), True) if not more else _place_to_cut(buffer, inside, cut_documents)
+        cut, closed = (len(buffer), True) if not more else _find_cut(buffer, inside, cut_documents)
         if cut:
-            yield Block(start, start + cut, inside, closed), buffer[:cut]
+            yield TextBlock(start, start + cut, inside, closed), buffer[:cut]
             start, inside, buffer = start + cut, not closed, buffer[cut:]
         if not more:
             return
-        if cut_documents and len(buffer) >= _MOST:
+        if cut_documents and len(buffer) >= _LONGEST_BLOCK:
             raise InputError(
                 f"{file.name} has {len(buffer):,} bytes without a line end or a space, from byte {start:,} on; a text "
                 "was expected, with a line <|endoftext|> between documents."
             )
 
 
-def _place_to_cut(buffer: bytes, inside: bool, cut_documents: bool) -> tuple[int, bool]:
-    """How much of a buffer may go on its way, and whether a document ends there; 0 where nothing may."""
+def _find_cut(buffer: bytes, inside: bool, cut_documents: bool) -> tuple[int, bool]:
+    """Return how many bytes of a buffer form a block, and whether a document ends there; 0 if it cannot be cut."""
     separator, at = SEPARATOR.encode(), len(buffer)
     while (at := buffer.rfind(separator, 0, at)) >= 0:
         before = buffer[:at].rstrip(b" \t") if at and buffer[at - 1] in b" \t" else buffer[max(at - 1, 0) : at]
@@ -108,36 +108,38 @@ def _place_to_cut(buffer: bytes, inside: bool, cut_documents: bool) -> tuple[int
             line_end[:1] == b"\n" or (line_end[:1] == b"\r" and len(line_end) == 2)
         ):
             return behind + (2 if line_end == b"\r\n" else 1), True
-    return (_before_white_space(buffer), False) if cut_documents else (0, False)
+    return (_last_white_space(buffer), False) if cut_documents else (0, False)
 
 
-def _before_white_space(buffer: bytes) -> int:
-    """The last place between a visible character and a white one, line ends first; 0 where there is none."""
+def _last_white_space(buffer: bytes) -> int:
+    """Return the last offset between a visible character and white space, line ends first; 0 if there is none."""
     for white in (b"\n", b"\r", b" "):
         cut = len(buffer)
         while (cut := buffer.rfind(white, 1, cut)) > 0:
-            # The character before it, of one to four bytes. Not behind a separator: its line must stay whole.
+            # The character before it, of one to four bytes. Not after a separator: its line must stay whole.
             before = buffer[max(cut - 4, 0) : cut].decode("utf-8", "ignore")
             if before and not before[-1].isspace() and not buffer.endswith(SEPARATOR.encode(), 0, cut):
                 return cut
     return 0
 
 
-def pieces(block: Block, data: bytes, name: str) -> Iterator[Piece]:
-    """What a block holds: pieces of documents, blank documents left out.
+def fragments_in(block: TextBlock, data: bytes, name: str) -> Iterator[Fragment]:
+    """Yield the fragments of documents in a block, without blank documents.
 
     Args:
-        block: where it is.
+        block: the block.
         data: its bytes.
-        name: of the file, for errors.
+        name: the file's name, for errors.
 
     Raises:
-        InputError: where the bytes are not UTF-8.
+        InputError: if the bytes are not UTF-8.
     """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text ({error.reason} at byte {block.start + error.start:,}).") from None
+        raise InputError(
+            f"{name} is not UTF-8 text ({error.reason} at byte {block.start + error.start:,}); convert it to UTF-8."
+        ) from None
     parts = list(_split(text, not block.inside, block.closed))
     for number, part in enumerate(parts):
         begins = number > 0 or not block.inside
@@ -146,16 +148,16 @@ def pieces(block: Block, data: bytes, name: str) -> Iterator[Piece]:
         if number < len(parts) - 1 or block.closed:
             part = part.rstrip()
         if part:
-            yield Piece(part, begins)
+            yield Fragment(part, begins)
 
 
 def _split(text: str, begins: bool, ends: bool) -> Iterator[str]:
-    """What stands between the separators: lines of nothing but `<|endoftext|>` and white space.
+    """Yield the text between separators, which are lines of `<|endoftext|>` and white space alone.
 
     A line ends with "\\n", "\\r\\n" or "\\r", as in Python's text files.
 
     Args:
-        text: what to split.
+        text: the text to split.
         begins, ends: whether the text begins where a line begins, and ends where one ends.
     """
     start = at = 0
@@ -166,29 +168,29 @@ def _split(text: str, begins: bool, ends: bool) -> Iterator[str]:
         while last < len(text) and text[last].isspace() and text[last] not in "\r\n":
             last += 1
         at += len(SEPARATOR)
-        on_the_left = text[first - 1] in "\r\n" if first else begins
-        on_the_right = text[last] in "\r\n" if last < len(text) else ends
-        if on_the_left and on_the_right:
+        line_begins = text[first - 1] in "\r\n" if first else begins
+        line_ends = text[last] in "\r\n" if last < len(text) else ends
+        if line_begins and line_ends:
             yield text[start:first]
             start = last
     yield text[start:]
 
 
 def documents(path: Path) -> Iterator[str]:
-    """The documents of a text file, whose separator is a line `<|endoftext|>`; blank ones are left out.
+    """Yield the documents of a text file, without blank ones.
 
     Raises:
-        InputError: where the file cannot be read or is not UTF-8.
+        InputError: if the file cannot be read or is not UTF-8.
     """
     document: list[str] = []
     try:
         with path.open("rb") as file:
-            for block, data in blocks(file):
-                for piece in pieces(block, data, str(path)):
-                    if piece.begins and document:
+            for block, data in read_blocks(file):
+                for fragment in fragments_in(block, data, str(path)):
+                    if fragment.begins and document:
                         yield "".join(document)
                         document = []
-                    document.append(piece.text)
+                    document.append(fragment.text)
     except OSError as error:
         raise InputError(f"{path} could not be read ({error.strerror}); check the path.") from None
     if document:
@@ -196,27 +198,27 @@ def documents(path: Path) -> Iterator[str]:
 
 
 def encode_documents(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], int]]:
-    """The tokens of each document of a file, with its length in bytes of UTF-8.
+    """Yield the tokens of each document of a file, and its length in bytes of UTF-8.
 
-    Each begins with the end-of-text token, so that a model learns to start afresh there; a vocabulary
-    without one does without.
+    Each document begins with the end-of-text token, if the vocabulary has one, so that a model learns that a new
+    document begins there.
 
     Raises:
-        InputError: as `documents`.
+        InputError: if the file cannot be read or is not UTF-8.
     """
     start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    for batch in _batches(path):
+    for batch in _batches_of_documents(path):
         for document, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
             yield [*start, *ids], len(document.encode())
 
 
-def _batches(path: Path) -> Iterator[list[str]]:
+def _batches_of_documents(path: Path) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
     for document in documents(path):
         batch.append(document)
         size += len(document)
-        if size >= BLOCK:
+        if size >= BLOCK_BYTES:
             yield batch
             batch, size = [], 0
     yield batch

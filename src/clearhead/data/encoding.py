@@ -1,7 +1,4 @@
-"""What becomes of a stretch of a source: ids and where its documents begin, or the characters that it has.
-
-This is the work that many processes share. The classes here are sent to them once, and then called for each stretch.
-"""
+"""Turn chunks of a source into tokens. Each process that encodes has one `ChunkEncoder`."""
 
 from __future__ import annotations
 
@@ -12,25 +9,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.data.documents import Piece
-from clearhead.data.sources import Source
+from clearhead.data.documents import Fragment
+from clearhead.data.sources.base import DocumentSource
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer import Tokenizer
 
 COMPILE_FROM = 1 << 25
-"""Bytes of text from which on a compiled encoder is worth the seconds that it takes to compile."""
+"""Bytes of text from which on compiling an encoder pays for the seconds that it takes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """The tokens of a stretch.
+class EncodedChunk:
+    """The tokens of a chunk.
 
     Attributes:
         ids: unsigned integers [tokens].
-        tokens: how many of them each piece has, int64 [pieces]. A piece with which a document begins has the
-            end-of-text token before it, where the vocabulary has one.
-        text_bytes: the length of each piece in UTF-8, int64 [pieces].
-        begins: whether a document begins with it, bool [pieces].
+        tokens: the number of tokens of each fragment, int64 [fragments]. A fragment with which a document begins has
+            the end-of-text token before it, if the vocabulary has one.
+        text_bytes: the length of each fragment in UTF-8, int64 [fragments].
+        begins: whether a document begins with the fragment, bool [fragments].
     """
 
     ids: npt.NDArray[np.unsignedinteger[Any]]
@@ -39,13 +36,13 @@ class Encoded:
     begins: npt.NDArray[np.bool_]
 
 
-class Encoder:
-    """Turns a stretch into tokens.
+class ChunkEncoder:
+    """Encode chunks.
 
     Args:
-        encode: a text to ids; sent to each process.
+        encode: maps a text to ids; it is sent to each process.
         start: the ids before each document.
-        dtype: of the ids.
+        dtype: the ids' type.
     """
 
     def __init__(
@@ -54,14 +51,14 @@ class Encoder:
         self.encode, self.start = encode, np.array(start, dtype)
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, dtype: np.dtype[Any], *, compiled: bool) -> Encoder:
-        """One for a tokenizer.
+    def of(cls, tokenizer: Tokenizer, dtype: np.dtype[Any], *, compiled: bool) -> ChunkEncoder:
+        """Create an encoder for a tokenizer.
 
         Args:
-            tokenizer: whose.
-            dtype: of the ids.
-            compiled: whether to compile for it where the tokenizer is of GPT-2's kind, which takes seconds and then
-                saves most of the time. The ids do not depend on it.
+            tokenizer: the tokenizer.
+            dtype: the ids' type.
+            compiled: whether to compile an encoder, if the tokenizer is of GPT-2's kind. That takes seconds, and then
+                saves most of the time; the ids do not depend on it.
         """
         encode: Callable[[str], npt.NDArray[np.uint32]] = tokenizer.encode_array
         if compiled and tokenizer.byte_pairs() is not None:
@@ -70,51 +67,51 @@ class Encoder:
 
             with compile_notice("Compiling the encoder, once on this machine …"):
                 encode = BulkEncoder(tokenizer)
-                encode("a")  # so that other processes find it compiled
+                encode("a")  # compile now, so that other processes find the result
         return cls(encode, [] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype)
 
-    def __call__(self, source: Source, content: Any) -> Encoded:
-        """The tokens of a stretch.
+    def __call__(self, source: DocumentSource, content: Any) -> EncodedChunk:
+        """Encode a chunk.
 
         Raises:
-            InputError, TokenizerError: where it holds no text, or one that the vocabulary cannot write.
+            InputError, TokenizerError: if it is not text, or has text that the vocabulary cannot encode.
         """
-        pieces = list(source.pieces(content))
+        fragments = list(source.fragments(content))
         arrays: list[npt.NDArray[Any]] = []
-        tokens = np.zeros(len(pieces), np.int64)
-        for number, piece in enumerate(pieces):
-            ids = self._ids(source, piece)
+        tokens = np.zeros(len(fragments), np.int64)
+        for number, fragment in enumerate(fragments):
+            ids = self._encode(source, fragment)
             tokens[number] = len(ids)
-            if piece.begins:
+            if fragment.begins:
                 arrays.append(self.start)
                 tokens[number] += len(self.start)
             arrays.append(ids)
-        return Encoded(
+        return EncodedChunk(
             ids=np.concatenate([self.start[:0], *arrays], dtype=self.start.dtype, casting="unsafe"),
             tokens=tokens,
-            text_bytes=np.array([len(piece.text.encode()) for piece in pieces], np.int64),
-            begins=np.array([piece.begins for piece in pieces], np.bool_),
+            text_bytes=np.array([len(fragment.text.encode()) for fragment in fragments], np.int64),
+            begins=np.array([fragment.begins for fragment in fragments], np.bool_),
         )
 
-    def _ids(self, source: Source, piece: Piece) -> npt.NDArray[np.uint32]:
+    def _encode(self, source: DocumentSource, fragment: Fragment) -> npt.NDArray[np.uint32]:
         try:
-            return self.encode(piece.text)
+            return self.encode(fragment.text)
         except TokenizerError as error:
             raise TokenizerError(f"in {source.name}: {error}") from None
 
 
-class Alphabet:
-    """Finds the characters of a stretch, and how many documents begin in it."""
+class CharacterScan:
+    """Find the characters of a chunk, and count the documents that begin in it."""
 
-    def __call__(self, source: Source, content: Any) -> tuple[str, int]:
-        """The characters, each once, and the number.
+    def __call__(self, source: DocumentSource, content: Any) -> tuple[str, int]:
+        """Return the distinct characters and the number of documents.
 
         Raises:
-            InputError: where the stretch holds no text.
+            InputError: if the chunk is not text.
         """
         characters: set[str] = set()
         documents = 0
-        for piece in source.pieces(content):
-            characters.update(piece.text)
-            documents += piece.begins
+        for fragment in source.fragments(content):
+            characters.update(fragment.text)
+            documents += fragment.begins
         return "".join(characters), documents

@@ -1,9 +1,9 @@
-"""A shuffled order of any number of things, in which each place can be asked for alone and nothing is stored.
+"""A shuffled order of any size whose elements are computed one by one; nothing is stored.
 
 A Feistel network (Luby and Rackoff 1988, "How to construct pseudorandom permutations from pseudorandom functions")
-turns any function of half a number's bits into a permutation of the numbers of that many bits. For a size that is no
-power of two, a number that falls outside is sent through again until it falls inside ("cycle-walking": Black and
-Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 3). The function here is the mixing step of splitmix64.
+turns any function of half a number's bits into a permutation of the numbers of that many bits. If the size is not a
+power of two, a number outside the range goes through the network again until it is inside ("cycle-walking": Black and
+Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 3). The function here is the mixing step of SplitMix64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Permutation:
 
     Args:
         size: how many there are, at least 1.
-        key: whole numbers that decide the order.
+        key: integers that determine the order.
     """
 
     def __init__(self, size: int, *key: int) -> None:
@@ -30,14 +30,14 @@ class Permutation:
         seed = np.random.SeedSequence([*key, size])
         self._keys: list[int] = seed.generate_state(_ROUNDS, np.uint64).tolist()
 
-    def __call__(self, place: int) -> int:
-        """The number at a place, from 0 to size - 1, of the order."""
-        # At least a quarter of the numbers are inside, so that few go round more than a few times.
-        while (place := self._round_trip(place)) >= self.size:
+    def __call__(self, index: int) -> int:
+        """Return the number at an index, from 0 to size - 1, of the order."""
+        # At least a quarter of the numbers are inside, so most need only a few rounds.
+        while (index := self._feistel(index)) >= self.size:
             pass
-        return place
+        return index
 
-    def _round_trip(self, value: int) -> int:
+    def _feistel(self, value: int) -> int:
         left, right = value >> self._half, value & self._mask
         for key in self._keys:
             left, right = right, left ^ (mix(right + key & MASK) & self._mask)

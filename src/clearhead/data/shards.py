@@ -1,7 +1,7 @@
-"""Tokens on disk: files of at most so many ids each, read as one array.
+"""Tokens on disk: shard files with a fixed maximum number of ids, written one after another and read as one array.
 
-A shard is a flat array of little-endian ids (`<name>.00000.bin`), beside which stand the places in it where documents
-begin (`<name>.00000.idx`, little-endian uint32). Every shard of a name but the last has the same number of ids, so a
+A shard is a flat array of little-endian ids (`<name>.00000.bin`). Its index file (`<name>.00000.idx`, little-endian
+uint32) lists where in it documents begin. All shards of a name except the last have the same number of ids, so a
 document may begin in one and end in the next.
 """
 
@@ -20,9 +20,9 @@ import numpy.typing as npt
 from clearhead.errors import TrainingError
 
 INDEX = np.dtype("<u4")
-"""The numbers of an index file."""
+"""The type of the numbers in an index file."""
 
-_PIECE = 1 << 22  # bytes that are hashed or copied at a time
+_HASH_BYTES = 1 << 22  # hashed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Shard:
     """A file of ids and its index.
 
     Attributes:
-        file: the name of the ids' file in the corpus folder; the index has the suffix `.idx` in place of `.bin`.
-        tokens: how many ids it holds.
+        file: the name of the file of ids; the index file's name ends with `.idx` instead of `.bin`.
+        tokens: the number of ids.
         documents: how many documents begin in it.
-        sha256: of the ids' file.
-        index_sha256: of the index.
+        sha256: the checksum of the file of ids.
+        index_sha256: the checksum of the index file.
     """
 
     file: str
@@ -50,12 +50,12 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A text's tokens for training, or those that are held out.
+class TokenSplit:
+    """The training tokens of a text, or its held-out tokens.
 
     Attributes:
-        tokens: how many there are.
-        documents: how many documents they make; a document that was cut in two counts in both parts.
+        tokens: the number of tokens.
+        documents: the number of documents; a document that was cut in two counts in both splits.
         text_bytes: the documents' length in UTF-8.
         shards: the files, in order.
     """
@@ -66,12 +66,23 @@ class Part:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Part:
-        """A part as `asdict` gives it."""
+    def from_json(cls, values: dict[str, Any]) -> TokenSplit:
+        """Restore a split from the manifest.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the values are not those of a split.
+        """
+        counts = [values["tokens"], values["documents"], values["text_bytes"]]
+        counts += [number for shard in values["shards"] for number in (shard["tokens"], shard["documents"])]
+        names = [shard[key] for shard in values["shards"] for key in ("file", "sha256", "index_sha256")]
+        if not all(type(number) is int and number >= 0 for number in counts):
+            raise ValueError("a count is not a whole number from 0 on")
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("the name of a shard is not the name of a file")
         return cls(**{**values, "shards": tuple(Shard(**shard) for shard in values["shards"])})
 
 
-def _mapped(path: Path, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _map_file(path: Path, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     expected = length * dtype.itemsize
     found = path.stat().st_size if path.exists() else 0
     if found != expected:
@@ -81,21 +92,21 @@ def _mapped(path: Path, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return np.memmap(path, dtype, mode="r") if length else np.empty(0, dtype)
 
 
-class Tokens:
-    """The ids of a part as one array, mapped and not read.
+class ShardedTokens:
+    """The ids of a split as one array, memory-mapped.
 
     Attributes:
-        dtype: their type.
+        dtype: the ids' type.
     """
 
     @classmethod
-    def open(cls, folder: Path, part: Part, dtype: np.dtype[Any]) -> Tokens:
-        """Those of a part whose files are in a folder.
+    def open(cls, folder: Path, split: TokenSplit, dtype: np.dtype[Any]) -> ShardedTokens:
+        """Map the files of a split.
 
         Raises:
-            TrainingError: where a file is missing or has another length than its shard.
+            TrainingError: if a file is missing or its length is not its shard's.
         """
-        return cls([_mapped(folder / shard.file, shard.tokens, dtype) for shard in part.shards], dtype)
+        return cls([_map_file(folder / shard.file, shard.tokens, dtype) for shard in split.shards], dtype)
 
     def __init__(self, arrays: Sequence[npt.NDArray[np.unsignedinteger[Any]]], dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
@@ -106,10 +117,10 @@ class Tokens:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, places: slice, /) -> npt.NDArray[np.unsignedinteger[Any]]:
-        start, stop, step = places.indices(self._length)
+    def __getitem__(self, indices: slice, /) -> npt.NDArray[np.unsignedinteger[Any]]:
+        start, stop, step = indices.indices(self._length)
         if step != 1:
-            raise IndexError("tokens are read one after another: a slice with a step of 1 was expected")
+            raise IndexError("tokens are read in slices with a step of 1")
         first, last = start // self._each, max(stop - 1, 0) // self._each
         parts = [
             self._arrays[n][max(start - n * self._each, 0) : stop - n * self._each]
@@ -121,39 +132,40 @@ class Tokens:
         return np.array(self[:], dtype, copy=copy)
 
 
-class Starts:
-    """The places among a part's tokens where documents begin, mapped and not read."""
+class DocumentStarts:
+    """The indices of a split's tokens at which documents begin, memory-mapped."""
 
-    def __init__(self, folder: Path, part: Part) -> None:
-        self._places: list[tuple[int, int, npt.NDArray[np.uint32]]] = []  # first token, last and one, places behind it
+    def __init__(self, folder: Path, split: TokenSplit) -> None:
+        # Of each shard: its first token, the one after its last, and the starts relative to the first.
+        self._shards: list[tuple[int, int, npt.NDArray[np.uint32]]] = []
         first = 0
-        for shard in part.shards:
-            places = _mapped(folder / shard.index, shard.documents, INDEX)
-            self._places.append((first, first + shard.tokens, places))
+        for shard in split.shards:
+            starts = _map_file(folder / shard.index, shard.documents, INDEX)
+            self._shards.append((first, first + shard.tokens, starts))
             first += shard.tokens
 
     def between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Those from a token on and before another, rising, int64."""
+        """Return the starts from one token on and before another, increasing, int64."""
         found = [np.empty(0, np.int64)]
-        for first, last, places in self._places:
+        for first, last, starts in self._shards:
             if first < stop and last > start:
-                here = slice(*np.searchsorted(places, [max(start - first, 0), stop - first]))
-                found.append(places[here].astype(np.int64) + first)
+                here = slice(*np.searchsorted(starts, [max(start - first, 0), stop - first]))
+                found.append(starts[here].astype(np.int64) + first)
         return np.concatenate(found)
 
 
-class Writer:
-    """Writes the shards of one part, and goes on writing where an earlier writer of the same files stopped.
+class ShardWriter:
+    """Write the shards of one split, or continue where an earlier writer of the same files stopped.
 
-    Between `checkpoint` and the next, files may hold more than the state says; a writer that is made from the state
-    cuts that off.
+    Between two calls of `checkpoint` the files may contain more than the state says; a writer that is made from the
+    state cuts that off.
 
     Args:
-        folder: where the files go.
-        name: what their names begin with.
-        dtype: of the ids.
+        folder: the folder of the files.
+        name: the beginning of the files' names.
+        dtype: the ids' type.
         shard_tokens: ids in a shard.
-        state: what `checkpoint` gave; None to begin.
+        state: the result of `checkpoint`; None to begin.
     """
 
     def __init__(
@@ -164,7 +176,7 @@ class Writer:
         self.tokens, self.documents, self.text_bytes = values["tokens"], values["documents"], values["text_bytes"]
         self._shards = [Shard(**shard) for shard in values["shards"]]
         self._open: _OpenShard | None = None
-        drop_shards(folder, name, len(self._shards) + (self.tokens > len(self._shards) * shard_tokens))
+        delete_shards(folder, name, len(self._shards) + (self.tokens > len(self._shards) * shard_tokens))
         if left := self.tokens - len(self._shards) * shard_tokens:
             starts = self.documents - sum(shard.documents for shard in self._shards)
             self._open = _OpenShard(self._path(), dtype, left, starts)
@@ -173,15 +185,15 @@ class Writer:
         return self.folder / f"{self.name}.{len(self._shards):05d}.bin"
 
     def write(self, ids: npt.NDArray[Any], starts: npt.NDArray[np.int64], text_bytes: int) -> None:
-        """Appends ids.
+        """Append ids.
 
         Args:
             ids: unsigned integers [tokens].
-            starts: the places in them where documents begin, rising, int64 [documents].
+            starts: the indices of `ids` at which documents begin, increasing, int64 [documents].
             text_bytes: the length of their text.
 
         Raises:
-            OSError: where the disk does not take them.
+            OSError: if they cannot be written.
         """
         self.text_bytes += text_bytes
         while len(ids):
@@ -202,7 +214,7 @@ class Writer:
             self._open = None
 
     def checkpoint(self) -> dict[str, Any]:
-        """Brings everything onto the disk; returns the state from which a new writer goes on."""
+        """Flush everything to the disk; return the state from which a new writer continues."""
         if self._open is not None:
             self._open.sync()
         return {
@@ -212,19 +224,19 @@ class Writer:
             "shards": [asdict(shard) for shard in self._shards],
         }
 
-    def close(self) -> Part:
-        """Ends the last shard; returns what was written."""
+    def close(self) -> TokenSplit:
+        """End the last shard; return what was written."""
         self._close_shard()
-        return Part(self.tokens, self.documents, self.text_bytes, tuple(self._shards))
+        return TokenSplit(self.tokens, self.documents, self.text_bytes, tuple(self._shards))
 
     def abandon(self) -> None:
-        """Closes the files as they are."""
+        """Close the files without completing the shard."""
         if self._open is not None:
             self._open.abandon()
 
 
-def drop_shards(folder: Path, name: str, first: int) -> None:
-    """Deletes the files of a name from a shard on."""
+def delete_shards(folder: Path, name: str, first: int) -> None:
+    """Delete the shards of a name from number `first` on."""
     for path in folder.glob(f"{name}.[0-9]*.*"):
         stem, _, number = path.name.removesuffix(path.suffix).rpartition(".")
         if stem == name and path.suffix in (".bin", ".idx") and number.isdigit() and int(number) >= first:
@@ -232,7 +244,7 @@ def drop_shards(folder: Path, name: str, first: int) -> None:
 
 
 class _OpenShard:
-    """The shard that is being written."""
+    """The shard that is being written, with the running hashes of its two files."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], tokens: int = 0, documents: int = 0) -> None:
         self.path, self.tokens, self.documents = path, tokens, documents
@@ -269,35 +281,35 @@ class _OpenShard:
 
 
 def _open_at(path: Path, size: int) -> tuple[BinaryIO, Any]:
-    """A file open for writing behind its first bytes, the rest cut off, and the running hash of those."""
+    """Open a file for writing after its first `size` bytes, cut off the rest, and return the running hash."""
     if size and (not path.exists() or path.stat().st_size < size):
         raise TrainingError(
             f"{path} is shorter than the unfinished build has written; delete the folder and build the corpus again."
         )
     file = path.open("r+b" if size else "w+b")
     hashed = hashlib.sha256()
-    for data in _chunks(file, size):
+    for data in _read_parts(file, size):
         hashed.update(data)
     file.truncate(size)
     file.seek(size)
     return file, hashed
 
 
-def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _read_parts(file: BinaryIO, size: int) -> Iterator[bytes]:
     while size:
-        data = file.read(min(size, _PIECE))
+        data = file.read(min(size, _HASH_BYTES))
         size -= len(data)
         yield data
 
 
-def shorter(folder: Path, shards: Sequence[Shard], tokens: int, dtype: np.dtype[Any]) -> Iterator[Shard]:
-    """The shards of a part of which only the first tokens are left, as they will be when `settle` has cut them."""
+def truncated(folder: Path, shards: Sequence[Shard], tokens: int, dtype: np.dtype[Any]) -> Iterator[Shard]:
+    """Yield the shards that remain of the first tokens of a split, as they are after `truncate_files`."""
     for shard in shards:
         if tokens >= shard.tokens:
             yield shard
         elif tokens > 0:
-            places = _mapped(folder / shard.index, shard.documents, INDEX)
-            documents = int(np.searchsorted(places, tokens))
+            starts = _map_file(folder / shard.index, shard.documents, INDEX)
+            documents = int(np.searchsorted(starts, tokens))
             hashes = [
                 _hash(folder / file, size)
                 for file, size in ((shard.file, tokens * dtype.itemsize), (shard.index, documents * INDEX.itemsize))
@@ -309,21 +321,21 @@ def shorter(folder: Path, shards: Sequence[Shard], tokens: int, dtype: np.dtype[
 def _hash(path: Path, size: int) -> str:
     hashed = hashlib.sha256()
     with path.open("rb") as file:
-        for data in _chunks(file, size):
+        for data in _read_parts(file, size):
             hashed.update(data)
     return hashed.hexdigest()
 
 
-def settle(folder: Path, name: str, part: Part, dtype: np.dtype[Any]) -> None:
-    """Cuts the files of a part to what it says, and deletes those of that name that it does not have.
+def truncate_files(folder: Path, name: str, split: TokenSplit, dtype: np.dtype[Any]) -> None:
+    """Cut the files of a split to the lengths that it says, and delete further shards of that name.
 
-    It can be done again, where it was interrupted.
+    An interrupted call can be repeated.
     """
-    for shard in part.shards:
+    for shard in split.shards:
         for file, size in (
             (shard.file, shard.tokens * dtype.itemsize),
             (shard.index, shard.documents * INDEX.itemsize),
         ):
             if (folder / file).stat().st_size > size:
                 os.truncate(folder / file, size)
-    drop_shards(folder, name, len(part.shards))
+    delete_shards(folder, name, len(split.shards))

@@ -1,4 +1,4 @@
-"""Which tokens a corpus is written in: those of a tokenizer that is there, or some that are learned from its texts."""
+"""Choose the tokenizer of a corpus: an existing one, or one that is learned from its texts."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any, Literal
 
 from clearhead import weights
 from clearhead.config import HUB_NAMES
-from clearhead.data.documents import Piece
-from clearhead.data.encoding import Alphabet
-from clearhead.data.manifest import identity
-from clearhead.data.sources import Place, Source, Stretch
-from clearhead.data.workers import results
+from clearhead.data.documents import Fragment
+from clearhead.data.encoding import CharacterScan
+from clearhead.data.manifest import tokenizer_identity
+from clearhead.data.sources.base import Chunk, Cursor, DocumentSource
+from clearhead.data.workers import map_in_processes
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.utils.progress import Progress
 
-_LONG = 1 << 20  # characters after which a paragraph is given out in parts
+_LONGEST_PIECE = 1 << 20  # characters; longer paragraphs are learned from in pieces
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A way to come to a tokenizer.
+    """How the tokenizer of a corpus is obtained.
 
     Attributes:
-        kind: `given`, for one that is there; `bytes`; `characters`, for all that the texts have; `merges`, for a
+        kind: `given`, for an existing one; `bytes`; `characters`, for all characters of the texts; `merges`, for a
             byte-level BPE that is learned from the texts.
-        tokenizer: the one that is given.
-        size: how many tokens to learn.
-        sample_bytes: how many bytes of text to learn merges from, shared out by weight.
+        tokenizer: the existing one.
+        size: the number of tokens to learn.
+        sample_bytes: bytes of text to learn merges from, divided by weight.
     """
 
     kind: Literal["given", "bytes", "characters", "merges"]
@@ -40,16 +40,16 @@ class Vocabulary:
     sample_bytes: int = 0
 
     @classmethod
-    def named(cls, name: str, below: Path | None = None) -> Vocabulary:
-        """`bytes`, `characters`, a folder with a tokenizer's files, a `tokenizer.json`, or a name on the hub.
+    def from_name(cls, name: str, below: Path | None = None) -> Vocabulary:
+        """Resolve `bytes`, `characters`, a folder with a tokenizer's files, a `tokenizer.json`, or a name on the hub.
 
         Args:
-            name: as a user gives it.
-            below: the folder that a path is relative to; the current one where it is left out.
+            name: the name that the user gave.
+            below: the folder that a path is relative to; None for the current one.
 
         Raises:
-            TokenizerError, TrainingError: where there is none of that name, or it is broken.
-            HubError: where it could not be fetched.
+            TokenizerError, TrainingError: if the tokenizer does not exist or is malformed.
+            HubError: if it could not be downloaded.
         """
         if name in ("bytes", "characters"):
             return cls("bytes" if name == "bytes" else "characters")
@@ -67,130 +67,131 @@ class Vocabulary:
         return cls("given", Tokenizer.from_folder(weights.fetch_tokenizer(hub_name)))
 
     @property
-    def weighs(self) -> bool:
-        """Whether it depends on the texts' weights."""
+    def depends_on_weights(self) -> bool:
+        """Whether the result depends on the texts' weights."""
         return self.kind == "merges"
 
-    def values(self) -> dict[str, Any]:
-        """What tells it from others, as JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """Return what distinguishes this choice from others."""
         if self.tokenizer is not None:
-            return {"kind": self.kind, **identity(self.tokenizer)}
+            return {"kind": self.kind, **tokenizer_identity(self.tokenizer)}
         return {"kind": self.kind, "size": self.size, "sample_bytes": self.sample_bytes}
 
-    def make(self, folder: Path, sources: Sequence[tuple[Source, float]], processes: int) -> list[Place]:
-        """Saves the tokenizer in a folder.
+    def create(self, folder: Path, sources: Sequence[tuple[DocumentSource, float]], processes: int) -> list[Cursor]:
+        """Learn the tokenizer if necessary, and save it in a folder.
 
         Args:
-            folder: where it goes.
+            folder: the destination.
             sources: what to learn from, each with its weight.
-            processes: how many read.
+            processes: the number of processes that read.
 
         Returns:
             how far the first sources were read.
 
         Raises:
-            TrainingError, InputError, TokenizerError: where the sources cannot be read or have too little text.
+            TrainingError, InputError, TokenizerError: if the sources cannot be read or have too little text.
         """
         if self.kind == "characters":
-            tokenizer, places = _learn_characters([source for source, _ in sources], processes)
+            tokenizer, cursors = _learn_characters([source for source, _ in sources], processes)
         elif self.kind == "merges":
-            sample = _Sample(sources, self.sample_bytes)
+            sample = _WeightedSample(sources, self.sample_bytes)
             with Progress("learning the vocabulary", None) as progress:
                 tokenizer = Tokenizer.train(sample, self.size)
                 progress.note(f"{tokenizer.vocab_size:,} tokens")
-            places = sample.places
+            cursors = sample.cursors
         else:
-            tokenizer, places = self.tokenizer or Tokenizer.of_bytes(), []
+            tokenizer, cursors = self.tokenizer or Tokenizer.of_bytes(), []
         tokenizer.save(folder)
-        return places
+        return cursors
 
 
-def _learn_characters(sources: Sequence[Source], processes: int) -> tuple[Tokenizer, list[Place]]:
-    """All characters of some texts, and the end of text where there is more than one document."""
+def _learn_characters(sources: Sequence[DocumentSource], processes: int) -> tuple[Tokenizer, list[Cursor]]:
+    """Build a tokenizer of all characters, with an end-of-text token if there is more than one document."""
     characters: set[str] = set()
     documents = 0
-    places = [Place()] * len(sources)
+    cursors = [Cursor()] * len(sources)
 
-    def stretches() -> Iterator[tuple[int, Stretch]]:
+    def numbered_chunks() -> Iterator[tuple[int, Chunk]]:
         for number, source in enumerate(sources):
-            for stretch in source.stretches(Place(), cut_documents=True):
-                yield number, stretch
+            for chunk in source.chunks(Cursor(), cut_documents=True):
+                yield number, chunk
 
     with Progress("looking for the characters", sum(source.size() for source in sources)) as progress:
-        for (number, stretch), (found, begun) in results(
-            Alphabet(), stretches(), lambda item: (sources[item[0]], item[1].content), processes
+        for (number, chunk), (found, begun) in map_in_processes(
+            CharacterScan(), numbered_chunks(), lambda item: (sources[item[0]], item[1].content), processes
         ):
             characters.update(found)
             documents += begun
-            places[number] = stretch.end
-            progress.advance(stretch.size, f"{len(characters):,} characters")
+            cursors[number] = chunk.end
+            progress.advance(chunk.size, f"{len(characters):,} characters")
     if not characters:
         raise TrainingError(f"{', '.join(source.name for source in sources[:3])}: there is no text in it.")
-    return Tokenizer.of_characters(characters, end_of_text=documents > 1), places
+    return Tokenizer.of_characters(characters, end_of_text=documents > 1), cursors
 
 
-class _Sample:
-    """The beginning of each source, by its weight's share of the bytes, a paragraph at a time; where the share ends
-    inside a paragraph, this is cut.
+class _WeightedSample:
+    """The beginning of each source, one paragraph at a time; each source gives its weight's share of the bytes.
+
+    A paragraph in which a share ends is cut.
 
     Attributes:
-        places: how far each source was read, once the sample has been.
+        cursors: how far each source was read, after the sample has been consumed.
     """
 
-    def __init__(self, sources: Sequence[tuple[Source, float]], sample_bytes: int) -> None:
+    def __init__(self, sources: Sequence[tuple[DocumentSource, float]], sample_bytes: int) -> None:
         self._sources, self._bytes = sources, sample_bytes
         self._total = sum(weight for _, weight in sources)
-        self.places: list[Place] = []
+        self.cursors: list[Cursor] = []
 
     def __iter__(self) -> Iterator[str]:
         for number, (source, weight) in enumerate(self._sources):
-            self.places.append(Place())
+            self.cursors.append(Cursor())
             left = self._bytes * weight / self._total
-            for paragraph in _paragraphs(self._pieces(source, number)):
+            for paragraph in _paragraphs(self._fragments(source, number)):
                 size = len(paragraph.encode())
                 if size >= left:
-                    yield paragraph[: _place_to_cut(paragraph, math.ceil(len(paragraph) * left / size))]
+                    yield paragraph[: _cut_before_space(paragraph, math.ceil(len(paragraph) * left / size))]
                     break
                 yield paragraph
                 left -= size
 
-    def _pieces(self, source: Source, number: int) -> Iterator[Piece]:
-        for stretch in source.stretches(Place(), cut_documents=True):
-            self.places[number] = stretch.end
-            yield from source.pieces(stretch.content)
+    def _fragments(self, source: DocumentSource, number: int) -> Iterator[Fragment]:
+        for chunk in source.chunks(Cursor(), cut_documents=True):
+            self.cursors[number] = chunk.end
+            yield from source.fragments(chunk.content)
 
 
-def _paragraphs(pieces: Iterator[Piece]) -> Iterator[str]:
-    """The paragraphs of documents that come in pieces, each with the blank line after it, long ones in parts.
+def _paragraphs(fragments: Iterator[Fragment]) -> Iterator[str]:
+    """Yield the paragraphs of documents, each with the blank line after it, long ones in pieces.
 
-    What is given out does not depend on where the pieces begin and end.
+    The result does not depend on where the fragments begin and end.
     """
-    begun = ""
-    for piece in pieces:
-        if piece.begins and begun:
-            yield from _parts(f"{begun}\n\n")
-            begun = ""
-        *whole, begun = (begun + piece.text).split("\n\n")
-        for paragraph in whole:
-            yield from _parts(f"{paragraph}\n\n")
-        *parts, begun = _parts(begun)
-        yield from parts
-    if begun:
-        yield from _parts(f"{begun}\n\n")
+    unfinished = ""
+    for fragment in fragments:
+        if fragment.begins and unfinished:
+            yield from _pieces(f"{unfinished}\n\n")
+            unfinished = ""
+        *complete, unfinished = (unfinished + fragment.text).split("\n\n")
+        for paragraph in complete:
+            yield from _pieces(f"{paragraph}\n\n")
+        *pieces, unfinished = _pieces(unfinished)
+        yield from pieces
+    if unfinished:
+        yield from _pieces(f"{unfinished}\n\n")
 
 
-def _parts(text: str) -> Iterator[str]:
-    """A text in parts of at most `_LONG` characters."""
+def _pieces(text: str) -> Iterator[str]:
+    """Yield a text in pieces of at most `_LONGEST_PIECE` characters."""
     start = 0
-    while len(text) - start > _LONG:
-        cut = _place_to_cut(text, start + _LONG, start)
+    while len(text) - start > _LONGEST_PIECE:
+        cut = _cut_before_space(text, start + _LONGEST_PIECE, start)
         yield text[start:cut]
         start = cut
     yield text[start:]
 
 
-def _place_to_cut(text: str, end: int, start: int = 0) -> int:
-    """The last place between `start` and `end` before a line end, else before a space; else `end`."""
+def _cut_before_space(text: str, end: int, start: int = 0) -> int:
+    """Return the last index between `start` and `end` before a line end, else before a space; else `end`."""
     for white in "\n ":
         if (cut := text.rfind(white, start + 1, end + 1)) > 0:
             return cut

@@ -1,7 +1,7 @@
-"""Work that is shared among processes, whose results come back in the order of the work.
+"""Distribute work over processes and return the results in the order of the work.
 
-A process is a fresh Python that reads what to do from its standard input and writes what it found to its standard
-output. It ends when its input ends, and so with the process that started it, however that one ended.
+A worker is a new Python process that reads its work from standard input and writes results to standard output. It ends
+when its input ends, and so with the process that started it, however that one ended.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from clearhead.errors import ClearheadError, TrainingError
 
 _T = TypeVar("_T")
 
-_START = "import sys; sys.path[:] = {path!r}; from clearhead.data.workers import serve; serve()"
+_START = "import sys; sys.path[:] = {path!r}; from clearhead.data.workers import worker_loop; worker_loop()"
 
 
-def results(
+def map_in_processes(
     work: Callable[..., Any], items: Iterable[_T], arguments: Callable[[_T], tuple[Any, ...]], processes: int
 ) -> Iterator[tuple[_T, Any]]:
-    """Each item with what the work finds for it, in the order of the items.
+    """Yield each item with the result of the work on it, in the order of the items.
 
-    At most two items for each process are on their way at a time, so that a slow reader of the results holds up
-    the work and memory stays bounded.
+    At most two items for each process are in progress at a time, so a slow consumer of the results slows down the work
+    and memory stays bounded.
 
     Args:
-        work: what is called; sent to each process once, by pickle.
-        items: taken as the work goes on.
-        arguments: of an item, for the work; sent by pickle.
-        processes: how many share the work; with one, it is done here.
+        work: the function; it is sent to each process once, by pickle.
+        items: consumed while the work proceeds.
+        arguments: maps an item to the function's arguments, which are sent by pickle.
+        processes: the number of processes; with one, the work is done in this process.
 
     Raises:
-        ClearheadError: that the work raised, in the order of the items.
-        TrainingError: where a process ended that should not have.
+        ClearheadError: if the work raises it, in the order of the items.
+        TrainingError: if a process ends unexpectedly.
     """
     if processes == 1:
         for item in items:
@@ -77,7 +77,7 @@ def results(
 
 
 class _Worker:
-    """A process that does the work."""
+    """The parent's side of a worker process."""
 
     def __init__(self, work: Callable[..., Any]) -> None:
         self._process = subprocess.Popen(
@@ -89,7 +89,7 @@ class _Worker:
         self._ended = False
 
     def call(self, arguments: tuple[Any, ...]) -> Any:
-        """What the work finds; raises what it raises."""
+        """Return the result of the work; raise what the work raises."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -98,28 +98,29 @@ class _Worker:
                 self._work = None
             pickle.dump(arguments, self._process.stdin, pickle.HIGHEST_PROTOCOL)
             self._process.stdin.flush()
-            found = pickle.load(self._process.stdout)
+            result = pickle.load(self._process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError):
             status = "was stopped" if self._ended else f"ended with status {self._process.wait()}"
             raise TrainingError(
-                f"a process that encodes text {status}, perhaps for want of memory; run the same command again, it "
-                "goes on from where it was. With --processes fewer run at once."
+                f"a process that encodes text {status}, perhaps because memory ran out; run the same command again to "
+                "resume. With --processes fewer run at once."
             ) from None
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def end(self) -> None:
+        """Stop the process."""
         self._ended = True
         self._process.kill()
         self._process.wait()
 
 
-def serve() -> None:
-    """What a process does: calls the work that it is sent until its input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+def worker_loop() -> None:
+    """Run in a worker process: call the work with the arguments that arrive until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     requests: BinaryIO = sys.stdin.buffer
-    # What the work prints must not come between the results.
+    # What the work prints must not get between the results.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clearhead.data.documents import Ids
+from clearhead.data.documents import TokenIds
 from clearhead.losses import NOT_COUNTED, head_nats
 from clearhead.model import GPTModel
 
@@ -56,7 +56,7 @@ BatchNats = Callable[[Tensor, Tensor], Tensor]
 @torch.no_grad()
 def evaluate_perplexity(
     model: GPTModel,
-    ids: Ids,
+    ids: TokenIds,
     text_bytes: int,
     *,
     windows: int | None = None,
@@ -113,7 +113,7 @@ def evenly_spaced(count: int, most: int | None) -> npt.NDArray[np.int64]:
     return np.linspace(0, count - 1, most).round().astype(np.int64)
 
 
-def _windows(ids: Ids, starts: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:
+def _windows(ids: TokenIds, starts: npt.NDArray[np.integer], length: int) -> npt.NDArray[np.int64]:
     """Return the windows that begin at `starts`, int64 [B, T + 1], padded with targets that do not count."""
     rows = [ids[start : start + length + 1].astype(np.int64) for start in starts]
     if not rows:

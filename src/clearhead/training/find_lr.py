@@ -55,7 +55,7 @@ def find_rate(stepper: Stepper, task: Task, steps: int = STEPS) -> FoundRate:
     for number in range(steps):
         share = LOWEST * (HIGHEST / LOWEST) ** (number / (steps - 1))
         try:
-            loss = stepper.take(number, task.batch(number), rate=share).loss
+            loss = stepper.take(number, task.draw(number), rate=share).loss
         except TrainingError:
             break  # no number any more: too fast
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss

@@ -12,18 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from clearhead.data.batches import Batch, Batches
-from clearhead.data.encoding import COMPILE_FROM, Encoder
-from clearhead.data.examples import (
-    Example,
-    ExampleBatches,
-    classified,
-    digest_of,
-    instructions,
-    opened,
-    together,
-)
-from clearhead.data.sources import Place, TextFile
+from clearhead.data.batches import Batch, WindowBatches
+from clearhead.data.encoding import COMPILE_FROM, ChunkEncoder
+from clearhead.data.examples import Example, ExampleBatches, pad_together
+from clearhead.data.instructions import read_instructions
+from clearhead.data.labelled import read_labelled
+from clearhead.data.records import file_digest, open_records
+from clearhead.data.sources.base import Cursor
+from clearhead.data.sources.text_file import TextFile
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity, evenly_spaced
 from clearhead.gpt import load
@@ -74,7 +70,7 @@ def begin(recipe: Recipe, data: Path) -> Start:
     model = gpt.model.train()
     recipe = replace(recipe, shape=model.config)
     # The model and the texts by what is in them, not by their names; the checkpoint has the other settings itself.
-    key = hashlib.sha256(digest_of(data / f.train).encode())
+    key = hashlib.sha256(file_digest(data / f.train).encode())
     for _, parameter in sorted(model.named_parameters()):
         key.update(parameter.detach().contiguous().numpy().tobytes())
     torch.manual_seed(recipe.training.seed)
@@ -147,11 +143,11 @@ class MoreText:
                 "valid out."
             )
         t = recipe.training
-        self.batches = Batches({f.train: self.ids}, {f.train: 1.0}, length, t.batch_size, t.seed)
+        self.batches = WindowBatches({f.train: self.ids}, {f.train: 1.0}, length, t.batch_size, t.seed)
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
         """Windows of the text."""
-        return self.batches.batch(step)
+        return self.batches.draw(step)
 
     def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """Loss, perplexity and bits per byte of the held-out text."""
@@ -182,14 +178,14 @@ class Instructions:
         self, recipe: Recipe, f: FineTuneRecipe, data: Path, tokenizer: Tokenizer, length: int, key: str
     ) -> None:
         self.tokenizer, self.key, self.file = tokenizer, key, f.train
-        self.train, self.left_out = instructions(data / f.train, tokenizer, f.template, length)
-        self.valid = instructions(data / f.valid, tokenizer, f.template, length)[0] if f.valid else []
+        self.train, self.left_out = read_instructions(data / f.train, tokenizer, f.template, length)
+        self.valid = read_instructions(data / f.valid, tokenizer, f.template, length)[0] if f.valid else []
         self.held_out = Path(f.valid).name
         self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed, length)
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
         """Examples in the epoch's order."""
-        return self.batches.batch(step)
+        return self.batches.draw(step)
 
     def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """The loss on held-out responses."""
@@ -221,14 +217,14 @@ class Classes:
         self, recipe: Recipe, f: FineTuneRecipe, data: Path, tokenizer: Tokenizer, length: int, key: str
     ) -> None:
         self.tokenizer, self.key, self.file = tokenizer, key, f.train
-        self.train, self.labels = classified(data / f.train, tokenizer, length, None)
-        self.valid = classified(data / f.valid, tokenizer, length, self.labels)[0] if f.valid else []
+        self.train, self.labels = read_labelled(data / f.train, tokenizer, length, None)
+        self.valid = read_labelled(data / f.valid, tokenizer, length, self.labels)[0] if f.valid else []
         self.held_out = Path(f.valid).name
         self.batches = ExampleBatches(self.train, recipe.training.batch_size, recipe.training.seed, length)
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
         """Examples in the epoch's order."""
-        return self.batches.batch(step)
+        return self.batches.draw(step)
 
     def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """Loss and accuracy on held-out texts."""
@@ -270,7 +266,7 @@ def _examine_examples(
     for first in range(processes.rank * _AT_ONCE, rounds * _AT_ONCE * processes.world, _AT_ONCE * processes.world):
         # An empty share still takes part: a model that is spread over processes needs all of them.
         rows = chosen[first : first + _AT_ONCE]
-        batch = together(rows or chosen[:1], model.config.context_length)
+        batch = pad_together(rows or chosen[:1], model.config.context_length)
         inputs, targets = (torch.from_numpy(array) for array in batch)
         if not rows:
             targets.fill_(-100)
@@ -293,12 +289,12 @@ def _times(examples: Sequence[Example], batches: ExampleBatches, steps: int) -> 
 
 def _tokens(path: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
     """A text file's tokens, int32, as a corpus has them, and its length in bytes without separators."""
-    with opened(path):
+    with open_records(path):
         pass  # so that a wrong name is told in this recipe's words
     text = TextFile(str(path), path)
-    encoder = Encoder.of(tokenizer, np.dtype(np.int32), compiled=text.size() >= COMPILE_FROM)
+    encoder = ChunkEncoder.of(tokenizer, np.dtype(np.int32), compiled=text.size() >= COMPILE_FROM)
     cut = tokenizer.may_split != "nowhere"
-    parts = [encoder(text, stretch.content) for stretch in text.stretches(Place(), cut_documents=cut)]
+    parts = [encoder(text, chunk.content) for chunk in text.chunks(Cursor(), cut_documents=cut)]
     ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
     if not len(ids):
         raise TrainingError(f"{path} has no text in it; give a file with some.")

@@ -21,7 +21,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from clearhead.data.corpus import Corpus, build, place
+from clearhead.data.corpus import Corpus
+from clearhead.data.corpus_builder import corpus_folder as folder_of_corpus
+from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.errors import TrainingError
 from clearhead.model import GPTModel
 from clearhead.training.card import model_card
@@ -179,7 +181,7 @@ class Run:
                 with self.clock.paused():
                     self._validate()
             while self.step < t.steps:
-                step = self.stepper.take(self.step, self.task.batch(self.step), lambda: stop.asked)
+                step = self.stepper.take(self.step, self.task.draw(self.step), lambda: stop.asked)
                 self.step += 1
                 self._report(step)
                 if self.step % t.checkpoint_every == 0 or self.step == t.steps or step.stop:
@@ -396,8 +398,8 @@ def _corpus(recipe: Recipe, data: Path, folder: Path, group: Processes) -> Corpu
     corpus = None
     with group.first_alone() as first:
         if first:
-            corpus = build(recipe.corpus, recipe.model.vocab_size, data, folder)
-    return corpus or Corpus(place(recipe.corpus, data, folder))
+            corpus = corpus_of_recipe(recipe.corpus, recipe.model.vocab_size, data, folder)
+    return corpus or Corpus(folder_of_corpus(recipe.corpus, data, folder))
 
 
 def _need_compiler(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from clearhead.data.batches import Batch, Batches
+from clearhead.data.batches import Batch, WindowBatches
 from clearhead.data.corpus import Corpus
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity
@@ -38,7 +38,7 @@ class Task(Protocol):
     def key(self) -> str:
         """Differs where the data differ."""
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
         """The batch of a step, for all processes together: a pure function of the step."""
 
     def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
@@ -69,7 +69,7 @@ class NextTokens:
                     "bytes; a loss on it needs two tokens and some text. Hold out more, or nothing."
                 )
         self.corpus, self.tokenizer, self.key = corpus, corpus.tokenizer, corpus.key
-        self.batches = Batches(
+        self.batches = WindowBatches(
             {name: corpus.tokens(shard) for name, shard in corpus.train.items()},
             {source.name: source.weight for source in recipe.corpus.source},
             recipe.model.context_length,
@@ -77,9 +77,9 @@ class NextTokens:
             recipe.training.seed,
         )
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
         """Windows of the training texts, in the recipe's shares."""
-        return self.batches.batch(step)
+        return self.batches.draw(step)
 
     def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
         """Loss, perplexity and bits per byte of each held-out text."""

@@ -1,0 +1,114 @@
+"""Data sets of the Hugging Face hub as a source of documents."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clearhead.data.documents import Fragment
+from clearhead.data.sources.base import Chunk, Cursor, source_changed
+from clearhead.data.sources.rows import READ_ROWS, in_groups, row_fragments
+from clearhead.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+
+@dataclass(frozen=True, slots=True)
+class HubDataset:
+    """A data set of the hub, read through the library `datasets`, which caches it."""
+
+    name: str
+    path: str
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+    kind: str = "hub"
+
+    @classmethod
+    def from_name(cls, name: str, field: str) -> HubDataset:
+        """Parse `hf:NAME`, `hf:NAME:CONFIG` or `hf:NAME:CONFIG:SPLIT`.
+
+        Raises:
+            TrainingError: if the name has another form.
+        """
+        parts = name.removeprefix("hf:").split(":")
+        if not parts[0] or len(parts) > 3:
+            raise TrainingError(
+                f"{name!r} does not name a data set; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT."
+            )
+        config = parts[1] if len(parts) > 1 and parts[1] else None
+        return cls(name, parts[0], config, parts[2] if len(parts) > 2 else "train", field)
+
+    def size(self) -> int:
+        """Return the size of the column in memory, in bytes."""
+        return int(self._column().data.nbytes)
+
+    def chunks(self, start: Cursor, *, cut_documents: bool) -> Iterator[Chunk]:
+        """Yield groups of rows with their texts."""
+        rows, hashed = self._rows_after(start)
+        for first, texts in in_groups(rows, start.consumed):
+            for text in texts:
+                hashed.update(json.dumps(text).encode())
+            size = sum(len(text) for text in texts if isinstance(text, str))
+            yield Chunk((first, texts), Cursor(first + len(texts), False, hashed.hexdigest()), size)
+
+    def check(self, cursor: Cursor) -> None:
+        """Compare the rows before a cursor with its digest."""
+        self._rows_after(cursor)
+
+    def fragments(self, content: tuple[int, Sequence[Any]]) -> Iterator[Fragment]:
+        """Yield the documents of a group of rows."""
+        return row_fragments(self.name, self.field, *content)
+
+    def _column(self) -> Any:
+        """Return the data set with the document's column alone."""
+        try:
+            import datasets  # noqa: F401
+        except ImportError:
+            raise TrainingError(
+                f"{self.name} is a data set on the hub, and the library datasets that reads it is not installed; "
+                "install it with: pip install datasets."
+            ) from None
+        try:
+            table = _load(self.path, self.config, self.split)
+        except Exception as error:  # the library and its dependencies raise many kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise TrainingError(
+                f"{self.name} could not be loaded ({reason}); expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT."
+            ) from None
+        if self.field not in table.column_names:
+            columns = ", ".join(table.column_names)
+            raise InputError(f"{self.name} has no column {self.field!r}; give one of {columns} with --field.")
+        return table.select_columns([self.field])
+
+    def _rows_after(self, cursor: Cursor) -> tuple[Iterator[Any], _Hash]:
+        """Return the rows after a cursor, and the running hash of the rows before it, which must match."""
+        table = self._column()
+        rows = (
+            text for first in range(0, len(table), READ_ROWS) for text in table[first : first + READ_ROWS][self.field]
+        )
+        hashed = hashlib.sha256()
+        for text in itertools.islice(rows, cursor.consumed):
+            hashed.update(json.dumps(text).encode())
+        if hashed.hexdigest() != cursor.digest:
+            raise source_changed(self.name)
+        return rows, hashed
+
+
+@functools.cache
+def _load(path: str, config: str | None, split: str) -> Any:
+    """Load a data set, once in a process.
+
+    It is downloaded completely and mapped from the cache, not streamed: learning a vocabulary reads it before the
+    tokens are made, a resumed build skips what was read before, and a later run compares all of it. A stream would
+    download everything each time, and does not know its size.
+    """
+    import datasets
+
+    return datasets.load_dataset(path, config, split=split)
