@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import clearhead
 from clearhead import weights
 from clearhead.config import GPTConfig
 from clearhead.gpt import bundled
+from clearhead.tokenizer import Tokenizer
 from clearhead.verification import Verification, verify_weights
 from clearhead.verification.attention_order import measure_layer
 from clearhead.verification.reference_text import TEXT
@@ -219,13 +221,46 @@ def test_random_numbers_are_never_wrong_nor_right(seed: int, shape: tuple[int, i
     qkv = rng.normal(size=(3 * size, size)) + common * rng.normal(size=(3 * size, 1)) * shared
     out = rng.normal(size=(size, size)) + common * shared.T * rng.normal(size=(1, size))
     found = measure_layer(0, qkv.astype("f4"), out.astype("f4"), None, GPTConfig(61, 16, size, heads, 2))
-    assert found.verdict == "unknown"
+    assert found.verdict == "undecided"
 
 
 def test_moved_but_untrained_weights_are_a_warning(tmp_path: Path) -> None:
     weights.save_huggingface(tmp_path, SMALL, perturbed_weights())
     found = verify_weights(tmp_path)
     assert found.ok and found["arrangement"].verdict == "warning" and found["heads"].verdict == "not applicable"
+    assert "undecided" in found["arrangement"].text and "needed" in found["arrangement"].details[0]
+
+
+def test_zeros_in_place_of_matrices_fail(tmp_path: Path) -> None:
+    tensors = {
+        name: np.zeros_like(values) if values.ndim == 2 else values for name, values in perturbed_weights().items()
+    }
+    weights.save_huggingface(tmp_path, SMALL, tensors)
+    check = verify_weights(tmp_path)["statistics"]
+    assert check.verdict == "failed" and "only zeros" in check.details[0]
+
+
+def with_tokenizer(folder: Path, definition: str) -> Verification:
+    """Verify the bundled model with another `tokenizer.json`."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bundled() / name, folder)
+    (folder / "tokenizer.json").write_text(definition, encoding="utf-8")
+    return clearhead.verify(folder, text=SHORT)
+
+
+def test_chance_counts_the_tokens_that_the_tokenizer_can_produce(tmp_path: Path) -> None:
+    """With the merges lost every token is a byte, and 6.3 nats are no sign that the model knows the text."""
+    definition = json.loads((bundled() / "tokenizer.json").read_text(encoding="utf-8"))
+    definition["model"]["merges"] = []
+    found = with_tokenizer(tmp_path, json.dumps(definition))
+    assert found.ok and found["text"].verdict == "warning" and "by chance 5.5" in found["text"].text
+
+
+def test_a_tokenizer_that_cannot_encode_the_text_stops_that_check_only(tmp_path: Path) -> None:
+    Tokenizer.of_characters("abcdefghijklmnopqrstuvwxyz ").save(tmp_path)
+    found = with_tokenizer(tmp_path, (tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    assert found.ok and found["tokenizer"].verdict == "warning" and "'T'" in found["tokenizer"].text
+    assert found["text"].verdict == "not applicable" and "--text" in found["text"].text
 
 
 def test_a_text_that_the_model_does_not_know_is_no_ground(tmp_path: Path) -> None:

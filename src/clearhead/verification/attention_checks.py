@@ -84,12 +84,12 @@ def _unsure(unsure: list[LayerOrder], layers: tuple[LayerOrder, ...]) -> Check:
     which = _layer_list([layer.layer for layer in unsure], len(layers))
     details = tuple(
         f"layer {layer.layer}: q with k {layer.stored.query_key:.2f}, v with out {layer.stored.value_out:.2f}, "
-        f"not a pair {layer.stored.unpaired:.2f}"
+        f"not a pair {layer.stored.unpaired:.2f}; needed: {layer.needed + layer.stored.unpaired:.2f}"
         for layer in unsure
     )
     text = (
-        f"{which[0].upper() + which[1:]}: attention's matrices do not show, in any order, the correlations that "
-        "training leaves between them; they are little trained, or do not belong together."
+        f"{which[0].upper() + which[1:]}: undecided. The gram correlations that training leaves between attention's "
+        "matrices are too weak in every order, as in small or briefly trained models."
     )
     return Check("arrangement", "warning", text, details)
 

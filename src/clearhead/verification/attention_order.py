@@ -115,11 +115,6 @@ class GramCorrelations:
         return min(self.query_key, self.value_out) - self.unpaired
 
     @property
-    def stronger(self) -> float:
-        """The larger of the two pairs' correlations, minus `unpaired`."""
-        return max(self.query_key, self.value_out) - self.unpaired
-
-    @property
     def mean(self) -> float:
         """The mean of the two pairs' correlations, minus `unpaired`; interpretations are compared by it."""
         return (self.query_key + self.value_out) / 2 - self.unpaired
@@ -160,15 +155,20 @@ class LayerOrder:
         return math.atanh(max(-0.999999, min(0.999999, correlation))) * math.sqrt(self.entries - 3)
 
     @property
+    def needed(self) -> float:
+        """The smallest correlation that counts, with this number of entries."""
+        return math.tanh(SIGMA_THRESHOLD / math.sqrt(self.entries - 3)) if self.entries > 3 else 1.0
+
+    @property
     def verdict(self) -> str:
-        """`right`; `wrong` if another interpretation has both correlations and this one does not; `half` if one pair is
-        correlated as stored and the other pair under no interpretation; `unknown` if nothing is correlated."""
+        """`right`; `wrong` if another interpretation has both correlations and this one does not; `undecided` if no
+        interpretation has both."""
         stored, other = self.stored, self.correlations[self.best_alternative]
         if self.sigmas(other.weaker) >= SIGMA_THRESHOLD and other.mean - stored.mean > 0.25 * other.mean:
             return "wrong"
         if self.sigmas(stored.weaker) >= SIGMA_THRESHOLD:
             return "right"
-        return "half" if self.sigmas(stored.stronger) >= 2 * SIGMA_THRESHOLD else "unknown"
+        return "undecided"
 
     @property
     def exchanged(self) -> bool | None:

@@ -8,6 +8,7 @@ assert found.ok
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -84,6 +85,8 @@ class _ModelChecks:
         self.device, self.text, self.published = device, text, published
         self.tokenizer: Tokenizer | None = None
         self.source: Source | None = None
+        self.ids: list[int] = []
+        self.why_no_ids = "it has no tokenizer"
 
     @cached_property
     def model(self) -> GPTModel:
@@ -112,15 +115,19 @@ class _ModelChecks:
             return Check(name, "not applicable", "There is no tokenizer with the weights.")
         size, rows = self.tokenizer.vocab_size, context.source.config.vocab_size
         if size > rows:
-            self.tokenizer = None
+            self.tokenizer, self.why_no_ids = None, "its tokenizer does not fit"
             text = (
                 f"The tokenizer has ids up to {size - 1:,}, but the token embedding has {rows:,} rows; "
                 "the two belong to different models."
             )
             return Check(name, "failed", text)
-        decoded = self.tokenizer.decode(self.tokenizer.encode(self.text))
         details = _published_files(context.source.folder)
-        if decoded != self.text:
+        try:
+            self.ids = self.tokenizer.encode(self.text)
+        except TokenizerError as error:
+            self.why_no_ids = "its tokenizer cannot encode the text; --text gives another one"
+            return Check(name, "warning", f"{size:,} tokens, but not for every text: {error}", details)
+        if self.tokenizer.decode(self.ids) != self.text:
             text = f"{size:,} tokens, but a page of text changes when it is encoded and decoded."
             return Check(name, "warning", text, details)
         return Check(name, "passed", f"{size:,} tokens; a page of text decodes to itself.", details)
@@ -133,23 +140,30 @@ class _ModelChecks:
         if context.broken or not context.trained:
             why = "its weights contain NaN or infinity" if context.broken else "it is untrained"
             return Check(name, "not applicable", f"The model was not run: {why}.")
-        ids = self._ids(config)[: 1 + _n_tokens(config)]
+        ids = self._with_end_of_text(config)[: 1 + _n_tokens(config)]
         if len(ids) <= _MIN_TOKENS:
-            why = "it has no tokenizer" if not ids else "the text or the context is too short"
+            why = "the text or the context is too short" if ids else self.why_no_ids
             return Check(name, "not applicable", f"The model was not run: {why}.")
         from clearhead.verification.permutation_test import count_alternatives, permutation_test
 
         layer_by_layer = _flops(config) * len(ids) <= _LAYER_BY_LAYER_FLOPS
         with Progress(f"running {context.source.name}", count_alternatives(config, layer_by_layer)) as progress:
-            found = permutation_test(self.model, ids, layer_by_layer=layer_by_layer, advance=progress.advance)
+            found = permutation_test(
+                self.model,
+                ids,
+                n_choices=None if self.tokenizer is None else count_encodable(self.tokenizer),
+                layer_by_layer=layer_by_layer,
+                advance=progress.advance,
+            )
         return _judge(found, layer_by_layer)
 
-    def _ids(self, config: GPTConfig) -> list[int]:
+    def _with_end_of_text(self, config: GPTConfig) -> list[int]:
         """Return the text's tokens after an end-of-text token; empty without a tokenizer for the text."""
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and self.ids:
             end = self.tokenizer.end_of_text
-            return [*([] if end is None else [end]), *self.tokenizer.encode(self.text)]
-        if self.text == TEXT and GPT2_END_OF_TEXT < config.vocab_size <= 50304:  # GPT-2's, or padded as in nanoGPT
+            return [*([] if end is None else [end]), *self.ids]
+        # GPT-2's vocabulary, or padded as in nanoGPT
+        if self.tokenizer is None and self.text == TEXT and GPT2_END_OF_TEXT < config.vocab_size <= 50304:
             return [GPT2_END_OF_TEXT, *GPT2_IDS]
         return []
 
@@ -183,6 +197,23 @@ class _ModelChecks:
     def _greedy(self, case: Continuation) -> tuple[int, ...]:
         gpt = GPT(self.model)
         return gpt.generate(case.prompt_ids, max_new_tokens=len(case.ids), temperature=0, stop_at_end_of_text=False).ids
+
+
+def count_encodable(tokenizer: Tokenizer) -> int:
+    """Return how many different tokens a text can consist of: all that have a name and are not special.
+
+    In a byte-level BPE these are the bytes and what the merges make. A vocabulary may list more, if it is incomplete.
+    """
+    if tokenizer.bpe is not None:
+        vocabulary, merges = tokenizer.bpe
+        made = {left + right for left, right in merges}
+        return sum(token in made or len(token) == 1 for token in vocabulary)
+    special = set(tokenizer.special_tokens.values())
+    count = 0
+    for id in range(tokenizer.vocab_size):
+        with contextlib.suppress(TokenizerError):  # an id without a token
+            count += bool(tokenizer.token_name(id)) and id not in special
+    return count
 
 
 def _published_files(folder: Path) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ class PermutationTest:
     Attributes:
         tokens: the number of predicted tokens.
         loss: the mean cross-entropy per token of the model as it is, in nats.
-        chance: the same if all tokens of the vocabulary are equally likely.
+        chance: the same if all tokens that a text can consist of are equally likely.
         alternatives: all that were tried.
     """
 
@@ -217,6 +217,7 @@ def permutation_test(
     model: GPTModel,
     ids: Sequence[int],
     *,
+    n_choices: int | None = None,
     layer_by_layer: bool = True,
     advance: Callable[[int], None] = lambda alternatives: None,
 ) -> PermutationTest:
@@ -226,6 +227,8 @@ def permutation_test(
         model: in evaluation mode; it is not changed.
         ids: the text's tokens, read in windows of the context length. Every token but the text's first is predicted
             from those before it in its window; a partial window at the end is left out.
+        n_choices: how many different tokens a text can consist of, from which `chance` is computed; None for the whole
+            vocabulary.
         layer_by_layer: whether to permute parts of single layers too, which costs (4 n_layers - 1) half passes more.
         advance: is called with 1 after each alternative.
     """
@@ -252,4 +255,5 @@ def permutation_test(
                 swapped = [blocks[layer + 1], block, *blocks[layer + 2 :]]
                 add("the blocks exchanged", (layer, layer + 1), swapped)
     loss = -float(run.unchanged.mean())
-    return PermutationTest(run.targets.numel(), loss, math.log(config.vocab_size), tuple(alternatives))
+    chance = math.log(config.vocab_size if n_choices is None else n_choices)
+    return PermutationTest(run.targets.numel(), loss, chance, tuple(alternatives))
