@@ -1,4 +1,4 @@
-"""Fetching from a hub, with the real client against a server on this machine."""
+"""Downloading from a hub, with the real client against a server on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from test_weights_cli import call
 
 from clearhead import weights
 from clearhead.errors import ClearheadError, HubError, WeightsError
-from clearhead.utils.locking import only_one
+from clearhead.utils.locks import exclusive_lock
 
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -114,7 +114,7 @@ def test_only_what_is_needed_is_fetched_and_then_kept(
     assert fetch(tmp_path, CLOSED, "tiny", offline=True) == [one]
     # The one thing said is that a download begins; nothing when it is there already.
     said = [line.partition(",")[0] for line in capfd.readouterr().err.splitlines()]
-    assert said == ["Fetching tiny", "Fetching owner/shards", "Fetching owner/old"]
+    assert said == ["Downloading tiny", "Downloading owner/shards", "Downloading owner/old"]
 
 
 def test_what_the_hub_refuses(models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -124,8 +124,8 @@ def test_what_the_hub_refuses(models: dict[str, Path], tmp_path: Path, capfd: py
         hub.broken = True
         (broken,) = fetch(tmp_path, hub.url, "tiny")
     expected = [
-        ("HubError", "no model of that name"),
-        ("HubError", "asked for access"),
+        ("HubError", "no visible model of that name"),
+        ("HubError", "is gated"),
         ("HubError", "no branch, tag or commit 'v9'"),
         ("WeightsError", "has no model.safetensors"),
     ]
@@ -153,7 +153,7 @@ def test_without_a_network_one_sentence_and_soon(tmp_path: Path) -> None:
     assert folder["error"] == "WeightsError"  # a folder wins over a hub name, even an empty one
     assert "it holds nothing" in folder["text"]
     assert odd["error"] == "WeightsError"
-    assert "cannot be a name on the hub" in odd["text"]
+    assert "is not a valid name on the hub" in odd["text"]
     (offline,) = fetch(tmp_path, CLOSED, "gpt2", offline=True)
     assert "HF_HUB_OFFLINE" in offline["text"]
 
@@ -162,7 +162,7 @@ def test_the_environment_names_the_hub(models: dict[str, Path], tmp_path: Path) 
     with serving(models) as hub:
         (answer,), noise = fetch_in_new_process(tmp_path, hub.url, "tiny")
     assert answer["layers"] == 2
-    assert noise == f"Fetching tiny, 0 MB, from {hub.url} …\n"
+    assert noise == f"Downloading tiny, 0 MB, from {hub.url} …\n"
 
 
 def test_an_interrupted_download_is_not_taken_for_a_model(models: dict[str, Path], tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_released_size_is_fetched_by_its_name_on_the_hub(monkeypatch: pytest.M
         asked.append(name)
         return tmp_path
 
-    monkeypatch.setattr(weights.hub, "fetch", fetch)
+    monkeypatch.setattr(weights.hub.hub, "fetch", fetch)
     assert weights.locate("124M") == weights.locate("gpt2-xl") == tmp_path
     assert asked == ["gpt2", "gpt2-xl"]
 
@@ -229,7 +229,7 @@ class TestIntoAFolder:
             self.at(monkeypatch, hub.url)
             right = (models["tiny"] / name).read_bytes()
             hub.wrong[name] = right[:-2] + b"!!"
-            with pytest.raises(HubError, match=rf"^{name} of 'tiny' came from .* another size or checksum"):
+            with pytest.raises(HubError, match=rf"^{name} of 'tiny' came from .* the wrong size or checksum"):
                 weights.fetch_into("tiny", here)
             assert not (here / name).exists() and not (here / "model.safetensors").exists()
             hub.wrong.clear()
@@ -240,13 +240,16 @@ class TestIntoAFolder:
     def test_what_cannot_be(self, models: dict[str, Path], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(models, gated=frozenset({"owner/gated"})) as hub:
             self.at(monkeypatch, hub.url)
-            for name, words in (("owner/none", "no model of that name"), ("owner/gated", "asked for access")):
+            for name, words in (("owner/none", "no visible model of that name"), ("owner/gated", "is gated")):
                 with pytest.raises(HubError, match=words):
                     weights.fetch_into(name, here)
             with pytest.raises(WeightsError, match=r"has no model\.safetensors"):
                 weights.fetch_into("owner/empty", here)
             here.mkdir(exist_ok=True)
-            with only_one(here), pytest.raises(WeightsError, match="another process is fetching"):
+            with (
+                exclusive_lock(here / ".fetching.lock"),
+                pytest.raises(WeightsError, match="another process is downloading"),
+            ):
                 weights.fetch_into("tiny", here)
             (here.parent / "file").write_text("")
             with pytest.raises(WeightsError, match="could not be written"):
@@ -264,5 +267,5 @@ class TestIntoAFolder:
             assert (status, out.splitlines()[0]) == (0, f"small: 4 files, {total:,} bytes")
             assert call("fetch", "355M", "--from", "hub")[0] == 0 and Path("355M", "config.json").is_file()
             status, out, err = call("fetch", "owner/none", "--from", "hub")
-            assert (status, out) == (2, "") and "no model of that name" in err
+            assert (status, out) == (2, "") and "no visible model of that name" in err
             assert call("fetch", "355M", "--from", "hub", "--mirror", "https://x")[0] == 2

@@ -403,7 +403,7 @@ class TestLlmc:
             (data + b"more", ["4 more"]),
             (data[:4] + b"\x01" + data[5:], ["version 1", "3 (float32)"]),
             (data[:20] + b"\x05" + data[21:], ["header", "5 heads"]),
-            (data[:28] + b"\x01\x00" + data[30:], ["header", "less"]),
+            (data[:28] + b"\x01\x00" + data[30:], ["header", "smaller"]),
         ):
             path.write_bytes(contents)
             refused(path, "model.bin", *words)

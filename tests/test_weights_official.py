@@ -26,8 +26,8 @@ from test_weights_cli import call
 from clearhead import weights
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.errors import ClearheadError, ConfigError, HubError, WeightsError
-from clearhead.utils.locking import only_one
-from clearhead.weights.formats.tensorflow import Entry, TensorFlowFile, index_bytes
+from clearhead.utils.locks import LockHeldError, exclusive_lock
+from clearhead.weights.formats.tensorflow import CheckpointEntry, TensorFlowFile, index_bytes
 from clearhead.weights.hub import download, official
 from clearhead.weights.hub.official import Identity, Official, OfficialTensor, SmallFile, identify
 from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
@@ -57,7 +57,7 @@ def test_the_facts_agree_with_the_shapes() -> None:
 
 def test_from_the_facts_openais_own_index_comes_out() -> None:
     known = official.released()["124M"]
-    entries = {n: Entry(TensorInfo(t.shape, "float32"), 0, t.offset, t.crc) for n, t in known.tensors.items()}
+    entries = {n: CheckpointEntry(TensorInfo(t.shape, "float32"), 0, t.offset, t.crc) for n, t in known.tensors.items()}
     assert len(entries) == 148
     index = index_bytes(entries)
     assert len(index) == known.index_bytes == 5215
@@ -68,7 +68,7 @@ def test_from_the_facts_openais_own_index_comes_out() -> None:
     sizes, offset, entries = axis_sizes(medium.config), 0, {}
     found = {p.name: p.shape(sizes) for row in TABLE for p in layout_tensors(row, "openai", medium.config.n_layers)}
     for name in sorted(found):
-        entries[name] = Entry(TensorInfo(found[name], "float32"), 0, offset, 0)
+        entries[name] = CheckpointEntry(TensorInfo(found[name], "float32"), 0, offset, 0)
         offset += entries[name].info.nbytes
     assert len(index_bytes(entries)) == medium.index_bytes
 
@@ -122,14 +122,14 @@ class TestIdentify:
         weights.save_huggingface(tmp_path, source.config, tensors)
         found = identify(weights.open(tmp_path))
         assert (found.verdict, found.differing) == ("different", ("model/h1/mlp/c_fc/w",))
-        assert "1 of its 28 tensors differs from what was published: model/h1/mlp/c_fc/w." in str(found)
+        assert "1 of its 28 tensors differs from the published ones: model/h1/mlp/c_fc/w." in str(found)
 
     def test_stored_with_fewer_digits(self, known: Official, tmp_path: Path) -> None:
         source = weights.open(FIXTURE)
         weights.save_huggingface(tmp_path, source.config, source.lazy(), dtype="bfloat16")
         found = identify(weights.open(tmp_path))
         assert len(found.differing) == 28
-        assert "not one of its 28 tensors" in str(found)
+        assert "all of its 28 tensors" in str(found)
         assert "stored as bfloat16" in str(found)
 
     def test_by_the_digest_of_the_whole_file(
@@ -144,7 +144,7 @@ class TestIdentify:
         weights.save_huggingface(tmp_path, source.config, tensors)
         found = identify(weights.open(tmp_path))
         assert (found.verdict, found.differing) == ("different", ())
-        assert str(found).endswith("its numbers are not those that were published.")
+        assert str(found).endswith("its values differ from the published ones.")
 
     def test_what_cannot_be_told(self, known: Official, monkeypatch: pytest.MonkeyPatch) -> None:
         source = weights.open(FIXTURE)
@@ -153,7 +153,7 @@ class TestIdentify:
         monkeypatch.setattr(official, "released", lambda: {"124M": blank})
         found = identify(source)
         assert (found.size, found.verdict) == ("124M", "unknown")
-        assert "no checksums" in str(found)
+        assert "whose checksums" in str(found)
 
 
 class Server(ThreadingHTTPServer):
@@ -306,14 +306,14 @@ class TestFetch:
         [
             (DATA, 404, "answered with status 404"),
             (DATA, 503, "answered with status 503"),
-            (DATA, b"<html>Sign in to the hotel network</html>", "(it is a web page) where 18,864 were expected"),
-            (DATA, bytes(18864), "gave something else"),
-            (DATA, b"short", "gave 5 bytes where 18,864 were expected"),
-            (INDEX, b"x" * 2000, "gave 2,000 bytes where"),
+            (DATA, b"<html>Sign in to the hotel network</html>", "(it is a web page) instead of 18,864"),
+            (DATA, bytes(18864), "served something else"),
+            (DATA, b"short", "served 5 bytes instead of 18,864"),
+            (INDEX, b"x" * 2000, "served 2,000 bytes instead"),
             ("hparams.json", b"<!doctype html>", "web page"),
             ("hparams.json", json.dumps({"n_vocab": 5}).encode(), "lacks n_ctx"),
-            ("hparams.json", b"\0" * 3_000_000, "at most 1,048,576 were expected"),
-            ("encoder.json", b"encoder.json of no one.", "expected"),
+            ("hparams.json", b"\0" * 3_000_000, "instead of at most 1,048,576"),
+            ("encoder.json", b"encoder.json of no one.", "served 23 bytes instead of 24"),
             ("vocab.bpe", b"vocab.bpe of the tesT", "SHA-256"),
             ("checkpoint", b"Entry not found", "does not name model.ckpt"),
         ],
@@ -332,21 +332,21 @@ class TestFetch:
             bad.shutdown()
             bad.server_close()
         text = str(caught.value)
-        assert f"{name} could not be fetched: {bad.url}/124M/{name} " in text
+        assert f"{name} could not be downloaded: {bad.url}/124M/{name} " in text
         assert words in text
         assert "\n" not in text
         assert not (tmp_path / "alone" / name).exists()
         assert not list((tmp_path / "alone").glob("*.part"))
 
     def test_nobody_there(self, server: Server, tmp_path: Path) -> None:
-        with pytest.raises(HubError, match=r"hparams\.json could not be fetched: .*could not be reached.*mirror\.$"):
+        with pytest.raises(HubError, match=r"hparams\.json could not be downloaded: .*could not be reached.*mirror\.$"):
             weights.fetch_openai("124M", tmp_path / "out", ["http://127.0.0.1:9/models"])
         server.cut = 0
         with pytest.raises(HubError, match="broke off at 0 bytes"):
             weights.fetch_openai("124M", tmp_path / "out", [server.url])
         shutil.copy(server.root / INDEX, tmp_path / "x")
         (tmp_path / "out" / f"{DATA}.part").write_bytes((server.root / DATA).read_bytes()[:100])
-        with pytest.raises(HubError, match=r"100 bytes, is kept: try again to go on\.$"):
+        with pytest.raises(HubError, match=r"100 bytes are kept: try again to continue\.$"):
             weights.fetch_openai("124M", tmp_path / "out", [server.url])
 
     def test_a_proxy_is_heeded(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +360,7 @@ class TestFetch:
     def test_what_the_user_gets_wrong(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match="no GPT-2 size '125M'"):
             weights.fetch_openai("125M", tmp_path)
-        with pytest.raises(WeightsError, match="'ftp://x' is no address"):
+        with pytest.raises(WeightsError, match="'ftp://x' is not an address"):
             weights.fetch_openai("124M", tmp_path, ["ftp://x"])
         (tmp_path / "file").write_text("")
         with pytest.raises(ClearheadError, match="could not be written"):
@@ -394,7 +394,7 @@ class TestCommand:
         (folder / f"{DATA}.part").write_bytes(data[:7000])
         server.wrong[DATA] = data[:-1] + bytes([data[-1] ^ 1])
         status, out, err = call("fetch", "124M", folder, "--mirror", server.url)
-        assert (status, out) == (2, "") and "gave something else" in err and len(err.splitlines()) == 1
+        assert (status, out) == (2, "") and "served something else" in err and len(err.splitlines()) == 1
         assert not list(folder.glob(f"{DATA}*"))
         server.wrong.clear()
         assert call("fetch", "124M", folder, "--mirror", server.url)[0] == 0
@@ -403,31 +403,31 @@ class TestCommand:
     def test_one_at_a_time(self, server: Server, tmp_path: Path) -> None:
         folder = tmp_path / "out"
         folder.mkdir()
-        with only_one(folder):
+        with exclusive_lock(folder / ".fetching.lock"):
             status, _, err = call("fetch", "124M", folder, "--mirror", server.url)
-            assert status == 2 and "another process is fetching" in err
+            assert status == 2 and "another process is downloading" in err
             assert server.requests == []
         assert call("fetch", "124M", folder, "--mirror", server.url)[0] == 0
         assert_complete(folder, server)  # and no lock is left
 
-    def test_a_lock_goes_with_its_process(self, tmp_path: Path) -> None:
-        script = "import sys, time; from pathlib import Path; from clearhead.utils.locking import only_one\n"
-        script += "with only_one(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-        with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as other:
+    def test_a_killed_process_leaves_no_lock(self, tmp_path: Path) -> None:
+        lock = tmp_path / ".fetching.lock"
+        script = "import sys, time; from clearhead.utils.locks import exclusive_lock\n"
+        script += "with exclusive_lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+        with subprocess.Popen([sys.executable, "-c", script, lock], stdout=subprocess.PIPE) as other:
             assert other.stdout is not None and other.stdout.readline() == b"held\n"
-            with pytest.raises(WeightsError, match="another process"), only_one(tmp_path):
+            with pytest.raises(LockHeldError), exclusive_lock(lock):
                 pass
             other.kill()
-        with only_one(tmp_path):
-            assert list(tmp_path.iterdir())
-        assert not list(tmp_path.iterdir())
+        with exclusive_lock(lock):
+            pass
 
     @pytest.mark.parametrize(
         ("args", "words"),
         [
             (("125M",), "there is no GPT-2 size '125M'.*--from hub"),
-            (("124M", "x", "--mirror", "ftp://x"), "'ftp://x' is no address"),
-            (("124M", "x", "--mirror", "http://127.0.0.1:9/"), "hparams.json could not be fetched"),
+            (("124M", "x", "--mirror", "ftp://x"), "'ftp://x' is not an address"),
+            (("124M", "x", "--mirror", "http://127.0.0.1:9/"), "hparams.json could not be downloaded"),
         ],
     )
     def test_bad_input(

@@ -23,7 +23,7 @@ from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, WeightsError
 from clearhead.tokenizer import Tokenizer
 from clearhead.weights.formats import sstable
-from clearhead.weights.formats.sstable import build_table, crc32c, mask, read_table, to_varint, unmask
+from clearhead.weights.formats.sstable import build_table, crc32c, encode_varint, mask, read_table, unmask
 from clearhead.weights.formats.tensorflow import TensorFlowFile, index_bytes, write_tensorflow
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo
 
@@ -182,7 +182,7 @@ class TestRefusals:
     def test_data_cut_short(self, folder: Path) -> None:
         size = (folder / DATA).stat().st_size
         os.truncate(folder / DATA, size - 100)
-        text = refused(folder, DATA, "cut short", f"100 of the {size:,} ", "'model/wte'", "the download broke off")
+        text = refused(folder, DATA, "cut short", f"100 of the {size:,} ", "'model/wte'", "continue the download")
         assert f"it has {size - 100:,} bytes" in text
         os.truncate(folder / DATA, 10)
         refused(folder, "cut short", f"{size - 10:,} of the {size:,} ", "'model/h0/attn/c_attn/b'")
@@ -204,7 +204,7 @@ class TestRefusals:
     def test_the_index_of_another_checkpoint(self, folder: Path) -> None:
         weights.save_openai(folder.parent / "other", SHAPE, random_tensors(SHAPE))
         shutil.copy(folder.parent / "other" / DATA, folder / DATA)
-        refused(folder, "the index is that of another checkpoint")
+        refused(folder, "the index belongs to another checkpoint")
         with pytest.raises(WeightsError, match="and 27 more of 28 tensors do not"):
             TensorFlowFile(folder / "model.ckpt.index").verify()
 
@@ -240,7 +240,7 @@ class TestRefusals:
     def test_the_data_under_the_name_of_the_index(self, folder: Path) -> None:
         os.truncate(folder / DATA, 20 * 2**20)
         shutil.copy(folder / DATA, folder / "model.ckpt.index")
-        refused(folder, "the data file under the name of the index")
+        refused(folder, "the data file with the name of the index")
 
     @pytest.mark.parametrize(
         ("hparams", "words"),
@@ -289,8 +289,8 @@ class TestRefusals:
 def field(number: int, value: int | bytes) -> bytes:
     """A field of a protocol buffer, as the format's description has it."""
     if isinstance(value, int):
-        return to_varint(number << 3) + to_varint(value)
-    return to_varint(number << 3 | 2) + to_varint(len(value)) + value
+        return encode_varint(number << 3) + encode_varint(value)
+    return encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
 
 
 HEADER = field(1, 1) + field(3, field(1, 1))
@@ -310,26 +310,26 @@ class TestIndex:
         assert self.opened(tmp_path, {b"w": GOOD, b"_CHECKPOINTABLE_OBJECT_GRAPH": text}).tensors == {
             "w": TensorInfo((3,), "float32")
         }
-        unknown = field(99, 5) + field(98, b"abc") + to_varint(97 << 3 | 1) + bytes(8)
+        unknown = field(99, 5) + field(98, b"abc") + encode_varint(97 << 3 | 1) + bytes(8)
         assert "w" in self.opened(tmp_path, {b"w": GOOD + unknown}).tensors
         assert "w" in self.opened(tmp_path, {b"w": field(1, 101) + GOOD[2:]}).tensors  # a reference to float32
 
     @pytest.mark.parametrize(
         ("value", "words"),
         [
-            (field(1, 8) + GOOD[2:], "number format 8"),
-            (b"", "number format 0"),
+            (field(1, 8) + GOOD[2:], "dtype 8"),
+            (b"", "dtype 0"),
             (GOOD + field(7, b""), "slices"),
             (GOOD + field(3, 1), "data file 1 of 1"),
             (GOOD + field(3, 2**64 - 1), "data file"),
-            (GOOD + field(5, 16), "12 bytes, and it gives it 16"),
-            (GOOD + field(5, 2**63), "gives it 9,223"),
+            (GOOD + field(5, 16), "12 bytes, and it records 16"),
+            (GOOD + field(5, 2**63), "records 9,223"),
             (GOOD + field(4, 2**63), "at byte 9,223"),
             (GOOD + field(4, 4), "cut short: it has 12 bytes, and 4 of the 16"),
             (GOOD + field(4, 2**61), "cut short"),
-            (GOOD + field(2, field(2, field(1, 2**62))), "shape that cannot be"),
-            (GOOD + field(2, field(2, field(1, 2**64 - 1))), "shape that cannot be"),
-            (GOOD + field(2, field(2, b"") * 40), "shape that cannot be"),
+            (GOOD + field(2, field(2, field(1, 2**62))), "is impossible"),
+            (GOOD + field(2, field(2, field(1, 2**64 - 1))), "is impossible"),
+            (GOOD + field(2, field(2, b"") * 40), "is impossible"),
             (GOOD + field(2, field(3, 1)), "does not know the shape"),
             (GOOD + field(2, 5), "the shape of 'w' is a number"),
             (GOOD + field(4, b"abc"), "field 4 of 'w' is not a number"),
@@ -406,12 +406,12 @@ class TestTable:
         end = (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
         body, handles = b"", []
         for block in blocks:
-            handles.append(to_varint(len(body)) + to_varint(len(block)))
+            handles.append(encode_varint(len(body)) + encode_varint(len(block)))
             body += self.block(block, kind)
         if twice:
             handles.append(handles[0])
-        index = b"".join(b"\x00\x01" + to_varint(len(h)) + bytes([97 + i]) + h for i, h in enumerate(handles)) + end
-        at = to_varint(len(body)) + to_varint(len(index))
+        index = b"".join(b"\x00\x01" + encode_varint(len(h)) + bytes([97 + i]) + h for i, h in enumerate(handles)) + end
+        at = encode_varint(len(body)) + encode_varint(len(index))
         body += self.block(index)
         return body + (b"\x00\x00" + at).ljust(40, b"\0") + 0xDB4775248B80FB57.to_bytes(8, "little")
 

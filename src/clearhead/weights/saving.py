@@ -21,7 +21,7 @@ from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.tokenizer.files import TOKENIZER_FILES, has_tokenizer_files
 from clearhead.utils.progress import ByteProgress
-from clearhead.weights.formats.gguf import WRITTEN, GGUFFile
+from clearhead.weights.formats.gguf import GGUF_DTYPES, GGUFFile
 from clearhead.weights.formats.llmc import write_llmc
 from clearhead.weights.formats.onnx import KINDS
 from clearhead.weights.layouts import LAYOUTS
@@ -39,7 +39,7 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "nanogpt": SAVED,
     "transformerlens": SAVED,
     "llmc": ("float32", "bfloat16"),
-    "gguf": tuple(WRITTEN),
+    "gguf": tuple(GGUF_DTYPES),
     "openai": ("float32",),
     "onnx": tuple(KINDS),
 }

@@ -19,7 +19,7 @@ from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
 from clearhead.weights.formats.onnx import OnnxFile
-from clearhead.weights.formats.sniff import kind_of
+from clearhead.weights.formats.sniff import detect_format
 from clearhead.weights.formats.tensorflow import index_in
 from clearhead.weights.hub import hub
 from clearhead.weights.plan import ConversionPlan, LazyTensors
@@ -279,7 +279,7 @@ def _weights_file(path: Path) -> Path:
 
 
 def _is(kind: str) -> Callable[[Path], bool]:
-    return lambda path: kind_of(_weights_file(path)) == kind
+    return lambda path: detect_format(_weights_file(path)) == kind
 
 
 # What opens each layout. A layout is told from a path by the first of `_KINDS` that holds; `_open_named` tells the

@@ -1,11 +1,11 @@
-"""The GGUF format: keys and values, then tensors, many of them quantized; what llama.cpp runs.
+"""Read and write GGUF files, the format of llama.cpp: keys and values, then tensors, which may be quantized.
 
 A file is: `GGUF`, a version, two counts, the keys with their values, for every tensor its name, dimensions
-(the fastest first), number format and place, then the data, each tensor at a multiple of the alignment.
+(the fastest first), dtype and offset, then the data, each tensor at a multiple of the alignment.
 Source: docs/gguf.md in ggml.
 
-The header is read here: the `gguf` library does not say how much of a file is missing, and takes seconds over a
-vocabulary. Quantized numbers are turned back by the library, and it writes the files; it is the extra `[gguf]`.
+The header is read here, because the `gguf` library does not report how much of a file is missing, and takes seconds
+for a vocabulary. The library (the extra `[gguf]`) dequantizes and writes files.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.weights.formats.sniff import refuse_impostor
+from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, encode, shape_words, widen_bfloat16
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_PLAIN = {0: "float32", 1: "float16", 28: "float64", 30: "bfloat16"}  # number formats that are not quantized
-_ALIGNMENT = 32  # bytes, where the file says nothing else
+_PLAIN = {0: "float32", 1: "float16", 28: "float64", 30: "bfloat16"}  # dtypes that are not quantized
+_ALIGNMENT = 32  # bytes, unless the file says otherwise
 _MAX_DIMS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where a tensor lies and how: its shape with the slowest dimension first, ggml's number for its format."""
+class GgufTensor:
+    """Where and how a tensor is stored: its shape with the slowest dimension first, and ggml's number for its dtype."""
 
     shape: tuple[int, ...]
     kind: int
@@ -42,23 +42,23 @@ class _Stored:
 
 
 class GGUFFile:
-    """One GGUF file, its header read and checked, its data mapped but not read.
+    """A GGUF file: the header is read and checked, the data is mapped into memory.
 
     Attributes:
         path: the file.
         keys: every key's value; an array is a list.
-        tensors: every tensor inside; a quantized one as the float32 numbers that `read` gives.
-        quantized: the number format (such as `Q4_0`) of each tensor that is quantized.
+        tensors: every tensor inside; for a quantized one, the float32 values that `read` returns.
+        quantized: the dtype (such as `Q4_0`) of each tensor that is quantized.
 
     Raises:
-        WeightsError: where the file is cut short, damaged, no GGUF, or needs the `gguf` library and it is not there.
+        WeightsError: if the file is cut short, damaged, not GGUF, or needs the `gguf` library, which is not installed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        refuse_impostor(path)
+        check_is_data(path)
         self._data = np.memmap(path, np.uint8, mode="c")
-        header = _Header(path, self._data)
+        header = GgufHeaderReader(path, self._data)
         n_tensors, n_keys = header.start()
         self.keys: dict[str, Any] = {}
         for _ in range(n_keys):
@@ -72,11 +72,11 @@ class GGUFFile:
 
     @property
     def nbytes(self) -> int:
-        """Where the last tensor ends, in bytes from the start of the file."""
+        """The offset at which the last tensor ends."""
         return max((tensor.begin + tensor.nbytes for tensor in self._stored.values()), default=0)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as stored, a view of the file; bfloat16 is widened to float32, quantized numbers turned back."""
+        """Return one tensor, a view of the file if possible; bfloat16 and quantized values are converted to float32."""
         stored = self._stored[name]
         data = np.asarray(self._data[stored.begin : stored.begin + stored.nbytes])
         if stored.kind not in _PLAIN:
@@ -90,7 +90,7 @@ class GGUFFile:
         return widen_bfloat16(values) if _PLAIN[stored.kind] == "bfloat16" else values
 
     def remap(self) -> GGUFFile:
-        """The same file mapped anew; see `TensorFile.remap`."""
+        """Map the same file again; see `TensorFile.remap`."""
         other = copy.copy(self)
         other._data = np.memmap(self.path, np.uint8, mode="c")
         return other
@@ -101,51 +101,51 @@ def _library(path: Path) -> Any:
         import gguf
     except ImportError:
         raise WeightsError(
-            f"{path} needs the gguf library, for quantized numbers and for writing; "
+            f"{path} needs the gguf library, which dequantizes and writes GGUF files; "
             "install it with: pip install 'clearhead[gguf]'."
         ) from None
     return gguf
 
 
-class _Header:
-    """Takes one value after another from the start of a file."""
+class GgufHeaderReader:
+    """Reads one value after another from the start of a file."""
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
         self.path, self._data, self.at = path, data, 0
 
     def start(self) -> tuple[int, int]:
-        """How many tensors and how many keys follow."""
+        """Read the start of the header; return how many tensors and how many keys follow."""
         if self.take(4) != b"GGUF":
-            raise WeightsError(f"{self.path} is no GGUF file: it does not begin with the letters GGUF.")
+            raise WeightsError(f"{self.path} is not a GGUF file: it does not begin with the letters GGUF.")
         version = self.number("I")
         if version & 0xFFFF == 0:
             raise WeightsError(f"{self.path} is a GGUF file for big-endian machines; convert it to little-endian.")
         if version not in (2, 3):
-            raise WeightsError(f"{self.path} is of GGUF's version {version}; Clearhead reads 2 and 3.")
+            raise WeightsError(f"{self.path} is GGUF version {version}; Clearhead reads versions 2 and 3.")
         n_tensors, n_keys = self.number("Q"), self.number("Q")
-        self._need(n_tensors * 24 + n_keys * 13)  # the least that they can take
+        self._need(n_tensors * 24 + n_keys * 13)  # the minimum that they take
         return n_tensors, n_keys
 
     def _need(self, n_bytes: int) -> None:
         if self.at + n_bytes > len(self._data):
             raise WeightsError(
-                f"{self.path} is cut short, or damaged, within its header: at byte {self.at:,} at least {n_bytes:,} "
-                f"bytes must follow and {len(self._data) - self.at:,} do, "
+                f"{self.path} is cut short or damaged within its header: at least {n_bytes:,} bytes must follow "
+                f"byte {self.at:,} and {len(self._data) - self.at:,} do, "
                 f"{self.at + n_bytes - len(self._data):,} too few; download it again."
             )
 
     def take(self, n_bytes: int) -> bytes:
-        """The next bytes."""
+        """Read bytes."""
         self._need(n_bytes)
         self.at += n_bytes
         return self._data[self.at - n_bytes : self.at].tobytes()
 
     def number(self, code: str) -> Any:
-        """The next number, of a type as `struct` calls it."""
+        """Read a number whose type is one of `struct`'s codes."""
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def string(self) -> str:
-        """The next string."""
+        """Read a string."""
         text = self.take(self.number("Q"))
         try:
             return text.decode("utf-8")
@@ -153,66 +153,68 @@ class _Header:
             self.damaged(f"the text at byte {self.at - len(text):,} is not UTF-8")
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        """The next value of a key."""
+        """Read the value of a key."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY or depth > 2:
-            self.damaged(f"at byte {self.at:,} is a value of the unknown type {kind}")
+            self.damaged(f"the value at byte {self.at:,} has the unknown type {kind}")
         item, length = self.number("I"), self.number("Q")
         if item in _SCALARS:
             code = f"<{length}{_SCALARS[item]}"
-            self._need(length)  # so that the next line asks for nothing absurd
+            self._need(length)  # before the next line asks for an absurd amount
             return list(struct.unpack(code, self.take(struct.calcsize(code))))
         self._need(8 * length)
         return [self.value(item, depth + 1) for _ in range(length)]
 
     def damaged(self, what: str) -> NoReturn:
-        """Raises the sentence for a header that cannot be."""
-        raise WeightsError(f"{self.path} is no GGUF file, or is damaged: {what}; download it again.")
+        """Raise the error for an invalid header."""
+        raise WeightsError(f"{self.path} is not a GGUF file, or is damaged: {what}; download it again.")
 
 
-def _tensors(header: _Header, count: int, keys: Mapping[str, Any]) -> tuple[dict[str, _Stored], dict[str, str]]:
-    """What the header says of every tensor, and the names of the formats of those that are quantized."""
-    found: dict[str, _Stored] = {}
+def _tensors(
+    header: GgufHeaderReader, count: int, keys: Mapping[str, Any]
+) -> tuple[dict[str, GgufTensor], dict[str, str]]:
+    """Read the description of every tensor; return them, and the dtype names of those that are quantized."""
+    found: dict[str, GgufTensor] = {}
     quantized: dict[str, str] = {}
     for _ in range(count):
         name = header.string()
         n_dims = header.number("I")
         if name in found or n_dims > _MAX_DIMS:
-            header.damaged(f"{name!r} stands in it twice, or with {n_dims} dimensions")
+            header.damaged(f"{name!r} is in it twice, or has {n_dims} dimensions")
         shape = tuple(reversed([header.number("Q") for _ in range(n_dims)]))
         if math.prod(max(dim, 1) for dim in shape) > 2**60:
-            header.damaged(f"it gives {name!r} a shape that cannot be")
+            header.damaged(f"the shape of {name!r} is impossible")
         kind, begin = header.number("I"), header.number("Q")
         nbytes, title = _size(header, name, shape, kind)
         if kind not in _PLAIN:
             quantized[name] = title
-        found[name] = _Stored(shape, kind, begin, nbytes)
+        found[name] = GgufTensor(shape, kind, begin, nbytes)
     alignment = keys.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         header.damaged(f"its general.alignment is {alignment!r}")
     start = header.at + -header.at % alignment
-    return {n: _Stored(t.shape, t.kind, start + t.begin, t.nbytes) for n, t in found.items()}, quantized
+    return {n: GgufTensor(t.shape, t.kind, start + t.begin, t.nbytes) for n, t in found.items()}, quantized
 
 
-def _size(header: _Header, name: str, shape: tuple[int, ...], kind: int) -> tuple[int, str]:
-    """How many bytes a tensor takes, and the name of its number format."""
+def _size(header: GgufHeaderReader, name: str, shape: tuple[int, ...], kind: int) -> tuple[int, str]:
+    """Return how many bytes a tensor takes, and the name of its dtype."""
     if kind in _PLAIN:
         return TensorInfo(shape, _PLAIN[kind]).nbytes, _PLAIN[kind]
     gguf = _library(header.path)
     try:
         known = gguf.GGMLQuantizationType(kind)
     except ValueError:
-        header.damaged(f"{name!r} has the unknown number format {kind}")
+        header.damaged(f"{name!r} has the unknown dtype {kind}")
     block, n_bytes = gguf.GGML_QUANT_SIZES[known]
     if not shape or shape[-1] % block:
         header.damaged(f"{name!r} of shape {shape_words(shape)} cannot be in {known.name}, in blocks of {block}")
     return math.prod(shape) // block * n_bytes, known.name
 
 
-def _check_size(path: Path, stored: Mapping[str, _Stored], size: int) -> None:
+def _check_size(path: Path, stored: Mapping[str, GgufTensor], size: int) -> None:
     due = max((tensor.begin + tensor.nbytes for tensor in stored.values()), default=0)
     if due > size:
         first = next(name for name, tensor in stored.items() if tensor.begin + tensor.nbytes > size)
@@ -221,8 +223,8 @@ def _check_size(path: Path, stored: Mapping[str, _Stored], size: int) -> None:
         )
 
 
-WRITTEN = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-"""The number formats that are written, by the names that a user gives, with GGUF's own."""
+GGUF_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+"""The dtypes that are written, by the names that a user gives, with GGUF's own names."""
 
 
 def write_gguf(
@@ -231,23 +233,23 @@ def write_gguf(
     tensors: Mapping[str, tuple[tuple[int, ...], str]],
     data: Iterable[tuple[str, np.ndarray]],
 ) -> None:
-    """Writes a GGUF file with one tensor in memory at a time.
+    """Write a GGUF file with one tensor in memory at a time.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
+        path: the file; it is written in place, so give a temporary name.
         keys: `general.architecture` first; text, whole numbers (unsigned, 32 bits), floats (32 bits), booleans, or
             lists of them (whole numbers in lists are signed).
-        tensors: what will be written, in order: the shape, slowest dimension first, and the format, a key of `WRITTEN`.
+        tensors: what is written, in order: the shape, slowest dimension first, and the dtype, a key of `GGUF_DTYPES`.
         data: the same names in the same order, each with a contiguous float array of that shape.
 
     Raises:
-        WeightsError: where the `gguf` library is not installed, or a value is too large for float16.
+        WeightsError: if the `gguf` library is not installed, or a value is too large for float16.
     """
     gguf = _library(path)
     writer = gguf.GGUFWriter(path, keys["general.architecture"])
     for key, value in keys.items():
         _add_key(writer, key, value)
-    kinds = {name: gguf.GGMLQuantizationType[WRITTEN[dtype]] for name, (_, dtype) in tensors.items()}
+    kinds = {name: gguf.GGMLQuantizationType[GGUF_DTYPES[dtype]] for name, (_, dtype) in tensors.items()}
     for name, (shape, _) in tensors.items():
         block, n_bytes = gguf.GGML_QUANT_SIZES[kinds[name]]
         size = math.prod(shape) // block * n_bytes
@@ -273,7 +275,7 @@ def write_gguf(
 
 def _add_key(writer: Any, key: str, value: Any) -> None:
     if key == "general.architecture":
-        return  # the writer has put it first
+        return  # the writer puts it first
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -1,9 +1,9 @@
-"""llm.c's `.bin`: a header of 256 whole numbers, then every tensor without gaps, those of the blocks stacked.
+"""Read and write llm.c's `.bin`: a header of 256 integers, then every tensor without gaps, the blocks' stacked.
 
 The header is little-endian int32: [0] 20240326, [1] the version, 3 for float32 and 5 for bfloat16, [2] the
 context length, [3] the vocabulary, [4] layers, [5] heads, [6] emb_dim, [7] the vocabulary as padded to a multiple
 of 128 with rows of zeros. Source: `gpt2_build_from_checkpoint` in llm.c's train_gpt2.c, whose names for the
-tensors are kept in the table of layouts.
+tensors are in the table of layouts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, WeightsError
-from clearhead.weights.formats.sniff import refuse_impostor
+from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, widen_bfloat16
 
@@ -25,31 +25,31 @@ MAGIC = 20240326
 _VERSIONS = {3: "float32", 5: "bfloat16"}
 _HEADER_NUMBERS = 256
 _HEADER_BYTES = 4 * _HEADER_NUMBERS
-_PAD_TO = 128  # rows of the token embedding, for the sake of a GPU's matrix units
+_PAD_TO = 128  # rows of the token embedding: a multiple that suits a GPU's matrix units
 
 
 def padded_vocabulary(vocab_size: int) -> int:
-    """The rows of the token embedding in a file."""
+    """Return how many rows the token embedding has in a file."""
     return -(-vocab_size // _PAD_TO) * _PAD_TO
 
 
 class LlmcFile:
-    """A file of llm.c's, its header read and checked, its data mapped but not read.
+    """An llm.c file: the header is read and checked, the data is mapped into memory.
 
     Attributes:
         path: the file.
         config: the model's shape, from the header.
-        tensors: every tensor; the token embedding without the rows that pad it.
-        read: gives one tensor as stored, a view of the file; bfloat16 is widened to float32. `read.layer(name, i)`
-            gives one layer of a stack.
+        tensors: every tensor; the token embedding without its padding rows.
+        read: returns one tensor, a view of the file; bfloat16 is widened to float32. `read.layer(name, i)`
+            returns one layer of a stack.
 
     Raises:
-        WeightsError: where the file is cut short, damaged, or not llm.c's.
+        WeightsError: if the file is cut short, damaged, or not from llm.c.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        refuse_impostor(path)
+        check_is_data(path)
         header = _read_header(path)
         self.config, dtype = _config(path, header)
         rows = {"wte": _padded_rows(path, header)}
@@ -62,29 +62,29 @@ class LlmcFile:
             end += TensorInfo((rows.get(name, shape[0]), *shape[1:]), dtype).nbytes
         _check_size(path, end)
         self._begins = begins
-        self.read = _Reader(path, self.tensors, begins)
+        self.read = LlmcReader(path, self.tensors, begins)
 
     def remap(self) -> LlmcFile:
-        """The same file mapped anew; see `TensorFile.remap`."""
+        """Map the same file again; see `TensorFile.remap`."""
         other = copy.copy(self)
-        other.read = _Reader(self.path, self.tensors, self._begins)
+        other.read = LlmcReader(self.path, self.tensors, self._begins)
         return other
 
 
-class _Reader:
+class LlmcReader:
     """Reads tensors, or single layers of them, by name."""
 
     def __init__(self, path: Path, tensors: dict[str, TensorInfo], begins: dict[str, int]) -> None:
-        # Copy-on-write: what is changed in memory never reaches the file.
+        # Copy-on-write: changes in memory never reach the file.
         self._data = np.memmap(path, np.uint8, mode="c")
         self._tensors, self._begins = tensors, begins
 
     def __call__(self, name: str) -> np.ndarray:
-        """One tensor as stored."""
+        """Return one tensor."""
         return self._values(name, self._view(name))
 
     def layer(self, name: str, layer: int) -> np.ndarray:
-        """What one layer has in a stack, without its first dimension."""
+        """Return one layer of a stack, without the first dimension."""
         return self._values(name, self._view(name)[layer])
 
     def _view(self, name: str) -> np.ndarray:
@@ -97,7 +97,7 @@ class _Reader:
 
 
 def stored_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor's name and shape, in the order of the file; the token embedding without its padding."""
+    """Yield every tensor's name and shape, in the order of the file; the token embedding without its padding."""
     sizes = axis_sizes(config)
     for row in TABLE:
         for piece in layout_tensors(row, "llmc", config.n_layers):
@@ -109,7 +109,7 @@ def _read_header(path: Path) -> list[int]:
         data = file.read(_HEADER_BYTES)
     first = int.from_bytes(data[:4], "little")
     if len(data) >= 4 and first != MAGIC:
-        raise WeightsError(f"{path} is not llm.c's: its first number is {first}, and {MAGIC} was expected.")
+        raise WeightsError(f"{path} is not an llm.c file: its first number is {first}, and {MAGIC} was expected.")
     if len(data) < _HEADER_BYTES:
         raise WeightsError(
             f"{path} is cut short: the header of an llm.c file has {_HEADER_BYTES:,} bytes and the file "
@@ -121,7 +121,7 @@ def _read_header(path: Path) -> list[int]:
 def _config(path: Path, header: list[int]) -> tuple[GPTConfig, str]:
     if header[1] not in _VERSIONS:
         known = " and ".join(f"{version} ({dtype})" for version, dtype in _VERSIONS.items())
-        raise WeightsError(f"{path} is of llm.c's version {header[1]}; Clearhead reads {known}.")
+        raise WeightsError(f"{path} is llm.c version {header[1]}; Clearhead reads {known}.")
     try:
         config = GPTConfig(
             context_length=header[2],
@@ -133,14 +133,14 @@ def _config(path: Path, header: list[int]) -> tuple[GPTConfig, str]:
             tie_weights=True,
         )
     except ConfigError as error:
-        raise WeightsError(f"the header of {path} cannot be: {error}") from None
+        raise WeightsError(f"the header of {path} is invalid: {error}") from None
     return config, _VERSIONS[header[1]]
 
 
 def _padded_rows(path: Path, header: list[int]) -> int:
     if header[7] < header[3]:
         raise WeightsError(
-            f"the header of {path} cannot be: it pads a vocabulary of {header[3]} to {header[7]}, which is less."
+            f"the header of {path} is invalid: it pads a vocabulary of {header[3]} to {header[7]}, which is smaller."
         )
     return header[7]
 
@@ -149,25 +149,25 @@ def _check_size(path: Path, due: int) -> None:
     size = path.stat().st_size
     if size < due:
         raise WeightsError(
-            f"{path} is cut short: a model of the shape in its header takes {due:,} bytes and the file has {size:,}, "
+            f"{path} is cut short: the model in its header takes {due:,} bytes and the file has {size:,}, "
             f"{due - size:,} too few; copy it again."
         )
     if size > due:
         raise WeightsError(
-            f"{path} does not fit its header: a model of the shape there takes {due:,} bytes and {size - due:,} more "
-            "follow; it is damaged, or no model of llm.c's."
+            f"{path} does not match its header: the model there takes {due:,} bytes and {size - due:,} more "
+            "follow; it is damaged, or not an llm.c model."
         )
 
 
 def write_llmc(path: Path, config: GPTConfig, dtype: str, data: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes a file of llm.c's with one layer of a tensor in memory at a time.
+    """Write an llm.c file with one layer of a tensor in memory at a time.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
+        path: the file; it is written in place, so give a temporary name.
         config: the model's shape.
         dtype: `float32` or `bfloat16`.
-        data: every tensor of `stored_shapes`, in that order, each as one array or as several that follow one
-            another under the same name; contiguous, in the type that `NUMPY_TYPES` gives for the dtype.
+        data: every tensor of `stored_shapes`, in that order, each as one array or as several in a row
+            under the same name; contiguous, of the type that `NUMPY_TYPES` has for the dtype.
     """
     versions = {dtype: version for version, dtype in _VERSIONS.items()}
     rows = padded_vocabulary(config.vocab_size)
@@ -197,6 +197,6 @@ def write_llmc(path: Path, config: GPTConfig, dtype: str, data: Iterable[tuple[s
             if name == "wte" and not left[name]:
                 file.write(bytes(TensorInfo((rows - config.vocab_size, config.emb_dim), dtype).nbytes))
         if any(left.values()):
-            raise ValueError(f"data are missing: {left}")
+            raise ValueError(f"data is missing: {left}")
         file.flush()
         os.fsync(file.fileno())

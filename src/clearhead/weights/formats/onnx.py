@@ -1,11 +1,11 @@
-"""The ONNX format: a graph of operations with the tensors that they need; what onnxruntime runs.
+"""Read and write ONNX files, the format of onnxruntime: a graph of operations with the tensors that they need.
 
 A file is one protocol buffer, a `ModelProto`, in which the graph (field 7) holds each tensor as an `initializer`
-(field 5) with its dimensions, number format, name and bytes; or the bytes lie in a file beside it, which a protocol
-buffer of more than 2 GiB needs. Source: onnx.proto and docs/ExternalData.md in onnx/onnx.
+(field 5) with its dimensions, dtype, name and bytes. A protocol buffer ends at 2 GiB; beyond that the bytes are in a
+separate file. Source: onnx.proto and docs/ExternalData.md in onnx/onnx.
 
 The graph is made with the `onnx` library (the extra `[onnx]`). The tensors are written and read here, one at a
-time, as the library holds all of them in memory.
+time, because the library keeps all of them in memory.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, WeightsError
-from clearhead.weights.formats.sniff import refuse_impostor
-from clearhead.weights.formats.sstable import CutError, to_varint, varint
+from clearhead.weights.formats.sniff import check_is_data
+from clearhead.weights.formats.sstable import TruncatedError, encode_varint, read_varint
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, shape_words
 
 CONFIG_KEY = "clearhead_config"
-"""The key in a model's `metadata_props` under which its shape stands, as the JSON of `GPTConfig`'s fields."""
+"""The key in a model's `metadata_props` for its shape, as the JSON of `GPTConfig`'s fields."""
 
 KINDS = {"float32": 1, "float16": 10}
-"""ONNX's number for each number format that is written."""
+"""ONNX's number for each dtype that is written."""
 
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 _GRAPH, _METADATA = 7, 14  # fields of a ModelProto
 _INITIALIZER = 5  # field of a GraphProto
 _DIMS, _KIND, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # fields of a TensorProto
 _MOST_INSIDE = 2**31 - 2**24  # bytes; a protocol buffer ends at 2 GiB, and the graph needs some
-_ALIGNMENT = 4096  # bytes, where a tensor begins in the file beside, so that it can be mapped
+_ALIGNMENT = 4096  # bytes; tensors in the separate file begin at multiples, so that they can be mapped
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where a tensor's bytes are: in which file, from which byte on."""
+class OnnxTensor:
+    """Where a tensor's bytes are: the file and the offset."""
 
     info: TensorInfo
     path: Path
@@ -51,7 +51,7 @@ class _Stored:
 
 
 class OnnxFile:
-    """A model that Clearhead wrote as ONNX, its tensors found, its data mapped but not read.
+    """A model that Clearhead wrote as ONNX: the tensors are found, the data is mapped into memory.
 
     Attributes:
         path: the file with the graph.
@@ -59,16 +59,16 @@ class OnnxFile:
         tensors: every tensor inside.
 
     Raises:
-        WeightsError: where the file is cut short, damaged, no ONNX, or was written by another program.
+        WeightsError: if the file is cut short, damaged, not ONNX, or was written by another program.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        refuse_impostor(path)
+        check_is_data(path)
         self._maps = {path: _mapped(path)}
         try:
             self.config, self._stored = self._look(self._maps[path])
-        except (CutError, IndexError, UnicodeDecodeError) as error:
+        except (TruncatedError, IndexError, UnicodeDecodeError) as error:
             self._damaged(str(error))
         self.tensors: dict[str, TensorInfo] = {name: stored.info for name, stored in self._stored.items()}
         for name, stored in self._stored.items():
@@ -76,12 +76,12 @@ class OnnxFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file itself, and those beside it that hold numbers of large models."""
+        """The file itself, and the separate files with the tensors of large models."""
         return tuple(self._maps)
 
-    def _look(self, data: mmap.mmap) -> tuple[GPTConfig, dict[str, _Stored]]:
+    def _look(self, data: mmap.mmap) -> tuple[GPTConfig, dict[str, OnnxTensor]]:
         told: dict[str, str] = {}
-        stored: dict[str, _Stored] = {}
+        stored: dict[str, OnnxTensor] = {}
         for field, value in _fields(data, 0, len(data)):
             if field == _METADATA and isinstance(value, tuple):
                 told |= [_text_pair(data, value)]
@@ -91,18 +91,18 @@ class OnnxFile:
                         name, found = self._tensor(data, tensor)
                         stored[name] = found
         if not stored:
-            self._damaged("it holds no tensors")
+            self._damaged("it has no tensors")
         if CONFIG_KEY not in told:
             raise WeightsError(
-                f"{self.path} was not written by Clearhead, which reads no other ONNX file, as a graph may name its "
-                "tensors in any way; open the model from which it was exported."
+                f"{self.path} was not written by Clearhead, which reads no other ONNX files, because a graph may name "
+                "its tensors in any way; open the model from which it was exported."
             )
         try:
             return GPTConfig.from_dict(json.loads(told[CONFIG_KEY])), stored
         except (ValueError, ConfigError) as error:
             self._damaged(f"its {CONFIG_KEY} cannot be read ({error})")
 
-    def _tensor(self, data: mmap.mmap, span: tuple[int, int]) -> tuple[str, _Stored]:
+    def _tensor(self, data: mmap.mmap, span: tuple[int, int]) -> tuple[str, OnnxTensor]:
         name, kind, shape, raw, outside = "", 0, [], None, dict[str, str]()
         for field, value in _fields(data, *span):
             if field == _DIMS:
@@ -116,25 +116,25 @@ class OnnxFile:
             elif field == _EXTERNAL and isinstance(value, tuple):
                 outside |= [_text_pair(data, value)]
         if kind not in _KIND_NAMES:
-            self._damaged(f"{name!r} has the number format {kind}, and Clearhead writes {' and '.join(KINDS)}")
+            self._damaged(f"{name!r} has the dtype {kind}, and Clearhead writes {' and '.join(KINDS)}")
         info = TensorInfo(tuple(shape), _KIND_NAMES[kind])
         if raw is not None:
             if raw[1] - raw[0] != info.nbytes:
                 self._damaged(f"{name!r} of shape {shape_words(info.shape)} has {raw[1] - raw[0]:,} bytes")
-            return name, _Stored(info, self.path, raw[0])
+            return name, OnnxTensor(info, self.path, raw[0])
         location = outside.get("location", "")
         if Path(location).name != location or location in ("", ".", "..") or not outside.get("offset", "").isdecimal():
-            self._damaged(f"it does not say where the numbers of {name!r} are")
-        return name, _Stored(info, self.path.with_name(location), int(outside["offset"]))
+            self._damaged(f"it does not say where the data of {name!r} is")
+        return name, OnnxTensor(info, self.path.with_name(location), int(outside["offset"]))
 
-    def _check_size(self, name: str, stored: _Stored) -> None:
+    def _check_size(self, name: str, stored: OnnxTensor) -> None:
         if stored.path not in self._maps:
             if not stored.path.is_file():
                 raise WeightsError(
-                    f"{self.path.parent} lacks {stored.path.name}, in which {self.path.name} has its numbers; "
+                    f"{self.path.parent} lacks {stored.path.name}, which has the tensors of {self.path.name}; "
                     "copy it there too."
                 )
-            refuse_impostor(stored.path)
+            check_is_data(stored.path)
             self._maps[stored.path] = _mapped(stored.path)
         end, size = stored.begin + stored.info.nbytes, len(self._maps[stored.path])
         if end > size:
@@ -143,7 +143,7 @@ class OnnxFile:
             )
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as stored, a view of the file."""
+        """Return one tensor, a view of the file."""
         stored = self._stored[name]
         kind = NUMPY_TYPES[stored.info.dtype]
         values = np.frombuffer(self._maps[stored.path], kind, count=stored.info.size, offset=stored.begin)
@@ -151,13 +151,13 @@ class OnnxFile:
         return values if values.flags.aligned else values.copy()
 
     def remap(self) -> OnnxFile:
-        """The same file mapped anew; see `TensorFile.remap`."""
+        """Map the same file again; see `TensorFile.remap`."""
         other = copy.copy(self)
         other._maps = {path: _mapped(path) for path in self._maps}
         return other
 
     def _damaged(self, what: str) -> NoReturn:
-        raise WeightsError(f"{self.path} is no ONNX file, or is cut short or damaged: {what}; copy it again.")
+        raise WeightsError(f"{self.path} is not an ONNX file, or is cut short or damaged: {what}; copy it again.")
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -166,34 +166,34 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
-    """The fields of a protocol buffer: each one's number, and its value; of bytes, where they begin and end."""
+    """Yield each field of a protocol buffer: its number, and its value; for bytes, where they begin and end."""
     while at < end:
-        tag, at = varint(data, at)
+        tag, at = read_varint(data, at)
         match tag & 7:
             case 0:
-                value, at = varint(data, at)
+                value, at = read_varint(data, at)
                 yield tag >> 3, value
             case 2:
-                size, at = varint(data, at)
+                size, at = read_varint(data, at)
                 yield tag >> 3, (at, at + size)
                 at += size
             case 1 | 5 as kind:
                 at += 8 if kind == 1 else 4
             case _:
-                raise CutError(f"at byte {at:,} is a field of an unknown kind")
+                raise TruncatedError(f"the field at byte {at:,} is of an unknown kind")
         if at > end:
-            raise CutError(f"a field ends at byte {at:,}, and what it is in at {end:,}")
+            raise TruncatedError(f"a field ends at byte {at:,}, after the message around it, which ends at {end:,}")
 
 
 def _packed(data: mmap.mmap, span: tuple[int, int]) -> Iterator[int]:
     at, end = span
     while at < end:
-        value, at = varint(data, at)
+        value, at = read_varint(data, at)
         yield value
 
 
 def _text_pair(data: mmap.mmap, span: tuple[int, int]) -> tuple[str, str]:
-    """The key and the value of a `StringStringEntryProto`."""
+    """Return the key and the value of a `StringStringEntryProto`."""
     found = {f: data[slice(*value)].decode("utf-8") for f, value in _fields(data, *span) if isinstance(value, tuple)}
     return found.get(1, ""), found.get(2, "")
 
@@ -201,17 +201,17 @@ def _text_pair(data: mmap.mmap, span: tuple[int, int]) -> tuple[str, str]:
 def write_onnx(
     path: Path, model: Any, tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, np.ndarray]], beside: Path
 ) -> bool:
-    """Writes a model with one tensor in memory at a time.
+    """Write a model with one tensor in memory at a time.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
+        path: the file; it is written in place, so give a temporary name.
         model: an `onnx.ModelProto` whose graph has no initializers.
         tensors: its initializers, in order.
         data: the same names in the same order, each with a contiguous array of that shape and type.
-        beside: a file in the same folder for the numbers, if they are more than one file holds; it keeps its name.
+        beside: a file in the same folder for the tensors, if they are too large for one file; it keeps its name.
 
     Returns:
-        whether `beside` was written.
+        Whether `beside` was written.
     """
     outside = sum(info.nbytes for info in tensors.values()) > _MOST_INSIDE
     if outside:
@@ -245,22 +245,24 @@ def _add_header(model: Any, name: str, info: TensorInfo, location: str, begin: i
 
 
 def _header(name: str, info: TensorInfo) -> bytes:
-    """What stands in a graph before the bytes of a tensor."""
+    """Return what precedes the bytes of a tensor in a graph."""
     text = name.encode()
-    found = b"".join(to_varint(_DIMS << 3) + to_varint(size) for size in info.shape)
-    found += to_varint(_KIND << 3) + to_varint(KINDS[info.dtype])
-    found += to_varint(_NAME << 3 | 2) + to_varint(len(text)) + text
-    found += to_varint(_RAW << 3 | 2) + to_varint(info.nbytes)
-    return to_varint(_INITIALIZER << 3 | 2) + to_varint(len(found) + info.nbytes) + found
+    found = b"".join(encode_varint(_DIMS << 3) + encode_varint(size) for size in info.shape)
+    found += encode_varint(_KIND << 3) + encode_varint(KINDS[info.dtype])
+    found += encode_varint(_NAME << 3 | 2) + encode_varint(len(text)) + text
+    found += encode_varint(_RAW << 3 | 2) + encode_varint(info.nbytes)
+    return encode_varint(_INITIALIZER << 3 | 2) + encode_varint(len(found) + info.nbytes) + found
 
 
 def _start(model: Any, following: int) -> bytes:
-    """A model up to where the initializers follow, which end it."""
+    """Return the bytes of a model up to its initializers, which are last."""
     graph = model.graph.SerializeToString()
     around = type(model)()
     around.CopyFrom(model)
     around.ClearField("graph")
-    return bytes(around.SerializeToString() + to_varint(_GRAPH << 3 | 2) + to_varint(len(graph) + following) + graph)
+    return bytes(
+        around.SerializeToString() + encode_varint(_GRAPH << 3 | 2) + encode_varint(len(graph) + following) + graph
+    )
 
 
 def _in_order(tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, np.ndarray]]) -> Iterator[np.ndarray]:

@@ -1,12 +1,12 @@
-"""Files as `torch.save` writes them. The only format here that needs PyTorch, imported when one is opened or written.
+"""Read and write files of `torch.save`. Only this format needs PyTorch, which is imported when it is used.
 
-They are pickles. `weights_only=True` builds tensors and plain containers and refuses anything that would
+The files are pickles. `weights_only=True` builds tensors and plain containers and refuses anything that would
 run code.
 
-Such a file is a zip without compression: `data.pkl`, a pickle of everything but the numbers, in which a tensor
-stands as a call of `torch._utils._rebuild_tensor_v2` with the key of its storage; `data/KEY`, the numbers of each
+A file is a zip without compression: `data.pkl`, a pickle of everything but the tensors' data, in which a tensor
+is a call of `torch._utils._rebuild_tensor_v2` with the key of its storage; `data/KEY`, the data of each
 storage; and `version`. Source: "Serialized file format for torch.save" in PyTorch's notes on serialization. It
-is written here and not by `torch.save` because that needs every tensor in memory at once.
+is written here because `torch.save` needs every tensor in memory at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.weights.formats.sniff import refuse_impostor
+from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, widen_bfloat16
 
 if TYPE_CHECKING:
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 
 class PyTorchFile:
-    """A file of named tensors that `torch.save` wrote, mapped into memory where its age allows.
+    """A file of named tensors that `torch.save` wrote, mapped into memory unless it is in the format before 1.6.
 
     Attributes:
         path: the file.
         tensors: every tensor inside.
-        contents: what the file holds beside or around the tensors, as `torch.load` gives it.
-        aliases: for each tensor that shares another's memory from start to end, the name of that other (the first).
+        contents: everything in the file, as `torch.load` returns it.
+        aliases: for each tensor that is the same memory as an earlier one, the name of that one.
 
     Raises:
-        WeightsError: where the file is damaged, would run code, or holds no named tensors.
+        WeightsError: if the file is damaged, would run code, or has no named tensors.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        refuse_impostor(path)
+        check_is_data(path)
         self.contents, self._mapped = _load(path)
         self._values = _state_dict(path, self.contents)
         self.tensors: dict[str, TensorInfo] = {}
@@ -56,7 +56,7 @@ class PyTorchFile:
             dtype = str(tensor.dtype).removeprefix("torch.")
             if dtype not in NUMPY_TYPES:
                 raise WeightsError(
-                    f"{path} stores {name!r} in the number format {dtype}, which Clearhead does not read; "
+                    f"{path} stores {name!r} as {dtype}, a dtype that Clearhead does not read; "
                     "convert it to float32, float16 or bfloat16 first."
                 )
             info = self.tensors[name] = TensorInfo(tuple(tensor.shape), dtype)
@@ -65,7 +65,7 @@ class PyTorchFile:
                 self.aliases[name] = first
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as stored, a view of the file where it is mapped; bfloat16 is widened to float32."""
+        """Return one tensor, a view of the file if that is mapped; bfloat16 is widened to float32."""
         import torch
 
         tensor = self._values[name].detach().contiguous()
@@ -74,26 +74,26 @@ class PyTorchFile:
         return tensor.numpy()
 
     def remap(self) -> PyTorchFile:
-        """The same file mapped anew; itself, where its age does not allow to map it."""
+        """Map the same file again; return this object if it is not mapped."""
         return PyTorchFile(self.path) if self._mapped else self
 
 
 def _load(path: Path) -> tuple[Any, bool]:
-    """What a file holds, and whether its numbers are mapped."""
+    """Return what a file contains, and whether its data is mapped."""
     import torch
 
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-        except RuntimeError:  # the format before PyTorch 1.6 is no zip and cannot be mapped
+        except RuntimeError:  # the format before PyTorch 1.6 is not a zip and cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} was not opened: it holds more than tensors and plain values, and opening it could run code "
+            f"{path} was not opened: it has more than tensors and plain values, and opening it could run code "
             f"({_first_sentence(error)}); ask for the model as safetensors, or as a plain state dict."
         ) from None
-    except Exception as error:  # PyTorch's reader raises many kinds for one damaged file
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: it sought before the start of a file
+    except Exception as error:  # PyTorch's reader raises many exceptions for damaged files
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a seek to before the start of the file
             raise WeightsError(f"{path} could not be read ({error.strerror or error}).") from None
         missing = _missing_bytes(path)
         if missing > 0:
@@ -109,7 +109,7 @@ _ITEM_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Double": 8, "Long": 8, "In
 
 
 class _Inert(dict[Any, Any]):
-    """Stands for any class and any function in a pickle of which only the storages are of interest."""
+    """Replaces every class and function in a pickle from which only the storages are needed."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _Inert(dict[Any, Any]):
 
 
 class _StorageCounter(pickle.Unpickler):
-    """Reads which storages a pickle names, and how large; runs none of its code."""
+    """Finds the storages that a pickle names, and their sizes, without running its code."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         super().__init__(file)
@@ -133,10 +133,10 @@ class _StorageCounter(pickle.Unpickler):
 
 
 def _missing_bytes(path: Path) -> int:
-    """How many bytes a file lacks at least, by the storages that its pickle names; 0 where none can be told."""
+    """Return how many bytes a file lacks at least, by the storages that its pickle names; 0 if that is unknown."""
     try:
         with path.open("rb") as file:
-            entry = file.read(30)  # a zip's first entry is the pickle: its header, its name, a filling
+            entry = file.read(30)  # a zip's first entry is the pickle: a header, a name, padding
             name = file.read(int.from_bytes(entry[26:28], "little"))
             file.seek(int.from_bytes(entry[28:30], "little"), os.SEEK_CUR)
             if not entry.startswith(b"PK\x03\x04") or not name.endswith(b"data.pkl"):
@@ -154,7 +154,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _state_dict(path: Path, contents: Any) -> Mapping[str, torch.Tensor]:
-    """The mapping of names to tensors: the file's contents, or what stands in it under `model` or `state_dict`."""
+    """Return the mapping of names to tensors: the file's contents, or its `model` or `state_dict`."""
     import torch
 
     candidates = [contents]
@@ -168,20 +168,20 @@ def _state_dict(path: Path, contents: Any) -> Mapping[str, torch.Tensor]:
         ):
             return {str(name): tensor for name, tensor in candidate.items()}
     raise WeightsError(
-        f"{path} holds {_kind_words(contents)}; a mapping of names to tensors, as torch.save(model.state_dict(), …) "
+        f"{path} contains {_describe(contents)}; a mapping of names to tensors, as torch.save(model.state_dict(), …) "
         "writes it, was expected."
     )
 
 
-def _kind_words(contents: Any) -> str:
+def _describe(contents: Any) -> str:
     if isinstance(contents, Mapping):
         keys = ", ".join(repr(str(key)) for key in list(contents)[:5])
-        return f"a mapping with {keys or 'nothing'} in it"
+        return f"a mapping with the keys {keys}" if keys else "an empty mapping"
     return f"a {type(contents).__name__}"
 
 
 class _Storage:
-    """The numbers of a tensor, in a file that is being written: only what the pickle says of them."""
+    """The data of a tensor in a file that is being written: what the pickle says about it."""
 
     def __init__(self, info: TensorInfo, key: str) -> None:
         self.info, self.key = info, key
@@ -202,7 +202,7 @@ class _Tensor:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes a storage as the key under which its numbers stand in the zip."""
+    """Writes a storage as the key of its data in the zip."""
 
     def persistent_id(self, value: Any) -> Any:
         if not isinstance(value, _Storage):
@@ -218,7 +218,7 @@ class _Pickler(pickle.Pickler):
         return ("storage", kinds[value.info.dtype], value.key, "cpu", value.info.size)
 
 
-_ALIGNMENT = 64  # bytes, where a storage begins in the file, so that a mapped one can be used in place
+_ALIGNMENT = 64  # bytes; storages begin at multiples, so that mapped ones can be used in place
 
 
 def write_pytorch(
@@ -230,17 +230,16 @@ def write_pytorch(
     under: str | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a file that `torch.load` opens, with one tensor in memory at a time.
+    """Write a file that `torch.load` opens, with one tensor in memory at a time.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
-        tensors: the mapping of names to tensors that the file will hold, in order: `float32`, `float16`,
-            `bfloat16` or `bool`.
-        data: the same names in the same order, but for those in `same`; each with a contiguous array of that shape
-            in the type that `NUMPY_TYPES` gives for its dtype.
-        same: names whose tensors are another name's own memory.
-        under: where the mapping is not the whole of the file: the key under which it stands.
-        beside: then: other keys, with values that pickle can write and `weights_only=True` opens.
+        path: the file; it is written in place, so give a temporary name.
+        tensors: the tensors of the file, in order: `float32`, `float16`, `bfloat16` or `bool`.
+        data: the same names in the same order, except those in `same`; each with a contiguous array of that shape
+            and of the type that `NUMPY_TYPES` has for its dtype.
+        same: names whose tensors are the memory of another name.
+        under: the key of the mapping in the file, if it is not the whole file.
+        beside: the other keys then, with values that pickle can write and `weights_only=True` opens.
     """
     same = same or {}
     keys = {name: str(number) for number, name in enumerate(name for name in tensors if name not in same)}
@@ -268,12 +267,12 @@ def write_pytorch(
 
 
 def _add(archive: zipfile.ZipFile, file: io.BufferedWriter, name: str, contents: memoryview) -> None:
-    """One entry of the zip, filled up before its contents so that they begin at a multiple of `_ALIGNMENT`."""
+    """Add an entry to the zip, padded so that its contents begin at a multiple of `_ALIGNMENT`."""
     entry = zipfile.ZipInfo(f"archive/{name}")
-    entry.file_size = contents.nbytes  # tells zipfile whether it needs the fields for large entries
+    entry.file_size = contents.nbytes  # zipfile decides by it whether the entry needs the fields for large ones
     large = contents.nbytes * 1.05 > zipfile.ZIP64_LIMIT
-    before = file.tell() + 30 + len(entry.filename) + (20 if large else 0) + 4  # its header and the filling's own
-    filling = -before % _ALIGNMENT
-    entry.extra = b"FB" + filling.to_bytes(2, "little") + b"Z" * filling
+    before = file.tell() + 30 + len(entry.filename) + (20 if large else 0) + 4  # its header and that of the padding
+    padding = -before % _ALIGNMENT
+    entry.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
     with archive.open(entry, "w") as out:
         out.write(contents)

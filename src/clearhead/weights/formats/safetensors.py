@@ -1,11 +1,11 @@
-"""The safetensors format, read through a memory map and written one tensor at a time.
+"""Read and write safetensors files, through a memory map and one tensor at a time.
 
 A file is: the header's length (8 bytes, little-endian), the header (JSON: for every tensor its dtype,
 shape and where its data begins and ends, counted from the end of the header), then the data, without
-holes. Source: the format's description in the README of huggingface/safetensors.
+gaps. Source: the format's description in the README of huggingface/safetensors.
 
-The header is read here and not through the `safetensors` library because that gives NumPy no bfloat16,
-copies every tensor, writes only what is wholly in memory, and does not say how much of a file is missing.
+The header is read here because the `safetensors` library gives NumPy no bfloat16, copies every tensor,
+writes only from memory, and does not report how much of a file is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.weights.formats.sniff import kind_of, refuse_impostor
+from clearhead.weights.formats.sniff import check_is_data, detect_format
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, shape_words, widen_bfloat16
 
 _DTYPES = {
@@ -42,11 +42,11 @@ _DTYPES = {
 _DTYPE_NAMES = {name: short for short, name in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # bytes; the limit that the format's own library sets
 _MAX_DIMS = 32
-_MAX_NUMBERS = 2**60  # more than any file holds, less than what overflows NumPy's sizes
+_MAX_NUMBERS = 2**60  # more than any file has, less than what overflows NumPy's sizes
 
 
 class SafetensorsFile:
-    """One safetensors file, its header read and checked, its data mapped but not read.
+    """A safetensors file: the header is read and checked, the data is mapped into memory.
 
     Attributes:
         path: the file.
@@ -54,12 +54,12 @@ class SafetensorsFile:
         metadata: the header's `__metadata__`, text to text.
 
     Raises:
-        WeightsError: where the file is truncated, damaged, or no safetensors file.
+        WeightsError: if the file is cut short, damaged, or not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        refuse_impostor(path)
+        check_is_data(path)
         size = path.stat().st_size
         header, self._data_start = _read_header(path, size)
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
@@ -70,7 +70,7 @@ class SafetensorsFile:
         self._map = _mapped(path)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as stored, a view of the file; bfloat16 is widened to float32."""
+        """Return one tensor, a view of the file if possible; bfloat16 is widened to float32."""
         info = self.tensors[name]
         flat = np.frombuffer(
             self._map, NUMPY_TYPES[info.dtype], count=info.size, offset=self._data_start + self._begins[name]
@@ -81,7 +81,7 @@ class SafetensorsFile:
         return widen_bfloat16(values) if info.dtype == "bfloat16" else values
 
     def remap(self) -> SafetensorsFile:
-        """The same file mapped anew; see `TensorFile.remap`."""
+        """Map the same file again; see `TensorFile.remap`."""
         other = copy.copy(self)
         other._map = _mapped(self.path)
         return other
@@ -89,20 +89,20 @@ class SafetensorsFile:
 
 def _mapped(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
-        # Private and copy-on-write: what is changed in memory never reaches the file.
+        # Private and copy-on-write: changes in memory never reach the file.
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file with one tensor in memory at a time.
+    """Write a safetensors file with one tensor in memory at a time.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
-        tensors: what will be written, in order; the header is made from it.
-        data: the same names in the same order, each with a contiguous array of that shape in the type that
-            `NUMPY_TYPES` gives for its dtype.
+        path: the file; it is written in place, so give a temporary name.
+        tensors: what is written, in order; the header is made from it.
+        data: the same names in the same order, each with a contiguous array of that shape and of the type
+            that `NUMPY_TYPES` has for its dtype.
         metadata: text for the header.
     """
     with path.open("wb") as file:
@@ -132,17 +132,17 @@ def _header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> b
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    """The header as JSON, and where the data begins."""
-    if (kind := kind_of(path)) in ("pytorch", "gguf", "hdf5"):
-        raise WeightsError(f"{path} is a file of the kind {kind}, not safetensors; give it the name that fits.")
+    """Return the header as JSON, and the offset of the data."""
+    if (kind := detect_format(path)) in ("pytorch", "gguf", "hdf5"):
+        raise WeightsError(f"{path} is a {kind} file and not safetensors; rename it to match its format.")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8:
             raise WeightsError(f"{path} has {size} bytes, too few for a safetensors file; download it again.")
         if length > _MAX_HEADER:
             raise WeightsError(
-                f"{path} is not a safetensors file, or is damaged: its first 8 bytes say that a header of {length:,} "
-                f"bytes follows, and the format allows {_MAX_HEADER:,}; download it again."
+                f"{path} is not a safetensors file, or is damaged: its first 8 bytes announce a header of {length:,} "
+                f"bytes, and the format allows {_MAX_HEADER:,}; download it again."
             )
         if 8 + length > size:
             raise WeightsError(
@@ -160,40 +160,40 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
     if metadata is not None and (
         not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values())
     ):
-        _damaged(path, "its __metadata__ is not text by name")
+        _damaged(path, "its __metadata__ does not map strings to strings")
     return header, 8 + length
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name is in it twice")
     return values
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, tuple[int, int]]:
-    """One tensor's entry in the header, checked: its description, and where its data begins and ends."""
+    """Check one tensor's entry in the header; return its description, and where its data begins and ends."""
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
-        _damaged(path, f"its header gives no dtype, shape and data_offsets for {name!r}")
+        _damaged(path, f"its header lacks dtype, shape or data_offsets of {name!r}")
     shape, offsets, dtype = value["shape"], value["data_offsets"], value["dtype"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise WeightsError(
-            f"{path} stores {name!r} in the number format {dtype!r}, which Clearhead does not read "
+            f"{path} stores {name!r} as {dtype!r}, a dtype that Clearhead does not read "
             f"(it reads {', '.join(_DTYPES)}); convert the file first."
         )
     if not _are_sizes(shape) or len(shape) > _MAX_DIMS:
-        _damaged(path, f"its header gives {name!r} a shape that cannot be")
+        _damaged(path, f"the shape of {name!r} in its header is impossible")
     if not _are_sizes(offsets) or len(offsets) != 2:
-        _damaged(path, f"its header gives {name!r} data_offsets that cannot be")
+        _damaged(path, f"the data_offsets of {name!r} in its header are impossible")
     numbers = 1
     for dim in shape:
         numbers *= max(dim, 1)  # a zero must not hide a dimension that NumPy cannot hold
         if numbers > _MAX_NUMBERS:
-            _damaged(path, f"its header gives {name!r} a shape that cannot be")
+            _damaged(path, f"the shape of {name!r} in its header is impossible")
     info = TensorInfo(tuple(shape), _DTYPES[dtype])
     begin, end = offsets
     if end - begin != info.nbytes:
@@ -210,15 +210,15 @@ def _are_sizes(values: Any) -> bool:
 
 
 def _check_coverage(path: Path, spans: Mapping[str, tuple[int, int]], data_size: int) -> None:
-    """Raises unless the tensors lie one after another, without holes, to the end of the file."""
+    """Check that the tensors follow one another without gaps to the end of the file."""
     end = 0
-    by_place = sorted(spans.items(), key=lambda item: item[1])
-    for name, (begin, stop) in by_place:
+    by_offset = sorted(spans.items(), key=lambda item: item[1])
+    for name, (begin, stop) in by_offset:
         if begin != end:
             _damaged(path, f"the data of {name!r} begins at byte {begin:,} where {end:,} was expected")
         end = stop
     if end > data_size:
-        first = next(name for name, span in by_place if span[1] > data_size)
+        first = next(name for name, span in by_offset if span[1] > data_size)
         raise WeightsError(
             f"{path} is cut short: {end - data_size:,} bytes are missing at its end, from {first!r} on; "
             "download it again."

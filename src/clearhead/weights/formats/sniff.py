@@ -1,4 +1,4 @@
-"""What a file really is, where its name says weights and its first bytes say something else."""
+"""Detect what a file is from its first bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LOOK = 512  # bytes
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first 512 bytes of a file.
+    """Return the first 512 bytes of a file.
 
     Raises:
-        WeightsError: where it cannot be read.
+        WeightsError: if it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -25,18 +25,18 @@ def first_bytes(path: Path) -> bytes:
         ) from None
 
 
-def refuse_impostor(path: Path) -> None:
-    """Raises where a file is no data at all: a Git LFS pointer, a web page, or nothing.
+def check_is_data(path: Path) -> None:
+    """Check that a file is not empty, a Git LFS pointer or a web page.
 
     Raises:
-        WeightsError: with a sentence on what the file is and how to get the right one.
+        WeightsError: if it is; it says how to get the right file.
     """
     head = first_bytes(path)
     if not head:
         raise WeightsError(f"{path} is empty (0 bytes); download it again.")
     if head.startswith(_LFS):
         raise WeightsError(
-            f"{path} is a Git LFS pointer, a few lines of text that stand for the weights; "
+            f"{path} is a Git LFS pointer, a few lines of text in place of the weights; "
             f"run `git lfs pull` in {path.parent}, or download the file itself."
         )
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -47,13 +47,13 @@ def refuse_impostor(path: Path) -> None:
         )
 
 
-def kind_of(path: Path) -> str:
-    """The format that a file's first bytes tell: `pytorch`, `gguf`, `hdf5`, `llm.c`, `safetensors`, or `unknown`."""
+def detect_format(path: Path) -> str:
+    """Return the file format: `pytorch`, `gguf`, `hdf5`, `llm.c`, `safetensors`, or `unknown`."""
     head = first_bytes(path)
-    if head[8:9] == b"{":  # first: a header's length can begin like any other format
+    if head[8:9] == b"{":  # before the others: a header's length can begin like any of them
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        return "pytorch"  # a zip, or a bare pickle as PyTorch wrote before 1.6
+        return "pytorch"  # a zip, or a bare pickle, which PyTorch wrote before 1.6
     if head.startswith(b"GGUF"):
         return "gguf"
     if head.startswith(b"\x89HDF"):

@@ -1,19 +1,19 @@
-"""The sorted-string table: byte strings by byte-string key, the format of a TensorFlow checkpoint's index.
+"""Read and write sorted-string tables (byte strings by byte-string key), the format of a TensorFlow index.
 
 A table is blocks, then a footer. A block is entries, restart points, and a trailer:
 
     entry    varint: bytes of the key shared with the one before; varint: the other bytes; varint: bytes of the value;
              those other bytes of the key; the value
-    restarts where entries begin that share nothing, as uint32s; then their number, a uint32
+    restarts offsets of entries that share nothing, as uint32s; then their number, a uint32
     trailer  one byte, 0 for no compression and 1 for Snappy; the masked CRC-32C of the block and that byte
 
-The data blocks hold the entries; one index block holds, for each of them, a key not below its last one and
-its handle (offset and size, varints); the footer holds the handles of an unused block and of the index
-block, zeros up to 40 bytes, and 8 bytes that say what the file is. All numbers are little-endian.
+The data blocks have the entries; one index block has, for each data block, a key not below its last one and
+its handle (offset and size, varints); the footer has the handles of an unused block and of the index
+block, zeros up to 40 bytes, and 8 bytes that identify the format. All numbers are little-endian.
 Source: the LevelDB project, doc/table_format.md; TensorFlow's copy leaves out filters.
 
-What is read comes from the network, so every length is checked against what is there before it is used,
-and neither a name nor their number nor the file may be larger than any real index needs.
+The files come from the network, so every length is checked against the file's size before it is used,
+and names, their number and the file are limited to what a real index needs.
 """
 
 from __future__ import annotations
@@ -35,56 +35,56 @@ _RESTART_EVERY = 16  # entries; what TensorFlow writes
 _MAX_FILE = 16 * 2**20  # bytes; the index of the largest GPT-2 with its optimizer takes 60 KB
 _MAX_ENTRIES = 2**16
 _MAX_KEY = 1024  # bytes
-_CHUNK = 2**16  # bytes of which a checksum is taken at a time
+_CHUNK = 2**16  # bytes that are checksummed at a time
 
 
 def crc32c(data: bytes | np.ndarray, crc: int = 0) -> int:
-    """The CRC-32C (Castagnoli) of bytes, or of a contiguous array's memory; `crc` is that of what comes before."""
+    """Return the CRC-32C (Castagnoli) of bytes, or of a contiguous array's memory, continuing from `crc`."""
     import google_crc32c
 
     flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
     for begin in range(0, flat.size, _CHUNK):
-        # As bytes, since the library's contract is to take no writable memory; so small a copy stays in the cache.
+        # As bytes, because the library takes no writable memory; so small a copy stays in the cache.
         crc = google_crc32c.extend(crc, flat[begin : begin + _CHUNK].tobytes())
     return crc
 
 
 def mask(crc: int) -> int:
-    """A CRC as these files store it, so that a CRC over data that holds CRCs stays a good one."""
+    """Return a CRC as these files store it, so that a CRC over data that contains CRCs stays a good one."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def unmask(stored: int) -> int:
-    """The CRC that `mask` made into this."""
+    """Return the CRC from which `mask` made `stored`."""
     turned = (stored - 0xA282EAD8) & 0xFFFFFFFF
     return ((turned >> 17) | (turned << 15)) & 0xFFFFFFFF
 
 
-class CutError(ValueError):
+class TruncatedError(ValueError):
     """A number runs past the end of its bytes."""
 
 
-def varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
-    """The number of seven bits a byte that begins at `at`, and where it ends.
+def read_varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
+    """Return the number (seven bits per byte) that begins at offset `at`, and the offset where it ends.
 
     Raises:
-        CutError: where it does not end in time, or is larger than 64 bits.
+        TruncatedError: if it does not end, or is larger than 64 bits.
     """
     value = 0
-    for place in range(10):
-        if at + place >= len(data):
+    for n in range(10):
+        if at + n >= len(data):
             break
-        byte = data[at + place]
-        value |= (byte & 0x7F) << (7 * place)
+        byte = data[at + n]
+        value |= (byte & 0x7F) << (7 * n)
         if byte < 0x80:
             if value >= 2**64:
                 break
-            return value, at + place + 1
-    raise CutError("a number is cut off")
+            return value, at + n + 1
+    raise TruncatedError("a number is cut off")
 
 
-def to_varint(value: int) -> bytes:
-    """What `varint` reads."""
+def encode_varint(value: int) -> bytes:
+    """Return the bytes that `read_varint` reads as `value`."""
     found = bytearray()
     while value >= 0x80:
         found.append(value & 0x7F | 0x80)
@@ -94,10 +94,10 @@ def to_varint(value: int) -> bytes:
 
 
 def read_table(path: Path) -> dict[bytes, bytes]:
-    """All of a table, in the order of its keys.
+    """Read a whole table, in the order of its keys.
 
     Raises:
-        WeightsError: where the file cannot be read, is cut short or damaged, is compressed, or is no such table.
+        WeightsError: if the file cannot be read, is cut short or damaged, is compressed, or is not such a table.
     """
     try:
         size = path.stat().st_size
@@ -107,7 +107,7 @@ def read_table(path: Path) -> dict[bytes, bytes]:
     if size > _MAX_FILE:
         raise WeightsError(
             f"{path} has {size:,} bytes, far more than the index of a TensorFlow checkpoint; "
-            "it may be the data file under the name of the index: download the index."
+            "it may be the data file with the name of the index: download the index."
         )
     if len(data) < _FOOTER or data[-8:] != _MAGIC:
         raise WeightsError(
@@ -116,21 +116,21 @@ def read_table(path: Path) -> dict[bytes, bytes]:
         )
     try:
         return dict(_entries(path, data))
-    except CutError as error:
+    except TruncatedError as error:
         _damaged(path, str(error))
 
 
 def _entries(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The entries of all data blocks. The blocks must follow one another, so that none is read twice."""
+    """Yield the entries of all data blocks. The blocks must be in order, so that none is read twice."""
     footer = len(data) - _FOOTER
     at = footer
-    for _ in range(2):  # of the unused block, which is passed over, and of the index block
-        offset, at = varint(data, at)
-        size, at = varint(data, at)
+    for _ in range(2):  # of the unused block, which is skipped, and of the index block
+        offset, at = read_varint(data, at)
+        size, at = read_varint(data, at)
     end, last, count = 0, None, 0
     for _, handle in _block_entries(path, _block(path, data, offset, size, footer)):
-        offset, at = varint(handle, 0)
-        size, _ = varint(handle, at)
+        offset, at = read_varint(handle, 0)
+        size, _ = read_varint(handle, at)
         if offset < end:
             _damaged(path, "its blocks overlap")
         end = offset + size + _TRAILER
@@ -139,19 +139,19 @@ def _entries(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:
             if count > _MAX_ENTRIES:
                 _damaged(path, f"it names more than {_MAX_ENTRIES:,} tensors")
             if last is not None and key <= last:
-                _damaged(path, f"the name {key!r} stands in it after {last!r}, against their order")
+                _damaged(path, f"the name {key!r} follows {last!r}, which is out of order")
             last = key
             yield key, value
 
 
 def _block(path: Path, data: bytes, offset: int, size: int, footer: int) -> bytes:
-    """A block without its trailer, its checksum checked."""
+    """Check a block and return it without its trailer."""
     end = offset + size
     if end + _TRAILER > footer:
         _damaged(path, f"a block of {size:,} bytes at byte {offset:,} does not fit into it")
     stored = int.from_bytes(data[end + 1 : end + _TRAILER], "little")
     if mask(crc32c(data[offset : end + 1])) != stored:
-        _damaged(path, f"the block at byte {offset:,} does not have the checksum that it should")
+        _damaged(path, f"the block at byte {offset:,} has the wrong checksum")
     if data[end] == 1:
         raise WeightsError(
             f"{path} is compressed with Snappy, which Clearhead does not read; TensorFlow itself writes the index of a "
@@ -169,9 +169,9 @@ def _block_entries(path: Path, block: bytes) -> Iterator[tuple[bytes, bytes]]:
         _damaged(path, "a block is too short for its restart points")
     key, at = b"", 0
     while at < end:
-        shared, at = varint(block, at)
-        n_more, at = varint(block, at)
-        n_value, at = varint(block, at)
+        shared, at = read_varint(block, at)
+        n_more, at = read_varint(block, at)
+        n_value, at = read_varint(block, at)
         if shared > len(key) or at + n_more + n_value > end:
             _damaged(path, "an entry does not fit into its block")
         if shared + n_more > _MAX_KEY:
@@ -186,10 +186,10 @@ def _damaged(path: Path, what: str) -> NoReturn:
 
 
 def build_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A table of these keys and values, whose keys must come in order; byte for byte as TensorFlow writes it.
+    """Return a table of these keys and values, in the order of the keys; byte for byte as TensorFlow writes it.
 
-    That holds while the entries fit into one block, 256 KiB or some 6,000 tensors; TensorFlow would then begin
-    another, and reads a larger one as well.
+    That is true if the entries fit into one block, 256 KiB or some 6,000 tensors; beyond it TensorFlow would begin
+    another block, but it reads larger ones too.
     """
     listed = list(entries)
     if any(a >= b for (a, _), (b, _) in itertools.pairwise(listed)):
@@ -205,30 +205,32 @@ def build_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def _append(table: bytearray, block: bytes) -> bytes:
-    """Adds a block with its trailer; its handle."""
+    """Append a block with its trailer; return its handle."""
     offset = len(table)
     with_type = block + b"\0"
     table += with_type + mask(crc32c(with_type)).to_bytes(4, "little")
-    return to_varint(offset) + to_varint(len(block))
+    return encode_varint(offset) + encode_varint(len(block))
 
 
 def _build_block(entries: list[tuple[bytes, bytes]]) -> bytes:
     block, restarts, before = bytearray(), [0], b""
-    for place, (key, value) in enumerate(entries):
+    for n, (key, value) in enumerate(entries):
         shared = 0
-        if place % _RESTART_EVERY:
+        if n % _RESTART_EVERY:
             while shared < min(len(key), len(before)) and key[shared] == before[shared]:
                 shared += 1
-        elif place:
+        elif n:
             restarts.append(len(block))
-        block += to_varint(shared) + to_varint(len(key) - shared) + to_varint(len(value)) + key[shared:] + value
+        block += (
+            encode_varint(shared) + encode_varint(len(key) - shared) + encode_varint(len(value)) + key[shared:] + value
+        )
         before = key
     return bytes(block) + b"".join(n.to_bytes(4, "little") for n in [*restarts, len(restarts)])
 
 
 def _successor(key: bytes) -> bytes:
-    """The shortest key that is not below this one: up to its first byte that can be raised, raised."""
-    for place, byte in enumerate(key):
+    """Return the shortest key that is not below this one: up to its first byte that can be raised, raised."""
+    for n, byte in enumerate(key):
         if byte < 0xFF:
-            return key[:place] + bytes([byte + 1])
+            return key[:n] + bytes([byte + 1])
     return key

@@ -1,9 +1,9 @@
-"""TensorFlow checkpoints, read through a memory map and written one tensor at a time, without TensorFlow.
+"""Read and write TensorFlow checkpoints, through a memory map and one tensor at a time, without TensorFlow.
 
 A checkpoint called `model.ckpt` is an index, `model.ckpt.index`, and one or more files of data,
 `model.ckpt.data-00000-of-00001`. The index is a sorted-string table (`sstable.py`): under the empty key a
-`BundleHeaderProto`, under each tensor's name a `BundleEntryProto` with its type, shape, shard, place, size
-and CRC-32C. The data files hold nothing but the tensors' bytes. Source: tensor_bundle.proto in
+`BundleHeaderProto`, under each tensor's name a `BundleEntryProto` with its type, shape, shard, offset, size
+and CRC-32C. The data files have nothing but the tensors' bytes. Source: tensor_bundle.proto in
 tensorflow/core/protobuf, and tensor_shape.proto and types.proto in tensorflow/core/framework.
 """
 
@@ -20,11 +20,20 @@ from typing import NoReturn
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.weights.formats.sniff import refuse_impostor
-from clearhead.weights.formats.sstable import CutError, build_table, crc32c, mask, read_table, to_varint, unmask, varint
+from clearhead.weights.formats.sniff import check_is_data
+from clearhead.weights.formats.sstable import (
+    TruncatedError,
+    build_table,
+    crc32c,
+    encode_varint,
+    mask,
+    read_table,
+    read_varint,
+    unmask,
+)
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, shape_words, widen_bfloat16
 
-# TensorFlow's number for each number format that is read here. Types from 101 on are references to these.
+# TensorFlow's number for each dtype that is read here. Types from 101 on are references to these.
 _DTYPES = {
     1: "float32",
     2: "float64",
@@ -43,18 +52,18 @@ _DTYPES = {
 _DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
 _STRINGS = 7
 _MAX_DIMS = 32
-_MAX_NUMBERS = 2**60  # more than any file holds, less than what overflows NumPy's sizes
+_MAX_NUMBERS = 2**60  # more than any file has, less than what overflows NumPy's sizes
 _MAX_SHARDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CheckpointEntry:
     """Where a tensor's bytes are, as the index records it.
 
     Attributes:
-        info: its shape and number format.
+        info: its shape and dtype.
         shard: the number of its data file.
-        offset: where it begins there, in bytes.
+        offset: where it begins in that file.
         crc: the CRC-32C of its bytes.
     """
 
@@ -65,38 +74,38 @@ class Entry:
 
 
 class TensorFlowFile:
-    """A TensorFlow checkpoint, its index read and checked, its data not read.
+    """A TensorFlow checkpoint: the index is read and checked, the data is mapped into memory.
 
     Attributes:
         path: the index.
-        tensors: every tensor of numbers inside; strings, which only TensorFlow 2 writes beside the weights, are not.
+        tensors: every tensor of numbers; strings, which only TensorFlow 2 writes besides the weights, are left out.
         entries: where each of them is.
-        notes: remarks on what is odd about the files and does no harm.
+        notes: remarks on harmless oddities of the files.
 
     Args:
         path: the index.
-        check: whether `read` compares a tensor's checksum when it first reads it.
-        shards: the data files, where they are not beside the index under the names that belong to it.
+        check: whether `read` verifies a tensor's checksum when it first reads it.
+        shards: the data files, if they are not beside the index under its name.
 
     Raises:
-        WeightsError: where a file is missing, cut short, damaged, or of another checkpoint.
+        WeightsError: if a file is missing, cut short, damaged, or from another checkpoint.
     """
 
     def __init__(self, path: Path, *, check: bool = True, shards: Sequence[Path] | None = None) -> None:
         self.path = path
-        refuse_impostor(path)
+        check_is_data(path)
         table = read_table(path)
         n_shards = _header(path, table)
         self._shards = shards or [shard_path(path, shard, n_shards) for shard in range(n_shards)]
-        self.entries: dict[str, Entry] = dict(_read_entries(path, table, len(self._shards)))
-        self._has_more = len(self.entries) < len(table) - 1  # one entry is the header, the others are text
+        self.entries: dict[str, CheckpointEntry] = dict(_read_entries(path, table, len(self._shards)))
+        self._has_more = len(self.entries) < len(table) - 1  # one entry is the header, the others are strings
         self.tensors: dict[str, TensorInfo] = {name: entry.info for name, entry in self.entries.items()}
         self._unchecked = set(self.entries) if check else set()
         self._maps = self._map_shards()
         self.notes = tuple(self._odd_sizes())
 
     def _map_shards(self) -> list[np.ndarray]:
-        """Every data file as bytes: private and copy-on-write, so that what is changed in memory stays there."""
+        """Map every data file, private and copy-on-write, so that changes in memory stay there."""
         missing = [path.name for path in self._shards if not path.is_file()]
         if missing:
             raise WeightsError(
@@ -112,40 +121,40 @@ class TensorFlowFile:
         ]
 
     def _ends(self, shard: int) -> list[tuple[int, str]]:
-        """Where each tensor of a data file ends, and its name."""
+        """Return where each tensor of a data file ends, and its name."""
         return [(e.offset + e.info.nbytes, name) for name, e in self.entries.items() if e.shard == shard]
 
     def _odd_sizes(self) -> Iterator[str]:
-        """A remark on each data file that goes on behind the last tensor that the index has in it.
+        """Yield a remark on each data file that continues after the last tensor in the index.
 
-        A tensor that is not read here (text, or one of a kind that only TensorFlow knows) may lie there.
+        A tensor that is not read here (strings, or a type that only TensorFlow knows) may be there.
         """
         for shard, path in enumerate(self._shards):
             due, size = max(self._ends(shard), default=(0, ""))[0], path.stat().st_size
             if size > due and not self._has_more:
                 yield (
-                    f"{path} is longer than {self.path.name} says: {size - due:,} bytes follow the last tensor; they "
-                    "are not used. If the data were appended to by a broken download, download both again."
+                    f"{path} is longer than {self.path.name} says: {size - due:,} bytes follow the last tensor and "
+                    "are not used. If a broken download appended them, download both again."
                 )
 
     def _check_size(self, shard: int, path: Path) -> None:
-        """Raises where a data file is no data, or ends before the index has its last tensor end."""
+        """Check that a data file is data, and that it has the last tensor of the index."""
         ends = self._ends(shard)
         due, size = max(ends, default=(0, ""))[0], path.stat().st_size
         if due or size:
-            refuse_impostor(path)
+            check_is_data(path)
         if size < due:
             first = min((end, name) for end, name in ends if end > size)[1]
             raise WeightsError(
                 f"{path} is cut short: it has {size:,} bytes, and {due - size:,} of the {due:,} that its index names "
-                f"are missing, from {first!r} on; the download broke off: download it again, or go on with it."
+                f"are missing, from {first!r} on; download it again, or continue the download."
             )
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as stored, a view of the file; bfloat16 is widened to float32.
+        """Return one tensor, a view of the file if possible; bfloat16 is widened to float32.
 
         Raises:
-            WeightsError: where its checksum is wrong.
+            WeightsError: if its checksum is wrong.
         """
         entry = self.entries[name]
         if name in self._unchecked:
@@ -158,29 +167,29 @@ class TensorFlowFile:
         return widen_bfloat16(values) if entry.info.dtype == "bfloat16" else values
 
     def remap(self) -> TensorFlowFile:
-        """The same file mapped anew, what has been checked already as checked; see `TensorFile.remap`."""
+        """Map the same files again; checked tensors stay checked. See `TensorFile.remap`."""
         other = copy.copy(self)
         other._maps = self._map_shards()
         return other
 
     def verify(self, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
-        """Reads every tensor and compares its checksum with the index.
+        """Read every tensor and compare its checksum with the index.
 
         Args:
-            progress: is told after each tensor how many bytes it had.
+            progress: called after each tensor with its number of bytes.
 
         Raises:
-            WeightsError: where checksums are wrong; it names the tensors.
+            WeightsError: if checksums are wrong; it names the tensors.
         """
         if wrong := self.damaged(progress):
             self._unchecked.update(wrong)
             raise WeightsError(self._wrong(wrong))
 
     def damaged(self, progress: Callable[[int], None] = lambda n_bytes: None) -> list[str]:
-        """The tensors that do not have the checksum in the index; `read` gives them from here on as they are.
+        """Return the tensors whose checksums are wrong; from then on `read` returns them as they are.
 
         Args:
-            progress: is told after each tensor how many bytes it had.
+            progress: called after each tensor with its number of bytes.
         """
         wrong = []
         for name, entry in self.entries.items():
@@ -191,14 +200,14 @@ class TensorFlowFile:
         return wrong
 
     def data_files(self) -> Iterator[tuple[Path, int]]:
-        """Every data file, and how many bytes the index demands of it."""
+        """Yield every data file, and how many bytes it must have according to the index."""
         for shard, path in enumerate(self._shards):
             yield path, max((e.offset + e.info.nbytes for e in self.entries.values() if e.shard == shard), default=0)
 
-    def _bytes(self, entry: Entry) -> np.ndarray:
+    def _bytes(self, entry: CheckpointEntry) -> np.ndarray:
         return np.asarray(self._maps[entry.shard])[entry.offset : entry.offset + entry.info.nbytes]
 
-    def _is_sound(self, entry: Entry) -> bool:
+    def _is_sound(self, entry: CheckpointEntry) -> bool:
         return crc32c(self._bytes(entry)) == entry.crc
 
     def _wrong(self, names: list[str]) -> str:
@@ -206,33 +215,33 @@ class TensorFlowFile:
         which = repr(names[0]) + (f" and {len(names) - 1} more of {len(self.entries)} tensors" if names[1:] else "")
         verb = "do" if names[1:] else "does"
         return (
-            f"{shard}: {which} {verb} not have the checksum that {self.path.name} records; the data is damaged, or "
-            "the index is that of another checkpoint: download both again."
+            f"{shard}: {which} {verb} not have the checksum in {self.path.name}; the data is damaged, or "
+            "the index belongs to another checkpoint: download both again."
         )
 
 
 def shard_path(index: Path, shard: int, n_shards: int) -> Path:
-    """The data file with this number, beside its index."""
+    """Return the path of the data file with this number, beside its index."""
     return index.with_name(f"{index.name.removesuffix('.index')}.data-{shard:05d}-of-{n_shards:05d}")
 
 
 def _header(path: Path, table: Mapping[bytes, bytes]) -> int:
-    """How many data files there are, from the header."""
+    """Return the number of data files, from the header."""
     if b"" not in table:
         _damaged(path, "it has no header")
     fields = _message(path, table[b""], "the header")
     n_shards, endianness = _number(path, fields, 1, "the header"), _number(path, fields, 2, "the header")
     if endianness:
         raise WeightsError(
-            f"{path} is of a checkpoint written on a machine whose numbers begin with the high byte (big-endian), "
-            "which Clearhead does not read; save it again on an ordinary machine."
+            f"{path} is from a checkpoint with big-endian numbers, which Clearhead does not read; "
+            "save it again on a little-endian machine."
         )
     if not 1 <= n_shards <= _MAX_SHARDS:
         _damaged(path, f"it names {n_shards:,} data files")
     return n_shards
 
 
-def _read_entries(path: Path, table: Mapping[bytes, bytes], n_shards: int) -> Iterator[tuple[str, Entry]]:
+def _read_entries(path: Path, table: Mapping[bytes, bytes], n_shards: int) -> Iterator[tuple[str, CheckpointEntry]]:
     for key, value in table.items():
         if not key:
             continue
@@ -245,20 +254,20 @@ def _read_entries(path: Path, table: Mapping[bytes, bytes], n_shards: int) -> It
             yield name, entry
 
 
-def _entry(path: Path, name: str, fields: Mapping[int, list[int | bytes]], n_shards: int) -> Entry | None:
-    """One tensor's entry, checked; None for text, which is no weight."""
+def _entry(path: Path, name: str, fields: Mapping[int, list[int | bytes]], n_shards: int) -> CheckpointEntry | None:
+    """Check one tensor's entry and return it; None for strings, which are not weights."""
     dtype = _number(path, fields, 1, repr(name)) % 100
     if dtype == _STRINGS:
         return None
     if dtype not in _DTYPES:
         raise WeightsError(
-            f"{path} stores {name!r} in TensorFlow's number format {dtype}, which Clearhead does not read "
+            f"{path} stores {name!r} as TensorFlow's dtype {dtype}, which Clearhead does not read "
             f"(it reads {', '.join(_DTYPE_NUMBERS)}); save the checkpoint without it."
         )
     if 7 in fields:
         raise WeightsError(
-            f"{path} stores {name!r} in slices, as a model that was split over several machines does; "
-            "save the checkpoint from a model in one piece."
+            f"{path} stores {name!r} in slices, because the model was split over several machines; "
+            "save the checkpoint from an unsplit model."
         )
     info = TensorInfo(_shape(path, name, fields), _DTYPES[dtype])
     shard, offset, size, crc = (_number(path, fields, field, repr(name)) for field in (3, 4, 5, 6))
@@ -268,11 +277,11 @@ def _entry(path: Path, name: str, fields: Mapping[int, list[int | bytes]], n_sha
         _damaged(
             path,
             f"{name!r} of shape {shape_words(info.shape)} in {info.dtype} takes {info.nbytes:,} bytes, "
-            f"and it gives it {size:,}",
+            f"and it records {size:,}",
         )
     if offset >= 2**62:
         _damaged(path, f"it puts {name!r} at byte {offset:,}")
-    return Entry(info, shard, offset, unmask(crc))
+    return CheckpointEntry(info, shard, offset, unmask(crc))
 
 
 def _shape(path: Path, name: str, fields: Mapping[int, list[int | bytes]]) -> tuple[int, ...]:
@@ -284,42 +293,42 @@ def _shape(path: Path, name: str, fields: Mapping[int, list[int | bytes]]) -> tu
             _damaged(path, f"it does not know the shape of {name!r}")
         for dim in shape_fields.get(2, []):
             size = _number(path, _message(path, _as_bytes(path, dim, repr(name)), repr(name)), 1, repr(name))
-            numbers *= max(size, 1)  # a zero must not hide a dimension that NumPy cannot hold
+            numbers *= max(size, 1)  # a zero must not hide a dimension that is too large for NumPy
             if numbers > _MAX_NUMBERS or len(shape) == _MAX_DIMS:
-                _damaged(path, f"it gives {name!r} a shape that cannot be")
+                _damaged(path, f"the shape of {name!r} is impossible")
             shape.append(size)
     return tuple(shape)
 
 
 def _message(path: Path, data: bytes, where: str) -> dict[int, list[int | bytes]]:
-    """The fields of a protocol buffer, by number; their values in the order in which they stand."""
+    """Return the fields of a protocol buffer, by number; their values in order."""
     fields: dict[int, list[int | bytes]] = {}
     at = 0
     try:
         while at < len(data):
-            tag, at = varint(data, at)
+            tag, at = read_varint(data, at)
             value: int | bytes
             match tag & 7:
                 case 0:
-                    value, at = varint(data, at)
+                    value, at = read_varint(data, at)
                 case 1 | 5 as kind:
                     end = at + (8 if kind == 1 else 4)
                     value, at = int.from_bytes(data[at:end], "little"), end
                 case 2:
-                    size, at = varint(data, at)
+                    size, at = read_varint(data, at)
                     value, at = data[at : at + size], at + size
                 case _:
-                    raise CutError("a field is of an unknown kind")
+                    raise TruncatedError("a field is of an unknown kind")
             if at > len(data):
-                raise CutError("a field is cut off")
+                raise TruncatedError("a field is cut off")
             fields.setdefault(tag >> 3, []).append(value)
-    except CutError as error:
+    except TruncatedError as error:
         _damaged(path, f"{error} in {where}")
     return fields
 
 
 def _number(path: Path, fields: Mapping[int, list[int | bytes]], field: int, where: str) -> int:
-    """A field that is a number: its last value, or 0 where it is left out."""
+    """Return a field that is a number: its last value, or 0 if it is absent."""
     value = fields.get(field, [0])[-1]
     if isinstance(value, bytes):
         _damaged(path, f"field {field} of {where} is not a number")
@@ -337,14 +346,14 @@ def _damaged(path: Path, what: str) -> NoReturn:
 
 
 def write_tensorflow(prefix: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]) -> None:
-    """Writes a checkpoint, `prefix.index` and `prefix.data-00000-of-00001`, with one tensor in memory at a time.
+    """Write a checkpoint, `prefix.index` and `prefix.data-00000-of-00001`, with one tensor in memory at a time.
 
-    The tensors lie in the order of their names without gaps, as in the checkpoints that OpenAI published.
+    The tensors are in the order of their names without gaps, as in the checkpoints that OpenAI published.
 
     Args:
-        prefix: the path without its endings; the files are written in place: give a temporary name and rename them.
-        tensors: what will be written.
-        read: gives an array of the shape and in the type (that of `NUMPY_TYPES`) of a name in `tensors`.
+        prefix: the path without its endings; the files are written in place, so give a temporary name.
+        tensors: what is written.
+        read: returns the array of a name in `tensors`, of its shape and the type that `NUMPY_TYPES` has for it.
     """
     index = prefix.with_name(prefix.name + ".index")
     with shard_path(index, 0, 1).open("wb") as file:
@@ -359,7 +368,7 @@ def write_tensorflow(prefix: Path, tensors: Mapping[str, TensorInfo], read: Call
 
 def _write_data(
     write: Callable[[memoryview], object], tensors: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]
-) -> Iterator[tuple[str, Entry]]:
+) -> Iterator[tuple[str, CheckpointEntry]]:
     offset = 0
     for name in sorted(tensors, key=str.encode):
         info, values = tensors[name], read(name)
@@ -367,37 +376,37 @@ def _write_data(
             raise ValueError(f"{name} {values.dtype} {values.shape} is not {info}")
         flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         write(flat.data)
-        yield name, Entry(info, 0, offset, crc32c(flat))
+        yield name, CheckpointEntry(info, 0, offset, crc32c(flat))
         offset += info.nbytes
 
 
-def index_bytes(entries: Mapping[str, Entry]) -> bytes:
-    """The index of a checkpoint in one data file, byte for byte as TensorFlow writes it."""
+def index_bytes(entries: Mapping[str, CheckpointEntry]) -> bytes:
+    """Return the index of a checkpoint with one data file, byte for byte as TensorFlow writes it."""
     header = _field(1, 1) + _field(3, _field(1, 1))  # one data file; version 1 of the format
     table = [(b"", header)]
     table += [(name.encode(), _entry_bytes(entries[name])) for name in sorted(entries, key=str.encode)]
     return build_table(table)
 
 
-def _entry_bytes(entry: Entry) -> bytes:
+def _entry_bytes(entry: CheckpointEntry) -> bytes:
     shape = b"".join(_field(2, _field(1, size) if size else b"") for size in entry.info.shape)
     found = _field(1, _DTYPE_NUMBERS[entry.info.dtype]) + _field(2, shape)
     for field, value in ((3, entry.shard), (4, entry.offset), (5, entry.info.nbytes)):
-        found += _field(field, value) if value else b""  # a zero is left out
-    return found + to_varint(6 << 3 | 5) + mask(entry.crc).to_bytes(4, "little")
+        found += _field(field, value) if value else b""  # zeros are left out
+    return found + encode_varint(6 << 3 | 5) + mask(entry.crc).to_bytes(4, "little")
 
 
 def _field(number: int, value: int | bytes) -> bytes:
     if isinstance(value, int):
-        return to_varint(number << 3) + to_varint(value)
-    return to_varint(number << 3 | 2) + to_varint(len(value)) + value
+        return encode_varint(number << 3) + encode_varint(value)
+    return encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
 
 
 def index_in(path: Path) -> Path | None:
-    """The index that a folder, an index, a data file or the common beginning of their names means, or None.
+    """Find the index that a folder, an index, a data file or their common prefix means; None if there is none.
 
-    In a folder it is what the file `checkpoint` names, else the one with the highest number at its end (the
-    training step), else the newest.
+    In a folder it is the one that the file `checkpoint` names, otherwise the one with the highest number at its
+    end (the training step), otherwise the newest.
     """
     if path.is_dir():
         named = _named_in(path / "checkpoint")
@@ -418,7 +427,7 @@ def _age(index: Path) -> tuple[int, float, str]:
 
 
 def _named_in(checkpoint: Path) -> str | None:
-    """The checkpoint that the text file `checkpoint` names as the newest, without folders."""
+    """Return the file name of the newest checkpoint according to the text file `checkpoint`."""
     try:
         text = checkpoint.read_text(encoding="utf-8", errors="replace") if checkpoint.stat().st_size < 2**20 else ""
     except OSError:
@@ -427,4 +436,4 @@ def _named_in(checkpoint: Path) -> str | None:
     if line is None:
         return None
     path = re.sub(r"\\([\\\"'])", r"\1", line[1])
-    return re.split(r"[/\\]", path)[-1] or None  # it may be the full path on the machine of whoever trained it
+    return re.split(r"[/\\]", path)[-1] or None  # it may be a full path on another machine

@@ -1,9 +1,9 @@
-"""Fetching the models that OpenAI published, from its own address or a mirror of it.
+"""Download the models that OpenAI published, from its own address or a mirror.
 
-Every file is first `NAME.part`, and takes its name when its size and, where it is known, its checksum are
-right: the data file is compared tensor by tensor with the index that came with it. What has come of a
-`.part` is kept when the connection breaks, and the next try goes on behind it (HTTP Range). Proxies are
-taken from the environment (`https_proxy` and so on), as Python's `urllib` does.
+Every file is first `NAME.part`, and is renamed when its size and checksum (if known) are correct; the
+data file is compared tensor by tensor with its index. If the connection breaks, the `.part` file stays,
+and the next try continues it (HTTP Range). Proxies are taken from the environment (`https_proxy` and so
+on), as Python's `urllib` does.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clearhead.config import HUB_NAMES, GPTConfig
 from clearhead.errors import ClearheadError, HubError, WeightsError
-from clearhead.utils.locking import only_one
 from clearhead.utils.progress import ByteProgress
-from clearhead.weights.formats.sniff import refuse_impostor
+from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.formats.sstable import read_table
 from clearhead.weights.formats.tensorflow import TensorFlowFile
+from clearhead.weights.hub.folder_lock import lock_folder
 from clearhead.weights.hub.official import Official, released, tokenizer_files
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-"""Where OpenAI publishes its models: a folder for each size."""
+"""The address of OpenAI's models: a folder for each size."""
 
 _INDEX = "model.ckpt.index"
 _DATA = "model.ckpt.data-00000-of-00001"
-_MAX_SMALL = 2**20  # bytes of a file whose size is not known; the largest has 20 KB
+_MAX_SMALL = 2**20  # bytes of a file of unknown size; the largest has 20 KB
 _TIMEOUT = 30.0  # seconds without an answer
-_TRIES = 3  # in a row that bring nothing new, before the next mirror
+_TRIES = 3  # in a row without new bytes, before the next mirror
 _PAUSE = 2.0  # seconds after the first of them, twice that after the second
-_MAX_REQUESTS = 200  # to one address for one file, however little each of them brings
+_MAX_REQUESTS = 200  # to one address for one file, however few bytes each brings
 _CHUNK = 2**20  # bytes
 
 Check = Callable[[Path], None]
 
 
-class _NotGivenError(Exception):
-    """An address does not give a file, or gives another one; the text says why, and begins with a verb."""
+class _NotServedError(Exception):
+    """An address does not serve a file, or serves another one; the text says why, and begins with a verb."""
 
 
 @dataclass(frozen=True)
-class _File:
-    """A file to fetch: its name, its size where it is known, the most it may have, and what refuses a wrong one."""
+class DownloadFile:
+    """A file to download: its name, its size if known, its largest size, and the check of its contents."""
 
     name: str
     nbytes: int | None
@@ -56,33 +57,33 @@ class _File:
 
 
 def fetch_openai(size: str, dest: str | Path, mirrors: Sequence[str] = (OPENAI,)) -> Path:
-    """Fetches one of OpenAI's models into a folder that `clearhead.weights.open` opens.
+    """Download one of OpenAI's models into a folder that `clearhead.weights.open` opens.
 
-    Files that are there already are kept where they are right, so calling it again finishes what broke off.
+    Files that exist already and are correct stay, so a second call finishes an interrupted download.
 
     Args:
-        size: `124M`, `355M`, `774M` or `1558M`, or the hub's name of one, such as `gpt2-medium`.
-        dest: the folder, made where it is not there.
-        mirrors: addresses under which there is a folder for each size, tried in turn.
+        size: `124M`, `355M`, `774M` or `1558M`, or its name on the hub, such as `gpt2-medium`.
+        dest: the folder; it is created if it does not exist.
+        mirrors: addresses with a folder for each size, tried in turn.
 
     Returns:
-        the folder.
+        The folder.
 
     Raises:
-        ConfigError: where there is no such size.
-        HubError: where no mirror gave a file; what has come of it is kept for the next time.
-        WeightsError: where the folder cannot be written, has no room, or another process fetches into it.
+        ConfigError: if there is no such size.
+        HubError: if no mirror serves a file; what was downloaded of it is kept for the next call.
+        WeightsError: if the folder cannot be written, has not enough space, or another process downloads into it.
     """
-    GPTConfig.named(size)  # refuses what is none
+    GPTConfig.named(size)  # raises if there is no such size
     official = released()[HUB_NAMES.get(size.removeprefix("openai-community/"), size)]
     bases = [mirror.rstrip("/") for mirror in mirrors]
     for base in bases:
         if not base.startswith(("http://", "https://")):
-            raise WeightsError(f"the mirror {base!r} is no address; one that begins with https:// was expected.")
+            raise WeightsError(f"the mirror {base!r} is not an address; one that begins with https:// was expected.")
     folder = Path(dest).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder):
+        with lock_folder(folder):
             _fetch_missing(official, bases, folder)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}).") from None
@@ -93,26 +94,26 @@ def _fetch_missing(official: Official, bases: list[str], folder: Path) -> None:
     missing = [file for file in _files(official, folder) if not _is_there(file, folder)]
     if not missing:
         return
-    _refuse_without_room(folder, missing)
-    with ByteProgress(f"Fetching {official.size}", sum(file.nbytes or 0 for file in missing)) as progress:
+    _check_space(folder, missing)
+    with ByteProgress(f"Downloading {official.size}", sum(file.nbytes or 0 for file in missing)) as progress:
         for file in missing:
             _fetch(file, [f"{base}/{official.size}/{file.name}" for base in bases], folder, progress)
 
 
-def _files(official: Official, folder: Path) -> Iterator[_File]:
-    """What a model's folder holds, in the order in which to fetch it: small ones first, which tell a bad mirror."""
-    yield _File("hparams.json", None, _MAX_SMALL, lambda path: _check_hparams(path, official))
+def _files(official: Official, folder: Path) -> Iterator[DownloadFile]:
+    """Yield the files of a model in download order: the small ones first, which expose a bad mirror early."""
+    yield DownloadFile("hparams.json", None, _MAX_SMALL, partial(_check_hparams, official=official))
     for name, known in tokenizer_files().items():
-        yield _File(name, known.nbytes, known.nbytes, lambda path, known=known: _check_sha256(path, known.sha256))  # type: ignore[misc]
-    yield _File("checkpoint", None, _MAX_SMALL, _check_state)
-    yield _File(_INDEX, official.index_bytes, official.index_bytes or _MAX_SMALL, lambda p: _check_index(p, official))
-    yield _File(
-        _DATA, official.data_bytes, official.data_bytes, lambda path: _check_data(path, folder / _INDEX, official)
-    )
+        yield DownloadFile(name, known.nbytes, known.nbytes, partial(_check_sha256, sha256=known.sha256))
+    yield DownloadFile("checkpoint", None, _MAX_SMALL, _check_state)
+    index_limit = official.index_bytes or _MAX_SMALL
+    yield DownloadFile(_INDEX, official.index_bytes, index_limit, partial(_check_index, official=official))
+    check_data = partial(_check_data, index=folder / _INDEX, official=official)
+    yield DownloadFile(_DATA, official.data_bytes, official.data_bytes, check_data)
 
 
-def _is_there(file: _File, folder: Path) -> bool:
-    """Whether a file is there under its own name, and right; the data, which took it only after its check, by size."""
+def _is_there(file: DownloadFile, folder: Path) -> bool:
+    """Return whether a file exists and is correct. The data was checked before it was renamed: its size is enough."""
     path = folder / file.name
     if not path.is_file() or path.stat().st_size != (file.nbytes or path.stat().st_size):
         return False
@@ -125,18 +126,18 @@ def _is_there(file: _File, folder: Path) -> bool:
     return True
 
 
-def _refuse_without_room(folder: Path, missing: list[_File]) -> None:
+def _check_space(folder: Path, missing: list[DownloadFile]) -> None:
     there = sum(_size(_part(folder, file)) for file in missing)
     due = sum(file.nbytes or 0 for file in missing) - there
     free = shutil.disk_usage(folder).free
     if due > free:
         raise WeightsError(
-            f"{folder} has room for {free / 1e6:,.0f} MB and {due / 1e6:,.0f} MB are to come; "
-            "make room, or choose another folder."
+            f"{folder} has space for {free / 1e6:,.0f} MB and the download needs {due / 1e6:,.0f} MB; "
+            "free some space, or choose another folder."
         )
 
 
-def _part(folder: Path, file: _File) -> Path:
+def _part(folder: Path, file: DownloadFile) -> Path:
     return folder / f"{file.name}.part"
 
 
@@ -144,51 +145,51 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _fetch(file: _File, urls: list[str], folder: Path, progress: ByteProgress) -> None:
-    """Fetches one file from the first address that gives it, and puts it in its place.
+def _fetch(file: DownloadFile, urls: list[str], folder: Path, progress: ByteProgress) -> None:
+    """Download one file from the first address that serves it.
 
     Raises:
-        HubError: where none does.
+        HubError: if none does.
     """
     part = _part(folder, file)
     failures = []
     for url in urls:
         resumed = _size(part) > 0
         failure = _attempt(url, part, file, progress)
-        if failure and resumed and not _size(part):  # what was there from before may have been what was wrong
+        if failure and resumed and not _size(part):  # the part from an earlier download may have been wrong
             failure = _attempt(url, part, file, progress)
         if not failure:
             part.replace(folder / file.name)
             return
         failures.append(f"{url} {failure}")
-    kept = f" What has come of it, {_size(part):,} bytes, is kept: try again to go on." if _size(part) else ""
+    kept = f" Its first {_size(part):,} bytes are kept: try again to continue." if _size(part) else ""
     raise HubError(
-        f"{file.name} could not be fetched: {'; '.join(failures)}. Check the network and the proxy, or give a "
+        f"{file.name} could not be downloaded: {'; '.join(failures)}. Check the network and the proxy, or give a "
         f"mirror.{kept}"
     )
 
 
-def _attempt(url: str, part: Path, file: _File, progress: ByteProgress) -> str:
-    """Fetches a file from one address and checks it; what went wrong, or nothing. A wrong file is removed."""
+def _attempt(url: str, part: Path, file: DownloadFile, progress: ByteProgress) -> str:
+    """Download a file from one address and check it; return what went wrong, or "". A wrong file is removed."""
     try:
         _fetch_from(url, part, file, progress)
-        refuse_impostor(part)
+        check_is_data(part)
         file.check(part)
-    except _NotGivenError as error:
+    except _NotServedError as error:
         return str(error)
     except ClearheadError as error:
         part.unlink()
-        return f"gave something else ({str(error).rstrip('.')})"
+        return f"served something else ({str(error).rstrip('.')})"
     return ""
 
 
-def _fetch_from(url: str, part: Path, file: _File, progress: ByteProgress) -> None:
-    """Fetches a file into `part`, going on behind what is there; several times while each try brings more.
+def _fetch_from(url: str, part: Path, file: DownloadFile, progress: ByteProgress) -> None:
+    """Download a file into `part`, continuing what is there; try again as long as tries bring new bytes.
 
     Raises:
-        _NotGivenError: where this address does not give it.
+        _NotServedError: if this address does not serve it.
     """
-    import http.client  # here, as `import clearhead.weights` would take half as long again with it
+    import http.client  # here, because it would slow down `import clearhead.weights` by half
     import ssl
     import urllib.error
 
@@ -206,10 +207,10 @@ def _fetch_from(url: str, part: Path, file: _File, progress: ByteProgress) -> No
                 return
             why = f"broke off at {_size(part):,} bytes"
         except urllib.error.HTTPError as error:
-            if error.code == 416 and before:  # Range not satisfiable: the file there ends before what is here
+            if error.code == 416 and before:  # Range not satisfiable: the server's file is shorter
                 part.unlink()
             elif error.code < 500 and error.code not in (408, 429):
-                raise _NotGivenError(f"answered with status {error.code}") from None
+                raise _NotServedError(f"answered with status {error.code}") from None
             why = f"answered with status {error.code}"
         except (
             urllib.error.URLError,
@@ -226,15 +227,15 @@ def _fetch_from(url: str, part: Path, file: _File, progress: ByteProgress) -> No
         if tries == _TRIES:
             break
         time.sleep(_PAUSE * tries)
-    count(0)  # the next address begins its own count
-    raise _NotGivenError(why)
+    count(0)  # the next address starts its own count
+    raise _NotServedError(why)
 
 
-def _one_request(url: str, part: Path, file: _File, count: Callable[[int], None]) -> bool:
-    """Asks once, from behind what `part` holds, and appends what comes; whether the file is whole then.
+def _one_request(url: str, part: Path, file: DownloadFile, count: Callable[[int], None]) -> bool:
+    """Request the rest of a file once and append it to `part`; return whether the file is complete.
 
     Raises:
-        _NotGivenError: where what is there has another size than the file must have.
+        _NotServedError: if the file on the server has the wrong size.
     """
     import urllib.request
 
@@ -243,10 +244,10 @@ def _one_request(url: str, part: Path, file: _File, count: Callable[[int], None]
         count(begin)
         return True
     headers = {"User-Agent": "clearhead"} | ({"Range": f"bytes={begin}-"} if begin else {})
-    opener = urllib.request.build_opener()  # a new one, which looks at the environment's proxies as they are now
+    opener = urllib.request.build_opener()  # a new one reads the environment's proxies as they are now
     with opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
         if begin and not _continues(response, begin):
-            begin = 0  # the whole file comes, from its start
+            begin = 0  # the server sends the whole file
         length = response.headers.get("Content-Length", "")
         total = begin + int(length) if length.isdecimal() else None
         if total is not None and (total > file.limit or file.nbytes not in (None, total)):
@@ -265,29 +266,29 @@ def _one_request(url: str, part: Path, file: _File, count: Callable[[int], None]
 
 
 def _continues(response: Any, begin: int) -> bool:
-    """Whether an answer is the rest of the file from `begin` on."""
-    where = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return response.status == 206 and where is not None and int(where[1]) == begin
+    """Return whether a response is the rest of the file from `begin` on."""
+    content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return response.status == 206 and content_range is not None and int(content_range[1]) == begin
 
 
-def _refuse_size(found: str, part: Path, file: _File, response: Any) -> None:
-    """Raises, as what an address gives cannot be the file; what came of it is of no use."""
+def _refuse_size(found: str, part: Path, file: DownloadFile, response: Any) -> None:
+    """Remove the part and raise, because the address serves something else."""
     part.unlink(missing_ok=True)
     kind = response.headers.get("Content-Type", "")
     page = " (it is a web page)" if "html" in kind else ""
     due = f"{file.nbytes:,}" if file.nbytes is not None else f"at most {file.limit:,}"
-    raise _NotGivenError(f"gave {found} bytes{page} where {due} were expected")
+    raise _NotServedError(f"served {found} bytes{page} instead of {due}")
 
 
 def _check_sha256(path: Path, sha256: str) -> None:
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise WeightsError("its SHA-256 is not that of the published file")
+        raise WeightsError("its SHA-256 differs from the published file's")
 
 
 def _check_hparams(path: Path, official: Official) -> None:
     due = official.config
     if GPTConfig.from_file(path).replace(drop_rate=due.drop_rate) != due:
-        raise WeightsError(f"it describes another model than {official.size}")
+        raise WeightsError(f"it describes a model other than {official.size}")
 
 
 def _check_state(path: Path) -> None:
@@ -300,10 +301,10 @@ def _check_index(path: Path, official: Official) -> None:
         _check_sha256(path, official.index_sha256)
     n_tensors = len(read_table(path)) - 1  # one entry is the header
     if n_tensors != official.n_tensors:
-        raise WeightsError(f"it names {n_tensors} tensors and not {official.n_tensors}")
+        raise WeightsError(f"it names {n_tensors} tensors instead of {official.n_tensors}")
 
 
 def _check_data(path: Path, index: Path, official: Official) -> None:
-    """Compares every tensor with the checksum in the index, which has been checked before."""
+    """Compare every tensor with its checksum in the index, which has been checked before."""
     with ByteProgress(f"Checking {official.size}", official.data_bytes) as progress:
         TensorFlowFile(index, shards=[path]).verify(progress.advance)

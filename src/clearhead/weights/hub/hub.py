@@ -1,7 +1,7 @@
-"""Models on the Hugging Face hub: fetched once, through `huggingface_hub` and its cache, then found there.
+"""Download models from the Hugging Face hub, through `huggingface_hub` and its cache.
 
-That library resumes a broken download and heeds HF_ENDPOINT (a mirror), HF_HUB_OFFLINE, HF_TOKEN and
-HF_HOME. Here stand only which files are needed and what to tell the user when it does not work.
+That library resumes interrupted downloads and honours HF_ENDPOINT (a mirror), HF_HUB_OFFLINE, HF_TOKEN and
+HF_HOME. This module chooses the files and explains failures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from clearhead.errors import HubError, WeightsError
 from clearhead.tokenizer.files import TOKENIZER_FILES
-from clearhead.utils.locking import only_one
+from clearhead.weights.hub.folder_lock import lock_folder
 from clearhead.weights.schemes.huggingface import WEIGHT_FILES, weights_in
 
 if TYPE_CHECKING:
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 _SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
-_TIMEOUT = 10.0  # seconds for the hub to answer before it counts as out of reach
+_TIMEOUT = 10.0  # seconds without an answer after which the hub counts as unreachable
 _CHUNK = 2**20  # bytes
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """The folder with a hub model's config, tokenizer and weights, fetched where it is not in the cache.
+    """Return the folder with a hub model's config, tokenizer and weights; download it if it is not in the cache.
 
-    The hub is asked whether there is a newer version; where it cannot be reached, what is in the cache is taken.
+    The hub is asked for a newer version; if it cannot be reached, the cached one is returned.
 
     Args:
         name: `gpt2`, or `owner/name`.
-        revision: a branch, tag or commit; the main branch where it is not given.
+        revision: a branch, tag or commit; the main branch by default.
 
     Raises:
-        HubError: where there is no such model or no access to it, or the hub cannot be reached and the cache
-            does not hold the model.
-        WeightsError: where the model on the hub has no weights in a form that can be read.
+        HubError: if there is no such model or no access to it, or the hub cannot be reached and the cache
+            does not have the model.
+        WeightsError: if the model on the hub has no weights in a format that can be read.
     """
     from huggingface_hub import errors
 
-    with _quiet(), _refusals(name, revision):
+    with _quiet(), _explain_failures(name, revision):
         try:
             return _download(name, revision)
         except (errors.HfHubHTTPError, OSError, _http_error()) as error:
@@ -60,15 +60,15 @@ def fetch(name: str, revision: str | None = None) -> Path:
 
 
 def fetch_tokenizer(name: str, revision: str | None = None) -> Path:
-    """The folder with a hub model's tokenizer, fetched where it is not in the cache; its weights are not.
+    """Return the folder with a hub model's tokenizer, without weights; download it if it is not in the cache.
 
     Args:
         name: `gpt2`, or `owner/name`.
-        revision: a branch, tag or commit; the main branch where it is not given.
+        revision: a branch, tag or commit; the main branch by default.
 
     Raises:
-        HubError: where there is no such model or no access to it, or the hub cannot be reached and the cache does
-            not hold the tokenizer.
+        HubError: if there is no such model or no access to it, or the hub cannot be reached and the cache does
+            not have the tokenizer.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -84,7 +84,7 @@ def fetch_tokenizer(name: str, revision: str | None = None) -> Path:
             )
         )
 
-    with _quiet(), _refusals(name, revision):
+    with _quiet(), _explain_failures(name, revision):
         try:
             return download(local=False)
         except (errors.HfHubHTTPError, OSError, _http_error()) as error:
@@ -98,29 +98,29 @@ def fetch_tokenizer(name: str, revision: str | None = None) -> Path:
 
 
 def fetch_into(name: str, dest: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Fetches a hub model's config, tokenizer and weights into a folder, and not into the hub library's cache.
+    """Download a hub model's config, tokenizer and weights into a folder instead of the hub library's cache.
 
-    Every file is compared with the size and the checksum that the hub gives before it takes its place, the weights
-    last. Files that are there already and right are kept, and what broke off goes on where it was.
+    Every file is compared with the hub's size and checksum before it is moved into the folder, the weights
+    last. Files that exist already and are correct stay, and an interrupted download continues.
 
     Args:
         name: `gpt2`, or `owner/name`.
-        dest: the folder, made where it is not there.
-        revision: a branch, tag or commit; the main branch where it is not given.
+        dest: the folder; it is created if it does not exist.
+        revision: a branch, tag or commit; the main branch by default.
 
     Returns:
-        the folder.
+        The folder.
 
     Raises:
-        HubError: where there is no such model or no access to it, the hub cannot be reached, or a file is not what
-            the hub says that it is.
-        WeightsError: where the model has no weights in a form that can be read, the folder cannot be written, or
-            another process fetches into it.
+        HubError: if there is no such model or no access to it, the hub cannot be reached, or a file does not
+            match the hub's checksum.
+        WeightsError: if the model has no weights in a format that can be read, the folder cannot be written, or
+            another process downloads into it.
     """
     folder = Path(dest).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder), _quiet(), _refusals(name, revision):
+        with lock_folder(folder), _quiet(), _explain_failures(name, revision):
             _fetch_missing(name, folder, revision)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}).") from None
@@ -130,28 +130,30 @@ def fetch_into(name: str, dest: str | os.PathLike[str], revision: str | None = N
 def _fetch_missing(name: str, folder: Path, revision: str | None) -> None:
     from huggingface_hub import snapshot_download
 
-    info, files = _look(name, revision)
-    missing = [file for file in files if not _is_right(folder / file.rfilename, file)]
+    info, files = _model_files(name, revision)
+    missing = [file for file in files if not _is_correct(folder / file.rfilename, file)]
     if not missing:
         return
     _say_size(name, missing)
-    beside = folder / ".fetching"
+    staged = folder / ".fetching"
     wanted = [file.rfilename for file in missing]
-    snapshot_download(name, revision=info.sha, allow_patterns=wanted, local_dir=beside, library_name="clearhead")
+    snapshot_download(name, revision=info.sha, allow_patterns=wanted, local_dir=staged, library_name="clearhead")
     for file in missing:
-        if not _is_right(beside / file.rfilename, file):
-            (beside / file.rfilename).unlink(missing_ok=True)
+        if not _is_correct(staged / file.rfilename, file):
+            (staged / file.rfilename).unlink(missing_ok=True)
             raise HubError(
-                f"{file.rfilename} of {name!r} came from {_endpoint()} with another size or checksum than the hub "
-                "gives for it, and was removed; try again, and if it stays so, a mirror or a proxy changes it."
+                f"{file.rfilename} of {name!r} came from {_endpoint()} with the wrong size or checksum "
+                "and was removed; try again; if that fails too, a mirror or a proxy changes the file."
             )
-    for file in sorted(missing, key=lambda file: file.rfilename in WEIGHT_FILES):  # that one last by which it is found
-        (beside / file.rfilename).replace(folder / file.rfilename)
-    shutil.rmtree(beside)
+    for file in sorted(
+        missing, key=lambda file: file.rfilename in WEIGHT_FILES
+    ):  # last, the file that makes it a model
+        (staged / file.rfilename).replace(folder / file.rfilename)
+    shutil.rmtree(staged)
 
 
-def _is_right(path: Path, file: RepoSibling) -> bool:
-    """Whether a file is there with the size and the checksum that the hub gives: SHA-256, or git's for small files."""
+def _is_correct(path: Path, file: RepoSibling) -> bool:
+    """Return whether a file has the hub's size and checksum: SHA-256, or git's SHA-1 for small files."""
     if not path.is_file() or (file.size is not None and path.stat().st_size != file.size):
         return False
     if file.lfs is not None:
@@ -168,39 +170,39 @@ def _digest(path: Path, digest: hashlib._Hash) -> str:
 
 
 @contextlib.contextmanager
-def _refusals(name: str, revision: str | None) -> Iterator[None]:
-    """Puts into words why the hub did not give a model; what is wrong with the disk stays an OSError."""
+def _explain_failures(name: str, revision: str | None) -> Iterator[None]:
+    """Explain why the hub did not serve a model; errors of the disk stay `OSError`s."""
     from huggingface_hub import errors
 
     try:
         yield
     except errors.GatedRepoError:
         raise HubError(
-            f"{name!r} on {_endpoint()} is given only to those who have asked for access; "
-            f"ask for it at {_endpoint()}/{name} and sign in with `hf auth login`, or set HF_TOKEN."
+            f"{name!r} on {_endpoint()} is gated; "
+            f"ask for access at {_endpoint()}/{name} and sign in with `hf auth login`, or set HF_TOKEN."
         ) from None
     except errors.RevisionNotFoundError:
         raise HubError(f"{name!r} on {_endpoint()} has no branch, tag or commit {revision!r}.") from None
     except errors.RepositoryNotFoundError:
         raise HubError(
-            f"there is no folder {name!r} here and no model of that name on {_endpoint()} that you may see; "
-            "check the name, and if the model is private sign in with `hf auth login`, or set HF_TOKEN."
+            f"there is no folder {name!r} here and no visible model of that name on {_endpoint()}; "
+            "check the name, or if the model is private, sign in with `hf auth login` or set HF_TOKEN."
         ) from None
     except errors.HFValidationError:
         raise WeightsError(
-            f"{name!r} does not exist here and cannot be a name on the hub, which is like gpt2 or owner/name."
+            f"{name!r} does not exist here and is not a valid name on the hub, such as gpt2 or owner/name."
         ) from None
     except (errors.HfHubHTTPError, OSError, _http_error()) as error:
-        if getattr(error, "errno", None) in _OF_THE_DISK:
+        if getattr(error, "errno", None) in _DISK_ERRORS:
             raise
-        _refuse_unreachable(name, error)
+        _raise_unreachable(name, error)
 
 
-def _look(name: str, revision: str | None) -> tuple[ModelInfo, list[RepoSibling]]:
-    """What the hub says of a model, and of those of its files that are needed.
+def _model_files(name: str, revision: str | None) -> tuple[ModelInfo, list[RepoSibling]]:
+    """Return the hub's description of a model, and of those of its files that are needed.
 
     Raises:
-        WeightsError: where it has no weights in a form that can be read.
+        WeightsError: if it has no weights in a format that can be read.
     """
     from huggingface_hub import HfApi, constants
 
@@ -221,15 +223,15 @@ def _look(name: str, revision: str | None) -> tuple[ModelInfo, list[RepoSibling]
 
 
 def _say_size(name: str, files: list[RepoSibling]) -> None:
-    if not sys.stderr.isatty():  # on a terminal the hub library shows a bar
+    if not sys.stderr.isatty():  # on a terminal, the hub library shows a progress bar
         size = sum(file.size or 0 for file in files)
-        print(f"Fetching {name}, {size / 1e6:,.0f} MB, from {_endpoint()} …", file=sys.stderr, flush=True)
+        print(f"Downloading {name}, {size / 1e6:,.0f} MB, from {_endpoint()} …", file=sys.stderr, flush=True)
 
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    info, files = _look(name, revision)
+    info, files = _model_files(name, revision)
     if not _from_cache(name, info.sha):
         _say_size(name, files)
     wanted = [file.rfilename for file in files]
@@ -237,7 +239,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _from_cache(name: str, revision: str | None) -> Path | None:
-    """A model's folder in the cache, where all of it is there."""
+    """Return a model's folder in the cache; None if it is not complete."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -254,23 +256,23 @@ def _endpoint() -> str:
 
 
 def _http_error() -> type[Exception]:
-    """The base of what the hub library's own HTTP library raises, which has changed over its versions."""
+    """Return the base class of the errors of the hub library's HTTP library, which differs between its versions."""
     from huggingface_hub import errors
 
     # HfHubHTTPError derives from the HTTP library's HTTPError, as do its connection errors.
     return next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException"))
 
 
-def _refuse_unreachable(name: str, error: Exception) -> NoReturn:
+def _raise_unreachable(name: str, error: Exception) -> NoReturn:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if os.environ.get("HF_HUB_OFFLINE") and status is None:
         raise HubError(
-            f"{name!r} is not in the cache and HF_HUB_OFFLINE forbids to fetch it; unset it, or give a local folder."
+            f"{name!r} is not in the cache and HF_HUB_OFFLINE forbids downloading it; unset it, or give a local folder."
         ) from None
     what = f"answered with status {status}" if status else f"could not be reached ({_cause(error)})"
     raise HubError(
-        f"{name!r} is no folder here and could not be fetched: {_endpoint()} {what}. Give the path of a local folder "
-        "with config.json and model.safetensors, or set HF_ENDPOINT to a mirror of the hub."
+        f"{name!r} is not a folder here and could not be downloaded: {_endpoint()} {what}. Give the path of a local "
+        "folder with config.json and model.safetensors, or set HF_ENDPOINT to a mirror of the hub."
     ) from None
 
 
@@ -281,7 +283,7 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the hub library's remarks, and its progress bars away from a terminal, out of the user's sight."""
+    """Silence the hub library's log, and its progress bars unless on a terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled as are_disabled
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 

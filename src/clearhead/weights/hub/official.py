@@ -1,12 +1,12 @@
-"""What is known of the four models that OpenAI published, and whether a model is one of them, bit for bit.
+"""Compare models, bit for bit, with the four that OpenAI published.
 
-`official.json` holds it: for each size the number of its tensors and the size of its data file; for the
-124M every tensor's place, size and CRC-32C, as its own index records them; for the 355M the SHA-256 of its
-data file; and of the tokenizer's two files, which all sizes share, the size and SHA-256.
+`official.json` has the facts: for each size, the number of tensors and the size of the data file; for the
+124M, every tensor's offset, size and CRC-32C from its own index; for the 355M, the SHA-256 of the
+data file; and for the tokenizer's two files, which all sizes share, the size and SHA-256.
 
-A model may come from anywhere in any form. The plan brings each tensor back to the layout in which OpenAI
-published it, one at a time, and its checksum is compared. Converting between forms only moves numbers, so
-nothing is lost on the way unless somebody changed them.
+A model may come from anywhere in any layout. The plan converts each tensor back to the layout in which OpenAI
+published it, one at a time, and its checksum is compared. Conversions only move values, so a difference
+means that somebody changed them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class OfficialTensor:
 
     Attributes:
         shape: as OpenAI stored it, in float32.
-        offset: where it begins in the data file, in bytes.
-        nbytes: how many it takes.
+        offset: where it begins in the data file.
+        nbytes: its size.
         crc: the CRC-32C of its bytes.
     """
 
@@ -50,7 +50,7 @@ class OfficialTensor:
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A file of which size and SHA-256 are known."""
+    """The size and SHA-256 of a published file."""
 
     nbytes: int
     sha256: str
@@ -58,17 +58,17 @@ class SmallFile:
 
 @dataclass(frozen=True)
 class Official:
-    """What is known of a published model.
+    """The known facts about a published model.
 
     Attributes:
         size: its name, a key of `clearhead.config.RELEASED`.
         config: its shape.
         n_tensors: how many tensors it has.
         data_bytes: the size of `model.ckpt.data-00000-of-00001`.
-        index_bytes: the size of `model.ckpt.index`, where it is known.
-        index_sha256: and its SHA-256.
-        data_sha256: the SHA-256 of the data file, where it is known.
-        tensors: by OpenAI's names, where they are known; else empty.
+        index_bytes: the size of `model.ckpt.index`, if known.
+        index_sha256: its SHA-256, if known.
+        data_sha256: the SHA-256 of the data file, if known.
+        tensors: its tensors by OpenAI's names; empty if unknown.
     """
 
     size: str
@@ -83,7 +83,7 @@ class Official:
 
 @cache
 def released() -> Mapping[str, Official]:
-    """What is known of each published model, by its size."""
+    """Return the known facts about each published model, by size."""
     facts = _facts()
     found = {}
     for size, values in facts["sizes"].items():
@@ -97,7 +97,7 @@ def released() -> Mapping[str, Official]:
 
 @cache
 def tokenizer_files() -> Mapping[str, SmallFile]:
-    """`encoder.json` and `vocab.bpe`, which all published models share."""
+    """Return the facts about `encoder.json` and `vocab.bpe`, which all published models share."""
     return {name: SmallFile(values["bytes"], values["sha256"]) for name, values in _facts()["tokenizer"].items()}
 
 
@@ -112,12 +112,12 @@ class Identity:
     """Whether a model is one that OpenAI published.
 
     Attributes:
-        size: the published size of its shape; None where none has it.
-        verdict: `official`, every bit as published; `different`, other numbers in the same shape; `unknown`, no
-            published model has this shape, or no checksums of it are known.
-        differing: OpenAI's names of the tensors that differ, where each one's checksum is known.
+        size: the published size with its shape; None if there is none.
+        verdict: `official`, every bit as published; `different`, the same shape with other values; `unknown`, no
+            published model has this shape, or its checksums are unknown.
+        differing: OpenAI's names of the tensors that differ, if each one's checksum is known.
         n_tensors: how many tensors were compared.
-        stored_as: the number formats in which the model is stored.
+        stored_as: the dtypes in which the model is stored.
     """
 
     size: str | None
@@ -132,23 +132,23 @@ class Identity:
         return self.verdict == "official"
 
     def __str__(self) -> str:
-        """The result as a sentence."""
+        """Return the result as a sentence."""
         if self.size is None:
             return "No model that OpenAI published has this shape."
         if self.verdict == "unknown":
-            return f"This has the shape of OpenAI's {self.size}, of which Clearhead knows no checksums."
+            return f"This has the shape of OpenAI's {self.size}, whose checksums Clearhead does not know."
         if self.is_official:
             return f"These are, bit for bit, the weights that OpenAI published as {self.size}."
         return f"This has the shape of OpenAI's {self.size}, but {self._difference()}{self._cause()}."
 
     def _difference(self) -> str:
         if not self.differing:
-            return "its numbers are not those that were published"
+            return "its values differ from the published ones"
         if len(self.differing) == self.n_tensors:
-            return f"not one of its {self.n_tensors} tensors is as it was published"
+            return f"all of its {self.n_tensors} tensors differ from the published ones"
         first = ", ".join(self.differing[:3]) + (", …" if len(self.differing) > 3 else "")
         what = f"{len(self.differing)} of its {self.n_tensors} tensors"
-        return f"{what} {'differ' if self.differing[1:] else 'differs'} from what was published: {first}"
+        return f"{what} {'differ' if self.differing[1:] else 'differs'} from the published ones: {first}"
 
     def _cause(self) -> str:
         halves = [dtype for dtype in self.stored_as if dtype in ("float16", "bfloat16")]
@@ -156,14 +156,14 @@ class Identity:
 
 
 def identify(source: Source, known: Mapping[str, Official] | None = None) -> Identity:
-    """Compares a model, in whatever form it comes, with what OpenAI published. One tensor is in memory at a time.
+    """Compare a model in any layout with the ones that OpenAI published, with one tensor in memory at a time.
 
     Args:
         source: the model.
-        known: what to compare with, by size; `released()` where it is left out.
+        known: the models to compare with, by size; `released()` by default.
 
     Raises:
-        WeightsError: where the model cannot be read.
+        WeightsError: if the model cannot be read.
     """
     known = released() if known is None else known
     official = next((one for one in known.values() if same_shape(one.config, source.config)), None)
@@ -183,12 +183,12 @@ def identify(source: Source, known: Mapping[str, Official] | None = None) -> Ide
 
 
 def same_shape(one: GPTConfig, other: GPTConfig) -> bool:
-    """Whether two configs have tensors of the same names and shapes."""
+    """Return whether two configs have tensors of the same names and shapes."""
     return all(getattr(one, name) == getattr(other, name) for name in _SHAPE_FIELDS)
 
 
 def _differing(plan: ConversionPlan, official: Official, what: str) -> tuple[str, ...]:
-    """The tensors whose checksum is not the published one."""
+    """Return the tensors whose checksum is not the published one."""
     found = []
     with ByteProgress(f"Comparing {what}", official.data_bytes) as progress:
         for name, values in plan.run():
@@ -200,7 +200,7 @@ def _differing(plan: ConversionPlan, official: Official, what: str) -> tuple[str
 
 
 def _sha256(plan: ConversionPlan, what: str) -> str:
-    """The SHA-256 of the data file that this plan would make: its tensors by name, without gaps."""
+    """Return the SHA-256 of the data file that this plan would write: its tensors by name, without gaps."""
     digest = hashlib.sha256()
     total = sum(TensorInfo(shape, "float32").nbytes for shape in plan.targets.values())
     with ByteProgress(f"Comparing {what}", total) as progress:

@@ -22,7 +22,7 @@ from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.pytorch import PyTorchFile
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.formats.sharded import ShardedFile
-from clearhead.weights.formats.sniff import kind_of, refuse_impostor
+from clearhead.weights.formats.sniff import check_is_data, detect_format
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.planning import make_plan
@@ -57,8 +57,8 @@ def open_weights(path: Path) -> TensorFile:
             "model.safetensors.index.json" if "safetensors" in path.name else "pytorch_model.bin.index.json"
         ]
         return opener(path)
-    refuse_impostor(path)
-    return PyTorchFile(path) if kind_of(path) == "pytorch" else SafetensorsFile(path)
+    check_is_data(path)
+    return PyTorchFile(path) if detect_format(path) == "pytorch" else SafetensorsFile(path)
 
 
 def config_of(file: TensorFile, folder: Path) -> GPTConfig:
