@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from clearhead.anatomy import Account, Part, bytes_of, check_account, count_parameters, count_tensors
+from clearhead.anatomy import ModelPart, ParameterTree, bytes_of, check_parameters, count_parameters, count_tensors
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.errors import InputError, WeightsError
 from clearhead.model import GPTModel
@@ -66,7 +66,7 @@ def huggingface_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return renamed
 
 
-def named(account: Account, name: str) -> Part:
+def named(account: ParameterTree, name: str) -> ModelPart:
     (found,) = [part for _, part in account.rows() if part.name == name]
     return found
 
@@ -125,10 +125,10 @@ def test_released_sizes(size: str, parameters: int, tensors: int, size_in_bytes:
     assert bytes_of(account.total, "int8") == parameters
     theirs = huggingface_shapes(RELEASED[size])
     assert len(theirs) == tensors
-    check_account(account, theirs)
+    check_parameters(account, theirs)
     with torch.device("meta"):
         ours = GPTModel(RELEASED[size])
-    check_account(account, shapes_of(ours))
+    check_parameters(account, shapes_of(ours))
     assert sum(p.numel() for p in ours.parameters()) == parameters
 
 
@@ -146,7 +146,7 @@ def test_every_tensor_in_openais_own_index_is_counted() -> None:
 def test_parts_sum_to_the_whole(config: GPTConfig) -> None:
     account = count_parameters(config)
     for depth, part in account.rows():
-        assert part.in_all == part.count * part.times
+        assert part.total == part.count * part.times
         if part.name == "blocks":
             assert part.count == config.n_layers * part.parts[0].count
         elif part.parts:
@@ -156,10 +156,10 @@ def test_parts_sum_to_the_whole(config: GPTConfig) -> None:
             assert account.share(part) == pytest.approx(sum(map(account.share, part.parts)))
         assert evaluate(part.numbers) == part.count, "the formula gives the count"
         assert part.symbols
-        assert (depth == 0) == (part is account.whole)
+        assert (depth == 0) == (part is account.root)
     leaves = [part for _, part in account.rows() if not part.parts]
-    assert sum(part.in_all for part in leaves) == account.total
-    assert account.share(account.whole) == 1
+    assert sum(part.total for part in leaves) == account.total
+    assert account.share(account.root) == 1
     assert account.untied - account.tied == config.vocab_size * config.emb_dim
     assert account.total == (account.tied if config.tie_weights else account.untied)
     assert count_parameters(config.replace(tie_weights=True)).total == account.tied
@@ -172,12 +172,12 @@ def test_account_agrees_with_real_tensors(config: GPTConfig) -> None:
     account = count_parameters(config)
     with torch.device("meta"):
         ours = shapes_of(GPTModel(config))
-    check_account(account, ours)
+    check_parameters(account, ours)
     assert len(ours) == account.tensor_count
     assert count_tensors(ours)[""] == account.total
     if config.qkv_bias:
         theirs = huggingface_shapes(config)
-        check_account(account, theirs)
+        check_parameters(account, theirs)
         assert len(theirs) == account.tensor_count
 
 
@@ -185,7 +185,7 @@ def test_state_dict_names_a_tied_head_twice_and_it_is_counted_once() -> None:
     config = GPTConfig(50, 8, 12, 2, 2, qkv_bias=True, tie_weights=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in GPTModel(config).state_dict().items()}
     assert "head.weight" in shapes
-    check_account(count_parameters(config), shapes)
+    check_parameters(count_parameters(config), shapes)
 
 
 def test_symbols_name_the_width_of_the_feed_forward_layer() -> None:
@@ -214,10 +214,10 @@ def test_counts_by_every_prefix() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"blocks.1.attention.qkv.bias": None}, r"^blocks\.1\.attention\.qkv holds 432 numbers, where .* has 468"),
-        ({"token_embedding.weight": (51, 12)}, r"^token_embedding holds 612 numbers, where .* has 600"),
-        ({"blocks.0.norm_1.weight": None, "blocks.0.norm_1.bias": None}, r"^blocks\.0\.norm_1 holds 0 numbers"),
-        ({"head.bias": (50,)}, r"^head holds 650 numbers, where .* has 600"),
+        ({"blocks.1.attention.qkv.bias": None}, r"^blocks\.1\.attention\.qkv has 432 elements, but .* has 468"),
+        ({"token_embedding.weight": (51, 12)}, r"^token_embedding has 612 elements, but .* has 600"),
+        ({"blocks.0.norm_1.weight": None, "blocks.0.norm_1.bias": None}, r"^blocks\.0\.norm_1 has 0 elements"),
+        ({"head.bias": (50,)}, r"^head has 650 elements, but .* has 600"),
         ({"blocks.2.norm_1.weight": (12,)}, r"tensor blocks\.2\.norm_1\.weight belongs to no part"),
         ({"extra": (3,)}, "tensor extra belongs to no part"),
     ],
@@ -227,7 +227,7 @@ def test_tensors_that_do_not_fit_are_named(changes: dict[str, Any], sentence: st
     shapes: dict[str, Any] = {**shapes_of(GPTModel(config)), **changes}
     present = {name: shape for name, shape in shapes.items() if shape is not None}
     with pytest.raises(WeightsError, match=sentence):
-        check_account(count_parameters(config), present)
+        check_parameters(count_parameters(config), present)
 
 
 @given(st.integers(0, 10**12))
@@ -239,5 +239,5 @@ def test_bytes_are_those_of_torch(parameters: int) -> None:
 
 
 def test_unknown_number_format_is_refused() -> None:
-    with pytest.raises(InputError, match="no number format 'float64'; the formats are float32, bfloat16"):
+    with pytest.raises(InputError, match="'float64' is not a number format; choose one of float32, bfloat16"):
         bytes_of(10, "float64")

@@ -22,7 +22,7 @@ import pytest
 
 import clearhead
 import clearhead.config
-from clearhead.anatomy import Costs
+from clearhead.anatomy import CostModel
 from clearhead.cli import main
 
 SIZES = {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M": 1_557_611_200}
@@ -277,7 +277,7 @@ def test_params_of_several_models_stand_side_by_side() -> None:
 
 def test_params_shows_the_costs_of_the_work_that_is_asked_for() -> None:
     options = ("124M", "--batch", "4", "--context", "256", "--dtype", "bfloat16")
-    costs = Costs(clearhead.config.RELEASED["124M"], "bfloat16", 4, 256)
+    costs = CostModel(clearhead.config.RELEASED["124M"], "bfloat16", 4, 256)
     text = call("params", *options).stdout.decode()
     assert "The costs of 4 sequences of 256 tokens in bfloat16" in text
     assert f"{costs.training_flops().amount:,}" in text

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import clearhead.model
-from clearhead.anatomy import Cost, Costs
+from clearhead.anatomy import Cost, CostModel
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.engine import building
 from clearhead.engine.runner import PAGE, page_sizes
@@ -105,7 +105,7 @@ def kept(config: GPTConfig, batch: int, tokens: int, plain: bool, bfloat16: bool
 @settings(deadline=None, max_examples=60)
 def test_activations_are_what_autograd_keeps(shape: tuple[GPTConfig, int, int], plain: bool, bfloat16: bool) -> None:
     config, batch, tokens = shape
-    costs = Costs(config, "bfloat16" if bfloat16 else "float32", batch, tokens)
+    costs = CostModel(config, "bfloat16" if bfloat16 else "float32", batch, tokens)
     copies = [part.amount for part in costs.memory_to_train(plain).parts if part.name.startswith("16-bit copies")]
     assert len(copies) == bfloat16
     # The loss keeps one more scalar: the number of targets that count.
@@ -121,8 +121,8 @@ def test_activations_of_16_bits_are_those_that_korthikanti_et_al_derive(plain: b
     """
     config, b = RELEASED["355M"], 2
     s, h, a = config.context_length, config.emb_dim, config.n_heads
-    costs = Costs(config, "bfloat16", b)
-    two, three = (Costs(config.replace(n_layers=n), "bfloat16", b).activations(plain) for n in (2, 3))
+    costs = CostModel(config, "bfloat16", b)
+    two, three = (CostModel(config.replace(n_layers=n), "bfloat16", b).activations(plain) for n in (2, 3))
     layer = three.amount - two.amount
     theirs = s * b * h * 34 + (5 * a * s * s * b if plain else 0)
     apart = 4 * s * b * h + 16 * b * s + (s * s if plain else 4 * b * a * s)
@@ -143,10 +143,10 @@ def test_memory_to_train_holds_the_real_tensors(dtype: str) -> None:
         for key, value in state.items()
         if isinstance(value, Tensor) and key != "step"
     ]
-    held = {part.name: part.amount for part in Costs(config, dtype).memory_to_train().parts}
+    held = {part.name: part.amount for part in CostModel(config, dtype).memory_to_train().parts}
     assert held["parameters"] == sum(p.nbytes for p in model.parameters())
     assert held["gradients"] == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    assert held["AdamW's averages"] == sum(average.nbytes for average in averages)
+    assert held["AdamW's moments"] == sum(average.nbytes for average in averages)
 
 
 class Peak(TorchDispatchMode):
@@ -179,7 +179,7 @@ def test_activations_to_run_are_the_most_that_is_alive(shape: tuple[GPTConfig, i
     with torch.inference_mode(), Peak(model) as peak:
         hidden = model.hidden(ids)[:, -1]  # as TorchRunner does it
         model.head(hidden).float()
-    run = Costs(config, dtype, batch, tokens).memory_to_run()
+    run = CostModel(config, dtype, batch, tokens).memory_to_run()
     assert run.parts[0].amount == sum(p.nbytes for p in model.parameters())
     sums = 4 * batch * tokens * config.n_heads if config.ff_dim < 2.5 * config.emb_dim else 0
     # Attention's kernel gives back the sums of its weights too, of which a pass without gradients has no use.
@@ -192,11 +192,11 @@ def test_the_cache_is_the_runners(dtype: str) -> None:
     cache = KeyValueCache(config, torch.device("cpu"), getattr(torch, dtype))
     for _ in range(4):
         cache.open()
-    costs = Costs(config, dtype, batch=4)
+    costs = CostModel(config, dtype, batch=4)
     held = sum(tensor.nbytes for tensor in cache.keys + cache.values)
     assert costs.memory_to_run().parts[1].amount == held
-    assert costs.cache_a_token().amount * 4 * 8 == held
-    assert Costs(RELEASED["124M"]).cache_a_token().amount == 73_728
+    assert costs.cache_per_token().amount * 4 * 8 == held
+    assert CostModel(RELEASED["124M"]).cache_per_token().amount == 73_728
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
@@ -204,7 +204,7 @@ def test_the_cache_is_the_runners(dtype: str) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_whole_numbers_take_what_the_engine_takes(dtype: str, size: str, tied: bool) -> None:
     config = RELEASED[size].replace(tie_weights=tied)
-    costs = Costs(config, dtype)
+    costs = CostModel(config, dtype)
     arrays = building.layout(config, dtype)
     # The engine has a bias of zeros for the token table and the head, and fills up the last rows of a matrix.
     held = {
@@ -240,7 +240,7 @@ def counted_flops(config: GPTConfig, batch: int, tokens: int, plain: bool, backw
 @settings(deadline=None, max_examples=25)
 def test_flops_are_those_that_torch_counts(shape: tuple[GPTConfig, int, int], backward: bool) -> None:
     config, batch, tokens = shape
-    costs = Costs(config, batch=batch, context=tokens)
+    costs = CostModel(config, batch=batch, context=tokens)
     cost = costs.training_flops() if backward else costs.forward_flops()
     assert counted_flops(config, batch, tokens, True, backward, "cpu") == batch * tokens * cost.amount
 
@@ -248,7 +248,7 @@ def test_flops_are_those_that_torch_counts(shape: tuple[GPTConfig, int, int], ba
 @pytest.mark.parametrize("size", ["124M", "355M"])
 def test_flops_of_the_released_sizes(size: str) -> None:
     config = RELEASED[size].replace(drop_rate=0.0)
-    costs = Costs(config, batch=2, context=300)
+    costs = CostModel(config, batch=2, context=300)
     assert counted_flops(config, 2, 300, False, True, "meta") == 600 * costs.training_flops().amount
 
 
@@ -259,7 +259,7 @@ def test_flops_to_write_a_token_with_a_cache() -> None:
     runner.extend([(slots[0], [1] * 9), (slots[1], [2] * 6)])  # of two lengths: attention in plain products
     with FlopCounterMode(display=False) as counter:
         runner.extend([(slots[0], [3]), (slots[1], [4])])
-    assert counter.get_total_flops() == 2 * Costs(config, context=10).forward_flops().amount
+    assert counter.get_total_flops() == 2 * CostModel(config, context=10).forward_flops().amount
 
 
 def test_the_matrices_are_those_of_the_model() -> None:
@@ -267,18 +267,18 @@ def test_the_matrices_are_those_of_the_model() -> None:
         with torch.device("meta"):
             model = GPTModel(config)
         linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-        assert Costs(config).letters["M"] == linear
-        assert Costs(config).letters["K"] == sum(
+        assert CostModel(config).values["M"] == linear
+        assert CostModel(config).values["K"] == sum(
             p.numel() for name, p in model.named_parameters() if name.startswith(("blocks", "final_norm"))
         )
 
 
 def test_rules_of_thumb_against_the_count() -> None:
-    costs = Costs(RELEASED["1558M"])
+    costs = CostModel(RELEASED["1558M"])
     six, palm = costs.rules_of_thumb()
     assert six.amount == 6 * 1_557_611_200
     # What PaLM's rule counts and the products do not have: the positions, the biases and the norms.
-    vectors = costs.letters["N"] - costs.letters["M"]
+    vectors = costs.values["N"] - costs.values["M"]
     assert palm.amount - costs.training_flops().amount == 6 * vectors
 
 
@@ -296,7 +296,7 @@ def test_bytes_moved_are_those_of_the_tensors_that_are_read(tied: bool) -> None:
     cache.open(), cache.open()
     read = sum(tensor[:, :, :5].nelement() * 4 for tensor in cache.keys + cache.values)
     written = sum(tensor[:, :, :1].nelement() * 4 for tensor in cache.keys + cache.values)
-    assert Costs(config, batch=2, context=5).decoding_bytes().amount == whole + found + read + written
+    assert CostModel(config, batch=2, context=5).decoding_bytes().amount == whole + found + read + written
 
 
 # --- The trees ---------------------------------------------------------------------------------------------------
@@ -306,16 +306,16 @@ def test_bytes_moved_are_those_of_the_tensors_that_are_read(tied: bool) -> None:
 @settings(deadline=None, max_examples=60)
 def test_every_formula_gives_its_amount_and_parts_sum(shape: tuple[GPTConfig, int, int], dtype: str) -> None:
     config, batch, tokens = shape
-    costs = Costs(config, dtype, batch, tokens)
+    costs = CostModel(config, dtype, batch, tokens)
     trees = [
-        costs.cache_a_token(),
+        costs.cache_per_token(),
         costs.memory_to_run(),
         costs.forward_flops(),
         costs.training_flops(),
         costs.decoding_bytes(),
         *costs.rules_of_thumb(),
     ]
-    if not costs.whole_numbers:
+    if not costs.quantized:
         trees += [costs.memory_to_train(), costs.memory_to_train(plain=True)]
     for tree in trees:
         for row in rows(tree):
@@ -323,7 +323,7 @@ def test_every_formula_gives_its_amount_and_parts_sum(shape: tuple[GPTConfig, in
             assert eval(row.numbers.replace(",", "").replace("×", "*"), {"__builtins__": {}}) == row.amount
             assert not row.parts or sum(part.amount for part in row.parts) == row.amount
             if "×" in row.symbols:
-                letters = {letter: str(number) for letter, number in costs.letters.items()}
+                letters = {letter: str(number) for letter, number in costs.values.items()}
                 put = re.sub(r"[A-Za-z]", lambda letter: letters[letter[0]], row.symbols)  # noqa: B023
                 assert put == row.numbers.replace(",", "")
     with pytest.raises(AssertionError, match="broken: parts differ"):
@@ -333,14 +333,14 @@ def test_every_formula_gives_its_amount_and_parts_sum(shape: tuple[GPTConfig, in
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"dtype": "float23"}, r"no number format 'float23' \(did you mean 'float32'\?\); the formats are float32"),
-        ({"batch": 0}, "the batch is 0; it must have at least 1"),
-        ({"context": 1025}, "the context is 1,025 tokens; a model with 1,024 positions takes 1 to that many"),
+        ({"dtype": "float23"}, r"'float23' is not a number format \(did you mean 'float32'\?\); choose one of float32"),
+        ({"batch": 0}, "the batch is 0; give at least 1 sequence"),
+        ({"context": 1025}, "the context is 1,025 tokens, but this model has 1,024 positions; give 1 to 1,024"),
         ({"context": -1}, "the context is -1 tokens"),
     ],
 )
-def test_work_that_cannot_be_is_refused(options: dict[str, Any], sentence: str) -> None:
+def test_a_workload_out_of_range_is_an_error(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        Costs(RELEASED["124M"], **options)
-    with pytest.raises(InputError, match="not trained in int8; give float32"):
-        Costs(RELEASED["124M"], "int8").memory_to_train()
+        CostModel(RELEASED["124M"], **options)
+    with pytest.raises(InputError, match="cannot be trained in int8; choose float32"):
+        CostModel(RELEASED["124M"], "int8").memory_to_train()

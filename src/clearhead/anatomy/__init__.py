@@ -1,24 +1,24 @@
-"""What a GPT-2 is made of and what it costs, derived from the config and held against real tensors."""
+"""What a GPT-2 consists of and what it costs, derived from the config and checked against real tensors."""
 
-from clearhead.anatomy.cost import Cost, Costs
+from clearhead.anatomy.cost import Cost, CostModel
 from clearhead.anatomy.count import (
     BITS,
-    Account,
-    Part,
+    ModelPart,
+    ParameterTree,
     bytes_of,
-    check_account,
+    check_parameters,
     count_parameters,
     count_tensors,
 )
 
 __all__ = [
     "BITS",
-    "Account",
     "Cost",
-    "Costs",
-    "Part",
+    "CostModel",
+    "ModelPart",
+    "ParameterTree",
     "bytes_of",
-    "check_account",
+    "check_parameters",
     "count_parameters",
     "count_tensors",
 ]

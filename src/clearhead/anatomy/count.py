@@ -1,7 +1,7 @@
-"""Where a GPT-2's parameters are: an account from the whole to the part, every number with its formula.
+"""Where a GPT-2's parameters are: a tree from the whole model to its smallest parts, each with its formula.
 
-The account is derived from the config alone; `count_tensors` counts real tensors by the same names, and
-`check_account` demands that the two agree. The symbols:
+The tree is derived from the config alone; `count_tensors` counts real tensors by the same names, and `check_parameters`
+requires the two to agree. The symbols:
 
     V  vocab_size        T  context_length        C  emb_dim        F  ff_dim, written 4C where it is that
 """
@@ -16,23 +16,23 @@ from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
 
 BITS: dict[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
-"""Bits that one parameter takes in each number format; the scales that go with int8 and int4 are apart."""
+"""Bits of one parameter in each number format, without the scales of int8 and int4."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One row of the account: a part of the model and how many parameters it has.
+class ModelPart:
+    """A part of the model and the number of its parameters.
 
     Attributes:
         name: the part's name, such as `W_query`.
-        path: the canonical name of the module that holds the part's tensors, with `{i}` for the number of
-            the block; empty where the part is put together from several modules.
-        symbols: the formula in symbols, `C × C + C`; for a part made of parts, their names.
+        path: the canonical name of the module with the part's tensors, with `{i}` for the block's index; empty if the
+            part consists of several modules.
+        symbols: the formula in symbols, `C × C + C`; the names of its parts if it has any.
         numbers: the same formula in numbers, `768 × 768 + 768`.
-        count: parameters in one such part.
-        times: how many such parts the model has (the number of blocks, or 1).
-        tensors: the tensors stored for one such part itself, under `path`: of `weight` and `bias`.
-        parts: what it is made of, in the order in which a token passes.
+        count: the parameters in one such part.
+        times: how many such parts the model has: 1, or the number of blocks.
+        tensors: the names of the part's own tensors under `path`: `weight`, `bias`.
+        parts: the parts that it consists of, in the order of the forward pass.
     """
 
     name: str
@@ -42,39 +42,39 @@ class Part:
     count: int
     times: int = 1
     tensors: tuple[str, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ModelPart, ...] = ()
 
     @property
-    def in_all(self) -> int:
-        """Parameters in all such parts of the model together."""
+    def total(self) -> int:
+        """The parameters in all such parts of the model together."""
         return self.count * self.times
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """All parameters of a GPT-2 of one shape.
+class ParameterTree:
+    """All parameters of a GPT-2 of one shape, as a tree.
 
     Attributes:
-        config: the shape that was counted.
-        whole: the tree of parts; `whole.count` is every parameter of the model, a tied head counted once.
+        config: the model's shape.
+        root: the whole model; its count includes a tied head once.
     """
 
     config: GPTConfig
-    whole: Part
+    root: ModelPart
 
     @property
     def total(self) -> int:
-        """The model's parameters, as its config ties the head or does not."""
-        return self.whole.count
+        """The number of parameters, with the head tied if the config says so."""
+        return self.root.count
 
     @property
     def tied(self) -> int:
-        """The parameters with the head tied to the token embedding, whatever the config says."""
+        """The number of parameters if the head is tied to the token embedding."""
         return self.total - (0 if self.config.tie_weights else self._head_weight)
 
     @property
     def untied(self) -> int:
-        """The parameters with a head of its own, whatever the config says."""
+        """The number of parameters if the head has its own matrix."""
         return self.tied + self._head_weight
 
     @property
@@ -83,56 +83,56 @@ class Account:
 
     @property
     def tensor_count(self) -> int:
-        """How many tensors hold the parameters: 148 for the released 124M."""
+        """The number of tensors, such as 148 for the released 124M."""
         return sum(len(part.tensors) * part.times for _, part in self.rows())
 
-    def rows(self) -> Iterator[tuple[int, Part]]:
-        """Every part with its depth in the tree, the whole first (depth 0) and each before its own parts."""
-        yield from _walk(self.whole, 0)
+    def rows(self) -> Iterator[tuple[int, ModelPart]]:
+        """Yield every part with its depth: the whole model first, at depth 0, and each part before its own parts."""
+        yield from _walk(self.root, 0)
 
-    def share(self, part: Part) -> float:
-        """The share of the model's parameters, 0 to 1, in all such parts together."""
-        return part.in_all / self.total
+    def share(self, part: ModelPart) -> float:
+        """Return the fraction of the model's parameters in all such parts together, 0 to 1."""
+        return part.total / self.total
 
 
 def bytes_of(parameters: int, dtype: str = "float32") -> int:
-    """The bytes that so many parameters take in a number format of `BITS`.
+    """Return the bytes of a number of parameters in a number format.
 
     Raises:
-        InputError: where the format is none of them.
+        InputError: if the format is not in `BITS`.
     """
     if dtype not in BITS:
-        raise InputError(f"there is no number format {dtype!r}; the formats are {', '.join(BITS)}.")
+        raise InputError(f"{dtype!r} is not a number format; choose one of {', '.join(BITS)}.")
     return math.ceil(parameters * BITS[dtype] / 8)
 
 
-def count_parameters(config: GPTConfig) -> Account:
-    """The account of a GPT-2 of this shape, from its config alone."""
-    put = _Counter(config)
-    embedding = _together(
+def count_parameters(config: GPTConfig) -> ParameterTree:
+    """Derive the parameters of a GPT-2 of this shape from its config alone."""
+    make = _PartFactory(config)
+    embedding = _sum_of(
         "embedding",
-        put.module("token", "token_embedding", weight="VC"),
-        put.module("position", "position_embedding", weight="TC"),
+        make.module("token", "token_embedding", weight="VC"),
+        make.module("position", "position_embedding", weight="TC"),
     )
-    block = _together(
+    block = _sum_of(
         "block",
-        put.in_block("norm_1", "norm_1", weight="C", bias="C"),
-        _together(
+        make.in_block("norm_1", "norm_1", weight="C", bias="C"),
+        _sum_of(
             "attention",
-            _qkv(put),
-            put.in_block("out", "attention.out", weight="CC", bias="C"),
+            _qkv(make),
+            make.in_block("out", "attention.out", weight="CC", bias="C"),
             path="blocks.{i}.attention",
         ),
-        put.in_block("norm_2", "norm_2", weight="C", bias="C"),
-        _together(
+        make.in_block("norm_2", "norm_2", weight="C", bias="C"),
+        _sum_of(
             "feed_forward",
-            put.in_block("up", "feed_forward.up", weight="CF", bias="F"),
-            put.in_block("down", "feed_forward.down", weight="FC", bias="C"),
+            make.in_block("up", "feed_forward.up", weight="CF", bias="F"),
+            make.in_block("down", "feed_forward.down", weight="FC", bias="C"),
             path="blocks.{i}.feed_forward",
         ),
         path="blocks.{i}",
     )
-    blocks = Part(
+    blocks = ModelPart(
         name="blocks",
         path="blocks",
         symbols=f"{config.n_layers} × block",
@@ -140,19 +140,19 @@ def count_parameters(config: GPTConfig) -> Account:
         count=config.n_layers * block.count,
         parts=(block,),
     )
-    output = _together("output", put.module("final_norm", "final_norm", weight="C", bias="C"), _head(put))
-    return Account(config, _together("GPT-2", embedding, blocks, output))
+    output = _sum_of("output", make.module("final_norm", "final_norm", weight="C", bias="C"), _head(make))
+    return ParameterTree(config, _sum_of("GPT-2", embedding, blocks, output))
 
 
 def count_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Counts real tensors, by every prefix of their canonical names.
+    """Count the elements of real tensors by every prefix of their canonical names.
 
     Args:
         shapes: canonical name -> shape, such as {"blocks.0.norm_1.weight": (768,), ...}.
 
     Returns:
-        prefix -> numbers under it: of `blocks.0.norm_1.weight`, `blocks.0.norm_1`, `blocks.0`, `blocks`,
-        and of the whole under the empty name.
+        prefix -> number of elements, for `blocks.0.norm_1.weight`, `blocks.0.norm_1`, `blocks.0`, `blocks` and so on,
+        and for "", the total.
     """
     counts: dict[str, int] = {"": 0}
     for name, shape in shapes.items():
@@ -164,58 +164,61 @@ def count_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return counts
 
 
-def check_account(account: Account, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Checks that real tensors hold, part by part, the numbers that the account derives.
+def check_parameters(expected: ParameterTree, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that real tensors have as many elements, part by part, as the config says.
 
-    A tied head may stand among the tensors or not: it is the token embedding's tensor under a second name.
+    A tied head may be among the tensors or not: it is the token embedding's tensor under a second name.
 
     Args:
-        account: what the config says.
+        expected: the parameters derived from the config.
         shapes: canonical name -> shape of every tensor of the model.
 
     Raises:
-        WeightsError: names the first part that differs, or a tensor that belongs to no part.
+        WeightsError: if a part differs, or a tensor belongs to no part; it names the first one.
     """
-    if account.config.tie_weights:
+    if expected.config.tie_weights:
         shapes = {name: shape for name, shape in shapes.items() if name != "head.weight"}
     counted = count_tensors(shapes)
-    expected: dict[str, int] = {}
-    for _, part in account.rows():
+    by_path: dict[str, int] = {}
+    for _, part in expected.rows():
         if part.tensors:
-            expected |= {part.path.format(i=i): part.count for i in range(part.times)}
-    for path, count in expected.items():
+            by_path |= {part.path.format(i=i): part.count for i in range(part.times)}
+    for path, count in by_path.items():
         if counted.get(path, 0) != count:
             raise WeightsError(
-                f"{path} holds {counted.get(path, 0):,} numbers, where a GPT-2 of this shape has {count:,}; "
+                f"{path} has {counted.get(path, 0):,} elements, but a GPT-2 of this shape has {count:,} there; "
                 "the weights do not belong to this config."
             )
     for name in shapes:
-        if name.rpartition(".")[0] not in expected:
+        if name.rpartition(".")[0] not in by_path:
             raise WeightsError(
                 f"the tensor {name} belongs to no part of a GPT-2 of this shape; "
                 "the weights do not belong to this config."
             )
-    if counted[""] != account.total:
-        raise WeightsError(f"the tensors hold {counted['']:,} numbers, where the config derives {account.total:,}.")
+    if counted[""] != expected.total:
+        raise WeightsError(
+            f"the tensors have {counted['']:,} elements, but the config says {expected.total:,}; "
+            "the weights do not belong to this config."
+        )
 
 
-def _walk(part: Part, depth: int) -> Iterator[tuple[int, Part]]:
+def _walk(part: ModelPart, depth: int) -> Iterator[tuple[int, ModelPart]]:
     yield depth, part
     for inner in part.parts:
         yield from _walk(inner, depth + 1)
 
 
-class _Counter:
-    """Makes rows from shapes in symbols: `weight="CF"` is a matrix of C times F numbers."""
+class _PartFactory:
+    """Makes parts from shapes in symbols: `weight="CF"` is a matrix of C × F elements."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
         self.sizes = {"V": config.vocab_size, "T": config.context_length, "C": config.emb_dim, "F": config.ff_dim}
         self.shown = {**{s: s for s in self.sizes}, "F": "4C" if config.ff_dim == 4 * config.emb_dim else "F"}
 
-    def module(self, name: str, path: str, times: int = 1, **tensors: str) -> Part:
-        """A row for a module that stores these tensors."""
-        return Part(
+    def module(self, name: str, path: str, times: int = 1, **tensors: str) -> ModelPart:
+        """Return the part for a module with these tensors."""
+        return ModelPart(
             name=name,
             path=path,
             symbols=" + ".join(" × ".join(self.shown[s] for s in shape) for shape in tensors.values()),
@@ -225,14 +228,14 @@ class _Counter:
             tensors=tuple(tensors),
         )
 
-    def in_block(self, name: str, path: str, **tensors: str) -> Part:
-        """A row for a module that stands in every block."""
+    def in_block(self, name: str, path: str, **tensors: str) -> ModelPart:
+        """Return the part for a module that every block has."""
         return self.module(name, "blocks.{i}." + path, times=self.config.n_layers, **tensors)
 
 
-def _together(name: str, *parts: Part, path: str = "") -> Part:
-    """A row for a part that is the sum of others."""
-    return Part(
+def _sum_of(name: str, *parts: ModelPart, path: str = "") -> ModelPart:
+    """Return a part that consists of others."""
+    return ModelPart(
         name=name,
         path=path,
         symbols=" + ".join(part.name for part in parts),
@@ -243,15 +246,15 @@ def _together(name: str, *parts: Part, path: str = "") -> Part:
     )
 
 
-def _qkv(put: _Counter) -> Part:
-    """Three projections, told apart here, that are stored as one tensor of three times the height."""
-    shapes = {"weight": "CC", "bias": "C"} if put.config.qkv_bias else {"weight": "CC"}
-    thirds = [put.in_block(name, "attention.qkv", **shapes) for name in ("W_query", "W_key", "W_value")]
-    whole = _together("qkv", *(replace(third, path="", tensors=()) for third in thirds))
+def _qkv(make: _PartFactory) -> ModelPart:
+    """Return the three projections, which are stored as one tensor of three times the height."""
+    shapes = {"weight": "CC", "bias": "C"} if make.config.qkv_bias else {"weight": "CC"}
+    thirds = [make.in_block(name, "attention.qkv", **shapes) for name in ("W_query", "W_key", "W_value")]
+    whole = _sum_of("qkv", *(replace(third, path="", tensors=()) for third in thirds))
     return replace(whole, path="blocks.{i}.attention.qkv", tensors=tuple(shapes))
 
 
-def _head(put: _Counter) -> Part:
-    if put.config.tie_weights:
-        return Part("head", "head", "the token embedding again", "0", 0)
-    return put.module("head", "head", weight="VC")
+def _head(make: _PartFactory) -> ModelPart:
+    if make.config.tie_weights:
+        return ModelPart("head", "head", "the token embedding again", "0", 0)
+    return make.module("head", "head", weight="VC")

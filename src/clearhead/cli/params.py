@@ -14,7 +14,7 @@ from clearhead.cli.sheets import Sheet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from clearhead.anatomy import Account, Cost, Costs, Part
+    from clearhead.anatomy import Cost, CostModel, ModelPart, ParameterTree
     from clearhead.cli.source import Source
 
 EPILOG = """
@@ -92,7 +92,7 @@ class _Report:
     """All that is shown of one model."""
 
     def __init__(self, model: str, book: bool, dtype: str, batch: int, context: int | None) -> None:
-        from clearhead.anatomy import Costs
+        from clearhead.anatomy import CostModel
         from clearhead.cli.source import find_source
         from clearhead.errors import InputError
 
@@ -103,8 +103,8 @@ class _Report:
         config = self.source.config
         if book:
             config = config.replace(qkv_bias=False, tie_weights=False)
-        self.costs: Costs = Costs(config, dtype, batch, context or 0)
-        self.account: Account = self.costs.account
+        self.costs: CostModel = CostModel(config, dtype, batch, context or 0)
+        self.account: ParameterTree = self.costs.parameters
         self.checked = "" if book else self.source.check(self.account)
 
     def heading(self) -> list[str]:
@@ -127,16 +127,16 @@ class _Report:
             "tensors": account.tensor_count,
             "bytes": {dtype: bytes_of(account.total, dtype) for dtype in BITS},
             "counted_in_the_weights": self.checked or None,
-            "parts": _tree(account, account.whole),
+            "parts": _tree(account, account.root),
             "costs": {
                 "dtype": costs.dtype,
                 "batch": costs.batch,
                 "context": costs.context,
-                "bytes_of_cache_a_token": costs.cache_a_token().amount,
+                "bytes_of_cache_a_token": costs.cache_per_token().amount,
                 "bytes_to_run": dataclasses.asdict(costs.memory_to_run()),
-                "bytes_to_train": None if costs.whole_numbers else dataclasses.asdict(costs.memory_to_train()),
+                "bytes_to_train": None if costs.quantized else dataclasses.asdict(costs.memory_to_train()),
                 "bytes_to_train_with_plain_attention": None
-                if costs.whole_numbers
+                if costs.quantized
                 else dataclasses.asdict(costs.memory_to_train(plain=True)),
                 "flops_forward_a_token": dataclasses.asdict(costs.forward_flops()),
                 "flops_training_a_token": dataclasses.asdict(costs.training_flops()),
@@ -145,7 +145,7 @@ class _Report:
         }
 
 
-def _tree(account: Account, part: Part) -> dict[str, Any]:
+def _tree(account: ParameterTree, part: ModelPart) -> dict[str, Any]:
     return {
         "name": part.name,
         "path": part.path,
@@ -163,7 +163,7 @@ def _tree(account: Account, part: Part) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------
 
 
-def describe(account: Account) -> str:
+def describe(account: ParameterTree) -> str:
     """The shape in one line."""
     config = account.config
     blocks = "1 block" if config.n_layers == 1 else f"{config.n_layers} blocks"
@@ -174,7 +174,7 @@ def describe(account: Account) -> str:
     )
 
 
-def _legend(account: Account) -> str:
+def _legend(account: ParameterTree) -> str:
     """What the letters of the formulas stand for."""
     config = account.config
     letters = [
@@ -187,7 +187,7 @@ def _legend(account: Account) -> str:
     return ", ".join(letters)
 
 
-def _parts(account: Account, wide: bool) -> Sheet:
+def _parts(account: ParameterTree, wide: bool) -> Sheet:
     """Where the parameters are; `wide` gives the symbols and the numbers of a formula a column each."""
     columns = ["formula", "in numbers"] if wide else ["formula"]
     sheet = Sheet(["part", *columns, "parameters", "share"], left=1 + len(columns), headings=True)
@@ -200,7 +200,7 @@ def _parts(account: Account, wide: bool) -> Sheet:
     return sheet
 
 
-def _formula(part: Part) -> str:
+def _formula(part: ModelPart) -> str:
     """A part's formula as it stands in a row: symbols and numbers, and of a sum of the rows below the numbers."""
     if part.count == 0:
         return part.symbols
@@ -208,7 +208,7 @@ def _formula(part: Part) -> str:
     return part.numbers if is_sum else f"{part.symbols} = {part.numbers}"
 
 
-def _totals(account: Account) -> Sheet:
+def _totals(account: ParameterTree) -> Sheet:
     """The model with its head tied, with a head of its own, and as OpenAI released such a shape."""
     from clearhead.anatomy import bytes_of, count_parameters
 
@@ -234,7 +234,7 @@ def _totals(account: Account) -> Sheet:
     return sheet
 
 
-def _costs(costs: Costs, wide: bool) -> Sheet:
+def _costs(costs: CostModel, wide: bool) -> Sheet:
     """What the model costs to run and to train."""
     columns = ["formula", "in numbers"] if wide else ["formula"]
     sheet = Sheet(["cost", *columns, "amount"], left=1 + len(columns), headings=True, title=_work(costs))
@@ -247,10 +247,10 @@ def _costs(costs: Costs, wide: bool) -> Sheet:
         for part in cost.parts[: None if opened else 0]:
             add(part, show, depth + 1, opened - 1)
             if cost.name == "memory to run" and part.name == "keys and values":
-                add(costs.cache_a_token(), show, depth + 2)
+                add(costs.cache_per_token(), show, depth + 2)
 
     add(costs.memory_to_run(), binary, opened=2)
-    if not costs.whole_numbers:
+    if not costs.quantized:
         add(costs.memory_to_train(), binary, opened=2)
         plain = costs.activations(plain=True)
         add(dataclasses.replace(plain, name="or, with plain attention"), binary, depth=1, opened=0)
@@ -264,17 +264,17 @@ def _costs(costs: Costs, wide: bool) -> Sheet:
     return sheet
 
 
-def _work(costs: Costs) -> str:
+def _work(costs: CostModel) -> str:
     """What the costs are for."""
     sequences = "1 sequence" if costs.batch == 1 else f"{costs.batch:,} sequences"
     tokens = "1 token" if costs.context == 1 else f"{costs.context:,} tokens"
     return f"The costs of {sequences} of {tokens} in {costs.dtype}"
 
 
-def _letters(costs: Costs) -> str:
+def _letters(costs: CostModel) -> str:
     """The letters of their formulas that the parameters' legend does not have, and what is counted."""
-    of = costs.letters
-    number = "a key or value" if costs.whole_numbers else "a number"
+    of = costs.values
+    number = "a key or value" if costs.quantized else "a number"
     groups = (
         f"; G = {of['G']:,} groups of 32 weights in R = {of['R']:,} rows (c = {of['c']:,} in a token's), "
         f"X = {of['X']:,} biases and norms"
@@ -283,7 +283,7 @@ def _letters(costs: Costs) -> str:
         f"N = {of['N']:,} parameters, K = {of['K']:,} of the blocks and the final norm, M = {of['M']:,} weights in "
         f"matrices; L = {of['L']:,} (blocks), H = {of['H']:,} (heads), F = {of['F']:,} in feed_forward; "
         f"b = {of['b']:,} (sequences), t = {of['t']:,} (tokens), s = {of['s']} (bytes of {number})"
-        f"{groups if costs.whole_numbers else ''}. FLOPs are for one token, a multiply-add being two; "
+        f"{groups if costs.quantized else ''}. FLOPs are for one token, a multiply-add being two; "
         "bytes moved are for one more token in each sequence."
     )
 
@@ -292,7 +292,7 @@ def _against(rule: Cost, counted: Cost) -> str:
     return f"{rule.amount / counted.amount - 1:+.1%}"
 
 
-def _intensity(costs: Costs) -> str:
+def _intensity(costs: CostModel) -> str:
     """Operations for each byte that decoding moves: below what the machine can do, memory sets the pace."""
     return f"{costs.batch * costs.forward_flops().amount / costs.decoding_bytes().amount:,.2f}"
 
@@ -353,10 +353,10 @@ def _column(report: _Report) -> list[tuple[str, int, str]]:
         ("to run", 1, binary(run.amount)),
         ("weights", 2, binary(run.parts[0].amount)),
         ("keys and values", 2, binary(run.parts[1].amount)),
-        ("of one token", 3, binary(costs.cache_a_token().amount)),
+        ("of one token", 3, binary(costs.cache_per_token().amount)),
         *(("activations", 2, binary(part.amount)) for part in run.parts[2:]),
     ]
-    if not costs.whole_numbers:
+    if not costs.quantized:
         train = costs.memory_to_train()
         lines.append(("to train", 1, binary(train.amount)))
         lines += [(part.name, 2, binary(part.amount)) for part in train.parts]

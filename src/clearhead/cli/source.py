@@ -39,10 +39,10 @@ class Source:
         """
         if self.weights is None:
             return ""
-        from clearhead.anatomy import check_account
+        from clearhead.anatomy import check_parameters
 
         plan = self.weights.plan()
-        check_account(account, plan.targets)
+        check_parameters(account, plan.targets)
         used = {part.source for step in plan.steps for part in step.slices}
         numbers = sum(plan.sources[name].size for name in used)
         filled = account.total - numbers

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from clearhead.anatomy.count import Account, Part, count_parameters
+from clearhead.anatomy.count import ModelPart, ParameterTree, count_parameters
 from clearhead.anatomy.diagram.words import LANGUAGES
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
@@ -175,8 +175,8 @@ class _Maker:
     def __init__(self, config: GPTConfig, name: str, lang: str, batch: int, tokens: int) -> None:
         self.config, self.name, self.lang = config, name, lang
         self.words = LANGUAGES[lang]
-        self.account: Account = count_parameters(config)
-        self.parts: dict[str, Part] = {part.name: part for _, part in self.account.rows()}
+        self.parameters: ParameterTree = count_parameters(config)
+        self.parts: dict[str, ModelPart] = {part.name: part for _, part in self.parameters.rows()}
         self.B, self.T = str(batch or "B"), str(tokens or "T")
 
     def diagram(self) -> Diagram:
@@ -188,13 +188,13 @@ class _Maker:
             "emb": f"{config.emb_dim:,}",
             "context": f"{config.context_length:,}",
             "vocab": f"{config.vocab_size:,}",
-            "total": f"{self.account.total:,}",
+            "total": f"{self.parameters.total:,}",
             "name": self.name,
         }
         return Diagram(
             name=self.name,
             lang=self.lang,
-            total=self.account.total,
+            total=self.parameters.total,
             facts=(words["parameters"].format(n=facts["total"]), words["shape"].format(**facts)),
             about=words["about"].format(**facts),
             panels=(self._model(), self._attention(facts), self._feed_forward()),
