@@ -16,9 +16,10 @@ from clearhead.verification.file_checks import FileFindings, check_checksums, ch
 from clearhead.weights.hub.official import Identity, Official, identify
 from clearhead.weights.inspection import Inspection, TensorStatistics, inspect_source
 from clearhead.weights.layouts import LAYOUTS
+from clearhead.weights.location import locate
+from clearhead.weights.opening import open as open_source
 from clearhead.weights.plan import ConversionPlan
-from clearhead.weights.source import Source, locate
-from clearhead.weights.source import open as open_source
+from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorInfo
 
 

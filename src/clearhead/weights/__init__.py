@@ -1,19 +1,27 @@
-"""Where a model's tensors come from and go to. NumPy only, but for files that `torch.save` wrote.
+"""Read and write a model's weights in every layout that GPT-2s come in.
 
-`open` looks at a model on disk (or on the hub), whatever its form; `Source.plan` says how its tensors become
-Clearhead's, `Source.load` does it, `Source.save` and `convert` write another form. `fetch_openai` brings the models
-that OpenAI published, and `identify` says whether a model is one of them, bit for bit.
+    source = weights.open("models/124M")      # names and shapes only; nothing is read yet
+    source.plan("huggingface")                # how each tensor is made from the stored ones
+    source.load()                             # every tensor by its canonical name, float32
+    source.save("gpt2.gguf", to="gguf")       # one tensor in memory at a time
+
+A layout is a naming scheme (Hugging Face's, OpenAI's, nanoGPT's, ...), a file format is a container (safetensors,
+GGUF, ...). `fetch_openai` downloads the models that OpenAI published, and `identify` tells whether a model is one of
+them, bit for bit. This package needs NumPy only; PyTorch is imported for files that `torch.save` wrote.
 """
 
 from clearhead.weights.comparison import WeightsDifference, compare
 from clearhead.weights.hub.download import fetch_openai
 from clearhead.weights.hub.hub import fetch, fetch_into, fetch_tokenizer
 from clearhead.weights.hub.official import Identity, identify
+from clearhead.weights.location import locate, looks_like_path
+from clearhead.weights.opening import convert, open
 from clearhead.weights.plan import ConversionPlan, LazyTensors, PlanRow
+from clearhead.weights.planning import invert_plan
 from clearhead.weights.saving import SaveResult, save
 from clearhead.weights.schemes.huggingface import save_huggingface
 from clearhead.weights.schemes.openai import save_openai
-from clearhead.weights.source import Source, convert, locate, looks_like_path, open
+from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorInfo
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
     "fetch_openai",
     "fetch_tokenizer",
     "identify",
+    "invert_plan",
     "locate",
     "looks_like_path",
     "open",

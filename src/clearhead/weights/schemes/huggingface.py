@@ -1,24 +1,24 @@
-"""A Hugging Face GPT-2 folder: `config.json` beside `model.safetensors`, `pytorch_model.bin`, or shards of either.
+"""A Hugging Face GPT-2 folder: `config.json` with `model.safetensors`, `pytorch_model.bin`, or shards of either.
 
-This is also Clearhead's own layout on disk: what `save_huggingface` writes, `transformers` opens.
+This is also how Clearhead stores models: `transformers` opens what `save_huggingface` writes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
+from clearhead.weights import writing
 from clearhead.weights.formats.pytorch import PyTorchFile
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.formats.sharded import ShardedFile
@@ -27,6 +27,7 @@ from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.planning import make_plan
 from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo, encode, shape_words
+from clearhead.weights.writing import AddFiles
 
 WEIGHT_FILES: dict[str, Callable[[Path], TensorFile]] = {
     "model.safetensors": SafetensorsFile,
@@ -34,7 +35,7 @@ WEIGHT_FILES: dict[str, Callable[[Path], TensorFile]] = {
     "pytorch_model.bin": PyTorchFile,
     "pytorch_model.bin.index.json": lambda path: ShardedFile(path, PyTorchFile),
 }
-"""The files in which a folder may keep its weights, the preferred ones first, with what opens each."""
+"""The files in which a folder may keep its weights, in order of preference, with what opens each."""
 
 DEFAULT_SHARD_BYTES = 50 * 10**9  # the largest file that the hub takes
 
@@ -42,15 +43,15 @@ _SHARD_NAME = re.compile(r"model(?:-\d+)?-\d{5}-of-\d{5}\.safetensors")
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The file with a folder's weights (or the index of its shards), or None."""
+    """Return the file with a folder's weights (or the index of its shards), or None."""
     return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
 
 
 def open_weights(path: Path) -> TensorFile:
-    """The weights in one file, by its kind; an index opens its shards.
+    """Open the weights in one file; an index opens its shards.
 
     Raises:
-        WeightsError: where the file is broken or of a kind that is not read here.
+        WeightsError: if the file is broken or of a file format that is not read here.
     """
     if path.name.endswith(".index.json"):
         opener = WEIGHT_FILES[
@@ -62,23 +63,23 @@ def open_weights(path: Path) -> TensorFile:
 
 
 def config_of(file: TensorFile, folder: Path) -> GPTConfig:
-    """The config in a folder.
+    """Return the config in a folder.
 
     Raises:
-        WeightsError: where it is missing.
-        ConfigError: where `config.json` describes no GPT-2.
+        WeightsError: if it is missing.
+        ConfigError: if `config.json` does not describe a GPT-2.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise WeightsError(
-            f"{folder} holds {file.path.name} but no config.json, which gives the shape of the model; "
+            f"{folder} holds {file.path.name} but no config.json, which states the shape of the model; "
             "copy config.json there from where the weights came from."
         )
     return GPTConfig.from_file(config_file)
 
 
 def no_weights(folder: Path) -> str:
-    """The sentence for a folder without weights: what is there instead."""
+    """Return the sentence for a folder without weights: what it holds instead."""
     there = sorted(path.name for path in folder.iterdir())
     shards = [name for name in there if re.search(r"-\d{5}-of-\d{5}\.(safetensors|bin)$", name)]
     if shards:
@@ -88,7 +89,7 @@ def no_weights(folder: Path) -> str:
 
 
 def refuse_hidden_biases(file: TensorFile, config: GPTConfig) -> None:
-    """Raises where biases on q, k and v that the config says to be absent are not zero."""
+    """Raise if biases on q, k and v are not zero although the config says that there are none."""
     if config.qkv_bias:
         return
     bare = {LAYOUTS["huggingface"].bare(name): name for name in file.tensors}
@@ -103,57 +104,69 @@ def refuse_hidden_biases(file: TensorFile, config: GPTConfig) -> None:
 def save_huggingface(
     folder: str | Path,
     config: GPTConfig,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, npt.NDArray[Any]],
     *,
     dtype: str = "float32",
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     extra_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `config.json` and `model.safetensors` as `transformers` opens them.
+    """Write `config.json` and `model.safetensors`, which `transformers` opens.
 
-    One tensor is in memory at a time beside what `tensors` itself holds. All files are written in full
-    before the first one takes its place, so an interrupted save leaves the old model.
+    One tensor is in memory at a time besides what `tensors` itself holds. No file is replaced before all files are
+    complete, so an interrupted save leaves the old model.
 
     Args:
-        folder: made where it is not there; other files in it stay.
+        folder: is created if it does not exist; other files in it stay.
         config: the shape of the model.
-        tensors: by canonical name; `head.weight` is passed over where the config ties it.
+        tensors: by canonical name; `head.weight` is not needed if the config ties it.
         dtype: `float32`, `float16` or `bfloat16`.
-        shard_bytes: the most bytes of one file; more makes several and an index.
-        extra_config: more keys for `config.json`, such as the tokenizer's special ids.
+        shard_bytes: the largest size of one file; a larger model is written as several files and an index.
+        extra_config: more keys for `config.json`, such as the ids of special tokens.
 
     Raises:
-        WeightsError: where a tensor is missing, unknown or of the wrong shape, the dtype is unknown or too
-            small for a value, or the folder cannot be written.
+        WeightsError: if a tensor is missing, unknown or of the wrong shape, the dtype is unknown or too small for a
+            value, or the folder cannot be written.
     """
-    write_folder(Path(folder), plan_from_arrays(config, tensors, "huggingface"), dtype, shard_bytes, extra_config or {})
+    plan = plan_from_arrays(config, tensors, "huggingface")
+    write_folder(Path(folder), plan, dtype, extra_config or {}, shard_bytes=shard_bytes)
 
 
 def write_folder(
-    folder: Path, plan: ConversionPlan, dtype: str, shard_bytes: int, extra_config: Mapping[str, Any]
+    folder: Path,
+    plan: ConversionPlan,
+    dtype: str,
+    extra_config: Mapping[str, Any],
+    add_files: AddFiles | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> list[Path]:
-    """Writes a plan's targets, which are Hugging Face's, as `save_huggingface` does; the files written."""
+    """Write a plan's targets, which have Hugging Face's names, as `save_huggingface` does; return the files written.
+
+    `add_files` writes what else belongs into the folder, such as a tokenizer.
+    """
     if dtype not in SAVED:
         raise WeightsError(f"weights cannot be saved as {dtype!r}; choose {', '.join(SAVED)}.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-            written = _write_weights(Path(beside), folder, plan, dtype, shard_bytes)
-            values = {**plan.config.to_huggingface(), "dtype": dtype, **extra_config}
-            _write_json(Path(beside) / "config.json", values)
-            names = [*written[:-1], "config.json", written[-1]]
-            _put_in_place(Path(beside), folder, names)
-    except OSError as error:
-        raise WeightsError(f"{folder} could not be written ({error.strerror or error}); nothing was changed.") from None
-    return [folder / name for name in names]
+
+    def write(temporary: Path) -> list[str]:
+        if add_files is not None:
+            add_files(temporary)
+        main_file = _write_weights(temporary, folder, plan, dtype, shard_bytes)
+        _write_json(temporary / "config.json", {**plan.config.to_huggingface(), "dtype": dtype, **extra_config})
+        return ["config.json", main_file]
+
+    def stale(name: str) -> bool:
+        return name.startswith("model.safetensors") or _SHARD_NAME.fullmatch(name) is not None
+
+    return writing.write_folder(folder, write, stale)
 
 
-def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, np.ndarray], to: str) -> ConversionPlan:
-    """The plan that makes another scheme's tensors from arrays by canonical name, each asked for when it is needed."""
-    shape_of = getattr(tensors, "shape_of", lambda name: tensors[name].shape)  # a lazy mapping need not read for it
+def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], to: str) -> ConversionPlan:
+    """Return the plan that makes a layout's tensors from arrays by canonical name, each read when it is needed."""
+    shape_of = getattr(
+        tensors, "shape_of", lambda name: tensors[name].shape
+    )  # a lazy mapping knows shapes without reading
     infos = {name: TensorInfo(tuple(shape_of(name)), "float32") for name in tensors}
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str) -> npt.NDArray[Any]:
         values = np.asarray(tensors[name])
         if values.shape != infos[name].shape:
             raise WeightsError(f"{name} changed its shape to {shape_words(values.shape)} while it was saved.")
@@ -162,33 +175,33 @@ def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, np.ndarray], to: s
     return make_plan(infos, read, config, "canonical", to, where="the model to save")
 
 
-def _write_weights(beside: Path, folder: Path, plan: ConversionPlan, dtype: str, shard_bytes: int) -> list[str]:
-    """Writes the weights into `beside`; the names written, that one last by which readers find the others."""
+def _write_weights(temporary: Path, folder: Path, plan: ConversionPlan, dtype: str, shard_bytes: int) -> str:
+    """Write the weights into a temporary folder; return the name of the file by which readers find all others."""
     infos = {name: TensorInfo(shape, dtype) for name, shape in plan.targets.items()}
-    shards = _cut(infos, shard_bytes)
+    shards = _split(infos, shard_bytes)
     names = _shard_names(folder, len(shards))
     total = sum(info.nbytes for info in infos.values())
     with ByteProgress(f"Saving {folder.name}", total) as progress:
         for name, shard in zip(names, shards, strict=True):
-            write_safetensors(beside / name, shard, _encoded(plan, shard, dtype, progress), {"format": "pt"})
+            write_safetensors(temporary / name, shard, _encoded(plan, shard, dtype, progress), {"format": "pt"})
     if len(shards) == 1:
-        return names
+        return names[0]
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(beside / "model.safetensors.index.json", index)
-    return [*names, "model.safetensors.index.json"]
+    _write_json(temporary / "model.safetensors.index.json", index)
+    return "model.safetensors.index.json"
 
 
 def _encoded(
     plan: ConversionPlan, shard: Mapping[str, TensorInfo], dtype: str, progress: ByteProgress
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for name, info in shard.items():
         yield name, encode(plan.read(name, None), dtype, name)
         progress.advance(info.nbytes)
 
 
-def _cut(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[dict[str, TensorInfo]]:
-    """The tensors in order, cut where a file would grow past `shard_bytes`; a larger tensor gets its own."""
+def _split(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[dict[str, TensorInfo]]:
+    """Split the tensors, in order, into files of at most `shard_bytes`; a larger tensor gets a file of its own."""
     shards: list[dict[str, TensorInfo]] = [{}]
     filled = 0
     for name, info in infos.items():
@@ -201,7 +214,7 @@ def _cut(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[dict[str, Te
 
 
 def _shard_names(folder: Path, n_shards: int) -> list[str]:
-    """Names for the shards that no file in the folder has, so that the index alone switches from old to new."""
+    """Return names for the shards that no file in the folder has, so that replacing the index switches to them."""
     if n_shards == 1:
         return ["model.safetensors"]
     for attempt in count():
@@ -212,19 +225,5 @@ def _shard_names(folder: Path, n_shards: int) -> list[str]:
     raise AssertionError
 
 
-def _put_in_place(beside: Path, folder: Path, names: list[str]) -> None:
-    """Moves finished files into the folder, the last one last, and removes the safetensors that they replace."""
-    for name in names:
-        (beside / name).replace(folder / name)
-    for path in folder.iterdir():
-        stale = path.name.startswith("model.safetensors") or _SHARD_NAME.fullmatch(path.name)
-        if stale and path.name not in names:
-            path.unlink()
-
-
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -5,8 +5,8 @@ its `ORTModelForCausalLM`, transformers.js and onnxruntime run the folder that i
 
     input_ids                      int64 [B, T]        the new tokens
     attention_mask                 int64 [B, P + T]    0 where a token, earlier or new, is padding
-    position_ids                   int64 [B, T]        the place of each new token in its sequence
-    past_key_values.{i}.key        float [B, H, P, D]  of the P tokens that ran before; P is 0 at the start
+    position_ids                   int64 [B, T]        the position of each new token in its sequence
+    past_key_values.{i}.key        float [B, H, P, D]  of the P tokens before these; P is 0 at the start
     past_key_values.{i}.value      float [B, H, P, D]
 
     logits                         float [B, T, V]
@@ -18,79 +18,83 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
 from clearhead.version import __version__
+from clearhead.weights import writing
 from clearhead.weights.formats.onnx import CONFIG_KEY, KINDS, write_onnx
 from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.tensors import TensorInfo, encode
+from clearhead.weights.writing import AddFiles
 
 MODEL_FILE = "model.onnx"
-"""The file with the graph, by the name that optimum looks for."""
+"""The file with the graph, under the name that optimum looks for."""
 
 DATA_FILE = "model.onnx_data"
-"""The file with the numbers, where they are too many for one file."""
+"""The file with the weights, if they are too large for one file."""
 
 OPSET = 20
-"""The version of ONNX's operators: the first with GELU in its tanh layout (onnxruntime 1.17 and later have it)."""
+"""The version of ONNX's operators: the first that has the tanh approximation of GELU (onnxruntime 1.17 or later)."""
 
-_IR_VERSION = 9  # of the file itself; the one that belongs to opset 20
-_INT64, _BOOL = 7, 9  # ONNX's numbers for number formats
+_IR_VERSION = 9  # the version of the file format that belongs to opset 20
+_INT64, _BOOL = 7, 9  # ONNX's codes for dtypes
 
 
-def save_folder(folder: Path, plan: ConversionPlan, dtype: str, extra_config: Mapping[str, Any]) -> list[Path]:
-    """Writes `model.onnx` and `config.json`; the files written.
+def write_folder(
+    folder: Path,
+    plan: ConversionPlan,
+    dtype: str,
+    extra_config: Mapping[str, Any],
+    add_files: AddFiles | None = None,
+) -> list[Path]:
+    """Write `model.onnx` and `config.json`; return the files written.
 
-    All files are written in full before the first one takes its place, the graph last.
+    No file is replaced before all files are complete; the graph is moved last.
 
     Args:
-        folder: made where it is not there; other files in it stay.
+        folder: is created if it does not exist; other files in it stay.
         plan: a plan to the layout `onnx`.
-        dtype: `float32` or `float16`, in which the graph also computes.
-        extra_config: more keys for `config.json`, such as the tokenizer's special ids.
+        dtype: `float32` or `float16`; the graph also computes in it.
+        extra_config: more keys for `config.json`, such as the ids of special tokens.
+        add_files: writes what else belongs into the folder, such as a tokenizer.
 
     Raises:
-        WeightsError: where the `onnx` library is not installed, a value is too large for float16, or the folder
-            cannot be written.
+        WeightsError: if the `onnx` library is not installed, a value is too large for float16, or the folder cannot
+            be written.
     """
     model = build(plan.config, dtype)
     tensors = {name: TensorInfo(shape, dtype) for name, shape in plan.targets.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as place:
-            beside, data_file = Path(place), _free_name(folder)
-            with ByteProgress(f"Saving {folder.name}", sum(info.nbytes for info in tensors.values())) as progress:
-                data = _encoded(plan, dtype, progress)
-                outside = write_onnx(beside / MODEL_FILE, model, tensors, data, beside / data_file)
-            values = {**plan.config.to_huggingface(), "dtype": dtype, **extra_config}
-            (beside / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            names = [*([data_file] if outside else []), "config.json", MODEL_FILE]
-            for name in names:
-                (beside / name).replace(folder / name)
-        for path in folder.glob(f"{MODEL_FILE}_data*"):
-            if path.name not in names:
-                path.unlink()
-    except OSError as error:
-        raise WeightsError(f"{folder} could not be written ({error.strerror or error}); nothing was changed.") from None
-    return [folder / name for name in names]
+    data_file = _free_name(folder)
+
+    def write(temporary: Path) -> list[str]:
+        if add_files is not None:
+            add_files(temporary)
+        with ByteProgress(f"Saving {folder.name}", sum(info.nbytes for info in tensors.values())) as progress:
+            data = _encoded(plan, dtype, progress)
+            external = write_onnx(temporary / MODEL_FILE, model, tensors, data, temporary / data_file)
+        values = {**plan.config.to_huggingface(), "dtype": dtype, **extra_config}
+        (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
+        return [*([data_file] if external else []), "config.json", MODEL_FILE]
+
+    return writing.write_folder(folder, write, lambda name: name.startswith(f"{MODEL_FILE}_data"))
 
 
 def _free_name(folder: Path) -> str:
-    """A name for the numbers that no file has, so that the graph alone switches from the old ones to the new."""
+    """Return a name for the weights that no file has, so that replacing the graph switches to them."""
     names = (DATA_FILE if attempt == 0 else f"{DATA_FILE}_{attempt}" for attempt in count())
     return next(name for name in names if not (folder / name).exists())
 
 
-def _encoded(plan: ConversionPlan, dtype: str, progress: ByteProgress) -> Iterator[tuple[str, np.ndarray]]:
+def _encoded(plan: ConversionPlan, dtype: str, progress: ByteProgress) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for name in plan.targets:
         values = encode(plan.read(name, None), dtype, name)
         yield name, values
@@ -98,14 +102,14 @@ def _encoded(plan: ConversionPlan, dtype: str, progress: ByteProgress) -> Iterat
 
 
 def build(config: GPTConfig, dtype: str = "float32") -> Any:
-    """The graph as an `onnx.ModelProto`, its weights named as in the layout `onnx` and not in it.
+    """Return the graph as an `onnx.ModelProto` that refers to its weights by the names of the layout `onnx`.
 
     Args:
         config: the shape.
         dtype: `float32` or `float16`.
 
     Raises:
-        WeightsError: where the `onnx` library is not installed.
+        WeightsError: if the `onnx` library is not installed.
     """
     onnx = _library()
     nodes = _Nodes(onnx, KINDS[dtype])
@@ -146,11 +150,11 @@ def _library() -> Any:
 
 
 class _Nodes:
-    """The operations of a graph, in order. A value in the graph is its name.
+    """Builds the operations of a graph, in order. A value in the graph is its name.
 
     Attributes:
         made: the nodes so far.
-        kind: ONNX's number for the weights' number format.
+        kind: ONNX's code for the weights' dtype.
     """
 
     def __init__(self, onnx: Any, kind: int) -> None:
@@ -159,35 +163,35 @@ class _Nodes:
         self._constants: dict[tuple[Any, ...], str] = {}
 
     def __call__(self, op: str, *inputs: str, name: str | Sequence[str] = "", **attributes: Any) -> Any:
-        """Adds an operation.
+        """Add an operation.
 
         Args:
-            op: ONNX's name of it.
-            inputs: the values that it takes.
-            name: what to call its result, or its results; a number where it is left out.
-            attributes: its settings.
+            op: its ONNX name.
+            inputs: its input values.
+            name: the name of its result or results; generated if empty.
+            attributes: its ONNX attributes.
 
         Returns:
-            the name of its result, or of its results.
+            the name of its result, or the names of its results.
         """
         outputs = [name or f"{op.lower()}_{len(self.made)}"] if isinstance(name, str) else list(name)
         self.made.append(self._onnx.helper.make_node(op, inputs, outputs, name=f"{outputs[0]}/{op}", **attributes))
         return outputs[0] if isinstance(name, str) else outputs
 
-    def whole(self, *values: int) -> str:
-        """A constant list of whole numbers, int64 [len(values)]."""
+    def integers(self, *values: int) -> str:
+        """Return a constant list of integers, int64 [len(values)]."""
         if values not in self._constants:
-            self._constants[values] = self("Constant", name=f"whole_{'_'.join(map(str, values))}", value_ints=values)
+            self._constants[values] = self("Constant", name=f"integers_{'_'.join(map(str, values))}", value_ints=values)
         return self._constants[values]
 
     def scalar(self, name: str, value: float | int, kind: int) -> str:
-        """A constant number."""
+        """Return a constant scalar."""
         made: str = self("Constant", name=name, value=self._onnx.helper.make_tensor(name, kind, [], [value]))
         return made
 
 
 def _model(nodes: _Nodes, config: GPTConfig) -> None:
-    """The whole of GPT-2, as `clearhead.model.GPTModel` computes it."""
+    """Add the whole of GPT-2, as `clearhead.model.GPTModel` computes it."""
     allowed = _mask(nodes)
     scale = nodes.scalar("scale", config.head_dim**-0.5, nodes.kind)
     least = nodes.scalar("least", float(np.finfo("f2" if nodes.kind == KINDS["float16"] else "f4").min), nodes.kind)
@@ -199,26 +203,26 @@ def _model(nodes: _Nodes, config: GPTConfig) -> None:
         x = nodes("Add", x, _attention(nodes, normed, layer, config, (allowed, scale, least)), name=f"{block}.middle")
         normed = _norm(nodes, x, f"{block}.norm_2", config)
         wide = _linear(nodes, normed, f"{block}.feed_forward.up")  # [B, T, F]
-        bent = nodes("Gelu", wide, approximate="tanh" if config.activation == "gelu_tanh" else "none")
-        x = nodes("Add", x, _linear(nodes, bent, f"{block}.feed_forward.down"), name=f"{block}.out")
-    x = nodes("Reshape", _norm(nodes, x, "final_norm", config), nodes.whole(-1, config.emb_dim))  # [B T, C]
-    # Gemm turns the matrix by itself, so that a tied head stays the token embedding's own tensor.
+        activated = nodes("Gelu", wide, approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        x = nodes("Add", x, _linear(nodes, activated, f"{block}.feed_forward.down"), name=f"{block}.out")
+    x = nodes("Reshape", _norm(nodes, x, "final_norm", config), nodes.integers(-1, config.emb_dim))  # [B T, C]
+    # Gemm transposes the matrix itself, so that a tied head stays the token embedding's own tensor.
     head = "token_embedding.weight" if config.tie_weights else "head.weight"
     logits = nodes("Gemm", x, head, transB=1)  # [B T, V]
-    shape = nodes("Concat", nodes("Shape", "input_ids"), nodes.whole(config.vocab_size), axis=0)
+    shape = nodes("Concat", nodes("Shape", "input_ids"), nodes.integers(config.vocab_size), axis=0)
     nodes("Reshape", logits, shape, name="logits")
 
 
 def _mask(nodes: _Nodes) -> str:
-    """Which of all tokens each new one may look at, bool [B, 1, T, P + T]: itself and those before, without padding."""
+    """Return which tokens each new token attends to, bool [B, 1, T, P + T]: itself and earlier ones, no padding."""
     past = nodes("Shape", "past_key_values.0.key", start=2, end=3)
     new = nodes("Shape", "input_ids", start=1, end=2)
     zero, one = (nodes.scalar(name, value, _INT64) for name, value in (("zero", 0), ("one", 1)))
     first, end = nodes("Squeeze", past), nodes("Squeeze", nodes("Add", past, new))
-    asking = nodes("Unsqueeze", nodes("Range", first, end, one), nodes.whole(1))  # [T, 1]
+    asking = nodes("Unsqueeze", nodes("Range", first, end, one), nodes.integers(1))  # [T, 1]
     causal = nodes("LessOrEqual", nodes("Range", zero, end, one), asking)  # [T, P + T]
     real = nodes("Cast", "attention_mask", to=_BOOL)
-    return str(nodes("And", causal, nodes("Unsqueeze", real, nodes.whole(1, 2)), name="allowed"))
+    return str(nodes("And", causal, nodes("Unsqueeze", real, nodes.integers(1, 2)), name="allowed"))
 
 
 def _norm(nodes: _Nodes, x: str, name: str, config: GPTConfig) -> str:
@@ -235,11 +239,11 @@ def _linear(nodes: _Nodes, x: str, name: str, bias: bool = True) -> str:
 
 
 def _attention(nodes: _Nodes, x: str, layer: int, config: GPTConfig, common: tuple[str, str, str]) -> str:
-    """What each token takes in from those before it, [B, T, C]; `common` is the mask and two numbers."""
+    """Return the attention output, [B, T, C]; `common` is the mask, the scale and the value for masked scores."""
     allowed, scale, least = common
     name = f"blocks.{layer}.attention"
     qkv = _linear(nodes, x, f"{name}.qkv", config.qkv_bias)  # [B, T, 3 C]
-    apart = nodes.whole(0, 0, config.n_heads, config.head_dim)
+    apart = nodes.integers(0, 0, config.n_heads, config.head_dim)
     queries, keys, values = (
         nodes("Transpose", nodes("Reshape", part, apart), perm=[0, 2, 1, 3])  # [B, T, C] -> [B, H, T, D]
         for part in nodes("Split", qkv, name=[f"{name}.{which}" for which in "qkv"], axis=-1, num_outputs=3)
@@ -250,6 +254,6 @@ def _attention(nodes: _Nodes, x: str, layer: int, config: GPTConfig, common: tup
     scores = nodes("MatMul", queries, nodes("Transpose", keys, perm=[0, 1, 3, 2]))  # [B, H, T, P + T]
     # The least finite number and not minus infinity: a row of padding alone would become NaN.
     scores = nodes("Where", allowed, nodes("Mul", scores, scale), least)
-    mixed = nodes("MatMul", nodes("Softmax", scores, name=f"{name}.pattern", axis=-1), values)  # [B, H, T, D]
-    together = nodes("Reshape", nodes("Transpose", mixed, perm=[0, 2, 1, 3]), nodes.whole(0, 0, config.emb_dim))
+    attended = nodes("MatMul", nodes("Softmax", scores, name=f"{name}.pattern", axis=-1), values)  # [B, H, T, D]
+    together = nodes("Reshape", nodes("Transpose", attended, perm=[0, 2, 1, 3]), nodes.integers(0, 0, config.emb_dim))
     return _linear(nodes, together, f"{name}.out")  # [B, T, C]

@@ -1,7 +1,7 @@
 """OpenAI's GPT-2 folder: a TensorFlow checkpoint, `hparams.json` with the shape, `encoder.json` and `vocab.bpe`.
 
-This is how OpenAI published the four sizes, and how the programs that fine-tune their code save a model. It
-is read and written without TensorFlow; what `save_openai` writes, their code and TensorFlow open.
+OpenAI published the four sizes in this layout, and programs that fine-tune with OpenAI's code save it. It is read and
+written without TensorFlow; OpenAI's code and TensorFlow open what `save_openai` writes.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
+from clearhead.weights import writing
 from clearhead.weights.formats.tensorflow import TensorFlowFile, index_in, shard_path, write_tensorflow
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import ConversionPlan
@@ -26,7 +26,7 @@ from clearhead.weights.schemes.huggingface import plan_from_arrays
 from clearhead.weights.tensors import TensorInfo
 
 PREFIX = "model.ckpt"
-"""How OpenAI called its checkpoints."""
+"""The common start of the names of OpenAI's checkpoint files."""
 
 _DATA_FILE = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 _MAX_HPARAMS = 2**20  # bytes
@@ -37,11 +37,11 @@ class SavesItself(Protocol):
     """A tokenizer that writes its files into a folder, as `clearhead.tokenizer.Tokenizer` does."""
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes them; a byte-level BPE also as `vocab.json` and `merges.txt`."""
+        """Write the files; a byte-level BPE also as `vocab.json` and `merges.txt`."""
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder or a file is a TensorFlow checkpoint, or a part of one."""
+    """Return whether a folder or a file is a TensorFlow checkpoint, or a part of one."""
     if path.is_dir():
         return index_in(path) is not None or _stray_data(path) is not None
     return path.name.endswith(".index") or _DATA_FILE.fullmatch(path.name) is not None
@@ -52,15 +52,15 @@ def _stray_data(folder: Path) -> Path | None:
 
 
 def open_checkpoint(path: Path, config: GPTConfig | None = None) -> tuple[TensorFlowFile, GPTConfig, tuple[str, ...]]:
-    """A checkpoint's tensors (not read), its config, and remarks on what had to be decided.
+    """Open a checkpoint; return its tensors (not read), its config, and notes on what had to be decided.
 
     Args:
         path: the folder, the index, or a data file.
-        config: the model's shape, where the files beside it are not to be asked.
+        config: the model's shape, if the files are not to be asked.
 
     Raises:
-        WeightsError: where a file is missing, cut short or damaged, or the shape cannot be told.
-        ConfigError: where `hparams.json` describes no GPT-2.
+        WeightsError: if a file is missing, truncated or damaged, or the shape is unknown.
+        ConfigError: if `hparams.json` does not describe a GPT-2.
     """
     index = index_in(path)
     if index is None:
@@ -101,10 +101,10 @@ def _no_index(path: Path) -> str:
 
 
 def _config_from(hparams: Path) -> GPTConfig:
-    """The config in `hparams.json`, which must be OpenAI's kind and no other."""
+    """Return the config in `hparams.json`, which must have OpenAI's keys."""
     try:
         if (size := hparams.stat().st_size) > _MAX_HPARAMS:
-            raise WeightsError(f"{hparams} has {size:,} bytes, and five numbers were expected; download it again.")
+            raise WeightsError(f"{hparams} has {size:,} bytes, but five numbers were expected; download it again.")
         values: Any = json.loads(hparams.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{hparams} could not be read ({error.strerror}).") from None
@@ -116,7 +116,7 @@ def _config_from(hparams: Path) -> GPTConfig:
 
 
 def _infer(file: TensorFlowFile) -> GPTConfig:
-    """The shape of a model as its tensors tell it."""
+    """Return the shape of a model, inferred from its tensors."""
     bare = {LAYOUTS["openai"].bare(name): info.shape for name, info in file.tensors.items()}
     wte, wpe = bare.get("wte", ()), bare.get("wpe", ())
     layers = [name for name in bare if re.fullmatch(r"h\d+/ln_1/g", name)]
@@ -129,7 +129,7 @@ def _infer(file: TensorFlowFile) -> GPTConfig:
     if emb_dim % _HEAD_DIM:
         raise WeightsError(
             f"{file.path.parent} has no hparams.json, and how many attention heads a model of width {emb_dim} has "
-            "cannot be told from its tensors; put the model's hparams.json there."
+            "cannot be inferred from its tensors; put the model's hparams.json there."
         )
     return GPTConfig.from_openai(
         {
@@ -145,57 +145,56 @@ def _infer(file: TensorFlowFile) -> GPTConfig:
 def save_openai(
     folder: str | Path,
     config: GPTConfig,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, npt.NDArray[Any]],
     *,
     tokenizer: SavesItself | None = None,
 ) -> None:
-    """Writes a folder as OpenAI published its models, in float32.
+    """Write a folder as OpenAI published its models, in float32.
 
-    One tensor is in memory at a time beside what `tensors` itself holds. All files are written in full
-    before the first one takes its place.
+    One tensor is in memory at a time besides what `tensors` itself holds. No file is replaced before all files are
+    complete.
 
     Args:
-        folder: made where it is not there; other files in it stay.
+        folder: is created if it does not exist; other files in it stay.
         config: the shape of the model.
-        tensors: by canonical name; `head.weight` is passed over where the config ties it.
-        tokenizer: written as `encoder.json` and `vocab.bpe`, or where it is no byte-level BPE as `tokenizer.json`.
+        tensors: by canonical name; `head.weight` is not needed if the config ties it.
+        tokenizer: written as `encoder.json` and `vocab.bpe`; as `tokenizer.json` if it is not a byte-level BPE.
 
     Raises:
-        WeightsError: where the model is none that OpenAI's code can run, a tensor is missing, unknown or of the
-            wrong shape, or the folder cannot be written.
+        WeightsError: if OpenAI's code cannot run the model, a tensor is missing, unknown or of the wrong shape, or
+            the folder cannot be written.
     """
     write_folder(Path(folder), plan_from_arrays(config, tensors, "openai"), tokenizer)
 
 
 def write_folder(folder: Path, plan: ConversionPlan, tokenizer: SavesItself | None = None) -> list[Path]:
-    """The same as `save_openai`, of what a plan to this layout makes; the files written.
+    """Write a plan's targets, which have OpenAI's names, as `save_openai` does; return the files written.
 
     Raises:
         WeightsError: as `save_openai`.
     """
     config = plan.config
-    _refuse_what_has_no_place(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as place:
-            beside = Path(place)
-            _write_tokenizer(beside, tokenizer)
-            _write_text(beside / "hparams.json", json.dumps(_hparams(config), indent=2) + "\n")
-            lines = [f'model_checkpoint_path: "{PREFIX}"', f'all_model_checkpoint_paths: "{PREFIX}"']
-            _write_text(beside / "checkpoint", "\n".join(lines) + "\n")
-            _write_weights(beside / PREFIX, plan, folder.name)
-            return _put_in_place(beside, folder)
-    except OSError as error:
-        raise WeightsError(f"{folder} could not be written ({error.strerror or error}); nothing was changed.") from None
+    _refuse_unsupported_settings(config)
+    data_file = shard_path(Path(f"{PREFIX}.index"), 0, 1).name
+
+    def write(temporary: Path) -> list[str]:
+        _write_tokenizer(temporary, tokenizer)
+        _write_text(temporary / "hparams.json", json.dumps(_hparams(config), indent=2) + "\n")
+        lines = [f'model_checkpoint_path: "{PREFIX}"', f'all_model_checkpoint_paths: "{PREFIX}"']
+        _write_text(temporary / "checkpoint", "\n".join(lines) + "\n")
+        _write_weights(temporary / PREFIX, plan, folder.name)
+        return [data_file, f"{PREFIX}.index", "checkpoint"]
+
+    return writing.write_folder(folder, write, lambda name: name.startswith(f"{PREFIX}.data-"))
 
 
-def _refuse_what_has_no_place(config: GPTConfig) -> None:
-    """Raises where a setting is not GPT-2's own: `hparams.json` has no place for it, and their code has it fixed."""
+def _refuse_unsupported_settings(config: GPTConfig) -> None:
+    """Raise if a setting differs from the value that OpenAI's code has fixed; `hparams.json` has no key for it."""
     fixed = {"activation": "gelu_tanh", "norm_eps": 1e-5, "ff_dim": 4 * config.emb_dim}
     for name, value in fixed.items():
         if (found := getattr(config, name)) != value:
             raise WeightsError(
-                f"the model has {name} {found!r}, and OpenAI's layout has no place for it (it is {value!r} there); "
+                f"the model has {name} {found!r}, and OpenAI's code always takes {value!r}; "
                 "save it as a Hugging Face folder."
             )
 
@@ -214,43 +213,28 @@ def _write_weights(prefix: Path, plan: ConversionPlan, what: str) -> None:
     infos = {name: TensorInfo(shape, "float32") for name, shape in plan.targets.items()}
     with ByteProgress(f"Saving {what}", sum(info.nbytes for info in infos.values())) as progress:
 
-        def read(name: str) -> np.ndarray:
+        def read(name: str) -> npt.NDArray[Any]:
             progress.advance(infos[name].nbytes)
             return plan.read(name)
 
         write_tensorflow(prefix, infos, read)
 
 
-def _write_tokenizer(beside: Path, tokenizer: SavesItself | None) -> None:
-    """A tokenizer's files under OpenAI's names; as they are where it is no BPE of GPT-2's kind."""
+def _write_tokenizer(folder: Path, tokenizer: SavesItself | None) -> None:
+    """Write a tokenizer's files under OpenAI's names; under its own names if it is not a byte-level BPE."""
     if tokenizer is None:
         return
-    tokenizer.save(beside)
-    vocab, merges = beside / "vocab.json", beside / "merges.txt"
+    tokenizer.save(folder)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.is_file() and merges.is_file()):
         return
-    # In ASCII, as OpenAI's own file is: their code reads it in whatever encoding the system has.
-    _write_text(beside / "encoder.json", json.dumps(json.loads(vocab.read_text(encoding="utf-8"))))
-    _write_text(beside / "vocab.bpe", merges.read_text(encoding="utf-8"))
-    for path in list(beside.iterdir()):
+    # In ASCII, as OpenAI's own file is: OpenAI's code reads it in the system's encoding.
+    _write_text(folder / "encoder.json", json.dumps(json.loads(vocab.read_text(encoding="utf-8"))))
+    _write_text(folder / "vocab.bpe", merges.read_text(encoding="utf-8"))
+    for path in list(folder.iterdir()):
         if path.name not in ("encoder.json", "vocab.bpe"):
             path.unlink()
 
 
 def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _put_in_place(beside: Path, folder: Path) -> list[Path]:
-    """Moves finished files into the folder, the weights last, and removes the data files that they replace."""
-    last = [shard_path(Path(f"{PREFIX}.index"), 0, 1).name, f"{PREFIX}.index", "checkpoint"]
-    first = sorted(path.name for path in beside.iterdir() if path.name not in last)
-    for name in [*first, *last]:
-        (beside / name).replace(folder / name)
-    for path in folder.glob(f"{PREFIX}.data-*-of-*"):
-        if path.name != last[0]:
-            path.unlink()
-    return [folder / name for name in [*first, *last]]
+    path.write_text(text, encoding="utf-8", newline="\n")

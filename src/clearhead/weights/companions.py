@@ -1,0 +1,82 @@
+"""What belongs to a model besides its tensors: its tokenizer, and the ids of its special tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clearhead.tokenizer.files import TOKENIZER_FILES, has_tokenizer_files
+from clearhead.weights.formats.gguf import GGUFFile
+from clearhead.weights.schemes import gguf
+from clearhead.weights.tensors import TensorFile
+
+if TYPE_CHECKING:
+    from clearhead.tokenizer import Tokenizer
+
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What belongs to a model besides its tensors.
+
+    Attributes:
+        folder: the folder of the weights, in which the tokenizer's files are looked for.
+        file: the weights, if they are a file; a GGUF file holds a tokenizer itself.
+    """
+
+    folder: Path
+    file: TensorFile | None = None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer, from the files in the folder or from the GGUF file; None if there is none.
+
+        Raises:
+            TokenizerError: if the tokenizer's files are broken.
+        """
+        if has_tokenizer_files(self.folder):
+            from clearhead.tokenizer import Tokenizer  # here, because other loads need none of it
+
+            return Tokenizer.from_folder(self.folder)
+        return gguf.tokenizer_of(self.file) if isinstance(self.file, GGUFFile) else None
+
+    def gguf_keys(self, vocab_size: int) -> Mapping[str, Any]:
+        """Return the tokenizer as a GGUF file's keys; those of a GGUF file are returned as they are.
+
+        Raises:
+            WeightsError: if a GGUF file cannot hold the tokenizer.
+            TokenizerError: if the tokenizer's files are broken.
+        """
+        if isinstance(self.file, GGUFFile):
+            return {key: value for key, value in self.file.keys.items() if key.startswith("tokenizer.")}
+        tokenizer = self.tokenizer()
+        return {} if tokenizer is None else gguf.tokenizer_keys(tokenizer, vocab_size)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's files into a folder: copies of the files, or files made from a GGUF file's tokenizer.
+
+        Raises:
+            TokenizerError: if a GGUF file's tokenizer is broken.
+            OSError: if a file cannot be written.
+        """
+        if has_tokenizer_files(self.folder):
+            for name in TOKENIZER_FILES:
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, folder / name)
+        elif (tokenizer := self.tokenizer()) is not None:
+            tokenizer.save(folder)
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Return the ids of special tokens for a `config.json`; they are not part of a GPT-2's shape."""
+        if isinstance(self.file, GGUFFile):
+            ids = {which: self.file.keys.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos")}
+            return {f"{which}_token_id": id for which, id in ids.items() if id is not None}
+        try:
+            values = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {n: values[n] for n in _SPECIAL_IDS if isinstance(values, dict) and type(values.get(n)) is int}

@@ -1,0 +1,54 @@
+"""Find the folder or file that a user means by a model's name."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from clearhead.config import HUB_NAMES
+from clearhead.errors import WeightsError
+from clearhead.weights.formats.tensorflow import index_in
+from clearhead.weights.hub import hub
+
+SINGLE_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")
+"""What names of files that hold a whole model end with."""
+
+_SUFFIXES = (*SINGLE_FILE_SUFFIXES, ".npz", ".index", ".json", ".h5", ".zip")
+
+
+def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Return the folder or file of a model; fetch it if it is a name on the hub or a released size (`124M`).
+
+    What exists on disk takes precedence over a name on the hub.
+
+    Raises:
+        WeightsError: if it is a path that does not exist.
+        HubError: if the model cannot be fetched.
+    """
+    text = os.fspath(source)
+    path = Path(source).expanduser()
+    if text and path.exists():
+        return path
+    if text and (index := index_in(path)):  # TensorFlow names a checkpoint by the common start of its files' names
+        return index
+    if not isinstance(source, str) or looks_like_path(text):
+        if not text:
+            raise WeightsError("no model was named; give a folder, a file, or a model on the hub such as gpt2.")
+        near = next((parent for parent in path.parents if parent.exists()), Path())
+        what = "the folder" if near.is_dir() else "the file"
+        raise WeightsError(f"{text} does not exist ({what} {near.absolute()} does); give a model's folder or file.")
+    hub_names = {size: name for name, size in HUB_NAMES.items()}
+    return hub.fetch(hub_names.get(text, text), revision)
+
+
+def looks_like_path(text: str) -> bool:
+    """Return whether a name can only be a path: by its start, by two slashes, or by the suffix of a weights file."""
+    return (
+        text.startswith((".", "/", "~", os.sep))
+        or "\\" in text
+        or text.count("/") > 1
+        or text.endswith(("/", *_SUFFIXES))
+        or re.match(r"[A-Za-z]:", text) is not None
+        or not text
+    )

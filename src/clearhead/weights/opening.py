@@ -1,0 +1,223 @@
+"""Open a model on disk: recognize its file format and layout, and settle its config."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from clearhead.config import GPTConfig
+from clearhead.errors import WeightsError
+from clearhead.tokenizer.files import has_tokenizer_files
+from clearhead.weights.formats.gguf import GGUFFile
+from clearhead.weights.formats.llmc import LlmcFile
+from clearhead.weights.formats.onnx import OnnxFile
+from clearhead.weights.formats.sniff import detect_format
+from clearhead.weights.location import SINGLE_FILE_SUFFIXES, locate
+from clearhead.weights.recognize import NAMED, recognize, refuse_unknown, stored_name
+from clearhead.weights.saving import SaveResult, check
+from clearhead.weights.schemes import gguf, huggingface, onnx, openai, state_dicts
+from clearhead.weights.source import Source
+from clearhead.weights.tensors import TensorFile
+
+
+def open(
+    source: str | os.PathLike[str],
+    layout: str | None = None,
+    *,
+    config: GPTConfig | None = None,
+    revision: str | None = None,
+) -> Source:
+    """Open a model: look at its config and at the names of its tensors, without reading data.
+
+    Args:
+        source: a folder, a file, or the name of a model on the hub; what exists on disk takes precedence.
+        layout: the naming scheme, if it cannot be recognized from the files' contents.
+        config: the model's shape, if the files do not say it or say it wrongly.
+        revision: of a model on the hub, its branch, tag or commit.
+
+    Raises:
+        HubError: if the model cannot be fetched.
+        WeightsError: if a file is missing, broken or of an unknown kind.
+        ConfigError: if the config does not describe a GPT-2.
+    """
+    if layout is not None and layout not in _OPENERS:
+        raise WeightsError(f"there is no layout {layout!r}; the layouts are {', '.join(_OPENERS)}.")
+    path = locate(source, revision)
+    opener = _OPENERS[layout] if layout else next(opener for matches, opener in _DETECTORS if matches(path))
+    opened = opener(path, config)
+    return Source(str(source), layout or opened.layout, opened.config, opened.folder, opened.notes, opened.file)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    to: str,
+    dtype: str = "float32",
+    *,
+    layout: str | None = None,
+    config: GPTConfig | None = None,
+    revision: str | None = None,
+) -> SaveResult:
+    """Open a model and write it in another layout; see `open` and `Source.save`.
+
+    The notes on opening come first in the result's notes.
+
+    Raises:
+        HubError, WeightsError, ConfigError: as `open` and `Source.save`.
+    """
+    check(to, dtype)
+    opened = open(source, layout, config=config, revision=revision)
+    saved = opened.save(dest, to, dtype)
+    return replace(saved, notes=(*opened.notes, *saved.notes))
+
+
+@dataclass(frozen=True)
+class OpenedWeights:
+    """What an opener found at a path: what `Source` holds besides its name.
+
+    `layout` is set if the opener recognized it.
+    """
+
+    file: TensorFile
+    config: GPTConfig
+    folder: Path
+    notes: tuple[str, ...] = ()
+    layout: str = ""
+
+
+def _open_gguf(path: Path, config: GPTConfig | None) -> OpenedWeights:
+    weights = _weights_file(path)
+    file = GGUFFile(weights)
+    settled, notes = (config, ()) if config else gguf.config_of(file)
+    settled, notes = _settle_head(file, "gguf", settled, notes, config is None)
+    if not has_tokenizer_files(weights.parent) and (why := gguf.why_no_tokenizer(file.keys)):
+        notes = (*notes, why)
+    return OpenedWeights(file, settled, weights.parent, notes, "gguf")
+
+
+def _open_llmc(path: Path, config: GPTConfig | None) -> OpenedWeights:
+    weights = _weights_file(path)
+    file = LlmcFile(weights)
+    return OpenedWeights(file, config or file.config, weights.parent, layout="llmc")
+
+
+def _open_onnx(path: Path, config: GPTConfig | None) -> OpenedWeights:
+    weights = path / onnx.MODEL_FILE if (path / onnx.MODEL_FILE).is_file() else _weights_file(path)
+    file = OnnxFile(weights)
+    return OpenedWeights(file, config or file.config, weights.parent, layout="onnx")
+
+
+def _open_openai(path: Path, config: GPTConfig | None) -> OpenedWeights:
+    file, settled, notes = openai.open_checkpoint(path, config)
+    return OpenedWeights(file, settled, file.path.parent, notes, "openai")
+
+
+def _open_named(path: Path, config: GPTConfig | None, layout: str | None = None) -> OpenedWeights:
+    """Open a file (or shards) of named tensors; names and shapes decide the layout if it is not given."""
+    weights = _weights_file(path)
+    file, folder = huggingface.open_weights(weights), weights.parent
+    layout = layout or recognize(file.tensors)
+    if layout is None:  # in a folder with a config.json the plan says what is wrong with the names
+        if config is None and not (folder / "config.json").is_file():
+            raise refuse_unknown(weights, file.tensors)
+        layout = "huggingface"
+    notes: tuple[str, ...] = ()
+    state_dicts.refuse_changed(file, layout)
+    if layout == "huggingface":
+        settled = config or huggingface.config_of(file, folder)
+    elif config is not None:
+        settled, notes = state_dicts.settle_qkv_bias(file, layout, config)
+    else:
+        settled, notes = state_dicts.config_of(file, folder, layout)
+    settled, notes = _settle_head(file, layout, settled, notes, layout != "huggingface" and config is None)
+    if layout == "huggingface":
+        huggingface.refuse_hidden_biases(file, settled)
+    return OpenedWeights(file, settled, folder, notes, layout)
+
+
+def _settle_head(
+    file: TensorFile, layout: str, config: GPTConfig, notes: tuple[str, ...], inferred: bool
+) -> tuple[GPTConfig, tuple[str, ...]]:
+    """Return the config with the head tied only if the stored head, if any, equals the token embedding.
+
+    Args:
+        file: the tensors.
+        layout: their layout.
+        config: says whether the head is tied; if it says no, the head stays untied even if the two are equal.
+        notes: notes so far.
+        inferred: whether `tie_weights` is a default that no file states.
+    """
+    head = stored_name("head.weight", layout, file.tensors)
+    embedding = stored_name("token_embedding.weight", layout, file.tensors)
+    if not config.tie_weights or head is None or embedding is None or _same(file, layout, head, embedding):
+        return config, notes
+    config = config.replace(tie_weights=False)
+    if not inferred:
+        notes = (
+            *notes,
+            f"the config says that the output head is tied, but {head} differs from {embedding}; "
+            "the head is loaded as a tensor of its own.",
+        )
+    return config, notes
+
+
+def _same(file: TensorFile, layout: str, head: str, embedding: str) -> bool:
+    """Return whether a stored head and the token embedding are equal; NaN equals NaN."""
+    aliases: Mapping[str, str] = getattr(file, "aliases", {})
+    if aliases.get(head, head) == aliases.get(embedding, embedding):
+        return True
+    one, other = file.read(head), file.read(embedding)
+    one = one.T if layout == "transformerlens" else one  # TransformerLens stores the head as [C, V]
+    return one.shape == other.shape and np.array_equal(one, other, equal_nan=True)
+
+
+def _weights_file(path: Path) -> Path:
+    """Return the file with the weights: the path itself; in a folder the file with a usual name, or the only one.
+
+    Raises:
+        WeightsError: if a folder has none, or several without a usual name.
+    """
+    if not path.is_dir():
+        return path
+    usual = huggingface.weights_in(path)
+    if usual is not None:
+        return usual
+    others = sorted(file for file in path.iterdir() if file.suffix in SINGLE_FILE_SUFFIXES and file.is_file())
+    others = [file for file in others if not re.search(r"-\d{5}-of-\d{5}\.", file.name)]
+    if not others:
+        raise WeightsError(huggingface.no_weights(path))
+    if len(others) > 1:
+        listed = ", ".join(file.name for file in others)
+        raise WeightsError(f"{path} holds several files of weights ({listed}); give the path of one of them.")
+    return others[0]
+
+
+def _is(kind: str) -> Callable[[Path], bool]:
+    return lambda path: detect_format(_weights_file(path)) == kind
+
+
+_Opener = Callable[[Path, GPTConfig | None], OpenedWeights]
+
+_OPENERS: dict[str, _Opener] = {
+    "gguf": _open_gguf,
+    "llmc": _open_llmc,
+    "openai": _open_openai,
+    "onnx": _open_onnx,
+    **{layout: partial(_open_named, layout=layout) for layout in NAMED},
+}
+"""What opens each layout."""
+
+_DETECTORS: tuple[tuple[Callable[[Path], bool], _Opener], ...] = (
+    (lambda path: openai.is_checkpoint(path) and not huggingface.weights_in(path), _open_openai),
+    (lambda path: _weights_file(path).suffix == ".onnx", _open_onnx),
+    (_is("gguf"), _open_gguf),
+    (_is("llm.c"), _open_llmc),
+    (lambda path: True, _open_named),
+)
+"""How a path is recognized: the first test that holds chooses the opener."""
