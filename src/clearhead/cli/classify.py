@@ -23,21 +23,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print a JSON object with the
 
 
 def classify(text: Text = None, *, model: Model, file: File = None, as_json: Json = False) -> None:
-    """Name the class of a text.
+    """Classify a text.
 
-    The model is one that a recipe with kind = "classes" made. Prints the likeliest class and how likely each is. The
-    text is taken as it stands, as in training; only one line end at the end of a file or of standard input is left out.
+    The model comes from a recipe with kind = "classes", or is a GPT2ForSequenceClassification of transformers. Prints
+    the most likely class and the probability of each. If a text can have several classes (problem_type is
+    "multi_label_classification"), or there is one class only, each has its own probability, and those of 50% or more
+    are named; a regression prints its value. One line end at the end of a file or of standard input is dropped.
     """
     from clearhead.cli.console import read_text
     from clearhead.training.classifier import load_classifier
 
     words = read_text(text, file, "text")
     if text in (None, "-"):
-        words = words.removesuffix("\n").removesuffix("\r")  # which ends a file, and is no part of what is asked
-    found = load_classifier(model).probabilities(words)
+        words = words.removesuffix("\n").removesuffix("\r")
+    classifier = load_classifier(model)
+    found = classifier.probabilities(words)
     if as_json:
         print(json.dumps(found))
-        return
-    print(next(iter(found)))
-    for label, probability in found.items():
-        print(f"  {100 * probability:5.1f}%  {label}")
+    elif classifier.output == "value":
+        for label, value in found.items():
+            print(f"  {value:.4f}  {label}")
+    else:
+        likely = [label for label, probability in found.items() if probability >= 0.5]
+        print((", ".join(likely) or "none") if classifier.output == "independent" else next(iter(found)))
+        for label, probability in found.items():
+            print(f"  {100 * probability:5.1f}%  {label}")

@@ -1,7 +1,7 @@
-"""A GPT-2 that names a class: saved as `transformers` has it, opened again, and asked.
+"""A GPT-2 that classifies texts: saved in the form of `transformers`, loaded and run.
 
 The folder is one of Hugging Face's `GPT2ForSequenceClassification`: the model without its head, and `score.weight`
-[classes, C], which reads the class from the last token's vector.
+[classes, C], which reads the class from the last token's features.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_torch
@@ -23,36 +25,37 @@ from clearhead.gpt import GPT, load
 from clearhead.inference.torch_weights import ModelTensors
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
+from clearhead.weights import open as open_weights
 from clearhead.weights import save_huggingface
 
 _WEIGHTS = "model.safetensors"
-_SCORE = "score.weight"
+_HEAD = "score.weight"
 
 
 def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str], folder: Path, dtype: str) -> None:
-    """Writes a classifier's folder.
+    """Write a classifier's folder.
 
     Args:
-        model: its head is the classes' [classes, C].
-        tokenizer: its own.
+        model: a model whose head is the classes' head, [classes, C].
+        tokenizer: the model's tokenizer.
         labels: the classes in the head's order.
-        folder: made where it is not there.
-        dtype: of the stored weights.
+        folder: is created if it does not exist.
+        dtype: the dtype of the stored weights.
 
     Raises:
-        WeightsError: where it cannot be written.
+        WeightsError: if the folder cannot be written.
     """
     body = {name: values for name, values in ModelTensors(model).items() if name != "head.weight"}
     numbers = range(len(labels))
-    # Behind the end of a shorter text of a batch stands this token; transformers looks for the last other one.
-    padding = tokenizer.end_of_text if tokenizer.end_of_text is not None else 0
     extra = {
         "architectures": ["GPT2ForSequenceClassification"],
         "id2label": {str(n): labels[n] for n in numbers},
         "label2id": {labels[n]: n for n in numbers},
         "bos_token_id": tokenizer.end_of_text,
         "eos_token_id": tokenizer.end_of_text,
-        "pad_token_id": padding,
+        # Pads shorter texts of a batch: transformers reads the class from the last other token. Without a token that no
+        # text contains there is none, and transformers refuses batches.
+        "pad_token_id": tokenizer.end_of_text,
     }
     config = model.config.replace(tie_weights=True)  # there is no head over the vocabulary to be stored
     try:
@@ -63,7 +66,7 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
             stored = load_torch(without / _WEIGHTS)
             head = model.head.weight.detach().cpu().to(next(iter(stored.values())).dtype)
             stored = {f"transformer.{name}": values for name, values in stored.items()}
-            save_torch({**stored, _SCORE: head.contiguous()}, whole, metadata={"format": "pt"})
+            save_torch({**stored, _HEAD: head.contiguous()}, whole, metadata={"format": "pt"})
             (without / "config.json").replace(folder / "config.json")
             whole.replace(folder / _WEIGHTS)
     except (OSError, SafetensorError) as error:  # the library has an error of its own where a disk is full
@@ -76,49 +79,112 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
 
 
 class Classifier:
-    """A GPT-2 that names the class of a text.
+    """A GPT-2 that classifies a text.
 
     Args:
         gpt: the model and its tokenizer; its own head is not used.
-        score: the classes' head, [classes, C].
+        head: the classes' head, [classes, C].
         labels: their names.
+        problem_type: how the head's outputs are meant; None if the config does not say.
+        padding: the token that pads shorter texts of a batch; the class is read from the last other token.
+
+    Attributes:
+        labels: as given.
+        output: "probabilities", which sum to one over the classes; "independent", one probability for each class; or
+            "value", a number that is not a probability.
     """
 
-    def __init__(self, gpt: GPT, score: Tensor, labels: Sequence[str]) -> None:
-        self.gpt, self.score, self.labels = gpt, score, list(labels)
+    def __init__(
+        self,
+        gpt: GPT,
+        head: Tensor,
+        labels: Sequence[str],
+        *,
+        problem_type: str | None = None,
+        padding: int | None = None,
+    ) -> None:
+        self.gpt, self.head, self.labels, self.padding = gpt, head, list(labels), padding
+        self.output: Literal["probabilities", "independent", "value"] = "probabilities"
+        # The same decision as in transformers' text-classification pipeline.
+        if problem_type == "regression":
+            self.output = "value"
+        elif problem_type == "multi_label_classification" or len(self.labels) == 1:
+            self.output = "independent"
 
     @torch.inference_mode()
     def probabilities(self, text: str) -> dict[str, float]:
-        """How likely each class is, the likeliest first; of a text longer than the context, the beginning counts.
+        """Return the probability (or value) of each class, the highest first.
+
+        Of a text longer than the context, only the beginning is read.
 
         Raises:
-            TokenizerError: where the text cannot be encoded; InputError where it is empty.
+            TokenizerError: if the text cannot be encoded.
+            InputError: if it is empty.
         """
         assert self.gpt.tokenizer is not None
         ids = self.gpt.tokenizer.encode(text)[: self.gpt.config.context_length]
         if not ids:
-            raise InputError("there is no text to name the class of; give some.")
-        last = self.gpt.model.hidden(torch.tensor([ids]))[0, -1]  # [C]
-        found = (self.score @ last).softmax(dim=-1).tolist()
-        return dict(sorted(zip(self.labels, found, strict=True), key=lambda pair: -pair[1]))
+            raise InputError("the text to classify is empty; give some text.")
+        last = max((index for index, token in enumerate(ids) if token != self.padding), default=0)
+        features = self.gpt.model.hidden(torch.tensor([ids]))[0, last]  # [C]
+        logits = self.head @ features  # [classes]
+        if self.output == "probabilities":
+            logits = logits.softmax(dim=-1)
+        elif self.output == "independent":
+            logits = logits.sigmoid()
+        return dict(sorted(zip(self.labels, logits.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
 def load_classifier(folder: str | os.PathLike[str]) -> Classifier:
-    """Opens a classifier's folder.
+    """Open a classifier's folder, as `save_classifier` or `transformers` writes it, in any file format.
 
     Raises:
-        WeightsError: where it is none, or is broken.
+        WeightsError: if it contains no classifier, or is broken.
     """
     path = Path(folder)
-    try:
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        score = load_torch(path / _WEIGHTS)[_SCORE].float()
-        labels = [values["id2label"][str(n)] for n in range(len(score))]
-    except (OSError, ValueError, KeyError, SafetensorError):
+    source = open_weights(path)
+    if _HEAD not in source.tensors:
         raise WeightsError(
-            f'{path} is no classifier: it has no {_SCORE} or no names of classes; train one with kind = "classes".'
-        ) from None
+            f'{path} is no classifier: it has no tensor {_HEAD}; train one with kind = "classes", or give the folder '
+            "of a GPT2ForSequenceClassification."
+        )
+    head = torch.from_numpy(source.read(_HEAD).astype(np.float32))  # [classes, C]
+    if head.ndim != 2 or head.shape[1] != source.config.emb_dim:
+        shape = list(head.shape)
+        raise WeightsError(f"{_HEAD} in {source.path} has shape {shape}; expected [classes, {source.config.emb_dim}].")
+    settings = _read_settings(path)
     gpt = load(path, backend="torch")
     if gpt.tokenizer is None:
         raise WeightsError(f"{path} has no tokenizer; put its files (tokenizer.json) beside the weights.")
-    return Classifier(gpt, score, labels)
+    padding = settings.get("pad_token_id")
+    return Classifier(
+        gpt,
+        head,
+        _labels(settings, len(head), path),
+        problem_type=settings.get("problem_type"),
+        padding=padding if isinstance(padding, int) else None,
+    )
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder / 'config.json'} cannot be read ({error}); a classifier needs one.") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _labels(settings: Mapping[str, Any], count: int, folder: Path) -> list[str]:
+    """Return the classes' names; transformers omits names that are the default, LABEL_0 and so on."""
+    named = settings.get("id2label")
+    if named is None:
+        return [f"LABEL_{n}" for n in range(count)]
+    if not isinstance(named, dict) or set(named) != {str(n) for n in range(count)}:
+        raise WeightsError(
+            f"id2label in {folder / 'config.json'} does not name the {count} classes of {_HEAD}; "
+            f"give it the keys 0 to {count - 1}."
+        )
+    labels = [str(named[str(n)]) for n in range(count)]
+    if len(set(labels)) < count:
+        raise WeightsError(f"id2label in {folder / 'config.json'} gives two classes the same name; rename one.")
+    return labels

@@ -1,0 +1,89 @@
+"""Classifiers of `transformers`, opened by ours: the same probabilities as its own pipeline gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, pipeline
+from typer.testing import CliRunner
+
+from clearhead.cli.command import app
+from clearhead.errors import WeightsError
+from clearhead.gpt import bundled
+from clearhead.training.classifier import load_classifier
+
+TEXTS = ["Once upon a time there was a cake!", "No.", "The dog, who was walking on four legs again, was happy."]
+
+
+def save(folder: Path, **settings: Any) -> GPT2ForSequenceClassification:
+    """Save a random classifier of transformers with the bundled tokenizer."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 4096, "n_positions": 64, "n_embd": 24, "n_head": 3, "n_layer": 2}
+    model = GPT2ForSequenceClassification(GPT2Config(**shape, **settings)).eval()
+    with torch.no_grad():
+        model.score.weight *= 20  # far from even odds
+    model.save_pretrained(folder)
+    shutil.copy(bundled() / "tokenizer.json", folder)
+    return model
+
+
+def expected(folder: Path, text: str) -> dict[str, float]:
+    """What transformers' pipeline gives."""
+    peer = pipeline("text-classification", model=str(folder), tokenizer=AutoTokenizer.from_pretrained(folder))
+    return {one["label"]: one["score"] for one in peer(text, top_k=None)}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "default labels": {},
+    "named labels": {"id2label": {0: "good", 1: "bad", 2: "neither"}, "label2id": {"good": 0, "bad": 1, "neither": 2}},
+    "one label": {"num_labels": 1},
+    "several labels at once": {"num_labels": 4, "problem_type": "multi_label_classification"},
+    "a regression": {"num_labels": 1, "problem_type": "regression"},
+    "padding that a text can end with": {"pad_token_id": 0},  # "!"
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_probabilities_as_the_pipeline(tmp_path: Path, case: str) -> None:
+    save(tmp_path, **CASES[case])
+    ours = load_classifier(tmp_path)
+    for text in TEXTS:
+        assert ours.probabilities(text) == pytest.approx(expected(tmp_path, text), abs=1e-5)
+
+
+def test_weights_as_pytorch_model_bin_and_in_shards(tmp_path: Path) -> None:
+    model = save(tmp_path)
+    found = load_classifier(tmp_path).probabilities(TEXTS[0])
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    assert load_classifier(tmp_path).probabilities(TEXTS[0]) == found
+    (tmp_path / "pytorch_model.bin").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert load_classifier(tmp_path).probabilities(TEXTS[0]) == found
+
+
+def test_the_command_line_names_every_likely_class(tmp_path: Path) -> None:
+    save(tmp_path, **CASES["several labels at once"])
+    found = load_classifier(tmp_path).probabilities(TEXTS[0])
+    said = CliRunner().invoke(app, ["classify", TEXTS[0], "--model", str(tmp_path)]).output.splitlines()
+    likely = [label for label, probability in found.items() if probability >= 0.5]
+    assert 0 < len(likely) < 4 and said[0] == ", ".join(likely) and len(said) == 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [({"0": "a"}, "does not name the 2 classes"), ({"0": "a", "1": "a"}, "the same name"), ([], "does not name")],
+)
+def test_labels_that_do_not_fit(tmp_path: Path, labels: Any, words: str) -> None:
+    save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": labels}))
+    with pytest.raises(WeightsError, match=words):
+        load_classifier(tmp_path)
