@@ -1,4 +1,4 @@
-"""The compiled encoder: the ids of the libraries, for every text."""
+"""The compiled encoder gives the ids of the libraries for every text."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def peer(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> toke
 
 
 def count(encoder: BulkEncoder, text: str) -> int:
-    """How many ids the compiled code finds; -1 where it leaves the text to the tokenizer."""
+    """Return how many ids the compiled code finds; -1 if it leaves the text to the tokenizer."""
     data = np.frombuffer(text.encode(), np.uint8)
     out = np.empty(len(data), np.uint32)
-    return int(bulk._encode(data, *encoder._tables, encoder._words, encoder._count, *encoder._room, out))
+    return int(bulk._encode(data, *encoder._tables, encoder._words, encoder._count, *encoder._scratch, out))
 
 
 def test_ids_are_the_librarys(encoder: BulkEncoder, peer: tokenizers.Tokenizer) -> None:

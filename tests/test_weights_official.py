@@ -367,7 +367,7 @@ class TestFetch:
             weights.fetch_openai("124M", tmp_path / "file" / "out", [server.url])
         full = type(shutil.disk_usage(tmp_path))(9, 9, 0)
         monkeypatch.setattr(download.shutil, "disk_usage", lambda path: full)
-        with pytest.raises(WeightsError, match="room for 0 MB"):
+        with pytest.raises(WeightsError, match="space for 0 MB"):
             weights.fetch_openai("124M", tmp_path / "out", [server.url])
 
 

@@ -178,7 +178,8 @@ class CharacterBackend(DirectBackend):
         ids = self._table[points]
         if len(points) and ids.min() < 0:
             self._refuse(int(points[ids < 0][0]))
-        return ids.astype(np.uint32)
+        encoded: npt.NDArray[np.uint32] = ids.astype(np.uint32)
+        return encoded
 
     def _refuse(self, point: int) -> None:
         raise TokenizerError(

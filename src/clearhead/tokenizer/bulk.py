@@ -1,12 +1,13 @@
-"""Encoding much text: GPT-2's kind of byte-pair encoding, compiled, with a memory for words.
+"""Encode large amounts of text: byte-pair encoding like GPT-2's, compiled, with a cache of words.
 
-Almost every word of a text has been there before. So the ids of each piece that GPT-2's rule cuts are kept in a hash
-table, and most of the work is to cut and to look up; only new pieces are merged. The ids are those of `Tokenizer`.
+Almost every word of a text has occurred before. So the ids of each piece into which GPT-2's rule splits the text are
+cached in a hash table, and most of the work is splitting and looking up; only new pieces are merged. The ids are those
+of `Tokenizer`.
 
-The rule asks of a character whether it is a letter, a number or white space, and libraries know different versions of
-Unicode. Here only those characters count as known whose answer has been the same since Unicode 3.2, and the blocks
-of pictographs, which hold neither; a text with any other goes to the tokenizer itself. So does one with a piece that
-is very long, for which merging needs another way than the plain one here.
+The rule asks whether a character is a letter, a number or white space, and libraries have different versions of
+Unicode. Here only those characters count as known whose class has been the same since Unicode 3.2, and the blocks
+of pictographs, which are neither; a text with any other character goes to the tokenizer itself. So does a text with a
+very long piece, for which the simple merging loop here is too slow.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clearhead.tokenizer import Tokenizer
 from clearhead.utils.jit import entry, kernel
 
 _OTHER, _LETTER, _NUMBER, _WHITE, _UNKNOWN = range(5)
-_TABLE = 0x20000  # code points with an entry in the table of kinds; those above are unknown
+_TABLE = 0x20000  # code points with an entry in the table of classes; those above are unknown
 _PICTOGRAPHS = ((0x1F300, 0x1F650), (0x1F680, 0x1F700), (0x1F900, 0x1FA00))
 _WHITE_SPACE = (
     *range(0x09, 0x0E),
@@ -39,23 +40,23 @@ _WHITE_SPACE = (
     0x3000,
 )
 
-_LONGEST = 400  # bytes of a piece
-_WORDS = 1 << 18  # rows in the memory for words, of which at most half are filled
-# A row is one line of a processor's cache: the word's length and first seven bytes, eight more bytes in each of the
-# four columns behind that, and up to four ids of 28 bits in the next two.
+_MAX_PIECE_BYTES = 400  # bytes of a piece
+_WORDS = 1 << 18  # rows in the cache of words, of which at most half are filled
+# A row is one cache line of the processor: the word's length and first seven bytes, eight more bytes in each of the
+# four columns after that, and up to four ids of 28 bits in the next two.
 _ROW = 8
 _KEYS = 5
-_LONGEST_WORD = 7 + 8 * (_KEYS - 1)
-_MOST_IDS = 4
+_MAX_WORD_BYTES = 7 + 8 * (_KEYS - 1)
+_MAX_IDS = 4
 
 
 class BulkEncoder:
     """Encodes texts as a tokenizer does, several times as fast.
 
-    The first call compiles, which takes some seconds, once on a machine. It is not for several threads.
+    The first call compiles, which takes some seconds, once on a machine. Threads must not share an encoder.
 
     Args:
-        tokenizer: of GPT-2's kind: its `byte_pairs` are not None.
+        tokenizer: a byte-level BPE like GPT-2's: its `byte_pairs` are not None.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -63,25 +64,25 @@ class BulkEncoder:
         assert pairs is not None
         self._tables = (_kinds(), pairs[0], *_pair_table(pairs[1]))
         self._tokenizer: Tokenizer | bytes = tokenizer
-        self._forget()
+        self._clear_cache()
 
-    def _forget(self) -> None:
+    def _clear_cache(self) -> None:
         self._words = np.zeros((_WORDS, _ROW), np.uint64)
         self._count = np.zeros(1, np.int64)  # of filled rows
-        self._room = np.zeros(_KEYS, np.uint64), np.zeros(_LONGEST, np.int32)
+        self._scratch = np.zeros(_KEYS, np.uint64), np.zeros(_MAX_PIECE_BYTES, np.int32)
         self._out = np.empty(0, np.uint32)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        """The tables, and the tokenizer packed: most copies never need it, and it takes long to make."""
+        """Return the tables and the pickled tokenizer: most copies never need it, and it takes long to make."""
         packed = self._tokenizer if isinstance(self._tokenizer, bytes) else pickle.dumps(self._tokenizer)
         return self._tables, packed
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._tables, self._tokenizer = state
-        self._forget()
+        self._clear_cache()
 
     def __call__(self, text: str) -> npt.NDArray[np.uint32]:
-        """The ids of a text, uint32 [tokens]; special tokens that it spells out are encoded as text.
+        """Return the ids of a text, uint32 [tokens]; special tokens that it spells out are encoded as text.
 
         Raises:
             TokenizerError: as `Tokenizer.encode`.
@@ -89,13 +90,13 @@ class BulkEncoder:
         try:
             data = np.frombuffer(text.encode("utf-8"), np.uint8)
         except UnicodeEncodeError:
-            return self._by_tokenizer(text)
+            return self._encode_with_tokenizer(text)
         if len(self._out) < len(data):
             self._out = np.empty(len(data) + len(data) // 4, np.uint32)  # a token has at least a byte
-        count = _encode(data, *self._tables, self._words, self._count, *self._room, self._out)
-        return self._by_tokenizer(text) if count < 0 else self._out[:count].copy()
+        count = _encode(data, *self._tables, self._words, self._count, *self._scratch, self._out)
+        return self._encode_with_tokenizer(text) if count < 0 else self._out[:count].copy()
 
-    def _by_tokenizer(self, text: str) -> npt.NDArray[np.uint32]:
+    def _encode_with_tokenizer(self, text: str) -> npt.NDArray[np.uint32]:
         if isinstance(self._tokenizer, bytes):
             self._tokenizer = pickle.loads(self._tokenizer)
         assert isinstance(self._tokenizer, Tokenizer)
@@ -103,7 +104,7 @@ class BulkEncoder:
 
 
 def _kinds() -> npt.NDArray[np.uint8]:
-    """The kind of each code point below `_TABLE`."""
+    """Return the class of each code point below `_TABLE`."""
     kinds = np.full(_TABLE, _UNKNOWN, np.uint8)
     old = unicodedata.ucd_3_2_0
     of_category = {"L": _LETTER, "N": _NUMBER}
@@ -119,7 +120,7 @@ def _kinds() -> npt.NDArray[np.uint8]:
 
 
 def _pair_table(merges: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-    """A hash table of the merges: left << 32 | right, and the id that it becomes; half or more of it is free."""
+    """Return a hash table of the merges, left << 32 | right, and the resulting ids; at least half of it is free."""
     size = 1 << (2 * len(merges)).bit_length()
     keys, values = np.full(size, 2**64 - 1, np.uint64), np.zeros(size, np.int32)
     _fill_pair_table(merges, keys, values)
@@ -127,7 +128,7 @@ def _pair_table(merges: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.uint64], 
 
 
 @kernel
-def _pair_place(key: np.uint64, size: int) -> int:
+def _pair_slot(key: np.uint64, size: int) -> int:
     return int((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & (size - 1)
 
 
@@ -135,44 +136,44 @@ def _pair_place(key: np.uint64, size: int) -> int:
 def _fill_pair_table(merges: Any, keys: Any, values: Any) -> None:
     for n in range(len(merges)):
         key = np.uint64(merges[n, 0]) << np.uint64(32) | np.uint64(merges[n, 1])
-        place = _pair_place(key, len(keys))
-        while keys[place] != np.uint64(0xFFFFFFFFFFFFFFFF):
-            place = (place + 1) & (len(keys) - 1)
-        keys[place] = key
-        values[place] = merges[n, 2]
+        slot = _pair_slot(key, len(keys))
+        while keys[slot] != np.uint64(0xFFFFFFFFFFFFFFFF):
+            slot = (slot + 1) & (len(keys) - 1)
+        keys[slot] = key
+        values[slot] = merges[n, 2]
 
 
 @kernel
 def _merged(left: int, right: int, keys: Any, values: Any) -> int:
-    """The id that two neighbours become; -1 where nothing."""
+    """Return the id into which two neighbours merge; -1 if they do not."""
     key = np.uint64(left) << np.uint64(32) | np.uint64(right)
-    place = _pair_place(key, len(keys))
-    while keys[place] != np.uint64(0xFFFFFFFFFFFFFFFF):
-        if keys[place] == key:
-            return int(values[place])
-        place = (place + 1) & (len(keys) - 1)
+    slot = _pair_slot(key, len(keys))
+    while keys[slot] != np.uint64(0xFFFFFFFFFFFFFFFF):
+        if keys[slot] == key:
+            return int(values[slot])
+        slot = (slot + 1) & (len(keys) - 1)
     return -1
 
 
 @kernel
 def _merge(data: Any, start: int, end: int, byte_ids: Any, keys: Any, values: Any, ids: Any, out: Any, at: int) -> int:
-    """Writes the ids of a piece to `out` from `at` on; returns how many. `ids` is room to work in.
+    """Write the ids of a piece to `out` from index `at` on; return how many. `ids` is scratch space.
 
-    The pair that was learned first is merged first, and of equal ones the leftmost: ids grow in the order of learning.
+    The pair that was learned first is merged first, the leftmost of equal ones: ids grow in the order of learning.
     """
     for n in range(end - start):
         ids[n] = byte_ids[data[start + n]]
     count = end - start
     while count > 1:
-        best, where = np.int64(1) << 40, -1
+        best, index = np.int64(1) << 40, -1
         for n in range(count - 1):
             found = _merged(ids[n], ids[n + 1], keys, values)
             if 0 <= found < best:
-                best, where = found, n
-        if where < 0:
+                best, index = found, n
+        if index < 0:
             break
-        ids[where] = best
-        for n in range(where + 1, count - 1):
+        ids[index] = best
+        for n in range(index + 1, count - 1):
             ids[n] = ids[n + 1]
         count -= 1
     for n in range(count):
@@ -182,7 +183,7 @@ def _merge(data: Any, start: int, end: int, byte_ids: Any, keys: Any, values: An
 
 @kernel
 def _kind_at(data: Any, at: int, kinds: Any) -> Any:
-    """The kind of the character that begins there, and its length in bytes."""
+    """Return the class of the character that begins at offset `at`, and its length in bytes."""
     byte = data[at]
     if byte < 0x80:
         return kinds[byte], 1
@@ -199,7 +200,7 @@ def _kind_at(data: Any, at: int, kinds: Any) -> Any:
 
 @kernel
 def _contraction(data: Any, at: int) -> int:
-    """How many bytes `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d` take there; 0 where there is none."""
+    """Return how many bytes `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d` take at `at`; 0 if there is none."""
     if data[at] != 0x27 or at + 1 >= len(data):
         return 0
     first = data[at + 1]
@@ -216,7 +217,7 @@ def _contraction(data: Any, at: int) -> int:
 
 @kernel
 def _piece_end(data: Any, start: int, kinds: Any) -> int:
-    """Where the piece that begins there ends, by GPT-2's rule; -1 where it meets an unknown character.
+    """Return where the piece that begins at `start` ends by GPT-2's rule; -1 if it meets an unknown character.
 
     The rule: `'(?:s|t|re|ve|m|ll|d)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+`.
     """
@@ -250,7 +251,7 @@ def _piece_end(data: Any, start: int, kinds: Any) -> int:
 
 @kernel
 def _pack(data: Any, start: int, end: int, key: Any) -> np.uint64:
-    """Writes a word into the columns of a row's key; returns its hash."""
+    """Write a word into the columns of a row's key; return its hash."""
     key[0] = np.uint64(end - start)
     shift, column, value = np.uint64(8), 0, key[0]
     for n in range(start, end):
@@ -269,7 +270,7 @@ def _pack(data: Any, start: int, end: int, key: Any) -> np.uint64:
 
 @kernel
 def _find(words: Any, key: Any, columns: int, hashed: np.uint64) -> Any:
-    """The row of a word, or the free one where it would stand."""
+    """Return the row of a word, or the free row for it."""
     row = np.int64(hashed & np.uint64(len(words) - 1))
     while words[row, 0] != 0:
         if words[row, 0] == key[0]:
@@ -283,7 +284,7 @@ def _find(words: Any, key: Any, columns: int, hashed: np.uint64) -> Any:
 
 
 @kernel
-def _remember(words: Any, row: int, key: Any, columns: int, ids: Any, at: int, count: int) -> None:
+def _store(words: Any, row: int, key: Any, columns: int, ids: Any, at: int, count: int) -> None:
     for column in range(columns):
         words[row, column] = key[column]
     low, high = np.uint64(count) << np.uint64(56), np.uint64(0)
@@ -309,14 +310,14 @@ def _encode(
     ids: Any,
     out: Any,
 ) -> int:
-    """Writes the ids of a text to `out`; returns how many, or -1 where the text is for the tokenizer itself."""
+    """Write the ids of a text to `out`; return how many, or -1 if the text must go to the tokenizer itself."""
     at, count = 0, 0
     mask = np.uint64((1 << 28) - 1)
     while at < len(data):
         end = _piece_end(data, at, kinds)
-        if end < 0 or end - at > _LONGEST:
+        if end < 0 or end - at > _MAX_PIECE_BYTES:
             return -1
-        if end - at > _LONGEST_WORD:
+        if end - at > _MAX_WORD_BYTES:
             count += _merge(data, at, end, byte_ids, pairs, merged, ids, out, count)
         else:
             hashed = _pack(data, at, end, key)
@@ -336,8 +337,8 @@ def _encode(
                 count += number
             else:
                 found = _merge(data, at, end, byte_ids, pairs, merged, ids, out, count)
-                if found <= _MOST_IDS and filled[0] < len(words) // 2:
-                    _remember(words, row, key, columns, out, count, found)
+                if found <= _MAX_IDS and filled[0] < len(words) // 2:
+                    _store(words, row, key, columns, out, count, found)
                     filled[0] += 1
                 count += found
         at = end

@@ -284,8 +284,8 @@ def _cause(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the hub library's log, and its progress bars unless on a terminal."""
-    from huggingface_hub.utils import are_progress_bars_disabled as are_disabled
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled as are_disabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
     level, hide = logger.level, not sys.stderr.isatty() and not are_disabled()

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -101,9 +101,9 @@ def tokenizer_files() -> Mapping[str, SmallFile]:
     return {name: SmallFile(values["bytes"], values["sha256"]) for name, values in _facts()["tokenizer"].items()}
 
 
-def _facts() -> dict[str, dict]:
+def _facts() -> dict[str, Any]:
     text = files("clearhead.weights.hub").joinpath("official.json").read_text(encoding="utf-8")
-    facts: dict[str, dict] = json.loads(text)
+    facts: dict[str, Any] = json.loads(text)
     return facts
 
 
