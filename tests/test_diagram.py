@@ -25,8 +25,10 @@ from torch.overrides import TorchFunctionMode
 from clearhead.anatomy import count_parameters
 from clearhead.anatomy.diagram import words as diagram_words
 from clearhead.anatomy.diagram.diagram import Diagram, make_diagram
-from clearhead.anatomy.diagram.layout import LABEL, LAYOUTS, Page, Place, label_width, lay_out
+from clearhead.anatomy.diagram.geometry import LABEL, PageLayout, Rectangle
+from clearhead.anatomy.diagram.layout import LAYOUTS, lay_out
 from clearhead.anatomy.diagram.mermaid import diagram_mermaid
+from clearhead.anatomy.diagram.panel_grid import label_width
 from clearhead.anatomy.diagram.svg import diagram_svg
 from clearhead.anatomy.diagram.words import LANGUAGES
 from clearhead.cli import main
@@ -183,9 +185,9 @@ def test_boxes_and_arrows_hang_together() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"lang": "fr"}, "no language 'fr' for the diagram; the languages are en, zh"),
-        ({"tokens": 1025}, "1,025 tokens were asked for; this model has positions for 1 to 1,024"),
-        ({"batch": -1}, "the batch is -1; it must have at least 1"),
+        ({"lang": "fr"}, "'fr' is not a language of the diagram; choose one of en, zh"),
+        ({"tokens": 1025}, "requested for 1,025 tokens, but this model has 1,024 positions; give 1 to 1,024"),
+        ({"batch": -1}, "the batch is -1; give at least 1"),
     ],
 )
 def test_what_cannot_be_drawn(options: dict[str, Any], sentence: str) -> None:
@@ -234,13 +236,13 @@ def test_wrapped_text_is_all_there(text: str, width: int) -> None:
 # --- The page ----------------------------------------------------------------------------------------------------
 
 
-def overlap(one: Place, other: Place) -> bool:
+def overlap(one: Rectangle, other: Rectangle) -> bool:
     x = min(one.right, other.right) - max(one.x, other.x)
     y = min(one.bottom, other.bottom) - max(one.y, other.y)
     return x > 1e-6 and y > 1e-6
 
 
-def inside(inner: Place, outer: Place, by: float = 1e-6) -> bool:
+def inside(inner: Rectangle, outer: Rectangle, by: float = 1e-6) -> bool:
     return (
         inner.x >= outer.x - by
         and inner.right <= outer.right + by
@@ -249,29 +251,29 @@ def inside(inner: Place, outer: Place, by: float = 1e-6) -> bool:
     )
 
 
-def labels(page: Page) -> Iterator[tuple[str, Place]]:
-    for laid in page.panels:
-        for line in laid.lines:
+def labels(page: PageLayout) -> Iterator[tuple[str, Rectangle]]:
+    for panel in page.panels:
+        for line in panel.arrows:
             (x, y), wide = line.label, label_width(line.arrow.label)
-            if line.turned:
-                yield line.arrow.label, Place(x - LABEL, y - wide / 2, LABEL, wide)
+            if line.rotated:
+                yield line.arrow.label, Rectangle(x - LABEL, y - wide / 2, LABEL, wide)
             else:
-                yield line.arrow.label, Place(x, y - LABEL, wide, LABEL)
+                yield line.arrow.label, Rectangle(x, y - LABEL, wide, LABEL)
 
 
 @given(configs(), st.sampled_from(["en", "zh"]), st.sampled_from(LAYOUTS), st.integers(0, 1))
 @settings(deadline=None, max_examples=80)
 def test_nothing_overlaps(config: GPTConfig, lang: str, layout: str, batch: int) -> None:
     page = lay_out(make_diagram(config, "some model", lang, batch=batch * 1024), layout)
-    whole = Place(0, 0, page.width, page.height)
-    for one, other in combinations([page.heading.area, *(laid.area for laid in page.panels)], 2):
+    whole = Rectangle(0, 0, page.width, page.height)
+    for one, other in combinations([page.heading.area, *(panel.area for panel in page.panels)], 2):
         assert not overlap(one, other)
-    boxes = [place for laid in page.panels for place in laid.boxes.values()]
+    boxes = [place for panel in page.panels for place in panel.boxes.values()]
     for one, other in combinations(boxes, 2):
         assert not overlap(one, other)
-    for laid in page.panels:
-        assert all(inside(place, laid.area) for place in laid.boxes.values())
-        assert inside(laid.area, whole)
+    for panel in page.panels:
+        assert all(inside(place, panel.area) for place in panel.boxes.values())
+        assert inside(panel.area, whole)
     written = list(labels(page))
     for text, place in written:
         assert inside(place, whole), text
@@ -343,7 +345,7 @@ def test_themes() -> None:
     assert light != dark
     with pytest.raises(InputError, match="'sepia' is not a theme; choose one of auto, light, dark"):
         diagram_svg(figure, "sepia")
-    with pytest.raises(InputError, match="no layout 'tall'; the layouts are page, slide, column"):
+    with pytest.raises(InputError, match="'tall' is not a layout; choose one of page, slide, column"):
         diagram_svg(figure, layout="tall")
 
 
@@ -512,7 +514,7 @@ def test_command_on_standard_output() -> None:
         (["-o", "/no/such/folder/x.svg"], "could not be written"),
         (["--tokens", "0"], "--tokens is 0; it must be at least 1"),
         (["--batch", "-2"], "--batch is -2; it must be at least 1"),
-        (["--lang", "de"], "the languages are en, zh"),
+        (["--lang", "de"], "choose one of en, zh"),
         (["125M"], "124M, 355M, 774M, 1558M"),
     ],
 )

@@ -11,7 +11,7 @@ from clearhead.errors import WeightsError
 
 if TYPE_CHECKING:
     from clearhead import weights
-    from clearhead.anatomy import Account
+    from clearhead.anatomy import ParameterTree
     from clearhead.tokenizer import Tokenizer
 
 _CONFIG_FILES = ("config.json", "hparams.json")
@@ -31,7 +31,7 @@ class Source:
     config: GPTConfig
     weights: weights.Source | None = None
 
-    def check(self, account: Account) -> str:
+    def check(self, account: ParameterTree) -> str:
         """Counts the stored tensors, demands that they agree with the account, and says so; empty without weights.
 
         Raises:

@@ -1,1 +1,1 @@
-"""The framework diagram of a GPT-2."""
+"""The architecture diagram of a GPT-2."""

@@ -1,9 +1,8 @@
-"""The framework of GPT-2 as boxes and arrows: what the drawings are made from, for any shape of model.
+"""The architecture of GPT-2 as boxes and arrows, for any shape of model, independent of how it is drawn.
 
-A diagram has three panels: the whole model, and beside it the attention and the feed-forward layer, opened. Boxes stand
-in rows (0 at the bottom, as a token travels upwards) and columns; arrows carry the shape of what passes. Where all of
-it goes on a page is decided in `diagram_layout.py`, what it looks like in `diagram_svg.py`; `diagram_mermaid.py` leaves
-both to Mermaid.
+A diagram has three panels: the whole model, and the insides of the attention and of the feed-forward layer. Boxes are
+in rows (0 at the bottom, since a token travels upwards) and columns; arrows are labelled with the shape of their data.
+`layout.py` computes the positions on a page and `svg.py` draws them; `mermaid.py` leaves both to Mermaid.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 
 Kind = Literal["embedding", "norm", "attention", "feed_forward", "head", "step", "value", "sum"]
-"""What a box is: a part with parameters, a step without, a value that comes in or goes out, or an addition."""
+"""What a box is: a part with parameters, a step without any, an input or output value, or an addition."""
 
 Route = Literal["up", "shortcut", "side", "tie"]
-"""How an arrow runs: straight up; around to the left, into a sum; up and sideways into a sum; beside everything."""
+"""How an arrow runs: straight up; around the boxes into a sum; up and sideways into a sum; along the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +28,15 @@ class Box:
     """One box.
 
     Attributes:
-        key: its name in the diagram, of which there is one only.
+        key: its unique name in the diagram.
         kind: what it is.
         name: its title; empty for a sum.
-        row, column: its place, from the bottom and from the left.
-        span: how many columns it is wide.
-        detail: lines below the title.
-        parameters: in one such box.
+        row, column: its position, from the bottom and from the left.
+        span: its width in columns.
+        detail: the lines below the title.
+        parameters: the parameters in one such box.
         times: how many such boxes the model has.
-        picture: whether a small picture stands at its left end.
+        picture: whether it has a small picture at its left end.
     """
 
     key: str
@@ -58,9 +57,9 @@ class Arrow:
 
     Attributes:
         start, end: the keys of two boxes.
-        label: the shape of what passes, `[B, T, 768]`; for a tie, words.
+        label: the shape of its data, `[B, T, 768]`; words for a tie.
         route: how it runs.
-        column: the column in which it runs straight up; the middle of its boxes where it is None.
+        column: the column in which it runs straight up; None for the middle of its boxes.
     """
 
     start: str
@@ -76,7 +75,7 @@ class Frame:
 
     Attributes:
         first, last: its rows.
-        title, note: what stands in its upper left corner.
+        title, note: the words in its upper left corner.
     """
 
     first: int
@@ -87,14 +86,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One part of the drawing.
+    """One part of the diagram.
 
     Attributes:
-        key: `model`, or the key of the box that it opens.
-        title, note: what stands above it.
-        boxes, arrows: what is in it.
-        columns: how many columns its boxes stand in.
-        frame: the block's border, in the panel of the model.
+        key: `model`, or the key of the box whose inside it shows.
+        title, note: the words above it.
+        boxes, arrows: its contents.
+        columns: the number of columns.
+        frame: the block's border, in the model's panel.
     """
 
     key: str
@@ -107,8 +106,8 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """How many of the model's parameters are of one kind."""
+class ParameterShare:
+    """The number of parameters of one kind."""
 
     kind: Kind
     name: str
@@ -117,17 +116,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """The whole figure.
+    """The whole diagram.
 
     Attributes:
-        name: how the model is called.
+        name: the model's name.
         lang: the language of its words.
-        total: all of the model's parameters.
+        total: the number of the model's parameters.
         facts: two lines below the title.
-        about: the figure in words, for those who do not see it.
+        about: a description for readers who cannot see it.
         panels: the model, its attention, its feed-forward layer.
-        shares: where the parameters are, in the order of the model; together they are `total`.
-        shares_title: what stands above them.
+        shares: where the parameters are, in the model's order; they sum to `total`.
         legend: lines that explain letters and colours.
     """
 
@@ -137,40 +135,40 @@ class Diagram:
     facts: tuple[str, ...]
     about: str
     panels: tuple[Panel, Panel, Panel]
-    shares: tuple[Share, ...]
-    shares_title: str
+    shares: tuple[ParameterShare, ...]
     legend: tuple[str, ...]
 
 
 def make_diagram(
     config: GPTConfig, name: str, lang: str = "en", batch: int = 0, tokens: int = 0, book: bool = False
 ) -> Diagram:
-    """The figure of a GPT-2 of this shape.
+    """Return the diagram of a GPT-2 of this shape.
 
     Args:
         config: the shape.
-        name: how the model is called.
+        name: the model's name.
         lang: the language of the words, `en` or `zh`.
-        batch, tokens: numbers for the shapes; the letters B and T where they are 0.
+        batch, tokens: numbers for the shapes; 0 for the letters B and T.
         book: whether to say that this is the book's variant.
 
     Raises:
-        InputError: where there is no such language, or a number is out of range.
+        InputError: if the language is unknown, or a number is out of range.
     """
     if lang not in LANGUAGES:
-        raise InputError(f"there is no language {lang!r} for the diagram; the languages are {', '.join(LANGUAGES)}.")
+        raise InputError(f"{lang!r} is not a language of the diagram; choose one of {', '.join(LANGUAGES)}.")
     if batch < 0:
-        raise InputError(f"the batch is {batch}; it must have at least 1 sequence.")
+        raise InputError(f"the batch is {batch}; give at least 1 sequence.")
     if not 0 <= tokens <= config.context_length:
         raise InputError(
-            f"{tokens:,} tokens were asked for; this model has positions for 1 to {config.context_length:,}."
+            f"the diagram was requested for {tokens:,} tokens, but this model has {config.context_length:,} positions; "
+            f"give 1 to {config.context_length:,}."
         )
     title = LANGUAGES[lang]["book"].format(name=name) if book else name
-    return _Maker(config, title, lang, batch, tokens).diagram()
+    return _DiagramBuilder(config, title, lang, batch, tokens).diagram()
 
 
-class _Maker:
-    """Puts the words and the numbers of one model into boxes and arrows."""
+class _DiagramBuilder:
+    """Fills boxes and arrows with the words and the numbers of one model."""
 
     def __init__(self, config: GPTConfig, name: str, lang: str, batch: int, tokens: int) -> None:
         self.config, self.name, self.lang = config, name, lang
@@ -199,7 +197,6 @@ class _Maker:
             about=words["about"].format(**facts),
             panels=(self._model(), self._attention(facts), self._feed_forward()),
             shares=self._shares(),
-            shares_title=words["shares"],
             legend=(words["letter B"], words["letter T"].format(**facts), words["plain boxes"]),
         )
 
@@ -295,7 +292,7 @@ class _Maker:
         )
         return Panel("feed_forward", words["feed_forward title"], words["feed_forward note"], boxes, arrows)
 
-    def _shares(self) -> tuple[Share, ...]:
+    def _shares(self) -> tuple[ParameterShare, ...]:
         n, parts = self.config.n_layers, self.parts
         counts: dict[Kind, int] = {
             "embedding": parts["embedding"].count,
@@ -307,14 +304,14 @@ class _Maker:
         names = {kind: self.words[f"share of {kind}"] for kind in counts}
         if self.config.tie_weights:
             names["embedding"] = self.words["share of embedding, tied"]
-        return tuple(Share(kind, names[kind], count) for kind, count in counts.items() if count)
+        return tuple(ParameterShare(kind, names[kind], count) for kind, count in counts.items() if count)
 
     # Pieces -----------------------------------------------------------------------------------------------------
 
     def _part(
         self, key: str, kind: Kind, row: int, column: int = 0, span: int = 1, lines: int = 1, times: int = 1
     ) -> Box:
-        """A box of parameters, with the formula of their number on one line or two."""
+        """Return a box with parameters, with the formula of their number on one line or two."""
         part = self.parts[key]
         formula, total = part.numbers, f"= {part.count:,}"
         detail = (formula, total) if lines == 2 else (f"{formula} {total}",)
@@ -333,7 +330,7 @@ class _Maker:
         return [Arrow(start, end, label) for start, end in pairwise(keys)]
 
     def _shape(self, width: str = "") -> str:
-        """The shape of a batch of tokens, or of vectors of a width: `[B, T, 768]`."""
+        """Return the shape of a batch of tokens, or of vectors of a width: `[B, T, 768]`."""
         widths = {"C": self.config.emb_dim, "F": self.config.ff_dim, "V": self.config.vocab_size}
         return f"[{self.B}, {self.T}{f', {widths[width]}' if width else ''}]"
 

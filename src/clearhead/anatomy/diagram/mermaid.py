@@ -1,4 +1,4 @@
-"""The framework diagram as text for Mermaid, which documentation sites and notebooks draw."""
+"""The architecture diagram as a Mermaid flow chart, which documentation sites and notebooks render."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GROUND = "fill:#f5f7fa,stroke:#c3ccd8,color:#1b2230"
 
 
 def diagram_mermaid(diagram: Diagram) -> str:
-    """The figure as a Mermaid flow chart, from the bottom up, with a subgraph for the block and each opened layer."""
+    """Return the diagram as a Mermaid flow chart, with subgraphs for the block and the detail panels."""
     lines = ["flowchart BT", f"  accTitle: {_plain(diagram.name) or 'GPT-2'}", f"  accDescr: {_plain(diagram.about)}"]
     for panel in diagram.panels:
         lines += _panel(panel)
@@ -59,12 +59,12 @@ def _arrow(arrow: Arrow) -> str:
 
 
 def _key(key: str) -> str:
-    """A node's name; a bare `end` or a dot would mean something else to Mermaid."""
+    """Return a node's name; a bare `end` or a dot would mean something else to Mermaid."""
     return "n_" + key.replace(".", "_")
 
 
 def quoted(text: str) -> str:
-    """Text as it may stand between quotes; `#` begins a character reference there. Line breaks stay."""
+    """Escape text for Mermaid's quotes, where `#` begins a character reference; line breaks stay."""
     lines = text.split("<br/>")
     for letter, name in (("#", "#35;"), ('"', "#quot;"), ("<", "#lt;"), (">", "#gt;")):
         lines = [line.replace(letter, name) for line in lines]
@@ -72,5 +72,5 @@ def quoted(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text for a line of its own, which Mermaid ends at a line break, a semicolon or a brace."""
+    """Return text for a line of its own, which Mermaid ends at a line break, a semicolon or a brace."""
     return " ".join(text.translate(str.maketrans(";{}", ",()", "#")).split())

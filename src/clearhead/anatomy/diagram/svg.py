@@ -1,4 +1,4 @@
-"""The framework diagram as a drawing: an SVG that is text throughout, light or dark, for a page, a slide or paper."""
+"""The architecture diagram as an SVG, light or dark, for a page, a slide or paper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from clearhead.anatomy.diagram.diagram import Box, Diagram
-from clearhead.anatomy.diagram.layout import (
+from clearhead.anatomy.diagram.geometry import (
     DETAIL,
     DETAIL_LINE,
     FACT,
@@ -16,12 +16,12 @@ from clearhead.anatomy.diagram.layout import (
     NAME_LINE,
     NOTE,
     TITLE,
-    Heading,
-    Laid,
-    Line,
-    Place,
-    lay_out,
+    ArrowLayout,
+    HeadingLayout,
+    PanelLayout,
+    Rectangle,
 )
+from clearhead.anatomy.diagram.layout import lay_out
 from clearhead.drawing.svg import Picture, document, label, rect
 
 _RULES = f"""
@@ -45,27 +45,27 @@ text {{ fill: $ink }}
 
 
 def diagram_svg(diagram: Diagram, theme: str = "auto", layout: str = "page") -> str:
-    """The figure as an SVG document.
+    """Return the diagram as an SVG document.
 
     Args:
         diagram: what to draw.
-        theme: its colours, `light`, `dark`, or `auto` for those of the screen on which it is seen.
-        layout: where the opened layers stand, one of `diagram_layout.LAYOUTS`.
+        theme: its colours: `light`, `dark`, or `auto` to follow the reader's screen.
+        layout: the arrangement of the panels, one of `layout.LAYOUTS`.
 
     Raises:
-        InputError: where there is no such theme or layout.
+        InputError: if the theme or the layout is unknown.
     """
     page = lay_out(diagram, layout)
     shapes = _heading(page.heading, diagram.total)
-    for laid in page.panels[1:]:
-        shapes += (_beam(page.panels[0], laid) if page.beams else []) + _card(laid)
-    for laid in page.panels:
-        shapes += _panel(laid)
+    for panel in page.panels[1:]:
+        shapes += (_beam(page.panels[0], panel) if page.beams else []) + _card(panel)
+    for panel in page.panels:
+        shapes += _panel(panel)
     picture = Picture(page.width, page.height, diagram.name, diagram.about, shapes, diagram.lang)
     return document(picture, _RULES, theme)
 
 
-def _heading(heading: Heading, total: int) -> list[str]:
+def _heading(heading: HeadingLayout, total: int) -> list[str]:
     shapes = [label(kind, x, y, line) for kind, x, y, line in heading.lines]
     bar, at = heading.bar, heading.bar.x
     for share, x, y, words in heading.shares:
@@ -77,62 +77,62 @@ def _heading(heading: Heading, total: int) -> list[str]:
     return shapes
 
 
-def _card(laid: Laid) -> list[str]:
-    """The ground and the title of an opened layer, in the colour of the box that it opens."""
-    area, panel = laid.area, laid.panel
+def _card(panel: PanelLayout) -> list[str]:
+    """Return the background and the title of a detail panel, in the colour of the box that it shows."""
+    area = panel.area
     return [
         rect("card", area.x, area.y, area.width, area.height, 12),
-        rect(panel.key, area.x + 20, area.y + 20, 12, 12, 3),
-        label("title", area.x + 40, area.y + 31, panel.title),
-        label("note", area.x + 40, area.y + 49, panel.note),
+        rect(panel.panel.key, area.x + 20, area.y + 20, 12, 12, 3),
+        label("title", area.x + 40, area.y + 31, panel.panel.title),
+        label("note", area.x + 40, area.y + 49, panel.panel.note),
     ]
 
 
-def _beam(model: Laid, laid: Laid) -> list[str]:
-    """From a box of the model to the panel that opens it, on either side."""
-    box, area = model.boxes[laid.panel.key], laid.area
+def _beam(model: PanelLayout, panel: PanelLayout) -> list[str]:
+    """Return the beam from a box of the model to the panel that shows its inside, on either side."""
+    box, area = model.boxes[panel.panel.key], panel.area
     near, far = (box.right, area.x) if area.x > box.x else (box.x, area.right)
     corners = f"{near:.1f},{box.y + 4:.1f} {far:.1f},{area.y + 8:.1f} {far:.1f},{area.bottom - 8:.1f}"
-    return [f'<polygon class="beam-{laid.panel.key}" points="{corners} {near:.1f},{box.bottom - 4:.1f}"/>']
+    return [f'<polygon class="beam-{panel.panel.key}" points="{corners} {near:.1f},{box.bottom - 4:.1f}"/>']
 
 
-def _panel(laid: Laid) -> list[str]:
+def _panel(panel: PanelLayout) -> list[str]:
     shapes = []
-    if laid.frame and laid.panel.frame:
-        frame = laid.frame
+    if panel.frame and panel.panel.frame:
+        frame = panel.frame
         shapes += [
             rect("frame", frame.x, frame.y, frame.width, frame.height, 14),
-            label("title", frame.x + 16, frame.y + 25, laid.panel.frame.title),
-            label("note", frame.x + 16, frame.y + 43, laid.panel.frame.note),
+            label("title", frame.x + 16, frame.y + 25, panel.panel.frame.title),
+            label("note", frame.x + 16, frame.y + 43, panel.panel.frame.note),
         ]
-    for line in laid.lines:
-        shapes += _arrow(line)
-    for box in laid.panel.boxes:
-        shapes += _box(box, laid.boxes[box.key])
+    for arrow in panel.arrows:
+        shapes += _arrow(arrow)
+    for box in panel.panel.boxes:
+        shapes += _box(box, panel.boxes[box.key])
     return shapes
 
 
-def _box(box: Box, place: Place) -> list[str]:
-    x, y = place.cx, place.y
+def _box(box: Box, area: Rectangle) -> list[str]:
+    x, y = area.cx, area.y
     if box.kind == "sum":
-        circle = f'<circle class="sum" cx="{x:.1f}" cy="{place.cy:.1f}" r="{place.width / 2:.1f}"/>'
-        plus = f'<path class="plus" d="M{x - 6:.1f} {place.cy:.1f} h12 M{x:.1f} {place.cy - 6:.1f} v12"/>'
-        return [f"<g{_about(box)}><title>+</title>{circle}{plus}</g>"]
+        circle = f'<circle class="sum" cx="{x:.1f}" cy="{area.cy:.1f}" r="{area.width / 2:.1f}"/>'
+        plus = f'<path class="plus" d="M{x - 6:.1f} {area.cy:.1f} h12 M{x:.1f} {area.cy - 6:.1f} v12"/>'
+        return [f"<g{_attributes(box)}><title>+</title>{circle}{plus}</g>"]
     if box.kind == "value":
-        shapes = [rect("value", place.x, y, place.width, place.height, place.height / 2)]
-        shapes.append(label("detail middle", x, place.cy + 4, box.name))
+        shapes = [rect("value", area.x, y, area.width, area.height, area.height / 2)]
+        shapes.append(label("detail middle", x, area.cy + 4, box.name))
     else:
-        shapes = [rect(box.kind, place.x, y, place.width, place.height, 8)]
+        shapes = [rect(box.kind, area.x, y, area.width, area.height, 8)]
         shapes.append(label("name middle", x, y + 7 + NAME_LINE - 5, box.name))
         for i, line in enumerate(box.detail, start=1):
             shapes.append(label("detail middle", x, y + 7 + NAME_LINE + DETAIL_LINE * i - 4, line))
-        shapes += _PICTURES[box.key](place) if box.picture else []
-    return [f"<g{_about(box)}>", *shapes, "</g>"]
+        shapes += _PICTURES[box.key](area) if box.picture else []
+    return [f"<g{_attributes(box)}>", *shapes, "</g>"]
 
 
-def _mask_picture(place: Place) -> list[str]:
-    """Six tokens' rows: each sees those up to itself."""
-    cell, x, y = 5.0, place.x + 14, place.cy - 15
+def _mask_picture(area: Rectangle) -> list[str]:
+    """Return six tokens' rows: each token sees those up to itself."""
+    cell, x, y = 5.0, area.x + 14, area.cy - 15
     return [
         rect("seen" if column <= row else "unseen", x + cell * column, y + cell * row, cell - 1, cell - 1, 0.5)
         for row in range(6)
@@ -140,9 +140,9 @@ def _mask_picture(place: Place) -> list[str]:
     ]
 
 
-def _gelu_picture(place: Place) -> list[str]:
-    """The function from -3 to 2, with its axes."""
-    x, y, unit = place.x + 32, place.cy + 8, 6.5
+def _gelu_picture(area: Rectangle) -> list[str]:
+    """Return the function from -3 to 2, with its axes."""
+    x, y, unit = area.x + 32, area.cy + 8, 6.5
     points = " ".join(f"{x + unit * v:.1f},{y - unit * _gelu(v):.1f}" for v in (i / 4 for i in range(-12, 10)))
     axes = f"M{x - 3 * unit:.1f} {y:.1f} h{5.5 * unit:.1f} M{x:.1f} {y + unit / 2:.1f} v{-3 * unit:.1f}"
     return [f'<path class="axis" d="{axes}"/>', f'<polyline class="curve" points="{points}"/>']
@@ -152,23 +152,23 @@ def _gelu(x: float) -> float:
     return x * (1 + math.erf(x / math.sqrt(2))) / 2
 
 
-_PICTURES: dict[str, Callable[[Place], list[str]]] = {"mask": _mask_picture, "gelu": _gelu_picture}
-"""Small pictures at the left end of a box."""
+_PICTURES: dict[str, Callable[[Rectangle], list[str]]] = {"mask": _mask_picture, "gelu": _gelu_picture}
+"""Small pictures at the left end of a box, by its key."""
 
 
-def _about(box: Box) -> str:
-    """What a program may read of a box: its name in the diagram, its parameters, and how many such boxes there are."""
+def _attributes(box: Box) -> str:
+    """Return attributes for programs: the box's key, its parameters, and how many such boxes the model has."""
     return f' id="{box.key}" data-parameters="{box.parameters}" data-times="{box.times}"'
 
 
-def _arrow(line: Line) -> list[str]:
-    tie = line.arrow.route == "tie"
-    x, y = line.label
+def _arrow(route: ArrowLayout) -> list[str]:
+    tie = route.arrow.route == "tie"
+    x, y = route.label
     look = 'class="tie"' if tie else 'class="flow" marker-end="url(#tip)"'
-    shapes = [f'<path {look} d="{line.path}"/>']
-    if line.dot:
-        shapes.append(f'<circle class="dot" cx="{line.dot[0]:.1f}" cy="{line.dot[1]:.1f}" r="3"/>')
+    shapes = [f'<path {look} d="{route.path}"/>']
+    if route.dot:
+        shapes.append(f'<circle class="dot" cx="{route.dot[0]:.1f}" cy="{route.dot[1]:.1f}" r="3"/>')
     kind = "label" if tie else "label mono"
-    turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if line.turned else ""
-    shapes.append(label(kind + (" middle" if line.turned else ""), x, y, line.arrow.label, attributes=turn))
+    turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if route.rotated else ""
+    shapes.append(label(kind + (" middle" if route.rotated else ""), x, y, route.arrow.label, attributes=turn))
     return shapes
