@@ -397,7 +397,9 @@ def test_tokenize_refuses_in_a_sentence(vocabulary: Path, tmp_path: Path) -> Non
     assert "no token with the id 400" in refused(call("tokenize", "-m", vocabulary, "--decode", "400"))
     broken = tmp_path / "latin.txt"
     broken.write_bytes("café".encode("latin-1"))
-    assert "is not UTF-8 text (the byte at 3 " in refused(call("tokenize", "-m", vocabulary, "--file", broken))
+    assert "is not UTF-8 text (invalid start byte at byte 3)" in refused(
+        call("tokenize", "-m", vocabulary, "--file", broken)
+    )
     assert "could not be read" in refused(call("tokenize", "-m", vocabulary, "--file", tmp_path / "none.txt"))
     assert "given twice" in refused(call("tokenize", "-m", vocabulary, "--file", broken, "text"))
     assert "does not exist" in refused(call("tokenize", "-m", "./nowhere", "text"))

@@ -1003,3 +1003,12 @@ def test_a_text_file_is_read_by_its_bytes_alone(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("on")
     with pytest.raises(TrainingError, match="has changed since"):
         list(source.fragments(chunk.content))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """With and without one, a file has the same documents; inside a text the character stays."""
+    (tmp_path / "plain.txt").write_text("one\n<|endoftext|>\ntwo \ufeff 2\n", encoding="utf-8")
+    (tmp_path / "marked.txt").write_text("\ufeffone\n<|endoftext|>\ntwo \ufeff 2\n", encoding="utf-8")
+    assert (
+        list(documents(tmp_path / "marked.txt")) == list(documents(tmp_path / "plain.txt")) == ["one", "two \ufeff 2"]
+    )

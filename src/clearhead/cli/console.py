@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from clearhead.errors import InputError
+from clearhead.utils.text import decode_text
 
 _PATIENCE = 1.0  # seconds before anything is shown
 
@@ -63,12 +64,12 @@ def read_text(argument: str | None, file: Path | None, what: str) -> str:
     if argument not in (None, "-") and file is not None:
         raise InputError(f"the {what} was given twice, as an argument and as --file {file}; give one of them.")
     if file is not None and str(file) != "-":
-        return _decode(_read(file), str(file))
+        return decode_text(_read(file), str(file))
     if argument not in (None, "-"):
         return argument or ""
     if argument is None and file is None and sys.stdin.isatty():
         raise InputError(f"there is no {what}; give it as an argument, with --file, or through a pipe.")
-    return _decode(sys.stdin.buffer.read(), "standard input")
+    return decode_text(sys.stdin.buffer.read(), "standard input")
 
 
 def write_file(file: Path, contents: str | bytes) -> None:
@@ -106,12 +107,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} could not be read ({error.strerror}); give the path of a text file.") from None
-
-
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where} is not UTF-8 text (the byte at {error.start:,} cannot stand there); convert it to UTF-8."
-        ) from None

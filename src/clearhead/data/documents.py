@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from clearhead.errors import InputError
 from clearhead.tokenizer import Tokenizer
+from clearhead.utils.text import decode_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,12 +135,7 @@ def fragments_in(block: TextBlock, data: bytes, name: str) -> Iterator[Fragment]
     Raises:
         InputError: if the bytes are not UTF-8.
     """
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8 text ({error.reason} at byte {block.start + error.start:,}); convert it to UTF-8."
-        ) from None
+    text = decode_text(data, name, offset=block.start)
     parts = list(_split(text, not block.inside, block.closed))
     for number, part in enumerate(parts):
         begins = number > 0 or not block.inside

@@ -1,0 +1,26 @@
+"""Decode text files: UTF-8, with or without a byte-order mark."""
+
+from __future__ import annotations
+
+import codecs
+
+from clearhead.errors import InputError
+
+
+def decode_text(data: bytes, name: str, *, offset: int = 0) -> str:
+    """Return the text of a file, or of a part of it; a byte-order mark at the beginning of the file is dropped.
+
+    Args:
+        data: the bytes; the file's own, or those from `offset` on.
+        name: the file's name, for the message.
+        offset: where `data` begins in the file.
+
+    Raises:
+        InputError: if the bytes are not UTF-8.
+    """
+    mark = len(codecs.BOM_UTF8) if not offset and data.startswith(codecs.BOM_UTF8) else 0
+    try:
+        return data[mark:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = offset + mark + error.start
+        raise InputError(f"{name} is not UTF-8 text ({error.reason} at byte {at:,}); convert it to UTF-8.") from None
