@@ -397,7 +397,7 @@ def test_tokenize_refuses_in_a_sentence(vocabulary: Path, tmp_path: Path) -> Non
     assert "no token with the id 400" in refused(call("tokenize", "-m", vocabulary, "--decode", "400"))
     broken = tmp_path / "latin.txt"
     broken.write_bytes("café".encode("latin-1"))
-    assert "is not UTF-8 text (invalid start byte at byte 3)" in refused(
+    assert "is not UTF-8 text (unexpected end of data at byte 3)" in refused(
         call("tokenize", "-m", vocabulary, "--file", broken)
     )
     assert "could not be read" in refused(call("tokenize", "-m", vocabulary, "--file", tmp_path / "none.txt"))
