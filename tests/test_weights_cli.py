@@ -200,7 +200,7 @@ def test_inspect_says_once_that_a_new_model_is_untrained(folder: Path) -> None:
     assert status == 0 and out.count("Untrained") == 1 and "nothing but zeros" not in out
     tensors = load_file(folder / "model.safetensors")
     found = json.loads(call("inspect", folder, "--json")[1])
-    assert (found["layout"], found["tensor_count"], found["odd"]) == ("huggingface", len(tensors), {})
+    assert (found["layout"], found["tensor_count"], found["anomalies"]) == ("huggingface", len(tensors), {})
     assert found["bytes"] == sum(array.nbytes for array in tensors.values())
     assert found["dtypes"] == {"float32": len(tensors)} and found["fits"] and "stored once" in found["head"]
 
@@ -220,7 +220,7 @@ def test_inspect_finds_what_is_planted(folder: Path) -> None:
     tensors["transformer.h.0.attn.bias"] = np.ones((1, 1, 16, 16), np.uint8)
     plant(folder, tensors)
     found = json.loads(call("inspect", folder, "--json")[1])
-    assert found["odd"] == {
+    assert found["anomalies"] == {
         "nan": ["transformer.h.1.attn.c_attn.weight"],
         "infinite": ["transformer.wpe.weight"],
         "zero": ["transformer.h.2.mlp.c_fc.weight"],

@@ -164,7 +164,7 @@ class TestStreaming:
 
     @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a map is in memory")
     def test_what_was_read_is_given_back(self, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streaming, "_AT_ONCE", 2_000_000)
+        monkeypatch.setattr(streaming, "_BYTES_PER_MAP", 2_000_000)
         most = {}
         for way in ("plan", "stream"):
             source = weights.open(large)
@@ -178,7 +178,7 @@ class TestStreaming:
         assert most["stream"] < 4_500_000  # two maps at most: the one in use, and that of the last array
 
     def test_a_file_that_changes_meanwhile(self, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streaming, "_AT_ONCE", 2_000_000)
+        monkeypatch.setattr(streaming, "_BYTES_PER_MAP", 2_000_000)
         source = weights.open(large)
         running = source.stream().run()
         next(running)
@@ -191,14 +191,14 @@ class TestStreaming:
     def test_every_layout_streams(
         self, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
     ) -> None:
-        monkeypatch.setattr(streaming, "_AT_ONCE", 2_000_000)
+        monkeypatch.setattr(streaming, "_BYTES_PER_MAP", 2_000_000)
         source = weights.open(large)
         saved = source.save(tmp_path / "out", layout)
         written = weights.open(saved.path, layout=layout, config=source.config)
         assert weights.compare(source.plan(), written.stream()).changed == 0
 
     def test_shards_and_old_pickles(self, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(streaming, "_AT_ONCE", 2_000_000)
+        monkeypatch.setattr(streaming, "_BYTES_PER_MAP", 2_000_000)
         source = weights.open(large)
         weights.save_huggingface(tmp_path / "shards", source.config, source.lazy(), shard_bytes=3_000_000)
         tensors = load_file(large / "model.safetensors")
@@ -218,7 +218,7 @@ def test_differences_are_found() -> None:
     plan = plan_from_arrays(source.config, tensors, "canonical")
     found = weights.compare(source.plan(), plan)
     assert found.changed == 1 + source.config.emb_dim
-    assert (found.tensor, found.greatest) == ("blocks.1.norm_2.bias", pytest.approx(0.5))
+    assert (found.tensor, found.largest) == ("blocks.1.norm_2.bias", pytest.approx(0.5))
 
 
 TEXTS = ["that cat sat", "then: the rat!", " and\n\n the mat<|endoftext|>the", "ünïcode ☃ 123"]
@@ -269,7 +269,7 @@ class TestTokenizerInGGUF:
     def test_what_cannot_be_used(self, folder: Path, tmp_path: Path) -> None:
         convert(folder, tmp_path / "x.gguf", "--to", "gguf")
         other = weights.open(self.rewrite(tmp_path / "x.gguf", tmp_path / "y.gguf", {"tokenizer.ggml.pre": "qwen2"}))
-        assert other.tokenizer() is None and "(gpt2, qwen2) is not GPT-2's kind" in other.notes[0]
+        assert other.tokenizer() is None and "(gpt2, qwen2) is not like GPT-2's" in other.notes[0]
         none = weights.open(self.rewrite(tmp_path / "x.gguf", tmp_path / "y.gguf", {"tokenizer.ggml.model": "none"}))
         assert none.tokenizer() is None and not none.notes
         for broken, words in (

@@ -182,7 +182,7 @@ def _print_fact(console: Console, what: str, words: str) -> None:
 
 
 def _print_findings(console: Console, found: Inspection) -> None:
-    odd = found.odd()
+    odd = found.anomalies()
     if found.misfit:
         console.print(found.misfit, style="red", soft_wrap=True)
     if found.untrained:

@@ -136,7 +136,7 @@ _ANOMALIES = {
 
 
 def _check_numbers(found: Inspection) -> Check:
-    anomalies = found.odd()
+    anomalies = found.anomalies()
     details = tuple(f"{_ANOMALIES[kind]} {span.label}" for kind, spans in anomalies.items() for span in spans)
     if anomalies.keys() & {"nan", "infinite"}:
         n = sum(tensor.nan + tensor.infinite for tensor in found.tensors)

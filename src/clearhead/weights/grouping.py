@@ -1,4 +1,4 @@
-"""Names that are equal up to the number of the layer, as one: `blocks.{0..11}.norm_1.weight`."""
+"""Group names that differ in their layer only: `blocks.{0..11}.norm_1.weight`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from itertools import groupby
 
 from clearhead.weights.layouts import LAYOUTS, TABLE, Layout, parse
 
-# The first part of a name that is a number, or h and a number. Names of the table are not looked up by it: there,
-# the place of the layer is known.
+# The first part of a name that is a number, or h and a number. It is not used for names of the table, whose layer
+# is known.
 _NUMBER = re.compile(r"(?:(?<![^./])|(?<=/h))\d+(?=[./])")
 
 
@@ -20,7 +20,7 @@ class NamePattern:
     """One name, or the names that one pattern gives for several layers.
 
     Attributes:
-        template: the name, with `{i}` where the layer stands if there are layers.
+        template: the name, with `{i}` for the layer if there are layers.
         layers: the layers, ascending; empty for a name without one.
     """
 
@@ -28,23 +28,23 @@ class NamePattern:
     layers: tuple[int, ...] = ()
 
     def at(self, layer: int) -> str:
-        """The name for one layer; the name itself where it has none."""
+        """Return the name for one layer; the name itself if it has no layer."""
         return self.template.replace("{i}", str(layer)) if self.layers else self.template
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that it stands for."""
+        """Every name of the pattern."""
         return tuple(self.at(layer) for layer in self.layers) if self.layers else (self.template,)
 
     @property
     def label(self) -> str:
-        """How it is shown: `h.{0..11}.ln_1.weight`, and for one layer the name."""
+        """The pattern as text: `h.{0..11}.ln_1.weight`; for one layer its name."""
         words = layer_words(self.layers)
         return self.template.replace("{i}", words) if self.layers else self.template
 
 
 def layer_words(layers: tuple[int, ...]) -> str:
-    """Layers as they stand in a name: `{0..11}`, `{0..3,7}`, and one alone without braces."""
+    """Return layers as text: `{0..11}`, `{0..3,7}`; a single layer without braces."""
     if len(layers) == 1:
         return str(layers[0])
     runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
@@ -52,11 +52,11 @@ def layer_words(layers: tuple[int, ...]) -> str:
 
 
 def layer_of(name: str, layout: Layout) -> tuple[str, int | None]:
-    """A name as a pattern and a layer: `("transformer.h.{i}.ln_1.weight", 3)`; the layer is None where it has none.
+    """Split a name into template and layer: `("transformer.h.{i}.ln_1.weight", 3)`; the layer is None if it has none.
 
     Args:
-        name: as stored; prefixes of the layout stay in the pattern.
-        layout: whose names these are.
+        name: as stored; prefixes of the layout stay in the template.
+        layout: the layout of the name.
     """
     bare = layout.bare(name)
     start = len(name) - len(bare)
@@ -68,8 +68,8 @@ def layer_of(name: str, layout: Layout) -> tuple[str, int | None]:
     return name[: start + first] + "{i}" + name[start + last :], int(bare[first:last])
 
 
-def fold(names: Iterable[str], layout: Layout) -> list[NamePattern]:
-    """Names with those that differ in the layer alone put together, in the order of their first."""
+def group_layers(names: Iterable[str], layout: Layout) -> list[NamePattern]:
+    """Group names that differ in their layer only, in the order of first occurrence."""
     layers: dict[str, list[int]] = {}
     for name in names:
         template, layer = layer_of(name, layout)
@@ -78,7 +78,7 @@ def fold(names: Iterable[str], layout: Layout) -> list[NamePattern]:
 
 
 def _names(layout: str) -> list[str]:
-    """The names of a layout's table without prefixes, with `{i}` for the layer."""
+    """Return the names in a layout's column without prefixes, with `{i}` for the layer."""
     cells = [cell for row in TABLE if (cell := row.cells.get(layout)) is not None]
     written = [one for cell in cells for one in ((cell,) if isinstance(cell, str) else cell)]
     return [LAYOUTS[layout].bare(parse(one)[0]) for one in written]

@@ -1,6 +1,6 @@
-"""A look into a model's file: what it holds, and whether something in it is odd.
+"""Inspect a model's file: what it holds, and which of its tensors are anomalous.
 
-One tensor is looked at at a time, in pieces, so that a file larger than the memory can be inspected.
+One tensor is read at a time, in chunks, so that a file larger than the memory can be inspected.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
-from clearhead.weights.grouping import NamePattern, fold
+from clearhead.weights.grouping import NamePattern, group_layers
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorInfo
 
-_PIECE = 1 << 20  # numbers that are looked at together
+_CHUNK = 1 << 20  # numbers that are read together
 
 
 @dataclass(frozen=True)
 class TensorStatistics:
-    """What one stored tensor's numbers are like.
+    """Counts and moments of one stored tensor's numbers.
 
     Attributes:
         name: as stored.
@@ -35,7 +35,7 @@ class TensorStatistics:
         nbytes: as stored.
         nan: how many numbers are NaN.
         infinite: how many are an infinity.
-        minimum: of the finite numbers; None where there is none.
+        minimum: of the finite numbers; None if there are none.
         maximum: likewise.
         mean: likewise, in float64.
         std: likewise; the standard deviation of the numbers, divided by their count.
@@ -54,26 +54,26 @@ class TensorStatistics:
 
     @property
     def constant(self) -> bool:
-        """Whether it is one finite number throughout, and has more than one place."""
+        """Whether it has several elements, all equal and finite."""
         several = int(np.prod(self.shape)) > 1
         return several and not self.nan and not self.infinite and self.minimum == self.maximum
 
     @property
     def zero(self) -> bool:
-        """Whether every number is zero."""
+        """Whether every element is zero."""
         return not self.nan and not self.infinite and self.minimum == self.maximum == 0
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in a model's file.
+    """What a model's file holds.
 
     Attributes:
-        source: what was looked at.
+        source: the model.
         tensors: every stored tensor, in the file's order.
-        ignored: the stored tensors that a GPT-2 does not need, with the reason.
-        misfit: why the tensors do not make the model that its config describes; empty where they do.
-        untrained: whether every norm's weights are one and every bias zero, as they are before training.
+        ignored: the stored tensors that a GPT-2 does not need, each with the reason.
+        misfit: why the tensors do not fit the config; empty if they do.
+        untrained: whether all weights of norms are one and all biases zero, as before training.
     """
 
     source: Source
@@ -84,41 +84,41 @@ class Inspection:
 
     @property
     def nbytes(self) -> int:
-        """What all tensors take together, as stored."""
+        """The stored size of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def dtypes(self) -> dict[str, int]:
-        """How many tensors are stored in each number format, the commonest first."""
+        """The number of tensors in each dtype, the most common first."""
         return dict(Counter(tensor.dtype for tensor in self.tensors).most_common())
 
     @property
     def head(self) -> str:
-        """One sentence on the output head."""
+        """A phrase on the output head."""
         copies = [name for name, reason in self.ignored.items() if reason.startswith("the head is tied")]
         if not self.source.config.tie_weights:
             return "a tensor of its own, not tied to the token embedding"
         return "tied to the token embedding" + (f"; {copies[0]} is a stored copy of it" if copies else ", stored once")
 
-    def odd(self) -> dict[str, list[NamePattern]]:
-        """The tensors that are odd, by what is odd about them; names that differ in the layer alone are one.
+    def anomalies(self) -> dict[str, list[NamePattern]]:
+        """Return the anomalous tensors by kind; names that differ in their layer only are grouped.
 
-        The kinds are `nan`, `infinite`, `zero` and `constant` (of a number other than zero). What the model does not
-        need is left out, and so are the zeros and ones of an untrained model.
+        The kinds are `nan`, `infinite`, `zero` and `constant` (of a number other than zero). Tensors that the model
+        does not need are left out, and so are the zeros and ones of an untrained model.
         """
         return {kind: self._named(holds) for kind, holds in _KINDS.items() if self._named(holds)}
 
     def _named(self, holds: Callable[[TensorStatistics], bool]) -> list[NamePattern]:
         found = [t.name for t in self.tensors if holds(t) and t.name not in self.ignored and not self._fresh(t)]
-        return fold(found, LAYOUTS[self.source.layout])
+        return group_layers(found, LAYOUTS[self.source.layout])
 
     def _fresh(self, tensor: TensorStatistics) -> bool:
-        """Whether a tensor is as every untrained model has it."""
+        """Return whether a tensor has the values that it has in every untrained model."""
         return self.untrained and tensor.constant and (tensor.zero or tensor.maximum == 1)
 
     def as_json(self) -> dict[str, Any]:
-        """What was found, as JSON values."""
-        source = self.source
+        """Return the result as JSON values."""
+        source, found = self.source, self.anomalies()
         return {
             "model": source.name,
             "file": str(source.path),
@@ -132,7 +132,7 @@ class Inspection:
             "bytes": self.nbytes,
             "dtypes": self.dtypes,
             "untrained": self.untrained,
-            "odd": {kind: [name for span in spans for name in span.names] for kind, spans in self.odd().items()},
+            "anomalies": {kind: [n for pattern in patterns for n in pattern.names] for kind, patterns in found.items()},
             "ignored": self.ignored,
             "tensors": [
                 {**dataclasses.asdict(tensor), "zero": tensor.zero, "constant": tensor.constant}
@@ -150,11 +150,11 @@ _KINDS: dict[str, Callable[[TensorStatistics], bool]] = {
 
 
 def inspect_source(source: Source) -> Inspection:
-    """Reads every stored tensor once and says what it is like.
+    """Read every stored tensor once and measure it.
 
     Raises:
-        WeightsError: where a tensor's data cannot be read. Tensors that do not make the model that its config
-            describes are no error here; `Inspection.misfit` says what is wrong.
+        WeightsError: if a tensor's data cannot be read. Tensors that do not fit the config are no error here;
+            `Inspection.misfit` says what is wrong.
     """
     plan, misfit = None, ""
     try:
@@ -177,32 +177,32 @@ def inspect_source(source: Source) -> Inspection:
 
 
 def measure(values: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
-    """The counts and moments of an array's numbers, as the fields of `TensorStatistics`.
+    """Return the counts and moments of an array's numbers, as the fields of `TensorStatistics`.
 
-    Mean and variance are put together piece by piece, which stays exact where the numbers are far from zero
+    Mean and variance are combined chunk by chunk, which stays exact if the numbers are far from zero
     (Chan, Golub, LeVeque: Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
 
     Args:
-        values: an array of any shape and any type of number.
-        advance: told after each piece how many numbers it had.
+        values: an array of any shape and dtype.
+        advance: called after each chunk with its number of elements.
     """
     nan = infinite = count = 0
     low, high, mean, squares = np.inf, -np.inf, 0.0, 0.0
-    for piece in _pieces(values):
-        numbers = piece.astype(np.float64)
+    for chunk in _chunks(values):
+        numbers = chunk.astype(np.float64)
         finite = np.isfinite(numbers)
         if not finite.all():
-            not_a_number = int(np.isnan(numbers).sum())
-            nan += not_a_number
-            infinite += int((~finite).sum()) - not_a_number
+            n_nan = int(np.isnan(numbers).sum())
+            nan += n_nan
+            infinite += int((~finite).sum()) - n_nan
             numbers = numbers[finite]
         if numbers.size:
             low, high = min(low, numbers.min()), max(high, numbers.max())
-            its_mean, total = float(numbers.mean()), count + numbers.size
-            step = its_mean - mean
-            squares += float(((numbers - its_mean) ** 2).sum()) + step * step * count * numbers.size / total
+            chunk_mean, total = float(numbers.mean()), count + numbers.size
+            step = chunk_mean - mean
+            squares += float(((numbers - chunk_mean) ** 2).sum()) + step * step * count * numbers.size / total
             mean, count = mean + step * numbers.size / total, total
-        advance(piece.size)
+        advance(chunk.size)
     moments = (float(low), float(high), mean, (squares / count) ** 0.5) if count else (None, None, None, None)
     return {
         "nan": nan,
@@ -211,14 +211,14 @@ def measure(values: np.ndarray, advance: Callable[[int], None] = lambda done: No
     }
 
 
-def _pieces(values: np.ndarray) -> Iterable[np.ndarray]:
-    """An array's numbers in pieces of a bounded size, views where its memory is in one run."""
+def _chunks(values: np.ndarray) -> Iterable[np.ndarray]:
+    """Yield an array's numbers in chunks of a bounded size; views if the array is contiguous."""
     flat = values.reshape(-1)
-    return (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    return (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
 
 
 def _untrained(plan: ConversionPlan, tensors: Iterable[TensorStatistics]) -> bool:
-    """Whether the norms' weights are all one and the biases all zero, by the names that the plan gives them."""
+    """Return whether the weights of all norms are one and all biases zero, by the plan's names."""
     by_name = {tensor.name: tensor for tensor in tensors}
     norms, biases = [], []
     for step in plan.steps:
@@ -227,6 +227,6 @@ def _untrained(plan: ConversionPlan, tensors: Iterable[TensorStatistics]) -> boo
             biases += stored
         elif step.target.endswith(("norm_1.weight", "norm_2.weight", "final_norm.weight")):
             norms += stored
-    # A NaN does not speak against it: it is named as what is odd, and the rest of the tensor still tells.
+    # NaN is reported as an anomaly of its own; here the finite numbers decide.
     ones = all(tensor.minimum == tensor.maximum == 1 for tensor in norms)
     return bool(norms) and ones and all(tensor.minimum == tensor.maximum == 0 for tensor in biases)

@@ -1,8 +1,8 @@
 """A plan as a flow chart: which stored tensor becomes which, through which operations, with the shapes on both sides.
 
-Rows that are equal up to the layer are one, so a model of 48 blocks reads like one of two. Nothing is left out: the
-groups, written out again, are the rows of the plan (`PlanChart.rows`). Here are the chart itself, its JSON and its
-Mermaid text; `chart_svg.py` draws it.
+Rows that differ in their layer only are one, so a model of 48 blocks reads like a model of two. Nothing is left out:
+expanded, the chart's rows are the rows of the plan (`PlanChart.rows`). This module has the chart, its JSON and its
+Mermaid text; `plan_chart_svg.py` draws it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from clearhead.weights.plan import ConversionPlan, PlanRow
 from clearhead.weights.tensors import shape_words
 
 OPERATIONS = {
-    "take": "the stored numbers, in the order in which they lie",
-    "squeeze": "drop a dimension of length 1",
+    "take": "the stored numbers, in stored order",
+    "squeeze": "remove a dimension of length 1",
     "split": "take one part of a tensor that holds several: one layer, or one of query, key and value",
-    "transpose": "rows and columns change places",
-    "rearrange": "bring the axes into another order",
-    "reshape": "the same numbers in the same order, counted in other dimensions",
-    "stack": "put several tensors into one, side by side",
+    "transpose": "exchange rows and columns",
+    "rearrange": "change the order of the axes",
+    "reshape": "the same numbers in the same order, with other dimensions",
+    "stack": "put several tensors side by side into one",
     "unsqueeze": "add a dimension of length 1",
-    "cast": "change the number format to float32",
+    "cast": "convert the dtype to float32",
     "zeros": "nothing is stored; filled with zeros",
     "tie": "no copy: the same tensor under a second name",
-    "ignore": "not used, for the reason that is given",
+    "ignore": "not used, for the given reason",
 }
-"""What each operation of a plan does, for a legend."""
+"""What each operation of a plan does, for the legend."""
 
 PARTS = ("before", "blocks", "after", "ignored")
 """The parts of a chart from top to bottom."""
@@ -44,8 +44,8 @@ class ChartTensor:
 
     Attributes:
         pattern: its name or names.
-        shape: of each of them.
-        dtype: the stored number format; empty for a target.
+        shape: the shape of each.
+        dtype: the stored dtype; empty for a target.
     """
 
     pattern: NamePattern
@@ -55,15 +55,15 @@ class ChartTensor:
 
 @dataclass(frozen=True)
 class ChartRow:
-    """One line of the chart: one row of the plan, or rows that are equal up to the layer.
+    """One line of the chart: one row of the plan, or rows that differ in their layer only.
 
     Attributes:
-        part: where it stands, one of `PARTS`.
-        target: what is made; None where the source is ignored.
-        sources: what it is made of; for a tie the target that it is tied to.
+        part: one of `PARTS`.
+        target: the tensor that is made; None if the source is ignored.
+        sources: the tensors that it is made of; for a tie, the target that it is tied to.
         operations: as in `PlanRow`.
         reason: as in `PlanRow`.
-        layers: the layers whose rows it stands for; empty where it is a single row.
+        layers: the layers of the rows; empty for a single row.
     """
 
     part: str
@@ -75,11 +75,11 @@ class ChartRow:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The operations that are worth a mark: `take` only where it is all that is done."""
+        """The operations to show: `take` only if it is the only one."""
         return tuple(name for name in self.operations if name != "take") or self.operations
 
     def rows(self) -> list[PlanRow]:
-        """The rows of the plan that it stands for."""
+        """Return the rows of the plan that it stands for."""
         shape = self.target.shape if self.target else self.sources[0].shape
         return [
             PlanRow(
@@ -98,21 +98,21 @@ def _source_names(sources: Sequence[ChartTensor], layer: int) -> tuple[str, ...]
 
 
 def _stacked_names(sources: Sequence[ChartTensor]) -> tuple[str, ...]:
-    """The names of sources that go into one target: layer after layer, as the plan has them."""
+    """Return the names of sources that are stacked into one target: layer after layer, as in the plan."""
     layers = sources[0].pattern.layers if sources else ()
     return tuple(source.pattern.at(layer) for layer in layers or (0,) for source in sources)
 
 
 @dataclass(frozen=True)
 class PlanChart:
-    """A plan, ready to be shown.
+    """A plan as a flow chart.
 
     Attributes:
         origin: the layout of the sources, a key of `LAYOUTS`.
         to: the layout of the targets.
         config: the model's shape.
-        groups: its lines, part after part.
-        n_sources: how many tensors are stored.
+        groups: its rows, part after part.
+        n_sources: the number of stored tensors.
     """
 
     origin: str
@@ -122,22 +122,22 @@ class PlanChart:
     n_sources: int
 
     def part(self, name: str) -> list[ChartRow]:
-        """The lines of one part, one of `PARTS`."""
+        """Return the rows of one part, one of `PARTS`."""
         return [group for group in self.groups if group.part == name]
 
     def rows(self) -> list[PlanRow]:
-        """Every row of the plan, each once, in the order of the chart."""
+        """Return every row of the plan, each once, in the order of the chart."""
         return [row for group in self.groups for row in group.rows()]
 
     @property
     def operations(self) -> dict[str, str]:
-        """What the operations in this chart do, in the order of `OPERATIONS`."""
+        """The descriptions of the operations in this chart, in the order of `OPERATIONS`."""
         used = {step for group in self.groups for step in group.steps}
         return {name: words for name, words in OPERATIONS.items() if name in used}
 
     @property
     def counts(self) -> str:
-        """One sentence on how many tensors there are on both sides."""
+        """A sentence on the number of tensors on both sides."""
         ignored = sum(len(group.layers) or 1 for group in self.part("ignored"))
         tied = sum("tie" in group.operations for group in self.groups)
         made = len(self.rows()) - ignored - tied
@@ -152,7 +152,7 @@ class PlanChart:
         return f"× {_count(self.config.n_layers, 'block')}"
 
     def as_json(self) -> dict[str, Any]:
-        """The chart as JSON values, every name written out beside its pattern."""
+        """Return the chart as JSON values, every name written out with its pattern."""
         return {
             "from": self.origin,
             "to": self.to,
@@ -173,7 +173,7 @@ class PlanChart:
         }
 
     def as_mermaid(self) -> str:
-        """The chart as text for Mermaid, which documentation sites and notebooks draw."""
+        """Return the chart as text for Mermaid, which documentation sites and notebooks draw."""
         return "\n".join(_Mermaid(self).lines()) + "\n"
 
 
@@ -196,7 +196,7 @@ def _tensor_json(tensor: ChartTensor) -> dict[str, Any]:
 
 
 def make_chart(plan: ConversionPlan) -> PlanChart:
-    """The chart of a plan; only its names and shapes are looked at."""
+    """Return the chart of a plan; only names and shapes are used, no data is read."""
     layers: dict[tuple[Any, ...], list[int]] = {}
     for row in plan.rows():
         target, sources, layer = _templates(row, plan)
@@ -211,20 +211,20 @@ def make_chart(plan: ConversionPlan) -> PlanChart:
             for source, per_layer in sources
         )
         groups.append(ChartRow(_part(made, taken, groups), made, taken, operations, reason, bound))
-    # Zeros for all blocks together name no layer; they stand among the blocks' lines and belong there.
-    last = max((place for place, group in enumerate(groups) if group.part == "blocks"), default=0)
-    for place, group in enumerate(groups[:last]):
+    # Zeros for a stack of all blocks name no layer, but lie among the blocks' rows and belong there.
+    last = max((index for index, group in enumerate(groups) if group.part == "blocks"), default=0)
+    for index, group in enumerate(groups[:last]):
         if group.part == "after":
-            groups[place] = dataclasses.replace(group, part="blocks")
+            groups[index] = dataclasses.replace(group, part="blocks")
     ordered = tuple(group for part in PARTS for group in groups if group.part == part)
     return PlanChart(plan.origin, plan.to, plan.config, ordered, len(plan.sources))
 
 
-_Sources = tuple[tuple[ChartTensor, bool], ...]  # each with whether its name goes with the layer of its row
+_Sources = tuple[tuple[ChartTensor, bool], ...]  # each with whether its name contains the layer of its row
 
 
 def _templates(row: PlanRow, plan: ConversionPlan) -> tuple[str, _Sources, int | None]:
-    """A row's target as a pattern, its sources, and its layer (None where it is about no single one)."""
+    """Return a row's target as a template, its sources, and its layer (None if it belongs to no single layer)."""
     tied = row.operations == ("tie",)
     layout = LAYOUTS[plan.to if tied else plan.origin]
     split = [layer_of(name, layout) for name in row.sources]
@@ -238,7 +238,7 @@ def _templates(row: PlanRow, plan: ConversionPlan) -> tuple[str, _Sources, int |
 
 
 def _stacked(row: PlanRow, plan: ConversionPlan, split: list[tuple[str, int | None]], tied: bool) -> list[ChartTensor]:
-    """The sources of a target that is of no single layer, those that differ in the layer alone as one."""
+    """Return the sources of a target without a single layer; sources that differ in their layer only are one."""
     if tied:
         return [ChartTensor(NamePattern(name), row.shape) for name in row.sources]
     plain = [_stored(name, name, (), plan) for name in row.sources]
@@ -257,7 +257,7 @@ def _stored(name: str, template: str, layers: tuple[int, ...], plan: ConversionP
 
 
 def _part(target: ChartTensor | None, sources: Sequence[ChartTensor], above: Sequence[ChartRow]) -> str:
-    """Where a line stands, given the lines above it; a plan is in the order of the model."""
+    """Return the part of a row, given the rows above it; a plan is in the order of the model."""
     if target is None:
         return "ignored"
     if target.pattern.layers or any(source.pattern.layers for source in sources):
@@ -271,7 +271,7 @@ def _part(target: ChartTensor | None, sources: Sequence[ChartTensor], above: Seq
 
 
 class _Mermaid:
-    """A chart as Mermaid's lines; a tensor is one node in each part, however many lines it feeds."""
+    """Builds a chart's lines for Mermaid; a tensor is one node in each part, whatever number of rows it feeds."""
 
     def __init__(self, chart: PlanChart) -> None:
         self.chart = chart
@@ -325,5 +325,5 @@ class _Mermaid:
 
 
 def _quoted(text: str) -> str:
-    """Text as it may stand between quotes in Mermaid; `#` begins a character reference there."""
+    """Return text escaped for a quoted label in Mermaid, where `#` begins a character reference."""
     return text.replace("#", "#35;").replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")

@@ -1,7 +1,7 @@
-"""The flow chart of a plan as a drawing: an SVG that is text throughout, light or dark as the reader's screen is.
+"""Draw the flow chart of a plan as SVG; it follows the reader's light or dark color scheme.
 
-Three columns: what is stored, what is done with it, what it becomes. Widths come from the longest name, heights from
-what stands in a line, so that nothing overlaps whatever the scheme. Lengths are in pixels.
+There are three columns: stored tensors, operations, and the tensors that are made. Widths come from the longest name
+and heights from the contents of a row, so that nothing overlaps in any layout. Lengths are in pixels.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from clearhead.weights.plan_chart import ChartRow, ChartTensor, PlanChart
 from clearhead.weights.tensors import shape_words
 
 _NAME, _SMALL, _TITLE = 13.0, 11.5, 20.0  # font sizes
-_MONO, _SANS = 0.61, 0.58  # the width of a character of the common fonts, at most (on average for sans), per font size
-_MARGIN, _INSET, _GAP = 24, 16, 76  # around the drawing, inside the frame, and for the curves between two columns
-_BOX, _PITCH = 42, 52  # the height of a tensor's box, and of a line
-_PILL, _ARROW = 24, 18  # the height of an operation's mark, and what lies between two of them
+_MONO, _SANS = 0.61, 0.58  # the width of a character relative to the font size: the maximum, on average for sans
+_MARGIN, _INSET, _GAP = 24, 16, 76  # around the drawing, inside the frame, and between two columns
+_BOX, _PITCH = 42, 52  # the height of a tensor's box, and of a row
+_PILL, _ARROW = 24, 18  # the height of an operation's pill, and the space between two pills
 _REASON_LINE, _REASON_CHARS = 15, 30
 
 _RULES = """
@@ -34,22 +34,22 @@ text { fill: $ink } .name { font-size: 13px }
 
 
 def chart_svg(chart: PlanChart, name: str) -> str:
-    """The chart as an SVG document.
+    """Return the chart as an SVG document.
 
     Args:
-        chart: what to draw.
-        name: how the model is called, for the title.
+        chart: the chart.
+        name: the model's name, for the title.
     """
-    return _Drawing(chart, name).document()
+    return _PlanDrawing(chart, name).document()
 
 
 @dataclass
 class _Cluster:
-    """Lines that share a source: a tensor that is split feeds several. Their boxes are placed together.
+    """Rows that share a source, because a tensor that is split feeds several; their boxes are placed together.
 
     Attributes:
-        groups: the lines.
-        sources: the stored tensors that they take, each once.
+        groups: the rows.
+        sources: the stored tensors that they use, each once.
     """
 
     groups: list[ChartRow]
@@ -73,20 +73,20 @@ def _clusters(groups: list[ChartRow]) -> list[_Cluster]:
     return found
 
 
-class _Drawing:
-    """Draws from top to bottom; `y` is where the next thing goes."""
+class _PlanDrawing:
+    """Draws from top to bottom; `y` is the top of the next element."""
 
     def __init__(self, chart: PlanChart, name: str) -> None:
         self.chart = chart
         self.heading = f"{name}: {LAYOUTS[chart.origin].title} → {LAYOUTS[chart.to].title}"
         self.shapes: list[str] = []
         self.y: float = _MARGIN
-        self.made_at: dict[str, float] = {}  # the middle of every target's box, by its label
+        self.made_at: dict[str, float] = {}  # the vertical center of every target's box, by its label
         self.ties: list[tuple[str, str]] = []
         self._columns()
 
     def _columns(self) -> None:
-        """Where the columns begin and end."""
+        """Compute where the columns begin and end."""
         chart = self.chart
         sources = [self._box_width(source) for group in chart.groups for source in group.sources]
         targets = [self._box_width(group.target) for group in chart.groups if group.target]
@@ -137,7 +137,7 @@ class _Drawing:
         self.y += 14
 
     def _part(self, groups: list[ChartRow], framed: bool) -> None:
-        top, place = self.y, len(self.shapes)
+        top, below = self.y, len(self.shapes)
         if framed:
             self._write(_MARGIN + 12, self.y + 26, self.chart.frame, "label")
             self.y += 40
@@ -146,11 +146,11 @@ class _Drawing:
         if framed:
             self.y += 8
             frame = rect("frame", _MARGIN, top, self.right_end + _INSET - _MARGIN, self.y - top, 12)
-            self.shapes.insert(place, frame)  # behind what stands in it
+            self.shapes.insert(below, frame)  # drawn first, behind its contents
             self.y += 14
 
     def _cluster(self, cluster: _Cluster, framed: bool) -> None:
-        """Draws lines that share sources, the boxes of the shorter side in the middle of the longer one's height."""
+        """Draw rows that share sources; the shorter side is vertically centered on the longer one."""
         heights = [_line_height(self._reason(group)) for group in cluster.groups]
         height = max(sum(heights), _PITCH * len(cluster.sources))
         at = self.y + (height - _PITCH * len(cluster.sources)) / 2
@@ -175,7 +175,7 @@ class _Drawing:
         self.made_at[group.target.pattern.label] = centre
         if not group.sources or "tie" in group.operations:
             self.shapes.append(rect("absent", self.left, top, self.left_end - self.left, _BOX, 7))
-            self._write(self.left + 12, centre + 4, "no tensor is taken", "dim small")
+            self._write(self.left + 12, centre + 4, "no stored tensor", "dim small")
         first, last = self._steps(group.steps, centre) if "tie" not in group.operations else (0.0, 0.0)
         if first:
             for source in group.sources:
@@ -187,7 +187,7 @@ class _Drawing:
             self._write(middle, offset + _REASON_LINE * i, text, "dim small", anchor="middle")
 
     def _steps(self, steps: tuple[str, ...], centre: float) -> tuple[float, float]:
-        """Draws the operations side by side in the middle; where they begin and end."""
+        """Draw the operations side by side in the middle; return where they begin and end."""
         total = sum(_pill_width(step) for step in steps) + _ARROW * (len(steps) - 1)
         first = at = (self.mid + self.mid_end - total) / 2
         for i, step in enumerate(steps):
@@ -199,7 +199,7 @@ class _Drawing:
         return first, at - _ARROW
 
     def _tie(self, one: str, other: str) -> None:
-        """A dashed line down the right side, from a tensor to the one that is the same."""
+        """Draw a dashed line down the right side, from a tensor to the one tied to it."""
         top, bottom = self.made_at[one], self.made_at[other]
         x, out = self.right_end, self.right_end + _INSET + 30
         self._path(
@@ -237,7 +237,7 @@ class _Drawing:
                 self.y += 19
         self.y -= 12
 
-    # Pieces -----------------------------------------------------------------------------------------------------
+    # Elements -----------------------------------------------------------------------------------------------------
 
     def _reason(self, group: ChartRow) -> list[str]:
         return textwrap.wrap(group.reason, _REASON_CHARS) if group.reason else []
@@ -261,11 +261,11 @@ class _Drawing:
         self.shapes.append(rect("pill", x, centre - _PILL / 2, wide, _PILL, _PILL / 2))
         self._write(x + wide / 2, centre + 4, step, "step")
 
-    def _curve(self, x: float, y: float, turned: float, end: float, to: float) -> None:
-        """From a box to its operation: all of the turn lies between the columns, so it crosses no other mark."""
-        half = (turned - x) / 2
+    def _curve(self, x: float, y: float, bend: float, end: float, to: float) -> None:
+        """Draw a curve from a box to its operation; it bends between the columns only, so it crosses no other pill."""
+        half = (bend - x) / 2
         self._path(
-            f"M{x:.1f} {y:.1f} C{x + half:.1f} {y:.1f} {turned - half:.1f} {to:.1f} {turned:.1f} {to:.1f} H{end:.1f}"
+            f"M{x:.1f} {y:.1f} C{x + half:.1f} {y:.1f} {bend - half:.1f} {to:.1f} {bend:.1f} {to:.1f} H{end:.1f}"
         )
 
     def _path(self, d: str, tip: bool = False, dashed: bool = False) -> None:
@@ -278,7 +278,7 @@ class _Drawing:
 
 
 def _line_height(reason: list[str]) -> float:
-    """How high a line is: its box, or its operations with the reason below them."""
+    """Return the height of a row: its box, or its operations with the reason below them."""
     return max(_PITCH, _BOX / 2 + _PILL / 2 + _REASON_LINE * len(reason) + 12)
 
 

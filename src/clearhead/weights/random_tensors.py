@@ -1,4 +1,4 @@
-"""Tensors of a model that nobody trained: the numbers are random, the shapes are a config's."""
+"""Random tensors in the shapes of a config, for measuring speed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from clearhead.config import GPTConfig
 from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 
-_SPREAD = 0.02  # the standard deviation from which GPT-2's training started
+_SPREAD = 0.02  # the standard deviation of GPT-2's initial weights
 
 
 class RandomTensors(Mapping[str, np.ndarray]):
-    """Every tensor of a model by canonical name, made when it is asked for.
+    """Every tensor of an untrained model by canonical name, made when it is asked for.
 
-    Matrices and embeddings are drawn from a normal distribution with standard deviation 0.02, the weights of norms are
-    one and biases zero. It is what measuring speed needs: how fast a model runs does not depend on its numbers.
+    Matrices and embeddings are drawn from a normal distribution with standard deviation 0.02; the weights of norms are
+    one and biases zero. The speed of a model does not depend on its numbers.
 
     Args:
         config: the model's shape.
-        seed: the same one gives the same numbers, in whatever order they are asked for.
+        seed: the same seed gives the same numbers, whatever the order in which tensors are read.
     """
 
     def __init__(self, config: GPTConfig, seed: int = 0) -> None:
@@ -35,7 +35,7 @@ class RandomTensors(Mapping[str, np.ndarray]):
         }
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """float32, of the tensor's shape."""
+        """Return the tensor as float32."""
         shape = self._shapes[name]
         if len(shape) == 1:
             return (np.ones if "norm" in name and name.endswith("weight") else np.zeros)(shape, np.float32)
@@ -43,7 +43,7 @@ class RandomTensors(Mapping[str, np.ndarray]):
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(_SPREAD)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without making it."""
+        """Return a tensor's shape without making it."""
         return self._shapes[name]
 
     def __iter__(self) -> Iterator[str]:

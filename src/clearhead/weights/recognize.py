@@ -1,7 +1,7 @@
-"""Whose tensors these are, and what their shapes say of the model: both read off the table of layouts.
+"""Recognize the layout of tensors and infer the model's shape, both from the table of layouts.
 
-Names and shapes decide, never a file's name. Hugging Face and nanoGPT, for example, use the same names and store
-the matrices the other way round.
+Names and shapes decide, never a file's name. Hugging Face and nanoGPT, for example, use the same names, but one stores
+its matrices transposed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clearhead.weights.layouts import LAYOUTS, TABLE, Dims, parse
 from clearhead.weights.tensors import TensorInfo
 
 NAMED = ("huggingface", "canonical", "book", "nanogpt", "transformerlens")
-"""The layouts that a collection of tensors may have whose file says nothing of itself."""
+"""The layouts of files that hold named tensors and nothing that tells the layout."""
 
 _GIVE_CONFIG = "give config=GPTConfig(...), or --config with a JSON file where the command has it"
 _HEAD_WIDTH = 64  # numbers per attention head, in all released GPT-2s
@@ -27,7 +27,7 @@ _HEAD_WIDTH = 64  # numbers per attention head, in all released GPT-2s
 
 @dataclass(frozen=True)
 class _Match:
-    """A stored tensor that a layout knows: its row in the table, its dimensions there, and its layer."""
+    """A stored tensor that a layout knows: its row in the table, its dimensions, and its layer."""
 
     name: str
     row: int
@@ -37,7 +37,7 @@ class _Match:
 
 @cache
 def _known(layout: str) -> dict[str, tuple[int, Dims]]:
-    """The bare names of a layout, `{i}` for the layer, with their place in the table and their dimensions."""
+    """Return the bare names of a layout, `{i}` for the layer, with their row in the table and their dimensions."""
     found = {}
     for index, row in enumerate(TABLE):
         cell = row.cells.get(layout, ())
@@ -58,7 +58,7 @@ def _matches(layout: str, tensors: Mapping[str, TensorInfo]) -> Iterator[_Match]
 
 
 def recognize(tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The layout that explains the most tensors by name and shape; None where none of a block is explained."""
+    """Return the layout that matches the most tensors by name and shape; None if none matches a tensor of a block."""
     scores = {layout: _score(layout, tensors) for layout in NAMED}
     best = max(scores, key=lambda layout: scores[layout])
     return best if scores[best] else None
@@ -73,46 +73,46 @@ def _score(layout: str, tensors: Mapping[str, TensorInfo]) -> int:
 
 
 def _fits(dims: Dims, shape: tuple[int, ...], width: int) -> bool:
-    """Whether a shape can be, as far as emb_dim alone can tell."""
+    """Return whether a shape is possible, given emb_dim only."""
     known = {("C",): width, ("H", "D"): width, ("S", "H", "D"): 3 * width}
     return all(known.get(dim, size) == size for dim, size in zip(dims, shape, strict=True))
 
 
 def refuse_unknown(path: Path, tensors: Mapping[str, TensorInfo]) -> WeightsError:
-    """The error for tensors of no known scheme."""
+    """Return the error for tensors of an unknown layout."""
     names = ", ".join(list(tensors)[:4]) + (", …" if len(tensors) > 4 else "")
     known = ", ".join(f"{name} ({next(iter(_known(name)))}, …)" for name in NAMED)
     return WeightsError(
-        f"{path} holds {len(tensors)} tensors whose names are no scheme's that Clearhead knows: {names}; "
+        f"{path} holds {len(tensors)} tensors whose names belong to no layout that Clearhead knows: {names}; "
         f"it knows {known}."
     )
 
 
 def stored_name(canonical: str, layout: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The name under which a tensor of the table that is not per layer is stored, where it is."""
+    """Return the name under which a tensor that is not per layer is stored, or None."""
     index = next(index for index, row in enumerate(TABLE) if row.name == canonical)
     return next((match.name for match in _matches(layout, tensors) if match.row == index), None)
 
 
 def has_qkv_bias(layout: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether any layer stores a bias of q, k and v."""
+    """Return whether any layer stores a bias of q, k and v."""
     return any(TABLE[match.row].needs == "qkv_bias" for match in _matches(layout, tensors))
 
 
 def config_from_shapes(
     path: Path, layout: str, tensors: Mapping[str, TensorInfo], beside: GPTConfig | None = None
 ) -> tuple[GPTConfig, tuple[str, ...]]:
-    """A model's config from the shapes of its tensors (the head as if tied), and remarks on what they do not say.
+    """Infer a model's config from the shapes of its tensors (the head as if tied); return it with notes.
 
     Args:
-        path: where the tensors are, for messages.
+        path: the file, for messages.
         layout: their naming scheme.
-        tensors: what is stored.
-        beside: a config found beside them; where it has the same emb_dim, layers and context, what shapes do not
-            say (heads, dropout, the norm's epsilon, the form of GELU) is taken from it.
+        tensors: the stored tensors.
+        beside: the config in the same folder; if it has the same emb_dim, layers and context, it supplies what shapes
+            do not tell (heads, dropout, the norm's epsilon, the activation function).
 
     Raises:
-        WeightsError: where a tensor that gives a size is missing, or the number of heads cannot be told.
+        WeightsError: if a tensor that determines a size is missing, or the number of heads is unknown.
     """
     sizes: dict[str, int] = {}
     layers = set()
@@ -134,11 +134,11 @@ def config_from_shapes(
         "n_layers": 1 + max(layer for layer in layers if layer is not None),
         "ff_dim": sizes["F"],
     }
-    told: dict[str, Any] = {"qkv_bias": has_qkv_bias(layout, tensors), "tie_weights": True}
+    flags: dict[str, Any] = {"qkv_bias": has_qkv_bias(layout, tensors), "tie_weights": True}
     if beside is not None and all(getattr(beside, k) == shape[k] for k in ("emb_dim", "n_layers", "context_length")):
-        return beside.replace(**shape, **told), ()
+        return beside.replace(**shape, **flags), ()
     heads, notes = (sizes["H"], ()) if "H" in sizes else _guess_heads(path, sizes["C"])
-    return GPTConfig(**shape, n_heads=heads, **told), notes
+    return GPTConfig(**shape, n_heads=heads, **flags), notes
 
 
 _GIVES = {
@@ -146,7 +146,7 @@ _GIVES = {
     "C": "token_embedding.weight",
     "T": "position_embedding.weight",
     "F": "blocks.{i}.feed_forward.up.weight",
-}  # the tensor to name where the length of an axis is not known
+}  # the tensor to name if the length of an axis is unknown
 
 
 def _guess_heads(path: Path, width: int) -> tuple[int, tuple[str, ...]]:

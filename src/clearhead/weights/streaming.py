@@ -1,52 +1,53 @@
-"""Reading a file that is larger than the memory, one tensor after another, and giving back what each one took.
+"""Read a file that is larger than the memory, one tensor after another, and release what was read.
 
-A file is mapped, and what has been touched of a map counts as memory of the process for as long as the map is
-there. A conversion touches every byte, so the whole file would count in the end. Here it is mapped anew from time to
-time, and the old map goes with the last array that refers to it.
+Pages of a memory map that were read count as memory of the process for as long as the map exists. A conversion reads
+every byte, so in the end the whole file would count. Here the file is mapped anew from time to time, and an old map
+goes with the last array that refers to it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
 from clearhead.errors import WeightsError
 from clearhead.weights.tensors import TensorFile
 
-_AT_ONCE = 192 * 2**20  # bytes that may have been touched before the file is mapped anew
+_BYTES_PER_MAP = 192 * 2**20  # bytes that are read before the file is mapped anew
 
 
 class StreamingReader:
-    """Reads a file's tensors for a plan that runs once: a `plan.Read`.
+    """Reads a file's tensors for a plan that runs once; it is a `steps.TensorReader`.
 
-    What it gives is good as long as somebody holds it; changing it in memory has no effect on what is read later.
+    An array stays valid as long as something refers to it; changing it in memory does not affect later reads.
     """
 
     def __init__(self, file: TensorFile) -> None:
-        self._path, self._file, self._touched = file.path, file.remap(), 0
+        self._path, self._file, self._bytes_read = file.path, file.remap(), 0
         self._tensors = file.tensors
         self._state = _state(file.path)
         self._n_layers = getattr(getattr(file, "config", None), "n_layers", 1)
         if hasattr(file.read, "layer"):
             self.layer = self._layer
 
-    def __call__(self, name: str) -> np.ndarray:
-        """One tensor, as the file's own `read` gives it."""
-        return self._after(self._tensors[name].nbytes).read(name)
+    def __call__(self, name: str) -> npt.NDArray[Any]:
+        """Return one tensor, as the file's own `read` does."""
+        return self._file_for(self._tensors[name].nbytes).read(name)
 
-    def _layer(self, name: str, layer: int) -> np.ndarray:
-        file = self._after(self._tensors[name].nbytes // self._n_layers)
-        values: np.ndarray = file.read.layer(name, layer)  # type: ignore[attr-defined]
+    def _layer(self, name: str, layer: int) -> npt.NDArray[Any]:
+        file = self._file_for(self._tensors[name].nbytes // self._n_layers)
+        values: npt.NDArray[Any] = file.read.layer(name, layer)  # type: ignore[attr-defined]
         return values
 
-    def _after(self, n_bytes: int) -> TensorFile:
-        """The file, before so many more bytes of it are touched."""
-        if self._touched and self._touched + n_bytes > _AT_ONCE:
+    def _file_for(self, n_bytes: int) -> TensorFile:
+        """Return the file for reading `n_bytes` more, mapped anew if they are too many for this map."""
+        if self._bytes_read and self._bytes_read + n_bytes > _BYTES_PER_MAP:
             if _state(self._path) != self._state:
                 raise WeightsError(f"{self._path} was changed while it was read; start again.")
-            self._file, self._touched = self._file.remap(), 0
-        self._touched += n_bytes
+            self._file, self._bytes_read = self._file.remap(), 0
+        self._bytes_read += n_bytes
         return self._file
 
 

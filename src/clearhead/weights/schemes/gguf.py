@@ -1,6 +1,6 @@
-"""A GPT-2 in a GGUF file: its config and its tokenizer as keys, its tensors under llama.cpp's names.
+"""A GPT-2 in a GGUF file: config and tokenizer as keys, tensors under llama.cpp's names.
 
-The keys are those of llama.cpp's architecture `gpt2`, and what its converter writes for one.
+The keys are those of llama.cpp's architecture `gpt2`, as its converter writes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # ggml's types of tokens
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
-_BLOCK = 32  # numbers that one scale of q8_0 serves; a row must be a whole number of them
+_BLOCK = 32  # numbers per scale of q8_0; a row must be a multiple of it
 _COUNTS = {
     "context_length": "context_length",
     "emb_dim": "embedding_length",
@@ -32,10 +32,10 @@ _COUNTS = {
 
 
 def config_of(file: GGUFFile) -> tuple[GPTConfig, tuple[str, ...]]:
-    """The model's shape from the keys (the head as if tied), and remarks on what was decided.
+    """Return the model's shape from the keys (the head as if tied), and notes on what was decided.
 
     Raises:
-        WeightsError: where the file holds no GPT-2, is one of several parts, or lacks a key.
+        WeightsError: if the file does not hold a GPT-2, is one of several parts, or lacks a key.
     """
     keys = file.keys
     kind = keys.get("general.architecture")
@@ -60,7 +60,7 @@ def config_of(file: GGUFFile) -> tuple[GPTConfig, tuple[str, ...]]:
             norm_eps=float(str(epsilon)),  # the shortest number that is this float32: 1e-05
         )
     except ConfigError as error:
-        raise WeightsError(f"the keys of {file.path} cannot be: {error}") from None
+        raise WeightsError(f"the keys of {file.path} are impossible: {error}") from None
     return config, _notes(file)
 
 
@@ -72,20 +72,20 @@ def _notes(file: GGUFFile) -> tuple[str, ...]:
 
 
 def save_gguf(path: Path, plan: ConversionPlan, dtype: str, tokenizer: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Writes a model that llama.cpp opens; returns remarks.
+    """Write a model that llama.cpp opens; return notes.
 
-    As its converter does, vectors and the position embedding stay float32, and a matrix whose rows are no whole
-    number of blocks is float16 where q8_0 was asked for.
+    As with its converter, vectors and the position embedding stay float32, and with q8_0 a matrix whose rows are not a
+    multiple of 32 numbers is float16.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
+        path: the file; it is written in place, so give a temporary name and rename it.
         plan: a plan to the layout `gguf`.
         dtype: `float32`, `float16`, `bfloat16` or `q8_0`.
         tokenizer: the keys `tokenizer.*`; empty for none.
-        name: what to call the model in the file.
+        name: the model's name in the file.
 
     Raises:
-        WeightsError: where the `gguf` library is not installed, or a value is too large for float16.
+        WeightsError: if the `gguf` library is not installed, or a value is too large for float16.
     """
     config = plan.config
     keys: dict[str, Any] = {
@@ -103,9 +103,9 @@ def save_gguf(path: Path, plan: ConversionPlan, dtype: str, tokenizer: Mapping[s
     tensors = {target: (shape, _dtype_for(target, shape, dtype)) for target, shape in plan.targets.items()}
     write_gguf(path, keys, tensors, plan.run(None))
     kept = sum(chosen == "float16" for _, chosen in tensors.values()) if dtype == "q8_0" else 0
-    notes = [f"{kept} tensors are float16, as their rows are no multiple of {_BLOCK} numbers."] if kept else []
+    notes = [f"{kept} tensors are float16, because their rows are not a multiple of {_BLOCK} numbers."] if kept else []
     if not tokenizer:
-        notes.append("the file holds no tokenizer, as none stood beside the weights.")
+        notes.append("the file holds no tokenizer, because there was none with the weights.")
     return tuple(notes)
 
 
@@ -116,19 +116,19 @@ def _dtype_for(name: str, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """The keys `tokenizer.*` of a GGUF file for a tokenizer.
+    """Return the keys `tokenizer.*` of a GGUF file for a tokenizer.
 
     Args:
         tokenizer: a byte-level BPE of GPT-2's kind.
         vocab_size: rows of the token embedding; the list of tokens is filled up to it.
 
     Raises:
-        WeightsError: where the tokenizer is of a kind that GGUF's `gpt2` cannot say, or larger than the model.
+        WeightsError: if GGUF's `gpt2` cannot express the tokenizer, or it is larger than the model.
     """
     if tokenizer.bpe is None:
         raise WeightsError(
-            "the model's tokenizer is no byte-level BPE of GPT-2's kind, and Clearhead writes no other into a "
-            "GGUF file; take the tokenizer's files away to save the model without it."
+            "the model's tokenizer is not a byte-level BPE like GPT-2's, and Clearhead writes no other into a "
+            "GGUF file; move the tokenizer's files away to save the model without it."
         )
     if tokenizer.vocab_size > vocab_size:
         raise WeightsError(
@@ -154,18 +154,18 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def why_no_tokenizer(keys: Mapping[str, Any]) -> str:
-    """A remark on the tokenizer in a file's keys that cannot be used here; empty where it can, or there is none."""
+    """Return a note if the tokenizer in a file's keys cannot be used here; empty if it can, or there is none."""
     kind, cut = keys.get("tokenizer.ggml.model", "none"), keys.get("tokenizer.ggml.pre", "gpt-2")
     if kind == "none" or (kind == "gpt2" and cut == "gpt-2"):
         return ""
-    return f"the file's own tokenizer ({kind}, {cut}) is not GPT-2's kind and is not used."
+    return f"the file's own tokenizer ({kind}, {cut}) is not like GPT-2's and is not used."
 
 
 def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
-    """The tokenizer in a file's keys; None where there is none, or one that is no byte-level BPE of GPT-2's kind.
+    """Return the tokenizer in a file's keys; None if there is none, or it is not a byte-level BPE like GPT-2's.
 
     Raises:
-        TokenizerError: where its vocabulary and its merges do not fit each other.
+        TokenizerError: if its vocabulary and its merges do not fit each other.
     """
     keys = file.keys
     if keys.get("tokenizer.ggml.model", "none") == "none" or why_no_tokenizer(keys):
@@ -178,8 +178,8 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
     merges = [tuple(merge.split(" ")) for merge in keys.get("tokenizer.ggml.merges", [])]
     if any(len(pair) != 2 for pair in merges) or len(vocab) != len(tokens) - types.count(_UNUSED):
         raise TokenizerError(
-            f"{file.path} holds a tokenizer that cannot be: a token stands in it twice, or a merge is no pair; "
-            "put the model's tokenizer.json beside the file."
+            f"{file.path} holds a broken tokenizer: a token occurs twice, or a merge is not a pair; "
+            "put the model's tokenizer.json into the same folder."
         )
     special = [token for token, id in vocab.items() if types[id] in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
     end = keys.get("tokenizer.ggml.eos_token_id")

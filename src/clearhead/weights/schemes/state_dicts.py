@@ -1,7 +1,7 @@
-"""Models that are a collection of named tensors and little else: the book's, nanoGPT's, TransformerLens's, our own.
+"""State dicts: named tensors without a config, from the book, nanoGPT, TransformerLens and Clearhead itself.
 
-A state dict has no config. Its shapes say most of it (`recognize.py`), a nanoGPT checkpoint says it all; what
-neither says is taken from a `config.json` beside the file, or from the user, or decided here and remarked.
+The shapes tell most of the config (`recognize.py`), and a nanoGPT checkpoint all of it. The rest comes from a
+`config.json` in the same folder or from the user; otherwise it is assumed, and a note says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clearhead.config import Activation, GPTConfig
 from clearhead.errors import ConfigError, WeightsError
@@ -21,24 +22,24 @@ from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.recognize import config_from_shapes, has_qkv_bias, stored_name
 from clearhead.weights.tensors import TensorFile, TensorInfo, encode
 
-Told = tuple[GPTConfig, tuple[str, ...]]
-"""A model's config, its head as if tied, and remarks for the user."""
+ConfigAndNotes = tuple[GPTConfig, tuple[str, ...]]
+"""A model's config, its head as if tied, and notes for the user."""
 
 
-def config_of(file: TensorFile, folder: Path, layout: str) -> Told:
-    """The config of a model whose tensors are in `file`, in one of the layouts of this module.
+def config_of(file: TensorFile, folder: Path, layout: str) -> ConfigAndNotes:
+    """Return the config of a model whose tensors are in `file`, in one of the layouts of this module.
 
     Args:
         file: the tensors, opened.
-        folder: where a `config.json` may be.
+        folder: the folder that may hold a `config.json`.
         layout: `canonical`, `book`, `nanogpt` or `transformerlens`.
 
     Raises:
-        WeightsError: where the shape cannot be told, or the tensors are not a plain GPT-2's.
-        ConfigError: where what a checkpoint says of its shape cannot be.
+        WeightsError: if the shape is unknown, or the tensors are not those of a plain GPT-2.
+        ConfigError: if a checkpoint states an impossible shape.
     """
-    if layout == "nanogpt" and (told := _nanogpt_says(file)) is not None:
-        return told
+    if layout == "nanogpt" and (found := _nanogpt_config(file)) is not None:
+        return found
     config, notes = config_from_shapes(file.path, layout, file.tensors, _config_beside(folder))
     if layout == "nanogpt":
         config = config.replace(activation="gelu_erf")
@@ -47,7 +48,7 @@ def config_of(file: TensorFile, folder: Path, layout: str) -> Told:
 
 
 def refuse_changed(file: TensorFile, layout: str) -> None:
-    """Raises where tensors of a layout have been made into something other than a GPT-2.
+    """Raise if tensors of a layout were changed into something other than a GPT-2.
 
     Raises:
         WeightsError: for norms folded into matrices by TransformerLens, or a head that classifies.
@@ -58,8 +59,8 @@ def refuse_changed(file: TensorFile, layout: str) -> None:
         _refuse_classifier(file)
 
 
-def settle_qkv_bias(file: TensorFile, layout: str, config: GPTConfig) -> Told:
-    """A config that the user gave, with biases on q, k and v where the tensors have them."""
+def settle_qkv_bias(file: TensorFile, layout: str, config: GPTConfig) -> ConfigAndNotes:
+    """Return a config that the user gave, with biases on q, k and v if the tensors have them."""
     there = has_qkv_bias(layout, file.tensors)
     if there == config.qkv_bias:
         return config, ()
@@ -71,7 +72,7 @@ def settle_qkv_bias(file: TensorFile, layout: str, config: GPTConfig) -> Told:
 
 
 def _config_beside(folder: Path) -> GPTConfig | None:
-    """The config in a `config.json` beside the weights, where there is one and it describes a GPT-2."""
+    """Return the config in the `config.json` in the weights' folder; None if there is none, or not for a GPT-2."""
     try:
         return GPTConfig.from_file(folder / "config.json") if (folder / "config.json").is_file() else None
     except ConfigError:
@@ -90,7 +91,7 @@ def _refuse_classifier(file: TensorFile) -> None:
         )
 
 
-# --- what has no place in the table ------------------------------------------------------------------
+# --- what the table of layouts does not tell -------------------------------------------------------------
 
 _SAVE_UNFOLDED = (
     "save it from a model that was loaded with fold_ln=False, center_writing_weights=False, center_unembed=False "
@@ -99,7 +100,7 @@ _SAVE_UNFOLDED = (
 
 
 def _refuse_folded(file: TensorFile) -> None:
-    """Raises where the weights were changed on loading: norms multiplied into the matrices that follow."""
+    """Raise if TransformerLens changed the weights on loading, by multiplying norms into the matrices after them."""
     bare = {LAYOUTS["transformerlens"].bare(name): name for name in file.tensors}
     if not any(re.fullmatch(r"blocks\.\d+\.ln1\.w", name) for name in bare):
         raise WeightsError(
@@ -114,8 +115,8 @@ def _refuse_folded(file: TensorFile) -> None:
         )
 
 
-def _constants(config: GPTConfig, layout: str) -> dict[str, np.ndarray]:
-    """The tensors beside the weights without which the layout's own model does not take a state dict."""
+def _constants(config: GPTConfig, layout: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the constant tensors without which the layout's own model does not accept a state dict."""
     length = config.context_length
     if layout == "book":
         mask = np.triu(np.ones((length, length), np.float32), 1)
@@ -148,8 +149,8 @@ _MODEL_ARGS = {
 }
 
 
-def _nanogpt_says(file: TensorFile) -> Told | None:
-    """The config from a checkpoint's `model_args`; None where the file has none."""
+def _nanogpt_config(file: TensorFile) -> ConfigAndNotes | None:
+    """Return the config from a checkpoint's `model_args`; None if the file has none."""
     contents = getattr(file, "contents", None)
     if not isinstance(contents, Mapping) or not isinstance(contents.get("model_args"), Mapping):
         return None
@@ -169,10 +170,10 @@ def _nanogpt_says(file: TensorFile) -> Told | None:
 
 
 def _nanogpt_activation(contents: Mapping[str, Any]) -> tuple[Activation, tuple[str, ...]]:
-    """The form of GELU that the weights were last trained with, and why.
+    """Return the variant of GELU that the weights were last trained with, and notes.
 
-    nanoGPT's model has `nn.GELU()`, the erf layout, whatever it starts from. Weights that it trained, if only for a
-    few steps, have that layout's function; only such as it took from OpenAI and saved as they were do not.
+    nanoGPT's model has `nn.GELU()`, the exact variant, whatever it starts from. Weights that it trained, if only for a
+    few steps, belong to that variant; weights that it took from OpenAI and saved unchanged do not.
     """
     settings = contents.get("config")
     settings = settings if isinstance(settings, Mapping) else {}
@@ -187,15 +188,15 @@ def _nanogpt_activation(contents: Mapping[str, Any]) -> tuple[Activation, tuple[
 
 
 def save_state_dict(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, ...]:
-    """Writes a plan's targets as one state dict, with one tensor in memory at a time; returns remarks.
+    """Write a plan's targets as one state dict, with one tensor in memory at a time; return notes.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
+        path: the file; it is written in place, so give a temporary name and rename it.
         plan: a plan to `canonical`, `book` or `transformerlens`.
         dtype: `float32`, `float16` or `bfloat16`.
 
     Raises:
-        WeightsError: where a value is too large for float16.
+        WeightsError: if a value is too large for float16.
     """
     _write(path, plan, dtype, list(plan.targets), _constants(plan.config, plan.to))
     config = plan.config
@@ -203,23 +204,23 @@ def save_state_dict(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, 
     if plan.to != "transformerlens" and (config.emb_dim % 64 or config.n_heads != config.emb_dim // 64):
         notes.append(
             f"the file does not say that the model has {config.n_heads} attention heads; "
-            "who opens it must know the number."
+            "give the number when you open it."
         )
     return tuple(notes)
 
 
 def save_nanogpt(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, ...]:
-    """Writes a `ckpt.pt` that nanoGPT's sample.py opens, with one tensor in memory at a time; returns remarks.
+    """Write a `ckpt.pt` that nanoGPT's sample.py opens, with one tensor in memory at a time; return notes.
 
     A model whose every bias is zero is written as nanoGPT's `bias=False`, without biases.
 
     Args:
-        path: the file, written in place: give a temporary name and rename it.
+        path: the file; it is written in place, so give a temporary name and rename it.
         plan: a plan to `nanogpt`.
         dtype: `float32`, `float16` or `bfloat16`.
 
     Raises:
-        WeightsError: where a value is too large for float16.
+        WeightsError: if a value is too large for float16.
     """
     config = plan.config
     bias = any(plan.read(name, None).any() for name in plan.targets if name.endswith(".bias"))
@@ -236,7 +237,12 @@ def save_nanogpt(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, ...
 
 
 def _write(
-    path: Path, plan: ConversionPlan, dtype: str, names: list[str], constants: Mapping[str, np.ndarray], **around: Any
+    path: Path,
+    plan: ConversionPlan,
+    dtype: str,
+    names: list[str],
+    constants: Mapping[str, npt.NDArray[Any]],
+    **container: Any,
 ) -> None:
     shapes = plan.targets
     tensors = {name: TensorInfo(shapes[name], dtype) for name in names}
@@ -246,7 +252,7 @@ def _write(
     masks = [name for name in constants if name.endswith(".mask")]
     same |= {name: masks[0] for name in masks[1:]}  # noqa: C420 - there may be none
 
-    def data() -> Iterator[tuple[str, np.ndarray]]:
+    def data() -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for name in names:
             if name not in same:
                 yield name, encode(plan.read(name, None), dtype, name)
@@ -254,11 +260,11 @@ def _write(
             if name not in same:
                 yield name, array
 
-    write_pytorch(path, tensors, data(), same=same, **around)
+    write_pytorch(path, tensors, data(), same=same, **container)
 
 
 def _shared(plan: ConversionPlan) -> dict[str, str]:
-    """A tied head that the layout keeps, where it is the token embedding without a change: one piece of memory."""
+    """Return targets that are unchanged copies of the same source, such as a tied head, with the first of them."""
     by_use: dict[tuple[Any, ...], str] = {}
     found = {}
     for step in plan.steps:
