@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
+from clearhead.cli.architecture import architecture
 from clearhead.cli.bench import bench
 from clearhead.cli.classify import classify
 from clearhead.cli.corpus import HELP as CORPUS_HELP
@@ -68,7 +69,21 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 # In the order in which `--help` lists them.
-for verb in (generate, tokenize, params, diagram, walk, tour, new, train, runs, evaluate, classify, bench):
+for verb in (
+    generate,
+    tokenize,
+    params,
+    diagram,
+    architecture,
+    walk,
+    tour,
+    new,
+    train,
+    runs,
+    evaluate,
+    classify,
+    bench,
+):
     app.command(help=_paragraphs(verb.__doc__), epilog=sys.modules[verb.__module__].EPILOG)(verb)
 
 corpus = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")

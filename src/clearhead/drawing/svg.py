@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -127,3 +127,20 @@ def document(picture: Picture, rules: str, theme: str = "auto") -> str:
             "</svg>\n",
         ]
     )
+
+
+def side_by_side(pictures: Sequence[str], lang: str = "en") -> str:
+    """Return one SVG document with several documents of `document` beside each other, their tops aligned.
+
+    Identifiers of each picture get a prefix of their own, so that none appears twice.
+    """
+    x, height, parts = 0.0, 0.0, []
+    for number, picture in enumerate(pictures):
+        wide, tall = (float(value) for value in re.findall(r'(?:width|height)="([\d.]+)"', picture)[:2])
+        unique = re.sub(r'(\bid="|url\(#)', rf"\g<1>p{number}-", picture)
+        unique = re.sub(r'aria-labelledby="[^"]*"', "", unique)
+        parts.append(unique.replace("<svg ", f'<svg x="{x:g}" ', 1))
+        x, height = x + wide, max(height, tall)
+    body = "\n".join(part.strip() for part in parts)
+    size = f'width="{x:g}" height="{height:g}" viewBox="0 0 {x:g} {height:g}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} xml:lang="{lang}">\n{body}\n</svg>\n'

@@ -55,7 +55,8 @@ def _node(box: Box) -> str:
 
 def _arrow(arrow: Arrow) -> str:
     link = "-.-" if arrow.route == "tie" else "-->"
-    return f'{_key(arrow.start)} {link}|"{quoted(arrow.label)}"| {_key(arrow.end)}'
+    label = f'|"{quoted(arrow.label)}"|' if arrow.label else ""
+    return f"{_key(arrow.start)} {link}{label} {_key(arrow.end)}"
 
 
 def _key(key: str) -> str:

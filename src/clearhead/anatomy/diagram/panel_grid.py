@@ -64,6 +64,7 @@ class PanelGrid:
         if self.is_detail:
             width = max(
                 width + 2 * CARD_PADDING,
+                common + 2 * CARD_PADDING,
                 *(2 * (label_width(arrow.label) + 20) for arrow in panel.arrows if arrow.column is None),
                 text_width(panel.title, TITLE, bold=True) + 3 * CARD_PADDING,
                 text_width(panel.note, NOTE) + 3 * CARD_PADDING,
