@@ -17,7 +17,7 @@ import sys
 import numpy as np
 import torch
 
-from clearhead.gpt import load
+from clearhead.loading import load
 from clearhead.model import GPTModel
 from clearhead.training.distributed import Processes
 from clearhead.training.objective import Objective

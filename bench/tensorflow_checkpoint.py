@@ -77,8 +77,8 @@ def engine(folder: str) -> None:
 def pytorch(folder: str) -> None:
     """A model in PyTorch."""
     from clearhead import weights
-    from clearhead.inference.torch_weights import load_into, without_memory
     from clearhead.model import GPTModel
+    from clearhead.model_weights import load_into, without_memory
 
     start()
     source = weights.open(folder)

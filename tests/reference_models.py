@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead import weights
 from clearhead.config import GPTConfig
-from clearhead.inference.torch_weights import load_into
 from clearhead.model import GPTModel
+from clearhead.model_weights import load_into
 
 SMALL = GPTConfig(vocab_size=97, context_length=64, emb_dim=48, n_heads=4, n_layers=3, qkv_bias=True, tie_weights=True)
 

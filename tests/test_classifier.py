@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from clearhead.cli.command import app
 from clearhead.errors import WeightsError
-from clearhead.gpt import bundled
+from clearhead.loading import bundled
 from clearhead.training.classifier import load_classifier
 
 TEXTS = ["Once upon a time there was a cake!", "No.", "The dog, who was walking on four legs again, was happy."]

@@ -621,7 +621,7 @@ def test_one_seed_gives_one_text(model: Path) -> None:
     ids=str,
 )
 def test_every_option_arrives(model: Path, options: dict[str, Any]) -> None:
-    from clearhead.gpt import load
+    from clearhead.loading import load
 
     words = []
     for name, value in options.items():
@@ -639,7 +639,8 @@ def test_every_option_arrives(model: Path, options: dict[str, Any]) -> None:
 
 def test_defaults_are_those_of_the_library() -> None:
     from clearhead.cli.generate import generate
-    from clearhead.gpt import GPT, load
+    from clearhead.gpt import GPT
+    from clearhead.loading import load
 
     verb = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
     library = {**inspect.signature(load).parameters, **inspect.signature(GPT.request).parameters}
@@ -703,7 +704,7 @@ def test_end_of_the_context_is_told_once_beside_the_text(model: Path) -> None:
         (["a", "--samples", "0"], "samples is 0"),
         (["a", "--logprobs", "-1"], "logprobs is -1"),
         (["a", "--logprobs", "401"], "the vocabulary has 400 tokens"),
-        (["a", "--stop", ""], "strings of at least one character"),
+        (["a", "--stop", ""], "a string of at least one character"),
         (["a", "--device", "tpu9"], "device is 'tpu9'"),
         (["a", "--dtype", "int3"], "dtype is 'int3'"),
         (["a", "--file", "b.txt"], "the prompt was given twice"),
@@ -758,7 +759,7 @@ def test_terminal_shows_the_prompt_before_the_text(model: Path) -> None:
 
 
 def test_demo_writes_a_story_and_says_what_to_try(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clearhead.gpt.bundled", lambda: model)
+    monkeypatch.setattr("clearhead.loading.bundled", lambda: model)
     result = call("generate", "--demo")
     assert result.returncode == 0
     text = result.stdout.decode()

@@ -24,7 +24,7 @@ from clearhead.config import RELEASED, GPTConfig
 from clearhead.engine import building
 from clearhead.engine.runner import PAGE, page_sizes
 from clearhead.errors import InputError
-from clearhead.inference.torch_runner import KeyValueCache, TorchRunner
+from clearhead.inference.torch_runner import CacheRows, TorchRunner
 from clearhead.model import GPTModel
 from clearhead.training.optimizer import optimizers
 from clearhead.training.recipe import TrainingRecipe
@@ -177,7 +177,7 @@ def test_activations_to_run_are_the_most_that_is_alive(shape: tuple[GPTConfig, i
     model = GPTModel(config).eval().to(getattr(torch, dtype))
     ids = ids_for(config, batch, tokens)
     with torch.inference_mode(), Peak(model) as peak:
-        hidden = model.hidden(ids)[:, -1]  # as TorchRunner does it
+        hidden = model.forward_hidden(ids)[:, -1]  # as TorchRunner does it
         model.head(hidden).float()
     run = CostModel(config, dtype, batch, tokens).memory_to_run()
     assert run.parts[0].amount == sum(p.nbytes for p in model.parameters())
@@ -189,7 +189,7 @@ def test_activations_to_run_are_the_most_that_is_alive(shape: tuple[GPTConfig, i
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_cache_is_the_runners(dtype: str) -> None:
     config = GPTConfig(50, 8, 12, 2, 3)
-    cache = KeyValueCache(config, torch.device("cpu"), getattr(torch, dtype))
+    cache = CacheRows(config, torch.device("cpu"), getattr(torch, dtype))
     for _ in range(4):
         cache.open()
     costs = CostModel(config, dtype, batch=4)
@@ -292,7 +292,7 @@ def test_bytes_moved_are_those_of_the_tensors_that_are_read(tied: bool) -> None:
     whole = sum(p.nbytes for name, p in model.named_parameters() if "embedding" not in name)
     whole += model.head.weight.nbytes if tied else 0  # which named_parameters gives as the embedding
     found = 2 * (model.token_embedding.weight[0].nbytes + model.position_embedding.weight[0].nbytes)
-    cache = KeyValueCache(config, torch.device("cpu"), torch.float32)
+    cache = CacheRows(config, torch.device("cpu"), torch.float32)
     cache.open(), cache.open()
     read = sum(tensor[:, :, :5].nelement() * 4 for tensor in cache.keys + cache.values)
     written = sum(tensor[:, :, :1].nelement() * 4 for tensor in cache.keys + cache.values)

@@ -20,8 +20,8 @@ from clearhead.engine.runner import EngineRunner
 from clearhead.engine.tiles import PANEL
 from clearhead.errors import InputError
 from clearhead.inference.torch_runner import TorchRunner
-from clearhead.inference.torch_weights import ModelTensors
 from clearhead.model import GPTModel
+from clearhead.model_weights import ModelTensors
 from clearhead.utils import system as places
 
 SHAPES = {

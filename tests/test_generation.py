@@ -17,9 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
-from clearhead.inference.generation import Completion, Request, StopFilter, generate, stream
+from clearhead.inference.continuation import StopFilter
+from clearhead.inference.generation import generate, stream
+from clearhead.inference.requests import Completion, Request
 from clearhead.inference.runner import Slot
-from clearhead.inference.sampling import SamplingParams
 from clearhead.inference.scoring import score, windows
 from clearhead.tokenizer import Tokenizer
 
@@ -79,6 +80,11 @@ class PeerRunner:
         self.slots.append(ListSlot())
         return self.slots[-1]
 
+    def fork(self, slot: Slot) -> Slot:
+        assert isinstance(slot, ListSlot) and any(slot is one for one in self.slots)
+        self.slots.append(ListSlot(list(slot.ids)))
+        return self.slots[-1]
+
     def close(self, slot: Slot) -> None:
         assert any(slot is one for one in self.slots), "closed twice or never opened"
         self.slots = [one for one in self.slots if one is not slot]
@@ -110,7 +116,7 @@ def script_runner(script: Sequence[int]) -> PeerRunner:
     return PeerRunner(config().replace(context_length=1000), last_logits)
 
 
-GREEDY = SamplingParams(temperature=0)
+GREEDY: dict[str, Any] = {"temperature": 0}
 
 
 def only(completions: list[Completion]) -> Any:
@@ -133,8 +139,9 @@ def test_greedy_is_transformers_greedy(prompt: list[int], penalty: float) -> Non
         eos_token_id=None,
         pad_token_id=0,
     )
-    params = SamplingParams(temperature=0, repetition_penalty=penalty)
-    sample = only(generate(runner(), None, [Request(prompt, params, max_new_tokens=n_new)]))
+    sample = only(
+        generate(runner(), None, [Request(prompt, temperature=0, repetition_penalty=penalty, max_new_tokens=n_new)])
+    )
     assert list(sample.ids) == theirs[0, len(prompt) :].tolist()
     assert (sample.finish_reason, sample.text, sample.notices) == ("length", None, ())
 
@@ -146,7 +153,9 @@ def test_a_batch_gives_what_each_gives_alone(data: st.DataObject) -> None:
     requests = [
         Request(
             data.draw(st.lists(ids, min_size=1, max_size=CONTEXT + 5)),
-            SamplingParams(data.draw(st.sampled_from([0.0, 0.9, 2.0])), top_p=0.9, seed=data.draw(st.integers(0, 99))),
+            temperature=data.draw(st.sampled_from([0.0, 0.9, 2.0])),
+            top_p=0.9,
+            seed=data.draw(st.integers(0, 99)),
             max_new_tokens=data.draw(st.integers(1, 12)),
             n=data.draw(st.integers(1, 3)),
             logprobs=data.draw(st.none() | st.integers(0, 3)),
@@ -162,7 +171,7 @@ def test_a_batch_gives_what_each_gives_alone(data: st.DataObject) -> None:
 
 
 def test_live_sequences_run_in_one_batch_up_to_the_limit() -> None:
-    requests = [Request([i], GREEDY, max_new_tokens=3, n=2) for i in range(3)]
+    requests = [Request([i], **GREEDY, max_new_tokens=3, n=2) for i in range(3)]
     wide, narrow = runner(), runner()
     generate(wide, None, requests)
     generate(narrow, None, requests, max_live=4)
@@ -177,12 +186,13 @@ def test_live_sequences_run_in_one_batch_up_to_the_limit() -> None:
     seed=st.integers(0, 200), start=st.integers(0, 60), length=st.integers(1, 12), decoys=st.lists(st.text(max_size=5))
 )
 def test_a_stop_string_cuts_the_text_and_is_never_shown(seed: int, start: int, length: int, decoys: list[str]) -> None:
-    prompt, params = [70, 71], SamplingParams(1.0, seed=seed)
-    full = only(generate(runner(), tokenizer(), [Request(prompt, params, max_new_tokens=40)])).text
+    params: dict[str, Any] = {"seed": seed}
+    prompt = [70, 71]
+    full = only(generate(runner(), tokenizer(), [Request(prompt, **params, max_new_tokens=40)])).text
     start = min(start, len(full) - 1)
     stop = full[start : start + length]
     stops = [*(decoy for decoy in decoys if decoy and decoy not in full), stop]
-    request = Request(prompt, params, max_new_tokens=40, stop=stops)
+    request = Request(prompt, **params, max_new_tokens=40, stop=stops)
     events = [one.event for one in stream(runner(), tokenizer(), [request])]
     shown = "".join(event.text for event in events)
     assert shown == full[: full.index(stop)]
@@ -215,18 +225,18 @@ def test_half_a_character_is_never_shown_and_comes_out_as_a_mark_at_the_end() ->
         next(i for i in range(tokenizer().vocab_size) if tokenizer().token_bytes(i) == bytes([b]))
         for b in "é🙂".encode()
     ]
-    request = Request([3], GREEDY, max_new_tokens=5, stop=["zzz"])
+    request = Request([3], **GREEDY, max_new_tokens=5, stop=["zzz"])
     events = [one.event for one in stream(script_runner(ids), tokenizer(), [request])]
     assert [event.text for event in events] == ["", "é", "", "", "\ufffd"]
-    whole = Request([3], GREEDY, max_new_tokens=6)
+    whole = Request([3], **GREEDY, max_new_tokens=6)
     assert only(generate(script_runner(ids), tokenizer(), [whole])).text == "é🙂"
-    stopped = Request([3], GREEDY, max_new_tokens=6, stop="🙂")
+    stopped = Request([3], **GREEDY, max_new_tokens=6, stop="🙂")
     assert only(generate(script_runner(ids), tokenizer(), [stopped])).text == "é"
 
 
 def test_what_was_held_back_for_a_stop_string_comes_out_at_the_end() -> None:
     ids = tokenizer().encode("a big E")
-    request = Request([3], GREEDY, max_new_tokens=len(ids), stop=["END"])
+    request = Request([3], **GREEDY, max_new_tokens=len(ids), stop=["END"])
     events = [one.event for one in stream(script_runner(ids), tokenizer(), [request])]
     assert "".join(event.text for event in events) == "a big E"
     assert events[-1].text.endswith("E") and events[-1].finish_reason == "length"
@@ -236,14 +246,16 @@ def test_end_of_text_ends_the_text_and_is_not_shown() -> None:
     end = tokenizer().end_of_text
     assert end is not None
     ids = [*tokenizer().encode("a day"), end, *tokenizer().encode(" more")]
-    ended = only(generate(script_runner(ids), tokenizer(), [Request([3], GREEDY, max_new_tokens=len(ids), logprobs=0)]))
+    ended = only(
+        generate(script_runner(ids), tokenizer(), [Request([3], **GREEDY, max_new_tokens=len(ids), logprobs=0)])
+    )
     assert (ended.text, ended.finish_reason, ended.stop_reason) == ("a day", "stop", end)
     assert list(ended.ids) == ids[: ids.index(end)]
     assert len(ended.logprobs) == len(ended.ids)
-    through = Request([3], GREEDY, max_new_tokens=len(ids), stop_at_end_of_text=False)
+    through = Request([3], **GREEDY, max_new_tokens=len(ids), stop_at_end_of_text=False)
     assert only(generate(script_runner(ids), tokenizer(), [through])).text == tokenizer().decode(ids)
     # Without a tokenizer nobody knows which token it is; it can be given.
-    by_id = only(generate(script_runner(ids), None, [Request([3], GREEDY, max_new_tokens=20, stop_ids=[end])]))
+    by_id = only(generate(script_runner(ids), None, [Request([3], **GREEDY, max_new_tokens=20, stop_ids=[end])]))
     assert list(by_id.ids) == ids[: ids.index(end)] and by_id.stop_reason == end
 
 
@@ -261,7 +273,7 @@ def expected_ids_past_the_context(prompt: list[int], n_new: int) -> list[int]:
 def test_past_the_context_the_newest_half_is_run_again_and_told_once(n_prompt: int) -> None:
     prompt = np.random.default_rng(0).integers(0, 200, n_prompt).tolist()
     used = runner()
-    request = Request(prompt, GREEDY, max_new_tokens=2 * CONTEXT, stop_at_end_of_text=False)
+    request = Request(prompt, **GREEDY, max_new_tokens=2 * CONTEXT, stop_at_end_of_text=False)
     events = [one.event for one in stream(used, tokenizer(), [request])]
     assert [event.token for event in events] == expected_ids_past_the_context(prompt, 2 * CONTEXT)
     assert not used.slots
@@ -275,27 +287,29 @@ def test_past_the_context_the_newest_half_is_run_again_and_told_once(n_prompt: i
 
 def test_strict_context_refuses_before_anything_runs() -> None:
     used = runner()
-    fits = Request([1] * 40, GREEDY, max_new_tokens=8, strict_context=True)
+    fits = Request([1] * 41, **GREEDY, max_new_tokens=8, strict_context=True)
     for bad in (
-        Request([1] * 41, GREEDY, max_new_tokens=8, strict_context=True),
-        Request([1] * 49, GREEDY, max_new_tokens=1, strict_context=True),
+        Request([1] * 42, **GREEDY, max_new_tokens=8, strict_context=True),
+        Request([1] * 49, **GREEDY, max_new_tokens=1, strict_context=True),
     ):
         with pytest.raises(InputError, match="the model reads 48"):
             generate(used, None, [fits, bad])
     assert not used.batches
-    assert len(only(generate(used, None, [fits])).ids) == 8
+    sample = only(generate(used, None, [fits]))
+    assert len(sample.ids) == 8 and not sample.notices
+    assert max(len(ids) for ids in used.seen) == CONTEXT  # the last new token is never run
 
 
 def test_a_context_of_one_token_goes_on() -> None:
     one = PeerRunner(config().replace(context_length=1), lambda ids: peer_logits(ids)[-1])
-    sample = only(generate(one, None, [Request([4, 9], GREEDY, max_new_tokens=5)]))
+    sample = only(generate(one, None, [Request([4, 9], **GREEDY, max_new_tokens=5)]))
     assert len(sample.ids) == 5 and all(len(ids) == 1 for ids in one.seen)
 
 
 def test_rows_without_a_token_are_never_chosen() -> None:
     n_tokens = tokenizer().vocab_size
     padded = PeerRunner(config(), lambda ids: np.arange(config().vocab_size, dtype=np.float32))
-    request = Request([1], GREEDY, max_new_tokens=2, logprobs=2, stop_at_end_of_text=False)
+    request = Request([1], **GREEDY, max_new_tokens=2, logprobs=2, stop_at_end_of_text=False)
     sample = only(generate(padded, tokenizer(), [request]))
     assert sample.ids == (n_tokens - 1, n_tokens - 1)
     assert [token for token, _ in sample.logprobs[0].top] == [n_tokens - 1, n_tokens - 2]
@@ -304,8 +318,11 @@ def test_rows_without_a_token_are_never_chosen() -> None:
 
 
 def test_logprobs_are_the_models_own_whatever_the_sampling() -> None:
-    prompt, params = [9, 8, 7], SamplingParams(0.3, top_k=5, seed=2, repetition_penalty=1.5, logit_bias={4: 2.0})
-    sample = only(generate(runner(), None, [Request(prompt, params, max_new_tokens=15, logprobs=3)]))
+    prompt = [9, 8, 7]
+    params: dict[str, Any] = {
+        "temperature": 0.3, "top_k": 5, "seed": 2, "repetition_penalty": 1.5, "logit_bias": {4: 2.0},
+    }  # fmt: skip
+    sample = only(generate(runner(), None, [Request(prompt, **params, max_new_tokens=15, logprobs=3)]))
     expected = torch.log_softmax(torch.from_numpy(peer_logits([*prompt, *sample.ids])).double(), -1)[2:-1]
     assert len(sample.logprobs) == 15
     for row, one, token in zip(expected, sample.logprobs, sample.ids, strict=True):
@@ -314,18 +331,18 @@ def test_logprobs_are_the_models_own_whatever_the_sampling() -> None:
 
 
 def test_seeds_are_reported_and_repeat_the_text() -> None:
-    request = Request([3, 4], SamplingParams(1.5), max_new_tokens=12, n=3)
+    request = Request([3, 4], temperature=1.5, max_new_tokens=12, n=3)
     first = generate(runner(), None, [request])[0].samples
     assert len({sample.ids for sample in first}) == 3
     (seed,) = {sample.seed for sample in first}
-    again = Request([3, 4], SamplingParams(1.5, seed=seed), max_new_tokens=12, n=3)
+    again = Request([3, 4], temperature=1.5, seed=seed, max_new_tokens=12, n=3)
     assert generate(runner(), None, [again])[0].samples == first
-    other = Request([3, 4], SamplingParams(1.5), max_new_tokens=12, n=3)
+    other = Request([3, 4], temperature=1.5, max_new_tokens=12, n=3)
     assert generate(runner(), None, [other])[0].samples != first
 
 
 def test_streamed_events_name_their_request_and_sample() -> None:
-    requests = [Request([i], SamplingParams(seed=i), max_new_tokens=4, n=2) for i in range(2)]
+    requests = [Request([i], seed=i, max_new_tokens=4, n=2) for i in range(2)]
     texts = {(r, s): "" for r in range(2) for s in range(2)}
     for one in stream(runner(), tokenizer(), requests):
         texts[one.request, one.sample] += one.event.text
@@ -336,7 +353,7 @@ def test_streamed_events_name_their_request_and_sample() -> None:
 
 def test_slots_are_closed_when_the_consumer_stops_early() -> None:
     used = runner()
-    requests = [Request([i], GREEDY, max_new_tokens=9) for i in range(3)]
+    requests = [Request([i], **GREEDY, max_new_tokens=9) for i in range(3)]
     events = stream(used, None, requests)
     assert not used.slots  # nothing has run yet
     for _ in range(4):
@@ -358,7 +375,7 @@ def test_slots_are_closed_when_the_runner_is_interrupted(error: type[BaseExcepti
 
     used = PeerRunner(config(), last_logits)
     with pytest.raises(error):
-        generate(used, None, [Request([1], GREEDY, n=2)])
+        generate(used, None, [Request([1], **GREEDY, n=2)])
     assert not used.slots
 
 
@@ -373,8 +390,8 @@ def test_broken_weights_are_an_error_and_slots_are_closed() -> None:
     ("bad", "sentence"),
     [
         ({"prompt_ids": []}, "the prompt is empty.*end-of-text"),
-        ({"prompt_ids": [1.5]}, "prompt_ids holds 1.5"),
-        ({"prompt_ids": [-1]}, "prompt_ids holds -1"),
+        ({"prompt_ids": [1.5]}, "the prompt contains 1.5"),
+        ({"prompt_ids": [-1]}, "the prompt contains -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": None}, "max_new_tokens is None"),
         ({"n": 0}, "n is 0"),
@@ -382,12 +399,12 @@ def test_broken_weights_are_an_error_and_slots_are_closed() -> None:
         ({"logprobs": True}, "logprobs is True"),
         ({"stop": [""]}, "stop is"),
         ({"stop": [3]}, "stop is"),
-        ({"stop_ids": ["x"]}, "stop_ids holds 'x'"),
-        ({"prompt_ids": [999]}, "the prompt holds token 999.*tokenizer that belongs"),
-        ({"stop_ids": [999]}, "the stop_ids holds token 999"),
+        ({"stop_ids": ["x"]}, "stop_ids contains 'x'"),
+        ({"prompt_ids": [999]}, "the prompt contains token 999, which is not in the model's vocabulary"),
+        ({"stop_ids": [999]}, "stop_ids contains token 999"),
         ({"logprobs": 1000}, "logprobs is 1000"),
         ({"stop": ["a"]}, "stop strings need a tokenizer"),
-        ({"params": SamplingParams(logit_bias={5000: 1})}, "logit_bias names token 5000"),
+        ({"logit_bias": {5000: 1}}, "logit_bias names token 5000"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_sentence(bad: dict[str, Any], sentence: str) -> None:

@@ -16,9 +16,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import clearhead
-from clearhead import gpt as gpt_module
+from clearhead import loading
 from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import GPT, Generation
+from clearhead.inference.options import OPTIONS
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 
@@ -107,12 +108,12 @@ def test_every_sampling_argument_reaches_the_sampler(gpt: GPT) -> None:
         "strict_context": True,
     }  # fmt: skip
     request = gpt.request([1, 2], **chosen, **rest)
-    assert {name: getattr(request.params, name) for name in chosen} == chosen
+    assert {name: getattr(request, name) for name in chosen} == chosen
     expected = {**rest, "stop": ("x",), "stop_ids": (1,)}
     assert {name: getattr(request, name) for name in rest} == expected
     assert request.prompt_ids == (1, 2)
     plain = gpt.request("it")
-    assert (plain.params.temperature, plain.params.top_p) == (gpt_module.TEMPERATURE, gpt_module.TOP_P)
+    assert (plain.temperature, plain.top_p) == (OPTIONS["temperature"].default, OPTIONS["top_p"].default)
 
 
 def test_a_stream_gives_the_text_of_generate_in_pieces(gpt: GPT) -> None:
@@ -265,7 +266,7 @@ def test_what_cannot_be_had_is_refused(folder: Path, options: dict[str, Any], se
 def test_the_bundled_model_is_what_load_opens(
     folder: Path, gpt: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpt_module, "__file__", str(tmp_path / "gpt.py"))
+    monkeypatch.setattr(loading, "__file__", str(tmp_path / "loading.py"))
     with pytest.raises(WeightsError, match="no bundled model"):
         clearhead.load()
     (tmp_path / "bundled").symlink_to(folder)
@@ -282,8 +283,9 @@ def test_importing_clearhead_is_light() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     loaded, names, torch_loaded, public, listed = json.loads(out)
     assert loaded == []
-    assert names == ["clearhead.config", "clearhead.inference.sampling", "clearhead.gpt", "clearhead.gpt"]
+    assert names == ["clearhead.config", "clearhead.inference.options", "clearhead.gpt", "clearhead.loading"]
     assert not torch_loaded  # not even to hold the names; torch comes with the first model
-    assert public == ["ClearheadError", "GPT", "GPTConfig", "SamplingParams", "load", "verify", "weights"] and listed
+    expected = ["ClearheadError", "GPT", "GPTConfig", "SamplingParams", "__version__", "load", "verify", "weights"]
+    assert public == expected and listed
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
-        _ = clearhead.laod
+        getattr(clearhead, "laod")  # noqa: B009

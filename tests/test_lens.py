@@ -137,17 +137,17 @@ def test_the_steps_of_attention_and_of_norms_follow_from_each_other(gpt: GPT) ->
     bias=st.booleans(),
     tokens=st.integers(1, 8),
 )
-def test_every_name_is_produced_with_the_shape_that_the_catalogue_states(
+def test_every_name_is_produced_with_the_shape_that_the_table_states(
     heads: int, width: int, layers: int, ff_dim: int, bias: bool, tokens: int
 ) -> None:
     config = SMALL.replace(
         n_heads=heads, emb_dim=heads * width, n_layers=layers, ff_dim=ff_dim, qkv_bias=bias, context_length=8
     )
     trace = lens.watch(GPTModel(config), IDS[:tokens])
-    catalogue = lens.names(config)
-    assert list(trace) == list(catalogue)
+    known = lens.names(config)
+    assert list(trace) == list(known)
     for name, value in trace.items():
-        assert value.shape == catalogue[name].shape(config, tokens), name
+        assert value.shape == known[name].shape(config, tokens), name
         assert value.dtype == np.float32
 
 
@@ -213,22 +213,22 @@ def test_a_trace_prints_its_tokens_names_and_shapes(bundled: GPT) -> None:
     [
         ("blocks.3.attention.pattern", "block 3, but the model's blocks are 0 to 2"),
         ("blocks.-1.residual_out", "block -1, but the model's blocks are 0 to 2"),
-        ("blocks.1.attention.patern", "near it: blocks.1.attention.pattern"),
-        ("pattern", "near it: blocks.0.attention.pattern"),
-        ("logit", "near it: logits"),
-        ("blocks.*.nothing_at_all", "is no value inside this model"),
+        ("blocks.1.attention.patern", "did you mean blocks.1.attention.pattern"),
+        ("pattern", "did you mean blocks.0.attention.pattern"),
+        ("logit", "did you mean logits"),
+        ("blocks.*.nothing_at_all", "is not an activation of this model"),
     ],
 )
 def test_an_unknown_name_is_answered_with_what_there_is(gpt: GPT, name: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence.replace("*", r"\*")):
         gpt.watch(IDS, name)
-    with pytest.raises(InputError, match=r"is no value|blocks are"), gpt.edit(name, 0):
+    with pytest.raises(InputError, match=r"is not an activation|blocks are"), gpt.edit(name, 0):
         pass
 
 
 @pytest.mark.parametrize(
     ("ids", "sentence"),
-    [([], "no tokens"), ([1] * 65, "65 tokens, but the model reads 64"), ([97], "token id 97"), ([-1], "token id -1")],
+    [([], "no tokens"), ([1] * 65, "65 tokens, but the model reads 64"), ([97], "token id 97"), ([-1], "contains -1")],
 )
 def test_a_text_that_cannot_run_is_refused(gpt: GPT, ids: list[int], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
@@ -361,12 +361,12 @@ def test_score_sees_an_edit(gpt: GPT) -> None:
         (("blocks.0.attention.pattern", 0, {"heads": 4}), "no head 4; the model's heads are 0 to 3"),
         (("blocks.0.attention.pattern", 0, {"heads": []}), "heads is empty"),
         (("blocks.0.attention.pattern", 0, {"heads": [1, 1]}), "twice"),
-        (("blocks.0.residual_out", 0, {"heads": 1}), "is not kept by heads"),
+        (("blocks.0.residual_out", 0, {"heads": 1}), "has no axis for heads"),
         (("blocks.0.residual_out", 0, {"positions": -1}), "no position -1; the model's positions are 0 to 63"),
-        (("blocks.0.residual_out", "zero", {}), "the change is a str; a number, an array or a tensor was expected"),
+        (("blocks.0.residual_out", "zero", {}), "the change is a str; give a number, an array or a tensor"),
         (("blocks.0.residual_out", np.zeros((20, 47)), {}), r"has shape \[20, 47\], which does not fit \[20, 48\]"),
-        (("blocks.0.residual_out", np.zeros((19, 48)), {}), "has 19 tokens, where 20 were expected"),
-        (("blocks.0.residual_out", np.zeros((2, 48)), {"positions": [1, 2, 3]}), "has 2 tokens, where 3 were expected"),
+        (("blocks.0.residual_out", np.zeros((19, 48)), {}), "has 19 tokens, but 20 were expected"),
+        (("blocks.0.residual_out", np.zeros((2, 48)), {"positions": [1, 2, 3]}), "has 2 tokens, but 3 were expected"),
         (("blocks.0.residual_out", lambda x: None, {}), "returned None"),
         (("blocks.0.residual_out", lambda x: "x", {}), "returned is a str"),
         (("blocks.0.residual_out", lambda x: x[:, :5], {}), r"has shape \[20, 5\]"),

@@ -21,15 +21,10 @@ from transformers import (
 )
 
 from clearhead.errors import ClearheadError, InputError, WeightsError
-from clearhead.inference.sampling import (
-    Sampler,
-    SamplingParams,
-    log_sum_exp,
-    random_bits,
-    stream_key,
-    token_logprob,
-    top_k_ids,
-)
+from clearhead.inference.filters import top_k_ids
+from clearhead.inference.logprobs import log_sum_exp, token_logprob
+from clearhead.inference.options import SamplingParams
+from clearhead.inference.sampling import Sampler, random_bits, stream_key
 
 FEW = settings(deadline=None, max_examples=60)
 V = 50257
@@ -87,7 +82,9 @@ def test_filters_leave_what_transformers_leaves(
 ) -> None:
     logits = logits_of(data_seed, size)
     seen = np.random.default_rng(data_seed + 1).integers(0, size, n_seen).tolist()
-    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+    )
     ours = our_probabilities(Sampler(params, vocab_size=size, prompt_ids=seen), logits)
     theirs = hf_probabilities(logits, params, seen)
     # A token whose cumulative probability is within rounding of the limit may fall on either side.
@@ -101,11 +98,11 @@ def test_filters_leave_what_transformers_leaves(
 def test_filters_on_the_real_vocabulary_size() -> None:
     for seed, params in enumerate(
         [
-            SamplingParams(0.8, top_p=0.95),
-            SamplingParams(1.0, top_k=50),
-            SamplingParams(1.2, top_k=1000, top_p=0.9, min_p=0.01),
-            SamplingParams(0.7, min_p=0.05),
-            SamplingParams(1.0),
+            SamplingParams(temperature=0.8, top_p=0.95),
+            SamplingParams(temperature=1.0, top_k=50),
+            SamplingParams(temperature=1.2, top_k=1000, top_p=0.9, min_p=0.01),
+            SamplingParams(temperature=0.7, min_p=0.05),
+            SamplingParams(temperature=1.0),
         ]
     ):
         logits = logits_of(seed, V)
@@ -169,8 +166,8 @@ def test_repetition_penalty_sees_what_was_generated() -> None:
 
 def test_logit_bias_forces_and_forbids() -> None:
     logits = np.array([3, 2, 1], np.float32)
-    assert Sampler(SamplingParams(0, logit_bias={2: 100}), vocab_size=3).sample(logits) == 2
-    assert Sampler(SamplingParams(0, logit_bias={0: -math.inf}), vocab_size=3).sample(logits) == 1
+    assert Sampler(SamplingParams(temperature=0, logit_bias={2: 100}), vocab_size=3).sample(logits) == 2
+    assert Sampler(SamplingParams(temperature=0, logit_bias={0: -math.inf}), vocab_size=3).sample(logits) == 1
     assert logits.tolist() == [3, 2, 1]
     everything = SamplingParams(logit_bias=dict.fromkeys(range(3), -math.inf))
     with pytest.raises(InputError, match="forbids every token"):
@@ -215,9 +212,9 @@ def test_a_draw_from_everything_is_the_same_as_from_a_filter_that_leaves_everyth
     if spread < 0:  # one likely token, and many far below it that together are as likely
         logits = np.full(2000, spread * temperature, np.float32)
         logits[seed % 2000] = 0
-    free = Sampler(SamplingParams(temperature, seed=seed), vocab_size=2000)
+    free = Sampler(SamplingParams(temperature=temperature, seed=seed), vocab_size=2000)
     # The least min_p that float64 has leaves every token whose weight is above zero, by another path.
-    kept = Sampler(SamplingParams(temperature, min_p=5e-324, seed=seed), vocab_size=2000)
+    kept = Sampler(SamplingParams(temperature=temperature, min_p=5e-324, seed=seed), vocab_size=2000)
     assert [free.sample(logits) for _ in range(10)] == [kept.sample(logits) for _ in range(10)]
 
 
@@ -238,7 +235,7 @@ def test_frequencies_are_the_distribution(vary: str, filtered: bool) -> None:
     """Of right samplers one in 100,000 would fail each case; the seeds are fixed, so it passes always or never."""
     draws, size = 20_000, 24
     logits = logits_of(5, size, 1.0)
-    params = SamplingParams(0.9, top_k=12 if filtered else None, seed=11)
+    params = SamplingParams(temperature=0.9, top_k=12 if filtered else None, seed=11)
     expected = hf_probabilities(logits, params, [0]) * draws
     sampler = Sampler(params, vocab_size=size)
     counts = np.zeros(size, np.int64)
@@ -280,7 +277,7 @@ def test_successive_draws_are_independent() -> None:
 def test_rounding_in_the_logits_hardly_ever_changes_a_text() -> None:
     """Two backends differ by some 1e-5; a seed must give one text on both. Inverse-CDF sampling fails this."""
     rng = np.random.default_rng(0)
-    params = SamplingParams(1.0, seed=5)
+    params = SamplingParams(temperature=1.0, seed=5)
     one, other = Sampler(params, vocab_size=V), Sampler(params, vocab_size=V)
     changed = 0
     for i in range(400):
@@ -306,7 +303,14 @@ def test_one_seed_gives_one_sequence_and_samples_differ() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("params", [SamplingParams(0), SamplingParams(), SamplingParams(0.5, 10, 0.9, 0.1, 1.1)])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(),
+        SamplingParams(temperature=0.5, top_k=10, top_p=0.9, min_p=0.1, repetition_penalty=1.1),
+    ],
+)
 def test_logits_that_are_no_numbers_are_an_error(bad: float, params: SamplingParams) -> None:
     logits = logits_of(0, 100)
     logits[63] = bad

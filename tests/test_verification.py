@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import clearhead
 from clearhead import weights
 from clearhead.config import GPTConfig
-from clearhead.gpt import bundled
+from clearhead.loading import bundled
 from clearhead.tokenizer import Tokenizer
 from clearhead.verification import Verification, verify_weights
 from clearhead.verification.attention_order import measure_layer

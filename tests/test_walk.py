@@ -19,11 +19,12 @@ from transformers import GPT2LMHeadModel
 
 import clearhead
 from clearhead.config import GPTConfig
-from clearhead.gpt import GPT, bundled
-from clearhead.inference.sampling import SamplingParams
+from clearhead.gpt import GPT
+from clearhead.inference.options import SamplingParams
 from clearhead.lens import page
 from clearhead.lens import walk as walk_module
 from clearhead.lens.words import LANGUAGES, words
+from clearhead.loading import bundled
 from clearhead.model import GPTModel
 
 PROMPT = "Every effort moves you"
@@ -225,7 +226,7 @@ def test_json_is_the_same_walk(gpt: GPT) -> None:
         (["--block", "6"], "there is no block 6; the model's blocks are 0 to 5."),
         (["--head", "-1"], "there is no head -1; the model's heads are 0 to 6."),
         (["--lang", "de"], "lang is 'de'; the explanations are there in en and zh."),
-        (["--top-k", "0"], "top_k is 0; give a whole number of at least 1, or None for no limit."),
+        (["--top-k", "0"], "top_k is 0; give a whole number of at least 1 (None for no limit)."),
         (["--html", "/nowhere/walk.html"], "could not be written"),
     ],
 )

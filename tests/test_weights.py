@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from clearhead import weights
 from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, WeightsError
-from clearhead.inference.torch_weights import ModelTensors, load_into
 from clearhead.model import GPTModel
+from clearhead.model_weights import ModelTensors, load_into
 from clearhead.weights.planning import invert_plan
 
 SHAPE: dict[str, Any] = {"vocab_size": 61, "n_positions": 16, "n_embd": 24, "n_head": 3, "n_layer": 2}

@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from clearhead import weights
 from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, WeightsError
-from clearhead.inference.torch_weights import load_into
 from clearhead.model import GPTModel
+from clearhead.model_weights import load_into
 from clearhead.tokenizer import Tokenizer
 
 V, T, C, H, L = 301, 16, 64, 2, 2

@@ -85,8 +85,8 @@ class TestRead:
         import torch
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        from clearhead.inference.torch_weights import load_into
         from clearhead.model import GPTModel
+        from clearhead.model_weights import load_into
 
         peer = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=12, n_head=3, n_layer=2)).eval()
         state = {}

@@ -26,7 +26,7 @@ from clearhead import weights
 from clearhead.cli import main
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
-from clearhead.gpt import bundled
+from clearhead.loading import bundled
 from clearhead.tokenizer import Tokenizer
 from clearhead.verification import verify_weights
 from clearhead.verification.published import PUBLISHED, Continuation

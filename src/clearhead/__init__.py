@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clearhead.version import __version__
 
@@ -11,32 +11,35 @@ if TYPE_CHECKING:
     from clearhead import weights
     from clearhead.config import GPTConfig
     from clearhead.errors import ClearheadError
-    from clearhead.gpt import GPT, load
-    from clearhead.inference.sampling import SamplingParams
+    from clearhead.gpt import GPT
+    from clearhead.inference.options import SamplingParams
+    from clearhead.loading import load
     from clearhead.verification.model_checks import verify
 
 __all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "__version__", "load", "verify", "weights"]
 
-# Where each name lives. They are imported when they are first used, so that `import clearhead` loads
+# The module that defines each name. They are imported when they are first used, so that `import clearhead` loads
 # neither torch nor NumPy.
 _HOME = {
     "GPT": "clearhead.gpt",
     "ClearheadError": "clearhead.errors",
     "GPTConfig": "clearhead.config",
-    "SamplingParams": "clearhead.inference.sampling",
-    "load": "clearhead.gpt",
+    "SamplingParams": "clearhead.inference.options",
+    "load": "clearhead.loading",
     "verify": "clearhead.verification.model_checks",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "weights":
-        return import_module("clearhead.weights")
-    if name not in _HOME:
-        raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every unknown name for `Any`
+
+    def __getattr__(name: str) -> object:
+        if name == "weights":
+            return import_module("clearhead.weights")
+        if name not in _HOME:
+            raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,14 +1,14 @@
 """The whole of GPT-2 in PyTorch, from top to bottom in the order in which a token travels.
 
-Shapes stand at the end of the lines where they change, in these letters:
+Shapes are given at the end of the lines where they change, in these letters:
 
     B  sequences in a batch        C  emb_dim, the width of a token's vector
     T  tokens in a sequence        H  attention heads
     V  vocab_size                  D  = C / H, the width of one head
 
-The architecture is that of "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019,
-section 2.3): a decoder-only transformer with the norm before each sub-layer and one more after the last
-block. The names are those of the book "Build a Large Language Model (From Scratch)", chapter 4, in words.
+The architecture is described in "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019,
+section 2.3): a decoder-only transformer with a norm before each sub-layer and one more after the last block. The names
+follow the book "Build a Large Language Model (From Scratch)", chapter 4, without its abbreviations.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from torch import Tensor, nn
 
 from clearhead.config import GPTConfig
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Mixes values: queries, keys and values [B, H, T, D] in, the mixed values [B, H, T, D] out."""
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of one layer: queries, keys and values [B, H, T, D] in, the weighted sums of values [B, H, T, D] out."""
 
 
-class Memory(Protocol):
-    """What remembers keys and values between calls, so that a token is computed once.
+class KVCache(Protocol):
+    """Keys and values of earlier tokens, so that each token is computed once.
 
-    `torch_runner.py` has the one that generation uses; without one, a call attends to its own tokens.
+    `inference/torch_runner.py` implements it for generation. Without a cache, a call attends to its own tokens only.
     """
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Stores the new keys and values of a layer, and attends to all that it holds."""
+        """Store a layer's new keys and values, and attend to all that are stored."""
 
 
 class LayerNorm(nn.Module):
-    """Brings each token's vector to mean 0 and variance 1, then scales and shifts each of its numbers.
+    """Normalize each token's vector to mean 0 and variance 1, then scale and shift each component.
 
-    (x - mean) / sqrt(variance + eps) * weight + bias, with the biased variance (the sum is divided by
-    C and not by C - 1), as the released weights were trained. Ba et al. 2016, equation 4.
+    (x - mean) / sqrt(variance + eps) * weight + bias, with the biased variance (the sum is divided by C, not
+    C - 1), as in the training of the released weights. Ba et al. 2016, equation 4.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -56,10 +56,10 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """x times the share of a normal distribution below x; GPT-2 uses the approximation by a tanh.
+    """x times the standard normal CDF at x; GPT-2 uses the approximation with tanh.
 
     tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Hendrycks and Gimpel 2016, section 2.
-    The exact form differs from it by up to 5e-4, enough to change what released weights write.
+    The exact form differs from it by up to 5e-4, enough to change the text that the released weights generate.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -71,19 +71,19 @@ class GELU(nn.Module):
 
 
 def plain_attention(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
-    """Causal attention in the book's four steps: scores, mask, softmax, weights times values.
+    """Compute causal attention in the book's four steps: scores, mask, softmax, weights times values.
 
     softmax(Q K^T / sqrt(D)) V, Vaswani et al. 2017, equation 1.
 
     Args:
         queries, keys, values: [B, H, T, D]
-        drop_rate: share of the attention weights set to zero (in training).
+        drop_rate: fraction of the attention weights set to zero (in training).
 
     Returns:
         [B, H, T, D]
     """
     T, D = queries.shape[-2:]  # noqa: N806
-    scores = queries @ keys.transpose(-2, -1) / math.sqrt(D)  # [B, H, T, T]: row = asking token, column = asked token
+    scores = queries @ keys.transpose(-2, -1) / math.sqrt(D)  # [B, H, T, T]: row = query token, column = key token
     future = torch.ones(T, T, dtype=torch.bool, device=scores.device).triu(diagonal=1)  # [T, T]
     scores = scores.masked_fill(future, -torch.inf)
     weights = scores.softmax(dim=-1)  # [B, H, T, T]: each row sums to 1
@@ -92,23 +92,23 @@ def plain_attention(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: fl
 
 
 def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: float = 0.0) -> Tensor:
-    """The same as `plain_attention` in one kernel of torch's, which never holds all the scores."""
+    """Compute the same as `plain_attention` in one of torch's kernels, which never stores all the scores."""
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop_rate, is_causal=True)
 
 
 class CausalSelfAttention(nn.Module):
-    """Each token asks all tokens before it (and itself) and takes in a mix of their values, in H heads."""
+    """Let each token attend to itself and all tokens before it, in H heads, and collect a mix of their values."""
 
     def __init__(self, config: GPTConfig, plain: bool = False) -> None:
         super().__init__()
         self.n_heads = config.n_heads
         self.drop_rate = config.drop_rate
-        self.mix = plain_attention if plain else fused_attention
-        # W_query, W_key and W_value, one above the other, so that one product computes all three.
+        self.attention_fn = plain_attention if plain else fused_attention
+        # W_query, W_key and W_value, stacked, so that one product computes all three.
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
         self.out = nn.Linear(config.emb_dim, config.emb_dim)
 
-    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: AttentionFn | None = None) -> Tensor:
         B, T, C = x.shape  # noqa: N806
         queries, keys, values = self.qkv(x).split(C, dim=-1)  # three times [B, T, C]
         queries, keys, values = (
@@ -116,15 +116,15 @@ class CausalSelfAttention(nn.Module):
             for t in (queries, keys, values)
         )
         if attend is None:
-            mixed = self.mix(queries, keys, values, self.drop_rate if self.training else 0.0)
+            mixed = self.attention_fn(queries, keys, values, self.drop_rate if self.training else 0.0)
         else:
             mixed = attend(queries, keys, values)  # [B, H, T, D]
-        mixed = mixed.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        mixed = mixed.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.out(mixed)  # [B, T, C]
 
 
 class FeedForward(nn.Module):
-    """Widens each token's vector (fourfold in GPT-2), bends it with GELU, and narrows it again."""
+    """Expand each token's vector (fourfold in GPT-2), apply GELU, and project it back."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each reads a normed copy and is added to what came in (the shortcut)."""
+    """Apply attention, then feed-forward; each reads a normalized copy and adds its output to the residual stream."""
 
     def __init__(self, config: GPTConfig, plain: bool = False) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: AttentionFn | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.norm_1(x), attend))  # [B, T, C]
         return x + self.dropout(self.feed_forward(self.norm_2(x)))  # [B, T, C]
 
@@ -157,11 +157,11 @@ class GPTModel(nn.Module):
 
     Args:
         config: the shape.
-        plain: compute attention step by step, as the book does, in place of torch's one kernel.
+        plain: compute attention step by step, as the book does, instead of in one of torch's kernels.
 
-    The parameters start as OpenAI's did: normal with standard deviation 0.02 (0.01 for positions),
-    the two projections of a block that are added to the shortcut divided by sqrt(2 n_layers), so that
-    the sum over the depth keeps its size (Radford et al. 2019, section 2.3); biases at 0, norms at 1.
+    The parameters are initialized as OpenAI's were: normal with standard deviation 0.02 (0.01 for positions). The two
+    projections of a block whose outputs are added to the residual stream have it divided by sqrt(2 n_layers), so that
+    the sum over the depth keeps its size (Radford et al. 2019, section 2.3). Biases start at 0, norm weights at 1.
     """
 
     def __init__(self, config: GPTConfig, plain: bool = False) -> None:
@@ -174,13 +174,13 @@ class GPTModel(nn.Module):
         self.final_norm = LayerNorm(config)
         self.head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
         if config.tie_weights:
-            # One tensor with two uses: row i is both the vector of token i and what the logit of i measures.
+            # One tensor with two uses: row i is the vector of token i, and the logit of i is the product with it.
             self.head.weight = self.token_embedding.weight
-        self.initialise()
+        self.initialize()
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """Gives every parameter its random (or constant) start; torch's global seed decides which."""
+    def initialize(self) -> None:
+        """Set every parameter to its random (or constant) initial value, from torch's global random state."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -194,52 +194,55 @@ class GPTModel(nn.Module):
             else:
                 parameter.normal_(std=0.02)
 
-    def hidden(self, ids: Tensor, positions: Tensor | None = None, memory: Memory | None = None) -> Tensor:
-        """Everything but the head.
+    def forward_hidden(self, ids: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Run everything but the head.
 
         Args:
             ids: token ids, int64 [B, T], with T at most context_length.
-            positions: the place of each token in its sequence, int64 [B, T] or [T]; 0 to T-1 where not given.
-            memory: keys and values of earlier tokens to attend to as well.
+            positions: the position of each token in its sequence, int64 [B, T] or [T]; 0 to T-1 if not given.
+            cache: keys and values of earlier tokens to attend to as well.
 
         Returns:
             the final norm's output, [B, T, C].
         """
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)  # [T]
-        x = self.token_embedding(ids) + self.position_embedding(positions)  # [B, T, C]
+        x: Tensor = self.token_embedding(ids) + self.position_embedding(positions)  # [B, T, C]
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, None if memory is None else partial(memory.attend, layer))  # [B, T, C]
-        return self.final_norm(x)  # [B, T, C]
+            x = block(x, None if cache is None else partial(cache.attend, layer))  # [B, T, C]
+        normed: Tensor = self.final_norm(x)  # [B, T, C]
+        return normed
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None, memory: Memory | None = None) -> Tensor:
-        """Logits [B, T, V] for ids [B, T]: at each token, an unnormalised log-probability for each next one."""
-        return self.head(self.hidden(ids, positions, memory))  # [B, T, C] -> [B, T, V]
+    def forward(self, ids: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Return logits [B, T, V] for ids [B, T]: at each token, unnormalized log-probabilities of the next one."""
+        logits: Tensor = self.head(self.forward_hidden(ids, positions, cache))  # [B, T, C] -> [B, T, V]
+        return logits
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy in nats of the next tokens.
+        """Return the mean cross-entropy in nats of the next tokens.
 
         Args:
             ids: int64 [B, T]
-            targets: int64 [B, T], `ids` one token later; -100 where a token does not count.
+            targets: int64 [B, T], `ids` one token later; -100 for a token that does not count.
 
         Returns:
             a scalar, in float32.
         """
-        logits = self(ids)  # [B, T, V]
+        logits: Tensor = self(ids)  # [B, T, V]
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 @torch.no_grad()
 def greedy(model: GPTModel, ids: Tensor, new_tokens: int) -> Tensor:
-    """The simplest way to write: run everything again for each token and take the likeliest.
+    """Generate in the simplest way: run everything again for each token and take the most likely one.
 
-    The book's `generate_text_simple`. It is slow and it is right, which makes it the measure of the fast ways.
+    This is the book's `generate_text_simple`. It is slow and obviously right, so the fast ways are tested against it.
 
     Args:
+        model: in evaluation mode.
         ids: the prompt, int64 [B, T]
-        new_tokens: how many to write; beyond context_length the oldest tokens are not looked at.
+        new_tokens: how many to generate; beyond context_length the oldest tokens are not looked at.
 
     Returns:
         prompt and continuation, int64 [B, T + new_tokens]

@@ -68,7 +68,7 @@ def bench(
     from clearhead.cli.source import find_source
     from clearhead.engine.dtypes import DTYPES
     from clearhead.errors import InputError
-    from clearhead.gpt import bundled
+    from clearhead.loading import bundled
     from clearhead.utils.progress import Progress
     from clearhead.utils.system import usable_cores
 

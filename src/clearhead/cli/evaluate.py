@@ -36,7 +36,7 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
     from clearhead.data.documents import encode_documents
     from clearhead.errors import InputError
     from clearhead.evaluation.perplexity import evaluate_perplexity
-    from clearhead.gpt import load
+    from clearhead.loading import load
     from clearhead.utils.progress import Progress
 
     gpt = load(model, backend="torch", device=device)  # the loss is computed by the PyTorch model

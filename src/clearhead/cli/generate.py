@@ -15,8 +15,8 @@ from clearhead.errors import InputError
 
 if TYPE_CHECKING:
     from clearhead.gpt import GPT, Generation
-    from clearhead.inference.generation import Event, Request
-    from clearhead.inference.sampling import TokenLogprob
+    from clearhead.inference.logprobs import TokenLogprob
+    from clearhead.inference.requests import Event, Request
     from clearhead.tokenizer import Tokenizer
 
 EPILOG = """
@@ -208,10 +208,7 @@ def _read_prompt(argument: str | None, file: Path | None) -> str:
 
 def _check(text: str, options: dict[str, Any]) -> None:
     """Refuses what cannot be before a model is loaded, which may take long."""
-    import dataclasses
-
-    from clearhead.inference.generation import Request
-    from clearhead.inference.sampling import SamplingParams
+    from clearhead.inference.requests import Request
 
     if not text:
         raise InputError(
@@ -219,15 +216,12 @@ def _check(text: str, options: dict[str, Any]) -> None:
         )
     if options["n"] < 1:  # the library calls it n, which here is short for --max-new-tokens
         raise InputError(f"samples is {options['n']}; give a whole number of at least 1.")
-    of_params = {field.name for field in dataclasses.fields(SamplingParams)}
-    params = SamplingParams(**{name: value for name, value in options.items() if name in of_params})
-    others = {name: value for name, value in options.items() if name not in of_params}
-    Request(prompt_ids=(0,), params=params, **others)
+    Request((0,), **options)
 
 
 def _load(model: str | None, **options: Any) -> GPT:
     from clearhead.cli.console import notice
-    from clearhead.gpt import load
+    from clearhead.loading import load
 
     gpt = load(model, **options)
     for note in gpt.notes:

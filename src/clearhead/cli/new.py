@@ -169,7 +169,7 @@ def _make(folder: Path, config: GPTConfig, vocabulary: Tokenizer | None, seed: i
 
 
 def _save(folder: Path, model: GPTModel, vocabulary: Tokenizer | None) -> None:
-    from clearhead.inference.torch_weights import ModelTensors
+    from clearhead.model_weights import ModelTensors
     from clearhead.weights import save_huggingface
 
     end = None if vocabulary is None else vocabulary.end_of_text

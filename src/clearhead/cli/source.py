@@ -70,7 +70,7 @@ def find_source(model: str) -> Source:
     if size in RELEASED and not path.exists():
         return Source(f"GPT-2 {size}", RELEASED[size])
     if model == "bundled" and not path.exists():
-        from clearhead.gpt import bundled
+        from clearhead.loading import bundled
 
         return _open(str(bundled()), bundled())
     return _open(model, path)
@@ -103,7 +103,7 @@ def open_tokenizer(model: str | None) -> Tokenizer:
         WeightsError: where there is nothing of that name.
     """
     from clearhead import weights
-    from clearhead.gpt import bundled
+    from clearhead.loading import bundled
     from clearhead.tokenizer import Tokenizer
 
     path = bundled() if model is None else weights.locate(model)

@@ -79,9 +79,9 @@ def walk(
     what each depth would say, temperature and top-k. In the terminal for one block and head, or as a page to explore.
     """
     from clearhead.cli.console import notice, output, read_text, working
-    from clearhead.gpt import load
-    from clearhead.inference.sampling import SamplingParams
+    from clearhead.inference.options import SamplingParams
     from clearhead.lens.words import LANGUAGES
+    from clearhead.loading import load
 
     if html is not None and as_json:
         raise typer.BadParameter("give --html or --json, not both.")
@@ -110,7 +110,7 @@ def walk(
 
 
 def _walk(gpt: GPT, text: str, name: str | None, place: tuple[int, int], params: Any) -> dict[str, Any]:
-    from clearhead.lens.catalogue import check_indices
+    from clearhead.lens.activations import check_indices
     from clearhead.lens.walk import walk as walk_through
 
     if gpt.tokenizer is None:

@@ -88,7 +88,9 @@ def evaluate_perplexity(
     starts = starts[evenly_spaced(len(starts), windows)]
     rank, world = share
     compute = batch_nats or (
-        lambda inputs, targets: head_nats(model.hidden(inputs).flatten(0, 1), model.head.weight, targets.flatten())
+        lambda inputs, targets: head_nats(
+            model.forward_hidden(inputs).flatten(0, 1), model.head.weight, targets.flatten()
+        )
     )
     total, tokens = 0.0, 0
     training = model.training

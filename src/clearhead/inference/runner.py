@@ -43,8 +43,8 @@ class Runner(Protocol):
     def fork(self, slot: Slot) -> Slot:
         """Open a new sequence with the same tokens as an open one.
 
-        The two share what is cached until one of them grows; closing one does not affect the other. What either gives
-        from then on is what it would give had it been run alone.
+        A Runner may let the two share what is cached until one of them grows. From then on each gives what it would
+        give had it been run alone, and closing one does not affect the other.
 
         Raises:
             InputError: if the slot is closed.

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.errors import InputError, WeightsError
-from clearhead.inference.sampling import is_whole, log_sum_exp
+from clearhead.inference.declaration import is_whole
+from clearhead.inference.logprobs import log_sum_exp
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer

@@ -1,40 +1,43 @@
 """The reference Runner: PyTorch on any device, with a preallocated key/value cache and ragged batches.
 
-One call of `extend` is at most two passes of the model: one over all the sequences that get a single token
-(decoding; they share each product), and one for each sequence that gets several (prompts).
+One call of `extend` is one pass of the model over all the sequences that get a single token (decoding; they share each
+product), and one pass for each sequence that gets several (prefill).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
-from clearhead.inference.runner import Slot
+from clearhead.inference.logprobs import SCORED_ROWS, join_scores, score_rows
+from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_score_work, check_work
 from clearhead.model import GPTModel
 
 
 @dataclass(eq=False)
 class TorchSlot:
-    """One sequence: its row in the cache, and how many tokens are there."""
+    """One sequence: its row in the cache, and its number of tokens."""
 
     row: int
     length: int = 0
     open: bool = True
 
 
-class KeyValueCache:
-    """Keys and values of every layer for many sequences, in rows that are used again.
+class CacheRows:
+    """Keys and values of every layer for many sequences, in rows that are reused.
 
-    Memory for whole contexts is reserved when a row is made: n_layers * 2 * context_length * emb_dim numbers
-    (75.5 MB for the 124M in float32). An operating system hands it out only as it is written.
+    A row reserves memory for a whole context when it is made: n_layers * 2 * context_length * emb_dim numbers (75.5 MB
+    for the 124M in float32). The operating system provides it only as it is written.
     """
 
     def __init__(self, config: GPTConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -45,15 +48,24 @@ class KeyValueCache:
         self._slots: dict[int, TorchSlot] = {}
 
     def open(self) -> TorchSlot:
-        """A row for a new sequence; the lowest that is free, so that running sequences stay close together."""
+        """Take a row for a new sequence; the lowest free one, so that running sequences stay close together."""
         row = next((r for r in range(self._rows) if r not in self._slots), self._rows)
         if row == self._rows:
             self._grow(max(1, 2 * self._rows))
         slot = self._slots[row] = TorchSlot(row)
         return slot
 
+    def copy(self, slot: TorchSlot) -> TorchSlot:
+        """Take another row and copy a sequence's keys and values into it."""
+        new = self.open()
+        for layers in (self.keys, self.values):
+            for layer in layers:
+                layer[new.row, :, : slot.length] = layer[slot.row, :, : slot.length]
+        new.length = slot.length
+        return new
+
     def close(self, slot: TorchSlot) -> None:
-        """Frees a row."""
+        """Free a row."""
         if slot.open:
             slot.open = False
             del self._slots[slot.row]
@@ -73,26 +85,26 @@ class KeyValueCache:
                 store[layer][: old.shape[0], :, :used] = old[:, :, :used]
 
 
-class OneEach:
-    """The memory of a pass that gives one new token to each of several sequences (B of them, T = 1)."""
+class DecodeCache:
+    """The cache of a pass with one new token for each of several sequences (B of them, T = 1)."""
 
-    def __init__(self, cache: KeyValueCache, slots: Sequence[TorchSlot], device: torch.device) -> None:
-        self.cache = cache
-        rows = [slot.row for slot in slots]
-        self.rows = torch.tensor(rows, device=device)  # [B]
+    def __init__(self, rows: CacheRows, slots: Sequence[TorchSlot], device: torch.device) -> None:
+        self.cache = rows
+        numbers = [slot.row for slot in slots]
+        self.rows = torch.tensor(numbers, device=device)  # [B]
         self.lengths = torch.tensor([slot.length for slot in slots], device=device)  # [B]
         self.longest = max(slot.length for slot in slots) + 1
         # Rows in order are one slice of the cache; any others have to be gathered, which copies them.
-        first = rows[0]
-        in_order = rows == list(range(first, first + len(rows)))
-        self._choose: slice | Tensor = slice(first, first + len(rows)) if in_order else self.rows
-        places = torch.arange(self.longest, device=device)  # [longest]
-        # What lies behind a sequence's end was never written, or belonged to another: it must not be seen.
-        self._mask = (places <= self.lengths[:, None])[:, None, None, :]  # [B, 1, 1, longest]
+        first = numbers[0]
+        in_order = numbers == list(range(first, first + len(numbers)))
+        self._choose: slice | Tensor = slice(first, first + len(numbers)) if in_order else self.rows
+        positions = torch.arange(self.longest, device=device)  # [longest]
+        # Beyond a sequence's end the row was never written, or belonged to another sequence: it must not be seen.
+        self._mask = (positions <= self.lengths[:, None])[:, None, None, :]  # [B, 1, 1, longest]
         self._equal = len({slot.length for slot in slots}) == 1
 
-    def recall(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Stores new keys and values; returns all of them [B, H, longest, D], and a mask of those that exist."""
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store new keys and values; return all of them [B, H, longest, D], and a mask of those that exist."""
         all_keys, all_values = self.cache.keys[layer], self.cache.values[layer]
         all_keys[self.rows, :, self.lengths] = keys[:, :, 0]  # [B, H, D]
         all_values[self.rows, :, self.lengths] = values[:, :, 0]
@@ -100,12 +112,12 @@ class OneEach:
         seen_values = all_values[self._choose, :, : self.longest]
         if self._equal:
             return seen_keys, seen_values, None
-        # Unwritten memory may hold NaN, and NaN times a weight of 0 is NaN: put zeros there.
+        # Unwritten memory may contain NaN, and NaN times a weight of 0 is NaN: put zeros there.
         return seen_keys, seen_values.masked_fill(~self._mask.transpose(-1, -2), 0), self._mask
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries, keys and values [B, H, 1, D] of the new tokens; returns the mixed values [B, H, 1, D]."""
-        keys, values, mask = self.recall(layer, keys, values)
+        """Attend from queries [B, H, 1, D] of the new tokens to all tokens of their sequences: [B, H, 1, D]."""
+        keys, values, mask = self.update(layer, keys, values)
         if mask is None:
             return F.scaled_dot_product_attention(queries, keys, values)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])  # [B, H, 1, longest]
@@ -113,17 +125,17 @@ class OneEach:
         return weights @ values  # [B, H, 1, D]
 
 
-class ManyForOne:
-    """The memory of a pass that gives several new tokens to one sequence (B = 1)."""
+class PrefillCache:
+    """The cache of a pass with several new tokens for one sequence (B = 1)."""
 
-    def __init__(self, cache: KeyValueCache, slot: TorchSlot, new: int, device: torch.device) -> None:
-        self.cache, self.row, self.start, self.end = cache, slot.row, slot.length, slot.length + new
-        places = torch.arange(self.end, device=device)
-        # A new token sees all that was there and the new ones up to itself: [new, end]
-        self._mask = places <= places[self.start :, None]
+    def __init__(self, rows: CacheRows, slot: TorchSlot, new: int, device: torch.device) -> None:
+        self.cache, self.row, self.start, self.end = rows, slot.row, slot.length, slot.length + new
+        positions = torch.arange(self.end, device=device)
+        # A new token sees all earlier tokens, and the new ones up to itself: [new, end]
+        self._mask = positions <= positions[self.start :, None]
 
-    def recall(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Stores new keys and values; returns all of them [1, H, end, D], and which each new token sees [new, end]."""
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store new keys and values; return all of them [1, H, end, D], and which each new token sees [new, end]."""
         all_keys, all_values = self.cache.keys[layer], self.cache.values[layer]
         all_keys[self.row, :, self.start : self.end] = keys[0]
         all_values[self.row, :, self.start : self.end] = values[0]
@@ -134,27 +146,27 @@ class ManyForOne:
         )
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries, keys and values [1, H, new, D]; returns the mixed values [1, H, new, D]."""
-        seen_keys, seen_values, mask = self.recall(layer, keys, values)
+        """Attend from queries [1, H, new, D] of the new tokens to all tokens up to each: [1, H, new, D]."""
+        seen_keys, seen_values, mask = self.update(layer, keys, values)
         if self.start == 0:
             return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return F.scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=mask)
 
 
 class TorchRunner:
-    """Runs a `GPTModel` over growing sequences. Implements `clearhead.inference.runner.Runner`.
+    """Run a `GPTModel` over growing sequences. Implements `clearhead.inference.runner.ScoringRunner`.
 
     The model is put into evaluation mode for each call and back after it, so a model in training can be sampled.
 
     Args:
-        model: on any device, in any floating-point type; the logits come back in float32.
+        model: on any device, in any floating-point dtype; the logits are returned in float32.
     """
 
     def __init__(self, model: GPTModel) -> None:
         self.model = model
         weight = model.token_embedding.weight
         self._device = weight.device
-        self._cache = KeyValueCache(model.config, weight.device, weight.dtype)
+        self._cache = CacheRows(model.config, weight.device, weight.dtype)
 
     @property
     def config(self) -> GPTConfig:
@@ -162,100 +174,116 @@ class TorchRunner:
         return self.model.config
 
     def open(self) -> TorchSlot:
-        """A new, empty sequence."""
+        """Open a new, empty sequence."""
         return self._cache.open()
 
-    def close(self, slot: Slot) -> None:
-        """Forgets a sequence; its memory serves the next one. Closing twice does nothing."""
-        self._cache.close(_ours(slot))
-
-    def extend(self, work: Sequence[tuple[Slot, Sequence[int]]]) -> np.ndarray:
-        """Appends tokens to each sequence; returns the logits after each one's last token.
-
-        Args:
-            work: pairs of a slot and the ids to append, at least one each; no slot twice.
-
-        Returns:
-            float32 [len(work), V]
+    def fork(self, slot: Slot) -> TorchSlot:
+        """Open a new sequence with the same tokens; its keys and values are copied.
 
         Raises:
-            InputError: where ids are empty or outside the vocabulary, a sequence would grow past
-                `config.context_length`, or a slot is closed or stands twice in `work`. Nothing has changed then.
+            InputError: if the slot is closed.
         """
-        tasks = [(_ours(slot), ids) for slot, ids in work]
-        self._check(tasks)
+        own = _own_slot(slot)
+        if not own.open:
+            raise InputError("this sequence was closed; open a new one.")
+        with torch.inference_mode():
+            return self._cache.copy(own)
+
+    def close(self, slot: Slot) -> None:
+        """Forget a sequence; its memory serves the next one. Closing twice does nothing."""
+        self._cache.close(_own_slot(slot))
+
+    def extend(self, work: Sequence[tuple[Slot, Sequence[int]]]) -> npt.NDArray[np.float32]:
+        """Append tokens to each sequence; see `Runner.extend`."""
+        tasks = [(_own_slot(slot), ids) for slot, ids in work]
+        check_work(self.config, tasks)
         logits = np.empty((len(tasks), self.config.vocab_size), np.float32)
-        singles = [place for place, (_, ids) in enumerate(tasks) if len(ids) == 1]
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                if singles:
-                    logits[singles] = self._one_each([tasks[place] for place in singles])
-                for place, (slot, ids) in enumerate(tasks):
-                    if len(ids) > 1:
-                        logits[place] = self._many(slot, ids)
-        finally:
-            self.model.train(training)
+        singles = [index for index, (_, ids) in enumerate(tasks) if len(ids) == 1]
+        with self._evaluating():
+            if singles:
+                logits[singles] = self._decode([tasks[index] for index in singles])
+            for index, (slot, ids) in enumerate(tasks):
+                if len(ids) > 1:
+                    logits[index] = self._head(self._prefill(slot, ids)[-1:])[0]
         for slot, ids in tasks:
             slot.length += len(ids)
         return logits
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """The logits at every token of a whole sequence, without the cache: float32 [T, V].
+    def score(
+        self, work: Sequence[ScoreTask], *, top: int = 0, n_choices: int | None = None
+    ) -> tuple[npt.NDArray[np.float32], list[TokenScores]]:
+        """Append tokens to each sequence and score the targets; see `ScoringRunner.score`."""
+        tasks = [(_own_slot(task.slot), task) for task in work]
+        check_score_work(self.config, tasks)
+        logits = np.empty((len(tasks), self.config.vocab_size), np.float32)
+        scores = []
+        with self._evaluating():
+            for index, (slot, task) in enumerate(tasks):
+                hidden = self._prefill(slot, task.ids)  # [T, C]
+                logits[index] = self._head(hidden[-1:])[0]
+                scores.append(self._scores(hidden[task.start :], task.targets, top, n_choices))
+        for slot, task in tasks:
+            slot.length += len(task.ids)
+        return logits, scores
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return the logits at every token of a whole sequence, without the cache: float32 [T, V].
 
         Raises:
             InputError: as `extend`.
         """
-        self._check([(TorchSlot(-1), ids)])
+        check_work(self.config, [(TorchSlot(-1), ids)])
+        with self._evaluating():
+            return _array(self.model(torch.tensor([list(ids)], device=self._device))[0])
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Run the model without dropout and without gradients, and put it back into its mode afterwards."""
         training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                return self.model(torch.tensor([list(ids)], device=self._device))[0].float().cpu().numpy()
+                yield
         finally:
             self.model.train(training)
 
-    def _one_each(self, tasks: list[tuple[TorchSlot, Sequence[int]]]) -> np.ndarray:
-        # In the cache's order, so that sequences that lie side by side are read as one slice.
-        order = sorted(range(len(tasks)), key=lambda place: tasks[place][0].row)
-        slots = [tasks[place][0] for place in order]
-        memory = OneEach(self._cache, slots, self._device)
-        ids = torch.tensor([[tasks[place][1][0]] for place in order], device=self._device)  # [B, 1]
-        found = self._run(ids, memory.lengths[:, None], memory)  # [B, V]
-        logits = np.empty_like(found)
-        logits[order] = found
+    def _decode(self, tasks: list[tuple[TorchSlot, Sequence[int]]]) -> npt.NDArray[np.float32]:
+        """Run one token of each sequence: [B, V]."""
+        # In the cache's order, so that adjacent sequences are read as one slice.
+        order = sorted(range(len(tasks)), key=lambda index: tasks[index][0].row)
+        cache = DecodeCache(self._cache, [tasks[index][0] for index in order], self._device)
+        ids = torch.tensor([[tasks[index][1][0]] for index in order], device=self._device)  # [B, 1]
+        logits = np.empty((len(tasks), self.config.vocab_size), np.float32)
+        logits[order] = self._head(self.model.forward_hidden(ids, cache.lengths[:, None], cache)[:, -1])
         return logits
 
-    def _many(self, slot: TorchSlot, new: Sequence[int]) -> np.ndarray:
+    def _prefill(self, slot: TorchSlot, new: Sequence[int]) -> Tensor:
+        """Run several tokens of one sequence and return the final norm's output: [T, C]."""
         ids = torch.tensor([list(new)], device=self._device)  # [1, T]
         positions = torch.arange(slot.length, slot.length + len(new), device=self._device)  # [T]
-        return self._run(ids, positions, ManyForOne(self._cache, slot, len(new), self._device))[0]
+        return self.model.forward_hidden(ids, positions, PrefillCache(self._cache, slot, len(new), self._device))[0]
 
-    def _run(self, ids: Tensor, positions: Tensor, memory: OneEach | ManyForOne) -> np.ndarray:
-        hidden = self.model.hidden(ids, positions, memory)[:, -1]  # [B, C]: the head only where logits are asked for
-        return self.model.head(hidden).float().cpu().numpy()  # [B, V]
+    def _scores(self, hidden: Tensor, targets: Sequence[int], top: int, n_choices: int | None) -> TokenScores:
+        """Score targets a few rows of logits at a time; all at once while an edit of the logits is in effect."""
+        rows = len(hidden) if self.model.head._forward_hooks else SCORED_ROWS
+        parts = [score_rows(np.zeros((0, self.config.vocab_size), np.float32), (), top, n_choices)]
+        for first in range(0, len(targets), rows):
+            wanted = targets[first : first + rows]
+            logits = _array(self.model.head(hidden[None, first : first + rows])[0])  # [rows, V]
+            parts.append(score_rows(logits[: len(wanted)], wanted, top, n_choices))
+        return join_scores(parts)
 
-    def _check(self, tasks: list[tuple[TorchSlot, Sequence[int]]]) -> None:
-        config = self.config
-        if len({id(slot) for slot, _ in tasks}) < len(tasks):
-            raise InputError("a sequence stands twice in one call; give all of its new tokens in one piece.")
-        for slot, ids in tasks:
-            if not slot.open:
-                raise InputError("this sequence was closed; open a new one.")
-            if not len(ids):
-                raise InputError("there are no tokens to run; give at least one.")
-            if slot.length + len(ids) > config.context_length:
-                raise InputError(
-                    f"{slot.length + len(ids):,} tokens do not fit into the model's context of "
-                    f"{config.context_length:,}; shorten the sequence."
-                )
-            for token in ids:
-                if not 0 <= token < config.vocab_size:
-                    raise InputError(f"token id {token} is not in the vocabulary of {config.vocab_size:,} (from 0).")
+    def _head(self, hidden: Tensor) -> npt.NDArray[np.float32]:
+        """Return the logits of the tokens that need them: [N, C] -> [N, V]."""
+        return _array(self.model.head(hidden))
 
 
-def _ours(slot: Slot) -> TorchSlot:
+def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = tensor.float().cpu().numpy()
+    return array
+
+
+def _own_slot(slot: Slot) -> TorchSlot:
     if not isinstance(slot, TorchSlot):
         raise TypeError(f"a slot of TorchRunner was expected, not a {type(slot).__name__}.")
     return slot

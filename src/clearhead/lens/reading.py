@@ -1,11 +1,12 @@
-"""Reading what is inside a model as text: tokens as pieces, residuals as predictions."""
+"""Read what is inside a model as text: tokens as pieces, residuals as predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from clearhead.errors import InputError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each token's text; `<F0 9F>` for bytes that are no whole character, `<50300>` for an id without text."""
+    """Return each token's text; `<F0 9F>` for bytes that are no whole character, `<50300>` for unknown ids."""
     return [_piece(tokenizer, id) for id in ids]
 
 
@@ -30,19 +31,19 @@ def _piece(tokenizer: Tokenizer, id: int) -> str:
         return f"<{data.hex(' ').upper()}>"
 
 
-def logit_lens(model: GPTModel, residual: np.ndarray) -> np.ndarray:
-    """The logits that a model would give if it ended at a residual: final norm and head, applied to it.
+def logit_lens(model: GPTModel, residual: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    """Return the logits that a model would give if it ended at a residual: the final norm and the head applied to it.
 
     nostalgebraist, "interpreting GPT: the logit lens", 2020.
 
     Args:
-        residual: float [..., C], such as a watched `blocks.3.residual_out`.
+        residual: float [..., C], such as a recorded `blocks.3.residual_out`.
 
     Returns:
         float32 [..., V]
 
     Raises:
-        InputError: where the last axis is not the model's.
+        InputError: if the last axis does not have the size emb_dim.
     """
     width = model.config.emb_dim
     if residual.ndim < 1 or residual.shape[-1] != width:
@@ -50,4 +51,5 @@ def logit_lens(model: GPTModel, residual: np.ndarray) -> np.ndarray:
     weight = model.token_embedding.weight
     with torch.no_grad():
         x = torch.as_tensor(residual).to(device=weight.device, dtype=weight.dtype)
-        return model.head(model.final_norm(x)).float().cpu().numpy()
+        logits: npt.NDArray[np.float32] = model.head(model.final_norm(x)).float().cpu().numpy()
+        return logits

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clearhead.inference.sampling import Sampler, SamplingParams, top_k_ids
+from clearhead.inference.filters import top_k_ids
+from clearhead.inference.options import SamplingParams
+from clearhead.inference.sampling import Sampler
 from clearhead.lens.reading import logit_lens, pieces
 from clearhead.lens.watching import Trace, watch
 from clearhead.model import GPTModel

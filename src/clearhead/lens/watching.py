@@ -1,35 +1,39 @@
-"""Running a model on a text and keeping the values on the way."""
+"""Run a model on a text and record activations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Literal, TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.lens.catalogue import Value, check_indices, names
-from clearhead.lens.taps import installed
+from clearhead.inference.runner import check_token_ids
+from clearhead.lens.activations import Activation, check_indices, names
+from clearhead.lens.hooks import installed
 from clearhead.model import GPTModel
 
+Array = TypeVar("Array", npt.NDArray[np.float32], Tensor)
 
-class Trace(Mapping[str, Any]):
-    """The values that were watched, by name, in the order in which the model computed them; prints as a table.
+
+class Trace(Mapping[str, Array]):
+    """Recorded activations by name, in the order in which the model computes them; prints as a table.
 
     Attributes:
         ids: the tokens of the text.
-        tokens: their pieces of text, where there is a tokenizer; a byte that is no whole character is a mark.
+        tokens: their text, if there is a tokenizer; bytes that are not a whole character are written in hexadecimal.
     """
 
-    def __init__(self, values: Mapping[str, Any], ids: Sequence[int], tokens: Sequence[str] | None = None) -> None:
+    def __init__(self, values: Mapping[str, Array], ids: Sequence[int], tokens: Sequence[str] | None = None) -> None:
         self.ids = tuple(ids)
         self.tokens = None if tokens is None else tuple(tokens)
-        self._values = dict(values)
+        self._values: dict[str, Array] = dict(values)
 
-    def __getitem__(self, name: str) -> Any:
-        """One value: float32 of the shape that `names` gives; as a tensor where that was asked for."""
+    def __getitem__(self, name: str) -> Array:
+        """Return one activation: float32 of the shape that `names` gives; or a tensor, with `as_torch`."""
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -41,27 +45,51 @@ class Trace(Mapping[str, Any]):
     def __repr__(self) -> str:
         text = "" if self.tokens is None else ": " + " ".join(repr(token) for token in self.tokens)
         width = max(len(name) for name in self)
-        rows = [f"{name:<{width}}  {list(map(int, value.shape))}" for name, value in self.items()]
+        rows: list[str] = [f"{name:<{width}}  {list(map(int, self[name].shape))}" for name in self]
         return "\n".join([f"{len(self.ids):,} tokens{text}", *rows])
 
 
-class _Keep:
-    """A Tap that keeps what passes."""
+class _Recorder:
+    """A hook that records activations."""
 
-    def __init__(self, values: tuple[Value, ...], positions: Sequence[int] | None) -> None:
-        self.values = values
+    def __init__(self, activations: tuple[Activation, ...], positions: Sequence[int] | None) -> None:
+        self.activations = activations
         self.positions = positions
-        self.kept: dict[str, Tensor] = {}
+        self.recorded: dict[str, Tensor] = {}
 
-    def at(self, value: Value, tensor: Tensor, positions: Tensor) -> Tensor:
+    def __call__(self, activation: Activation, tensor: Tensor, positions: Tensor) -> Tensor:
         found = tensor[0].detach()
         if self.positions is None:
-            # A copy: a view would hold on to the whole batch and to what an edit's function may still write into.
-            self.kept[value.name] = found.clone()
+            # A copy: a view would keep the whole batch in memory, and an edit's function may still write into it.
+            self.recorded[activation.name] = found.clone()
         else:
             chosen = torch.tensor(self.positions, device=found.device)
-            self.kept[value.name] = found.index_select(value.token_axis, chosen)
+            self.recorded[activation.name] = found.index_select(activation.token_axis, chosen)
         return tensor
+
+
+@overload
+def watch(
+    model: GPTModel,
+    ids: Sequence[int],
+    wanted: str | Iterable[str] = "*",
+    *,
+    positions: int | Sequence[int] | None = None,
+    tokens: Sequence[str] | None = None,
+    as_torch: Literal[False] = False,
+) -> Trace[npt.NDArray[np.float32]]: ...
+
+
+@overload
+def watch(
+    model: GPTModel,
+    ids: Sequence[int],
+    wanted: str | Iterable[str] = "*",
+    *,
+    positions: int | Sequence[int] | None = None,
+    tokens: Sequence[str] | None = None,
+    as_torch: Literal[True],
+) -> Trace[Tensor]: ...
 
 
 def watch(
@@ -72,40 +100,40 @@ def watch(
     positions: int | Sequence[int] | None = None,
     tokens: Sequence[str] | None = None,
     as_torch: bool = False,
-) -> Trace:
-    """Runs a text through a model once and returns the values inside it.
+) -> Trace[npt.NDArray[np.float32]] | Trace[Tensor]:
+    """Run a text through a model once and return its activations.
 
     Args:
-        model: run in evaluation mode, and put back into its own after it.
+        model: run in evaluation mode, and put back into its own mode afterwards.
         ids: the text's tokens, at most context_length.
-        wanted: names of values, with wildcards; all of them where it is left out, of which scores, patterns and
-            logits are the large ones (for 1,024 tokens of the 124M 604 MB, 604 MB and 206 MB).
-        positions: keep what belongs to the tokens at these places only, in this order; of scores and patterns, their
-            rows. All of them where it is left out.
-        tokens: the pieces of text that the ids stand for, to print.
-        as_torch: whether to return tensors, on the model's device and in its type, and not NumPy arrays in float32.
+        wanted: names of activations, with wildcards; all of them by default, of which scores, patterns and logits are
+            the large ones (for 1,024 tokens of the 124M 604 MB, 604 MB and 206 MB).
+        positions: record the tokens at these positions only, in this order; for scores and patterns, their rows. All
+            of them by default.
+        tokens: the text of each id, to print.
+        as_torch: return tensors, on the model's device and in its dtype, instead of NumPy arrays in float32.
 
     Raises:
-        InputError: for an unknown name, no tokens, too many, one that is not in the vocabulary, or a
-            position outside the text.
+        InputError: if a name is unknown, there are no tokens, too many, one outside the vocabulary, or a position
+            outside the text.
     """
-    values = names(model.config).find(wanted)
+    activations = names(model.config).find(wanted)
     _check(model, ids)
-    keep = _Keep(values, None if positions is None else check_indices("position", positions, len(ids), "text"))
+    chosen = None if positions is None else check_indices("position", positions, len(ids), "text")
+    recorder = _Recorder(activations, chosen)
     training = model.training
     model.eval()
     try:
-        with installed(model, keep), torch.no_grad():
+        with installed(model, recorder), torch.no_grad():
             model(torch.tensor([list(ids)], device=model.token_embedding.weight.device))
     finally:
         model.train(training)
-    # The model computes some values a line earlier or later than the catalogue says; the order is the catalogue's.
-    found = {value.name: keep.kept[value.name] for value in keep.values}
-    return Trace(found if as_torch else {name: _array(tensor) for name, tensor in found.items()}, ids, tokens)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
+    # The model computes some activations a line earlier or later than the table says; the order is the table's.
+    found = {one.name: recorder.recorded[one.name] for one in activations}
+    if as_torch:
+        return Trace[Tensor](found, ids, tokens)
+    arrays: dict[str, npt.NDArray[np.float32]] = {name: one.float().cpu().numpy() for name, one in found.items()}
+    return Trace[npt.NDArray[np.float32]](arrays, ids, tokens)
 
 
 def _check(model: GPTModel, ids: Sequence[int]) -> None:
@@ -116,6 +144,4 @@ def _check(model: GPTModel, ids: Sequence[int]) -> None:
         raise InputError(
             f"the text has {len(ids):,} tokens, but the model reads {config.context_length:,}; shorten it."
         )
-    for token in ids:
-        if not 0 <= token < config.vocab_size:
-            raise InputError(f"token id {token} is not in the vocabulary of {config.vocab_size:,} (from 0).")
+    check_token_ids(ids, config.vocab_size)

@@ -21,9 +21,10 @@ from safetensors.torch import save_file as save_torch
 from torch import Tensor
 
 from clearhead.errors import InputError, WeightsError
-from clearhead.gpt import GPT, load
-from clearhead.inference.torch_weights import ModelTensors
+from clearhead.gpt import GPT
+from clearhead.loading import load
 from clearhead.model import GPTModel
+from clearhead.model_weights import ModelTensors
 from clearhead.tokenizer import Tokenizer
 from clearhead.weights import open as open_weights
 from clearhead.weights import save_huggingface
@@ -126,7 +127,7 @@ class Classifier:
         if not ids:
             raise InputError("the text to classify is empty; give some text.")
         last = max((index for index, token in enumerate(ids) if token != self.padding), default=0)
-        features = self.gpt.model.hidden(torch.tensor([ids]))[0, last]  # [C]
+        features = self.gpt.model.forward_hidden(torch.tensor([ids]))[0, last]  # [C]
         logits = self.head @ features  # [classes]
         if self.output == "probabilities":
             logits = logits.softmax(dim=-1)

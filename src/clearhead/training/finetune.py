@@ -22,7 +22,7 @@ from clearhead.data.sources.base import Cursor
 from clearhead.data.sources.text_file import TextFile
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity, evenly_spaced
-from clearhead.gpt import load
+from clearhead.loading import load
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.classifier import save_classifier

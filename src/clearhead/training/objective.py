@@ -30,7 +30,7 @@ class Objective(nn.Module):
         if recompute:
             for block in model.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        self._trunk = torch.compile(model.hidden) if compiled else model.hidden
+        self._trunk = torch.compile(model.forward_hidden) if compiled else model.forward_hidden
 
     def forward(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None, guess: bool = False) -> Tensor:
         """The summed surprisal of the targets in nats, or what the head would name in their place.
@@ -45,7 +45,7 @@ class Objective(nn.Module):
         Returns:
             a scalar, float32; the guesses, int64 [N].
         """
-        trunk = self._trunk if self.model.training else self.model.hidden
+        trunk = self._trunk if self.model.training else self.model.forward_hidden
         hidden = trunk(ids).flatten(0, 1)  # [B * T, C]
         targets = targets.flatten()  # [B * T]
         if counted is not None:

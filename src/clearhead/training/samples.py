@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clearhead.errors import TokenizerError, TrainingError
-from clearhead.inference.generation import Request, generate
-from clearhead.inference.sampling import SamplingParams
+from clearhead.inference.generation import generate
+from clearhead.inference.requests import Request
 from clearhead.inference.torch_runner import TorchRunner
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
@@ -16,9 +16,9 @@ def continuations(model: GPTModel, tokenizer: Tokenizer, prompts: Sequence[str],
     """Each prompt with what the model continues it by, at temperature 0.8 and top-p 0.95, with the seed 1."""
     if not prompts:
         return []
-    params = SamplingParams(temperature=0.8, top_p=0.95, seed=1)
     requests = [
-        Request(prompt_ids=ids, params=params, max_new_tokens=tokens) for ids in encoded_prompts(tokenizer, prompts)
+        Request(ids, temperature=0.8, top_p=0.95, seed=1, max_new_tokens=tokens)
+        for ids in encoded_prompts(tokenizer, prompts)
     ]
     completions = generate(TorchRunner(model), tokenizer, requests)
     return [(prompt, found.samples[0].text or "") for prompt, found in zip(prompts, completions, strict=True)]

@@ -11,8 +11,8 @@ from clearhead.data.batches import Batch, WindowBatches
 from clearhead.data.corpus import Corpus
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity
-from clearhead.inference.torch_weights import ModelTensors
 from clearhead.model import GPTModel
+from clearhead.model_weights import ModelTensors
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.distributed import Processes
 from clearhead.training.recipe import Recipe

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.errors import TokenizerError, WeightsError
-from clearhead.gpt import GPT, find_device
+from clearhead.gpt import GPT
+from clearhead.loading import find_device
 from clearhead.utils.progress import Progress
 from clearhead.verification.checks import Check, CheckFunction, Context, Verification
 from clearhead.verification.published import PUBLISHED, Continuation
@@ -93,8 +94,8 @@ class _ModelChecks:
         """The model, in float32 and in evaluation mode."""
         import torch
 
-        from clearhead.inference.torch_weights import load_into
         from clearhead.model import GPTModel
+        from clearhead.model_weights import load_into
 
         assert self.source is not None
         with torch.device("meta"):

@@ -1,17 +1,17 @@
-"""Reaching the values inside a running model, without a line of the model knowing of it.
+"""Reach the activations inside a running model, without any code for it in the model.
 
-While a `Tap` is installed, each value that it asks for passes through its `at`, which may keep it, change it, or
-both. Most values are the input or the output of a module, where torch's own hooks reach them. Those between a
-module's lines are reached by a replacement of what computes them:
+While an `ActivationHook` is installed, each activation that it names is passed to it; it may record it, return a
+changed one, or both. Most activations are the input or the output of a module and are reached by torch's own hooks. The
+others are computed inside a module, and are reached by replacing that computation:
 
-- queries, keys, values, scores, pattern, mixed: attention is handed a function to attend with that has a name for
-  each step, as `model.plain_attention` takes them;
-- a norm's mean and variance are computed beside it, and the norm itself again where one was changed;
-- a changed embedding.token is added to the position's again;
-- residual_mid is both what norm_2 reads and what the feed-forward's output is added to, so that a changed one is
-  added again where the block ends.
+- queries, keys, values, scores, pattern, mixed: attention gets an attention function that has these steps one by one,
+  as `model.plain_attention` does;
+- a norm's mean and variance are computed in addition to it, and its output again if one of them was changed;
+- a changed embedding.token is added to the position embedding again;
+- residual_mid is both the input of norm_2 and what the feed-forward's output is added to, so a changed one is added
+  again at the end of the block.
 
-Without a Tap there is no hook at all: a model that nobody watches runs as if this file did not exist.
+Without an ActivationHook there is no torch hook either: a model that is not watched runs as if this file did not exist.
 """
 
 from __future__ import annotations
@@ -28,64 +28,64 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.errors import InputError
-from clearhead.lens.catalogue import Value
-from clearhead.model import Attend, Block, CausalSelfAttention, GPTModel, LayerNorm
+from clearhead.lens.activations import Activation
+from clearhead.model import AttentionFn, Block, CausalSelfAttention, GPTModel, LayerNorm
 
 
-class Tap(Protocol):
-    """What values pass through."""
+class ActivationHook(Protocol):
+    """A function that is called with activations, and the activations that it asks for."""
 
-    values: tuple[Value, ...]
+    activations: tuple[Activation, ...]
 
-    def at(self, value: Value, tensor: Tensor, positions: Tensor) -> Tensor:
-        """Called with each value as it is computed; the model goes on with what it returns.
+    def __call__(self, activation: Activation, tensor: Tensor, positions: Tensor) -> Tensor:
+        """Take an activation as it is computed; the model goes on with the tensor that is returned.
 
         Args:
-            value: which one.
-            tensor: [B, *value's shape], with T the tokens of this pass; in a pass that goes on from a cache, the
-                last axis of scores and pattern counts the cached tokens too.
-            positions: the place of each token in its sequence, int64 [B, T].
+            activation: which one.
+            tensor: [B, *the activation's shape], with T the tokens of this pass; in a pass that continues from a
+                cache, the last axis of scores and pattern counts the cached tokens too.
+            positions: the position of each token in its sequence, int64 [B, T].
         """
 
 
-class _Hooks:
-    """The hooks on one model, for all the Taps that are installed on it: each value passes through them in turn."""
+class _ModelHooks:
+    """The torch hooks on one model, for all installed ActivationHooks: each activation passes through them in turn."""
 
     def __init__(self, model: GPTModel) -> None:
         self.model = model
-        self.taps: list[Tap] = []
-        self.values: dict[str, Value] = {}
+        self.installed: list[ActivationHook] = []
+        self.activations: dict[str, Activation] = {}
         self.positions = torch.zeros(1, 1, dtype=torch.int64)
         self.handles: list[Any] = []
 
-    def set(self, taps: list[Tap]) -> None:
-        """Removes all hooks and makes those that these taps need."""
+    def set(self, hooks: list[ActivationHook]) -> None:
+        """Remove all torch hooks and register those that these hooks need."""
         while self.handles:
             self.handles.pop().remove()
-        self.taps = taps
-        self.values = {value.name: value for tap in taps for value in tap.values}
-        if taps:
-            self._hook(self.model)
+        self.installed = hooks
+        self.activations = {one.name: one for hook in hooks for one in hook.activations}
+        if hooks:
+            self._register(self.model)
 
     def wants(self, *names: str) -> bool:
-        """Whether any of these values is asked for."""
-        return any(name in self.values for name in names)
+        """Return whether any of these activations is asked for."""
+        return any(name in self.activations for name in names)
 
     def at(self, name: str, tensor: Tensor) -> Tensor:
-        """Passes a value [B, ...] through the taps that ask for it."""
-        if name not in self.values:
+        """Pass an activation [B, ...] through the hooks that ask for it."""
+        if name not in self.activations:
             return tensor
-        value = self.values[name]
-        tokens = tensor.shape[1 + value.token_axis]
+        activation = self.activations[name]
+        tokens = tensor.shape[1 + activation.token_axis]
         positions = self.positions[:, -tokens:].expand(tensor.shape[0], -1)
-        for tap in self.taps:
-            if value in tap.values:
-                tensor = tap.at(value, tensor, positions)
+        for hook in self.installed:
+            if activation in hook.activations:
+                tensor = hook(activation, tensor, positions)
         return tensor
 
-    # What follows makes the hooks, in the order of the model.
+    # The rest registers the torch hooks, in the order of the model.
 
-    def _hook(self, model: GPTModel) -> None:
+    def _register(self, model: GPTModel) -> None:
         def keep_positions(_: nn.Module, args: tuple[Tensor]) -> None:
             self.positions = args[0] if args[0].ndim == 2 else args[0][None]  # [B, T], or [1, T] for all alike
 
@@ -101,7 +101,7 @@ class _Hooks:
         self._output(model.head, "logits")
 
     def _token_embedding(self, model: GPTModel) -> None:
-        # The model looks up tokens before places, and a tap must know the places: it is asked when both are added.
+        # The model looks up tokens before positions, and a hook gets the positions: it is called when both are added.
         looked_up: dict[nn.Module, Tensor] = {}
 
         def keep(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -137,14 +137,14 @@ class _Hooks:
         self._output(block, prefix + "residual_out")
 
     def _output(self, module: nn.Module, name: str) -> None:
-        """A value that a module returns."""
+        """Register a hook for an activation that a module returns."""
         if not self.wants(name):
             return
 
         def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            if output.ndim == 1 + len(self.values[name].letters):
+            if output.ndim == 1 + len(self.activations[name].letters):
                 return self.at(name, output)
-            # Positions that are the same for all have no batch; logits after the last token alone have no tokens.
+            # Shared position embeddings have no batch axis; logits of last tokens only have no token axis.
             axis = 0 if name == "embedding.position" else 1
             return self.at(name, output.unsqueeze(axis)).squeeze(axis)
 
@@ -166,11 +166,11 @@ class _Hooks:
         self._output(norm, prefix + "output")
 
     def _attention(self, attention: CausalSelfAttention, prefix: str) -> None:
-        if self.wants(*(prefix + step for step in _Attention.STEPS)):
+        if self.wants(*(prefix + step for step in _WatchedAttention.STEPS)):
 
             def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
                 x, attend = (*args, None)[:2]
-                return x, _Attention(self, prefix, attention, attend)
+                return x, _WatchedAttention(self, prefix, attention, attend)
 
             self.handles.append(attention.register_forward_pre_hook(enter))
 
@@ -199,12 +199,14 @@ class _Hooks:
         ]
 
 
-class _Attention:
-    """Attends in steps that have names, for the model without a cache and with one."""
+class _WatchedAttention:
+    """An attention function whose steps are activations, with and without a cache."""
 
     STEPS = ("queries", "keys", "values", "scores", "pattern", "mixed")
 
-    def __init__(self, hooks: _Hooks, prefix: str, attention: CausalSelfAttention, attend: Attend | None) -> None:
+    def __init__(
+        self, hooks: _ModelHooks, prefix: str, attention: CausalSelfAttention, attend: AttentionFn | None
+    ) -> None:
         self.hooks, self.prefix, self.attention, self.attend = hooks, prefix, attention, attend
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -214,16 +216,18 @@ class _Attention:
         elif self.attend is not None:
             mixed = self.attend(queries, keys, values)
         else:
-            mixed = self.attention.mix(queries, keys, values, self._drop_rate)
+            mixed = self.attention.attention_fn(queries, keys, values, self._drop_rate)
         return self._at("mixed", mixed)
 
     def _in_steps(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        seen: Tensor | None  # true where a new token may look; None where it may look everywhere
+        seen: Tensor | None  # true for each key that a new token may attend to; None if it may attend to all
         if self.attend is None:
             tokens = queries.shape[-2]
             seen = torch.ones(tokens, tokens, dtype=torch.bool, device=queries.device).tril()  # [T, T]
         else:
-            keys, values, seen = _recall(self.attend)(keys, values)  # [B, H, S, D]: with those of earlier tokens
+            keys, values, seen = _cache_update(self.attend)(
+                keys, values
+            )  # [B, H, S, D]: all tokens so far
         scores = self._at("scores", queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1]))  # [B, H, T, S]
         if seen is not None:
             scores = scores.masked_fill(~seen, -torch.inf)
@@ -238,37 +242,36 @@ class _Attention:
         return self.hooks.at(self.prefix + step, tensor)
 
 
-def _recall(attend: Attend) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]:
-    """What stores keys and values and returns all of them: `recall` of the memory whose `attend` a block was given."""
-    memory: Any = getattr(
-        getattr(attend, "func", None), "__self__", None
-    )  # model.py hands on partial(memory.attend, layer)
-    if not isinstance(attend, partial) or not hasattr(memory, "recall"):
+def _cache_update(attend: AttentionFn) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]:
+    """Return the cache's function that stores keys and values and returns all of them, from its `attend`."""
+    # model.py passes partial(cache.attend, layer) to each block.
+    cache: Any = getattr(getattr(attend, "func", None), "__self__", None)
+    if not isinstance(attend, partial) or not hasattr(cache, "update"):
         raise InputError(
-            "what runs this model has a cache that does not show its keys, so scores and patterns cannot be reached "
+            "the cache that this model runs with does not expose its keys, so scores and patterns cannot be reached "
             "while it generates; load the model with backend='torch'."
         )
-    return partial(memory.recall, *attend.args)
+    return partial(cache.update, *attend.args)
 
 
-# Only the models that have hooks now: an entry holds on to its model, and goes when the last Tap is removed.
-_hooked: dict[int, _Hooks] = {}
+# Only the models that have hooks now: an entry keeps its model alive, and is removed with the last ActivationHook.
+_hooked: dict[int, _ModelHooks] = {}
 
 
 @contextmanager
-def installed(model: GPTModel, tap: Tap) -> Iterator[None]:
-    """While it is open, the values that the tap asks for pass through it. Afterwards the model is as it was."""
-    hooks = _hooked.setdefault(id(model), _Hooks(model))
+def installed(model: GPTModel, hook: ActivationHook) -> Iterator[None]:
+    """Pass the activations that the hook asks for through it, inside a `with`. Afterwards the model is as before."""
+    hooks = _hooked.setdefault(id(model), _ModelHooks(model))
 
     def remove() -> None:
-        hooks.set([other for other in hooks.taps if other is not tap])
-        if not hooks.taps:
+        hooks.set([other for other in hooks.installed if other is not hook])
+        if not hooks.installed:
             del _hooked[id(model)]
 
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
-            # What torch.compile made of the model does not look for hooks, so the model itself runs meanwhile.
+            # A model compiled by torch.compile ignores hooks, so the model itself runs meanwhile.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(remove)
-        hooks.set([*hooks.taps, tap])
+        hooks.set([*hooks.installed, hook])
         yield

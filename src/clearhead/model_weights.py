@@ -1,7 +1,4 @@
-"""Between NumPy and a PyTorch model, one tensor at a time.
-
-Beside `formats/pytorch.py` the only file of this package that needs PyTorch; import it by its own name.
-"""
+"""Canonical tensors into a PyTorch model's parameters, and back, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules that are built inside have shapes and no memory, for `load_into` to fill.
+    """Build modules that have shapes but no memory, for `load_into` to fill.
 
-    They are not filled with random numbers: there is nothing to fill, and PyTorch would first load its compiler for
-    that, which takes seconds.
+    Initialization is skipped: there is nothing to fill, and PyTorch would first load its compiler for it, which takes
+    seconds.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -43,19 +40,19 @@ def without_memory() -> Iterator[None]:
         yield
 
 
-_FILLS = ("normal_", "uniform_", "kaiming_uniform_", "fill_", "zero_")  # what fills a tensor and returns it
+_FILLS = ("normal_", "uniform_", "kaiming_uniform_", "fill_", "zero_")  # fill a tensor and return it
 
 
 def load_into(model: nn.Module, source: Source) -> None:
-    """Fills a model whose parameters have the canonical names.
+    """Fill a model whose parameters have the canonical names.
 
-    Values are copied into the parameters that are there, cast to their type and moved to their device. A
-    parameter on the `meta` device has no memory yet and takes the array itself: of a float32 file's
-    embeddings that is the mapped file, so a model built under `without_memory` is never in memory twice.
+    Values are copied into the existing parameters, cast to their dtype and moved to their device. A parameter on the
+    `meta` device has no memory yet and takes the array itself, which for the embeddings of a float32 file is the
+    mapped file. So a model built under `without_memory` is never in memory twice.
 
     Raises:
-        WeightsError: where the model has a parameter that the source does not fill, the source has a tensor
-            without a place in the model, or a shape differs; and as `Source.plan`.
+        WeightsError: if the model has a parameter that the source does not fill, the source has a tensor that the
+            model has no parameter for, or a shape differs; and as `Source.plan`.
     """
     import torch
 
@@ -82,7 +79,7 @@ def _check(plan: ConversionPlan, state: Mapping[str, torch.Tensor]) -> None:
     shapes = {**plan.targets, **{name: plan.targets[other] for name, other in plan.tied.items()}}
     for name, tensor in state.items():
         if name not in shapes:
-            raise WeightsError(f"the model has a parameter {name!r}, which the weights do not fill.")
+            raise WeightsError(f"the model has a parameter {name!r}, which the weights do not contain.")
         if tuple(tensor.shape) != shapes[name]:
             raise WeightsError(
                 f"the model's {name} has the shape {shape_words(tuple(tensor.shape))} and the weights have "
@@ -90,11 +87,11 @@ def _check(plan: ConversionPlan, state: Mapping[str, torch.Tensor]) -> None:
             )
     for name in plan.targets:
         if name not in state:
-            raise WeightsError(f"the weights hold {name!r}, for which the model has no parameter.")
+            raise WeightsError(f"the weights contain {name!r}, for which the model has no parameter.")
 
 
 def _put(model: nn.Module, names: list[str], tensor: torch.Tensor, old: torch.Tensor) -> None:
-    """Makes one new parameter of an array and sets it under all of its names."""
+    """Make one new parameter from an array and set it under all of its names."""
     from torch import nn
 
     parameter = nn.Parameter(tensor.to(old.dtype), requires_grad=old.requires_grad)
@@ -104,23 +101,24 @@ def _put(model: nn.Module, names: list[str], tensor: torch.Tensor, old: torch.Te
 
 
 class ModelTensors(Mapping[str, np.ndarray]):
-    """A PyTorch model's parameters as NumPy arrays, for `save_huggingface`; each is brought over when asked for."""
+    """A PyTorch model's parameters as NumPy arrays, for `save_huggingface`; each is converted when it is accessed."""
 
     def __init__(self, model: nn.Module) -> None:
         self._tensors = dict(model.named_parameters(remove_duplicate=False))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The parameter as float32: its own memory on a CPU, a copy from elsewhere or from another type."""
-        return self._tensors[name].detach().cpu().float().numpy()
+        """Return the parameter as float32: its own memory on a CPU, a copy from another device or dtype."""
+        array: np.ndarray = self._tensors[name].detach().cpu().float().numpy()
+        return array
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """The parameter's shape, without bringing it over."""
+        """Return the parameter's shape, without converting it."""
         return tuple(self._tensors[name].shape)
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """Iterate over the names."""
         return iter(self._tensors)
 
     def __len__(self) -> int:
-        """How many names there are."""
+        """Return the number of names."""
         return len(self._tensors)

@@ -1,0 +1,132 @@
+"""`clearhead.load`: where a model comes from, what runs it, and in which dtype."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clearhead.errors import InputError, WeightsError
+from clearhead.gpt import GPT, check_vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+    from clearhead.model import GPTModel
+    from clearhead.weights import Source
+
+BACKENDS = ("auto", "engine", "torch")
+DTYPES = {"engine": ("float32", "bfloat16", "int8", "int4"), "torch": ("float32", "bfloat16", "float16")}
+"""The dtypes of weights in memory that each backend supports."""
+MAX_THREADS = 1024
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    revision: str | None = None,
+) -> GPT:
+    """Open a model: its weights, its config and its tokenizer.
+
+    Args:
+        source: a folder, a file of weights, or a name on the hub; None for the model that comes with Clearhead.
+        backend: "engine", compiled code for the CPU; "torch"; or "auto": the engine if the device is the CPU and it
+            supports the dtype, PyTorch otherwise.
+        device: as PyTorch names it: "cpu", "cuda", "cuda:1", "mps".
+        dtype: of the weights in memory: float32 or bfloat16; for the engine also int8 and int4, for torch also float16.
+        threads: the engine's threads; by default as many as the cores that the process may use, or OMP_NUM_THREADS.
+            PyTorch has its own setting, `torch.set_num_threads`.
+        revision: of a model on the hub, its branch, tag or commit.
+
+    Raises:
+        InputError: if the backend, device or dtype is not available here, or there is not enough memory.
+        WeightsError: if the weights are missing, broken or do not fit; HubError if they cannot be fetched.
+        ConfigError, TokenizerError: if the files beside them are broken.
+    """
+    chosen = _backend(backend, device, dtype)
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}.")
+    torch_device = find_device(device) if chosen == "torch" else None
+    from clearhead import weights
+
+    opened = weights.open(bundled() if source is None else source, revision=revision)
+    tokenizer = opened.tokenizer()
+    check_vocabulary(opened.config, tokenizer)
+    if torch_device is not None:
+        return GPT(_model(opened, torch_device, dtype), tokenizer, notes=opened.notes)
+    from clearhead.engine.store import open_runner
+
+    runner: Any = open_runner(opened, dtype, threads)
+    return GPT(lambda: _model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, notes=opened.notes)
+
+
+def _backend(backend: str, device: str, dtype: str) -> str:
+    """Return the backend that is meant.
+
+    Raises:
+        InputError: if there is no such backend, or it does not support the device or the dtype.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend is {backend!r}; the backends are {', '.join(BACKENDS)}.")
+    known = list(dict.fromkeys(name for names in DTYPES.values() for name in names))
+    if dtype not in known:
+        raise InputError(f"dtype is {dtype!r}; the dtypes of weights in memory are {', '.join(known)}.")
+    if backend == "auto":
+        backend = "engine" if device == "cpu" and dtype in DTYPES["engine"] else "torch"
+    if backend == "engine" and device != "cpu":
+        raise InputError(f"device is {device!r}, but the engine runs on the CPU; give backend 'torch' or device 'cpu'.")
+    if dtype not in DTYPES[backend]:
+        on_device = "" if device == "cpu" else f" on {device}"
+        raise InputError(
+            f"dtype is {dtype!r}, which the backend {backend}{on_device} does not support; it supports "
+            f"{', '.join(DTYPES[backend])}."
+        )
+    return backend
+
+
+def bundled() -> Path:
+    """Return the folder of the model that comes with Clearhead.
+
+    Raises:
+        WeightsError: if this installation has none.
+    """
+    folder = Path(__file__).parent / "bundled"
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            "this installation of Clearhead has no bundled model; "
+            "give a model's folder or its name on the hub, such as 'gpt2'."
+        )
+    return folder
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        InputError: if it is not available here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"device is {name!r}, which cannot be used here ({reason}); give 'cpu'.") from None
+    return device
+
+
+def _model(opened: Source, device: torch.device, dtype: str) -> GPTModel:
+    import torch
+
+    from clearhead.model import GPTModel
+    from clearhead.model_weights import load_into, without_memory
+
+    with without_memory():
+        model = GPTModel(opened.config)
+    load_into(model, opened)
+    return model.to(device=device, dtype=getattr(torch, dtype))
