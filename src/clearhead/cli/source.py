@@ -103,12 +103,28 @@ def open_tokenizer(model: str | None) -> Tokenizer:
         WeightsError: where there is nothing of that name.
     """
     from clearhead import weights
+    from clearhead.cli.console import notice
     from clearhead.loading import bundled
     from clearhead.tokenizer import Tokenizer
+    from clearhead.tokenizer.files import has_tokenizer_files
+    from clearhead.tokenizer.gpt2 import is_gpt2_name
+    from clearhead.weights.formats.tensorflow import index_in
+    from clearhead.weights.schemes.huggingface import weights_in
 
-    path = bundled() if model is None else weights.locate(model)
+    path = bundled() if model is None else Path(model).expanduser()
+    if model is not None and not path.exists():
+        if is_gpt2_name(model):
+            return Tokenizer.gpt2()
+        if not weights.looks_like_path(model) and index_in(path) is None:
+            return Tokenizer.from_folder(weights.fetch_tokenizer(model))
+        path = weights.locate(model)
     if path.is_file() and path.suffix == ".json":
         return Tokenizer.from_json(path)
-    if path.suffix == ".gguf" and (own := weights.open(path).tokenizer()) is not None:
-        return own
-    return Tokenizer.from_folder(path if path.is_dir() else path.parent)
+    folder = path if path.is_dir() else path.parent
+    if not has_tokenizer_files(folder) and (path.is_file() or weights_in(path)):
+        opened = weights.open(path)
+        if (own := opened.tokenizer()) is not None:
+            for note in opened.notes:
+                notice(note)
+            return own
+    return Tokenizer.from_folder(folder)

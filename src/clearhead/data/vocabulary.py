@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clearhead import weights
-from clearhead.config import HUB_NAMES
 from clearhead.data.documents import Fragment
 from clearhead.data.encoding import CharacterScan
 from clearhead.data.manifest import tokenizer_identity
@@ -17,6 +16,7 @@ from clearhead.data.sources.base import Chunk, Cursor, DocumentSource
 from clearhead.data.workers import map_in_processes
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
+from clearhead.tokenizer.gpt2 import is_gpt2_name
 from clearhead.utils.progress import Progress
 
 _LONGEST_PIECE = 1 << 20  # characters; longer paragraphs are learned from in pieces
@@ -63,8 +63,9 @@ class Vocabulary:
                 f"there is no tokenizer {path}; give bytes, characters, a tokenizer.json, a folder with a tokenizer's "
                 "files, or a name on the hub such as gpt2."
             )
-        hub_name = {size: known for known, size in HUB_NAMES.items()}.get(name, name)
-        return cls("given", Tokenizer.from_folder(weights.fetch_tokenizer(hub_name)))
+        if is_gpt2_name(name):
+            return cls("given", Tokenizer.gpt2())
+        return cls("given", Tokenizer.from_folder(weights.fetch_tokenizer(name)))
 
     @property
     def depends_on_weights(self) -> bool:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 
 def _code_points() -> dict[int, int]:
-    """Return the code point of each byte's letter.
+    """Return the code point of each byte's letter, in the order of GPT-2's ids: first the visible bytes.
 
     A byte whose Latin-1 character is visible is written as that character. The other 68 (space, controls) take the
     letters from U+0100 on, in order: a space is written Ġ. Source: `bytes_to_unicode` in OpenAI's encoder.py.
     """
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: byte for byte in visible} | {byte: 0x100 + n for n, byte in enumerate(hidden)}
 

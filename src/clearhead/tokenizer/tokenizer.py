@@ -39,6 +39,7 @@ from clearhead.tokenizer.files import (
     read_folder,
     write_folder,
 )
+from clearhead.tokenizer.gpt2 import gpt2_definition
 from clearhead.tokenizer.settings import TokenizerSettings
 from clearhead.tokenizer.stream import StreamDecoder, WindowDecoder
 from clearhead.tokenizer.unicode import check_unicode
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 class Tokenizer:
     """Turns text into token ids and ids into text.
 
-    Make one with `from_folder`, `from_bpe_files`, `from_json`, `train`, `of_bytes` or `of_characters`. It does not
-    change, so threads can share it.
+    Make one with `from_folder`, `from_bpe_files`, `from_json`, `gpt2`, `train`, `of_bytes` or `of_characters`. It
+    does not change, so threads can share it.
 
     Attributes:
         vocab_size: one more than the highest id: the rows that a model's embedding needs.
@@ -192,6 +193,11 @@ class Tokenizer:
         from clearhead.tokenizer.train import learn_merges
 
         return cls(learn_merges([texts] if isinstance(texts, str) else texts, vocab_size, show_progress))
+
+    @classmethod
+    def gpt2(cls) -> Tokenizer:
+        """Return GPT-2's own tokenizer, which the package ships: 50,257 tokens, the last of which ends a text."""
+        return cls(gpt2_definition())
 
     @classmethod
     def of_bytes(cls) -> Tokenizer:

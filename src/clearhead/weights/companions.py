@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearhead.tokenizer.files import TOKENIZER_FILES, has_tokenizer_files
+from clearhead.tokenizer.gpt2 import VOCAB_SIZES as GPT2_VOCAB_SIZES
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.schemes import gguf
 from clearhead.weights.tensors import TensorFile
@@ -27,13 +28,15 @@ class Companions:
     Attributes:
         folder: the folder of the weights, in which the tokenizer's files are looked for.
         file: the weights, if they are a file; a GGUF file holds a tokenizer itself.
+        vocab_size: the model's rows for tokens; without a tokenizer, a model of GPT-2's size has GPT-2's own.
     """
 
     folder: Path
     file: TensorFile | None = None
+    vocab_size: int = 0
 
     def tokenizer(self) -> Tokenizer | None:
-        """Return the tokenizer, from the files in the folder or from the GGUF file; None if there is none.
+        """Return the tokenizer from the folder's files or the GGUF file, or GPT-2's own; None if there is none.
 
         Raises:
             TokenizerError: if the tokenizer's files are broken.
@@ -42,7 +45,21 @@ class Companions:
             from clearhead.tokenizer import Tokenizer  # here, because other loads need none of it
 
             return Tokenizer.from_folder(self.folder)
-        return gguf.tokenizer_of(self.file) if isinstance(self.file, GGUFFile) else None
+        if isinstance(self.file, GGUFFile) and gguf.has_tokenizer(self.file.keys):
+            return gguf.tokenizer_of(self.file)
+        if self.has_implied_tokenizer():
+            from clearhead.tokenizer import Tokenizer
+
+            return Tokenizer.gpt2()
+        return None
+
+    def has_implied_tokenizer(self) -> bool:
+        """Return whether there is no tokenizer, and the model has the number of tokens of GPT-2's own."""
+        if has_tokenizer_files(self.folder):
+            return False
+        if isinstance(self.file, GGUFFile) and gguf.has_tokenizer(self.file.keys):
+            return False
+        return self.vocab_size in GPT2_VOCAB_SIZES
 
     def gguf_keys(self, vocab_size: int) -> Mapping[str, Any]:
         """Return the tokenizer as a GGUF file's keys; those of a GGUF file are returned as they are.
@@ -51,7 +68,7 @@ class Companions:
             WeightsError: if a GGUF file cannot hold the tokenizer.
             TokenizerError: if the tokenizer's files are broken.
         """
-        if isinstance(self.file, GGUFFile):
+        if isinstance(self.file, GGUFFile) and gguf.has_tokenizer(self.file.keys):
             return {key: value for key, value in self.file.keys.items() if key.startswith("tokenizer.")}
         tokenizer = self.tokenizer()
         return {} if tokenizer is None else gguf.tokenizer_keys(tokenizer, vocab_size)

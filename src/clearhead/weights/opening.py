@@ -25,6 +25,12 @@ from clearhead.weights.schemes import gguf, huggingface, onnx, openai, state_dic
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorFile
 
+GPT2_NOTE = (
+    "there are no tokenizer files with the weights; the model has as many tokens as GPT-2's own vocabulary, so that is "
+    "used. If it was trained with another, put its tokenizer.json in the folder."
+)
+"""Said when a model without a tokenizer has as many tokens as GPT-2."""
+
 
 def open(
     source: str | os.PathLike[str],
@@ -51,7 +57,8 @@ def open(
     path = locate(source, revision)
     opener = _OPENERS[layout] if layout else next(opener for matches, opener in _DETECTORS if matches(path))
     opened = opener(path, config)
-    return Source(str(source), layout or opened.layout, opened.config, opened.folder, opened.notes, opened.file)
+    source = Source(str(source), layout or opened.layout, opened.config, opened.folder, opened.notes, opened.file)
+    return replace(source, notes=(*source.notes, GPT2_NOTE)) if source.companions.has_implied_tokenizer() else source
 
 
 def convert(

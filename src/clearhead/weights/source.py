@@ -58,7 +58,7 @@ class Source:
     @property
     def companions(self) -> Companions:
         """What belongs to the model besides its tensors: tokenizer, special token ids, generation settings."""
-        return Companions(self.folder, self._file)
+        return Companions(self.folder, self._file, self.config.vocab_size)
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Return one tensor as stored (bfloat16 widened to float32); it may be a view of the file.

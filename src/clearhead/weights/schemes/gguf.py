@@ -153,6 +153,11 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     return keys
 
 
+def has_tokenizer(keys: Mapping[str, Any]) -> bool:
+    """Return whether a file's keys have a tokenizer of any kind."""
+    return keys.get("tokenizer.ggml.model", "none") != "none"
+
+
 def why_no_tokenizer(keys: Mapping[str, Any]) -> str:
     """Return a note if the tokenizer in a file's keys cannot be used here; empty if it can, or there is none."""
     kind, cut = keys.get("tokenizer.ggml.model", "none"), keys.get("tokenizer.ggml.pre", "gpt-2")
