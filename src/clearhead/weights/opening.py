@@ -57,8 +57,8 @@ def open(
     path = locate(source, revision)
     opener = _OPENERS[layout] if layout else next(opener for matches, opener in _DETECTORS if matches(path))
     opened = opener(path, config)
-    source = Source(str(source), layout or opened.layout, opened.config, opened.folder, opened.notes, opened.file)
-    return replace(source, notes=(*source.notes, GPT2_NOTE)) if source.companions.has_implied_tokenizer() else source
+    found = Source(str(source), layout or opened.layout, opened.config, opened.folder, opened.notes, opened.file)
+    return replace(found, notes=(*found.notes, GPT2_NOTE)) if found.companions.has_implied_tokenizer() else found
 
 
 def convert(
