@@ -173,9 +173,9 @@ def test_heads_must_divide_the_width(emb_dim: int, n_heads: int) -> None:
 
 def test_misspelt_key_names_the_near_one() -> None:
     values = {**GPT_CONFIG_124M, "n_head": 12}
-    with pytest.raises(ConfigError, match=r"'n_head' is no setting of a GPT-2 \(did you mean 'n_heads'\?\)"):
+    with pytest.raises(ConfigError, match=r"'n_head' is not a setting of a GPT-2 \(did you mean 'n_heads'\?\)"):
         GPTConfig.from_dict(values)
-    with pytest.raises(ConfigError, match=r"'zebra' is no setting of a GPT-2; the settings are vocab_size, "):
+    with pytest.raises(ConfigError, match=r"'zebra' is not a setting of a GPT-2; the settings are vocab_size, "):
         GPTConfig.from_dict({**GPT_CONFIG_124M, "zebra": 1})
 
 

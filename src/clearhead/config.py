@@ -1,7 +1,7 @@
-"""The shape of a GPT-2: seven numbers that the book names, and four that the weights decide.
+"""The shape of a GPT-2: seven settings from the book, and four more that the weights determine.
 
 `GPTConfig(**GPT_CONFIG_124M)` takes the book's dictionary as it is printed. The four sizes that
-OpenAI released are in `RELEASED`; a config is read from and written to Hugging Face's `config.json`
+OpenAI released are in `RELEASED`. A config is read from and written to Hugging Face's `config.json`,
 and read from OpenAI's `hparams.json`.
 """
 
@@ -19,7 +19,7 @@ from clearhead.errors import ConfigError
 
 Activation = Literal["gelu_tanh", "gelu_erf"]
 
-# Hugging Face's names of the two forms of GELU. The tanh form has three names for one formula.
+# Hugging Face's names of the two variants of GELU. The tanh variant has three names for one formula.
 _ACTIVATION_FROM_HF: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -28,14 +28,14 @@ _ACTIVATION_FROM_HF: dict[str, Activation] = {
 }
 _ACTIVATION_TO_HF: dict[str, str] = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}
 
-# Settings of Hugging Face's GPT2Config that change the mathematics, with the one value that is GPT-2.
+# Settings of Hugging Face's GPT2Config that change the computation, with the one value that is GPT-2's.
 _HF_MUST_BE: dict[str, Any] = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
 
-# The names under which Hugging Face's GPT2Config takes the same keys too.
+# Other names that Hugging Face's GPT2Config accepts for the same keys.
 _HF_ALIASES: dict[str, str] = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -43,7 +43,7 @@ _HF_ALIASES: dict[str, str] = {
     "num_hidden_layers": "n_layer",
 }
 
-# What Hugging Face's GPT2Config takes for a key that a config.json leaves out.
+# Hugging Face's GPT2Config's defaults for keys that a config.json leaves out.
 _HF_DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -64,22 +64,22 @@ class GPTConfig:
 
     Attributes:
         vocab_size: number of token ids (V).
-        context_length: number of positions the model has learned (T at most).
+        context_length: number of positions that the model has learned, the largest T.
         emb_dim: width of a token's vector (C).
         n_heads: attention heads (H); must divide `emb_dim`.
         n_layers: transformer blocks.
-        drop_rate: share of values dropped in training, after the embeddings, on the attention
-            weights and before each shortcut is added.
+        drop_rate: fraction of values dropped in training, after the embeddings, on the attention
+            weights and before each addition to the residual stream.
         qkv_bias: whether queries, keys and values have a bias. The book's chapter 4 has none, the
             released weights have one.
         tie_weights: whether the output head is the token embedding's own tensor. The book keeps two
             (163,009,536 parameters for the small model), the released weights share one.
         norm_eps: added to the variance in each layer norm.
-        activation: the form of GELU; GPT-2 was trained with the tanh form.
-        ff_dim: width inside the feed-forward layer; 4 * emb_dim where it is not given.
+        activation: the variant of GELU; GPT-2 was trained with the tanh approximation.
+        ff_dim: width inside the feed-forward layer; 4 * emb_dim if it is not given.
 
     Raises:
-        ConfigError: where a value has the wrong type, is out of range, or does not fit another.
+        ConfigError: if a value has the wrong type, is out of range, or does not fit another.
     """
 
     vocab_size: int
@@ -131,24 +131,24 @@ class GPTConfig:
         return self.emb_dim // self.n_heads
 
     def replace(self, **changes: Any) -> GPTConfig:
-        """A copy with some fields changed, checked like a new one."""
+        """Return a copy with some fields changed, checked like a new one."""
         if "emb_dim" in changes and "ff_dim" not in changes and self.ff_dim == 4 * self.emb_dim:
             changes["ff_dim"] = 4 * changes["emb_dim"]
         return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GPTConfig:
-        """A config from a mapping with the book's keys, such as a recipe's `[model]` table.
+        """Make a config from a mapping with the book's keys, such as a recipe's `[model]` table.
 
         Raises:
-            ConfigError: for an unknown or a missing key (the near match is named) or a bad value.
+            ConfigError: if a key is unknown (the message names the nearest) or missing, or a value is out of range.
         """
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for key in values:
             if key not in fields:
                 near = difflib.get_close_matches(key, fields, n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise ConfigError(f"{key!r} is no setting of a GPT-2{hint}; the settings are {', '.join(fields)}.")
+                raise ConfigError(f"{key!r} is not a setting of a GPT-2{hint}; the settings are {', '.join(fields)}.")
         missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
         if missing:
             raise ConfigError(f"the config lacks {', '.join(missing)}; give each a whole number.")
@@ -156,10 +156,10 @@ class GPTConfig:
 
     @classmethod
     def named(cls, name: str) -> GPTConfig:
-        """The config of a released size, by OpenAI's name (`124M`) or the hub's (`gpt2-medium`).
+        """Return the config of a released size, by OpenAI's name (`124M`) or the hub's (`gpt2-medium`).
 
         Raises:
-            ConfigError: where the name is none of them.
+            ConfigError: if the name is none of them.
         """
         size = HUB_NAMES.get(name.removeprefix("openai-community/"), name)
         if size not in RELEASED:
@@ -170,12 +170,12 @@ class GPTConfig:
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, Any]) -> GPTConfig:
-        """A config from the contents of Hugging Face's `config.json`.
+        """Make a config from the contents of Hugging Face's `config.json`.
 
-        Of the three dropout rates there, which the released models set alike, `resid_pdrop` is taken.
+        Of its three dropout rates, which are equal in the released models, `resid_pdrop` is used.
 
         Raises:
-            ConfigError: where the file describes another kind of model, or a setting that GPT-2 as
+            ConfigError: if the file describes another kind of model, or a setting that GPT-2 as
                 OpenAI released it does not have; the message names the setting.
         """
         kind = values.get("model_type", "gpt2")
@@ -208,10 +208,10 @@ class GPTConfig:
         )
 
     def to_huggingface(self) -> dict[str, Any]:
-        """The contents of a `config.json` that Hugging Face's `GPT2LMHeadModel` opens.
+        """Return the contents of a `config.json` that Hugging Face's `GPT2LMHeadModel` opens.
 
-        Their GPT-2 always has biases on q, k and v; a model without them is written with zeros there
-        and with `"qkv_bias": false`, which they pass over and `from_huggingface` reads.
+        Their GPT-2 always has biases on q, k and v; a model without them is written with zero biases
+        and with `"qkv_bias": false`, which they ignore and `from_huggingface` reads.
         """
         values: dict[str, Any] = {
             "architectures": ["GPT2LMHeadModel"],
@@ -236,10 +236,10 @@ class GPTConfig:
 
     @classmethod
     def from_openai(cls, values: Mapping[str, Any]) -> GPTConfig:
-        """A config from the contents of OpenAI's `hparams.json`.
+        """Make a config from the contents of OpenAI's `hparams.json`.
 
         Raises:
-            ConfigError: where one of its five numbers is missing or cannot be.
+            ConfigError: if one of its five numbers is missing or out of range.
         """
         keys = {
             "n_vocab": "vocab_size",
@@ -255,12 +255,12 @@ class GPTConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> GPTConfig:
-        """A config from a JSON file: Hugging Face's `config.json`, OpenAI's `hparams.json`, or the book's keys.
+        """Read a config from a JSON file: Hugging Face's `config.json`, OpenAI's `hparams.json`, or the book's keys.
 
-        The kind is told from the keys inside, not from the file's name.
+        The kind is recognized by the keys inside, not by the file's name.
 
         Raises:
-            ConfigError: where the file cannot be read, is not JSON, or does not describe a GPT-2.
+            ConfigError: if the file cannot be read, is not JSON, or does not describe a GPT-2.
         """
         path = Path(path)
         try:
@@ -271,7 +271,7 @@ class GPTConfig:
             raise ConfigError(f"{path} is not JSON ({error}); a model's config was expected there.") from None
         if not isinstance(values, dict):
             kind = type(values).__name__
-            raise ConfigError(f"{path} holds a JSON {kind}; an object with a model's settings was expected.")
+            raise ConfigError(f"{path} contains a JSON {kind}; an object with a model's settings was expected.")
         if "n_vocab" in values:
             return cls.from_openai(values)
         if "emb_dim" in values:
@@ -307,7 +307,7 @@ RELEASED: dict[str, GPTConfig] = {
     "774M": _released(1280, 36, 20),
     "1558M": _released(1600, 48, 25),
 }
-"""The four sizes that OpenAI released, under the names of their folders."""
+"""The four sizes that OpenAI released, by the names of their folders."""
 
 HUB_NAMES: dict[str, str] = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 """The hub's name of each released size."""

@@ -1,16 +1,16 @@
-"""What can go wrong because of what a user gave, each as one clear sentence.
+"""Errors that a user can cause, each explained in one clear sentence.
 
-Every error that a user can cause is a subclass of `ClearheadError`. Its text says what was found,
-what was expected and what to do next; the command line prints that text and exits with status 2.
+Each is a subclass of `ClearheadError`. Its text says what was found, what was expected and what to do next; the
+command line prints that text and exits with status 2.
 """
 
 
 class ClearheadError(Exception):
-    """The base of every error that a user can cause. Its text is written for that user."""
+    """The base class of every error that a user can cause. Its text is written for the user."""
 
 
 class ConfigError(ClearheadError, ValueError):
-    """A model's shape or settings cannot be: a head count that does not divide, an unknown size."""
+    """A model's shape or settings are invalid: a head count that does not divide, an unknown size."""
 
 
 class WeightsError(ClearheadError):
@@ -30,4 +30,4 @@ class InputError(ClearheadError, ValueError):
 
 
 class TrainingError(ClearheadError):
-    """A corpus, a recipe or a checkpoint does not allow training to start or to go on."""
+    """A corpus, a recipe or a checkpoint does not allow training to start or to continue."""

@@ -1,6 +1,6 @@
-"""The draw of a token, compiled: what `sampling.Sampler` does for each token of a text with fifty thousand candidates.
+"""The draw of a token, compiled: what `sampling.Sampler` does at each position for fifty thousand candidates.
 
-`sampling.py` says what is drawn and why it is drawn so; the random numbers and the scores are the same here.
+`sampling.py` explains what is drawn and why; the random numbers and the scores are the same here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _30, _27, _31, _11, _32 = (np.uint64(n) for n in (30, 27, 31, 11, 32))
 
 @inline
 def _bits(key: Any, token: Any) -> Any:
-    """The 64 random bits of a token: SplitMix64's output number `token` (from 0) for the state `key`."""
+    """Return the 64 random bits of a token: SplitMix64's output number `token` (from 0) for the state `key`."""
     z = key + (np.uint64(token) + np.uint64(1)) * _GAMMA
     z = (z ^ (z >> _30)) * _MIX_1
     z = (z ^ (z >> _27)) * _MIX_2
@@ -30,14 +30,14 @@ def _bits(key: Any, token: Any) -> Any:
 
 @inline
 def _score(logit: Any, bits: Any, best: float, temperature: float) -> float:
-    """(logit - best) / temperature plus Gumbel noise of 53 of the bits."""
+    """Return (logit - best) / temperature plus Gumbel noise from 53 of the bits."""
     uniform = (np.float64(bits >> _11) + 0.5) * 2.0**-53
     return (np.float64(logit) - best) / temperature - math.log(-math.log(uniform))
 
 
 @entry
 def draw_from_all(logits: Any, least: Any, best: float, temperature: float, key: Any, first: int) -> int:
-    """The token with the greatest score of those with a logit of at least `least`.
+    """Return the token with the greatest score among those with a logit of at least `least`.
 
     Args:
         logits: float32 [V]
@@ -45,11 +45,11 @@ def draw_from_all(logits: Any, least: Any, best: float, temperature: float, key:
         best: the greatest logit, that of token `first`.
         temperature: above 0.
         key: uint64, the state of this position's random numbers.
-        first: the token whose score is to be beaten.
+        first: the token that the others are compared with first.
     """
     found, greatest = first, _score(logits[first], _bits(key, first), best, temperature)
     # No logit is above the best, so only noise above the greatest score so far can win: a comparison of whole numbers.
-    # 1e-9 outdoes what is lost in rounding.
+    # 1e-9 is more than the rounding error.
     enough = np.uint64(max(0.0, math.exp(-math.exp(min(700.0, -greatest))) - 1e-9) * 2.0**53) << _11
     for token in range(len(logits)):
         bits = _bits(key, token)
@@ -63,21 +63,21 @@ def draw_from_all(logits: Any, least: Any, best: float, temperature: float, key:
 
 @entry
 def heavy_tokens(weights: Any, weight_bits: Any, top_p: float, order: Any) -> tuple[int, float]:
-    """What can belong to the likeliest tokens that together reach top_p.
+    """Find the tokens that can belong to the most likely ones that together reach top_p.
 
-    What is lighter than (1 - top_p) · total / V cannot: all of that kind together weigh less than 1 - top_p.
+    A token lighter than (1 - top_p) · total / V cannot: all such tokens together weigh less than 1 - top_p.
 
     Args:
         weights: float32 [V], exp((logit - best) / temperature)
-        weight_bits: the same memory as uint32; numbers from 0 on are ordered as their bits are.
+        weight_bits: the same memory as uint32; non-negative numbers are ordered as their bits are.
         top_p: below 1.
-        order: uint64 [V]; filled with a number for each token that can, of which the least is the likeliest token's.
+        order: uint64 [V]; filled with a sort key for each such token; the most likely token has the smallest.
 
     Returns:
-        how many there are, and the sum of all weights.
+        the number of such tokens, and the sum of all weights.
     """
     n = len(weights)
-    a, b, c, d = 0.0, 0.0, 0.0, 0.0  # four sums that do not wait for each other
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0  # four independent sums
     for i in range(0, n - 3, 4):
         a += np.float64(weights[i])
         b += np.float64(weights[i + 1])
@@ -99,7 +99,7 @@ def heavy_tokens(weights: Any, weight_bits: Any, top_p: float, order: Any) -> tu
 def draw_in_order(
     logits: Any, weights: Any, order: Any, goal: float, least: Any, best: float, temperature: float, key: Any
 ) -> int:
-    """The token with the greatest score of the first in `order` whose weights together reach `goal`.
+    """Return the token with the greatest score among the first in `order` whose weights together reach `goal`.
 
     Args:
         logits, weights: float32 [V]
@@ -108,8 +108,8 @@ def draw_in_order(
         least, best, temperature, key: as for `draw_from_all`.
     """
     reached, found, greatest = 0.0, -1, -np.inf
-    for place in range(len(order)):
-        token = int(order[place] & np.uint64(0xFFFFFFFF))
+    for index in range(len(order)):
+        token = int(order[index] & np.uint64(0xFFFFFFFF))
         if logits[token] >= least:
             score = _score(logits[token], _bits(key, token), best, temperature)
             if score > greatest:
