@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,6 @@ from clearhead.inference.continuation import StopFilter
 from clearhead.inference.generation import generate, stream
 from clearhead.inference.requests import Completion, Request
 from clearhead.inference.runner import Slot
-from clearhead.inference.scoring import score, windows
 from clearhead.tokenizer import Tokenizer
 
 CONTEXT = 48
@@ -412,70 +410,3 @@ def test_what_cannot_be_is_refused_with_a_sentence(bad: dict[str, Any], sentence
     with pytest.raises(InputError, match=sentence):
         generate(used, None, [Request(**{"prompt_ids": [1], **bad})])
     assert not used.batches
-
-
-# --- scoring -------------------------------------------------------------------------------------
-
-
-def test_score_is_transformers_loss() -> None:
-    text = TEXTS[0][:60]
-    ids = tokenizer().encode(text)[:CONTEXT]
-    text = tokenizer().decode(ids)
-    tensor = torch.tensor([ids])
-    with torch.no_grad():
-        loss = float(peer()(tensor, labels=tensor).loss)
-    found = score(peer_logits, ids, context_length=CONTEXT, tokenizer=tokenizer())
-    assert found.n_scored == len(ids) - 1 and found.tokens[0].logprob is None
-    assert -found.logprob / found.n_scored == pytest.approx(loss, abs=1e-5)
-    assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
-    assert found.surprisal == pytest.approx(loss * found.n_scored / math.log(2), rel=1e-5)
-    assert "".join(token.text or "" for token in found.tokens) == text
-    n_bytes = len(text.encode()) - len(tokenizer().token_bytes(ids[0]))
-    assert found.bits_per_byte == pytest.approx(found.surprisal / n_bytes)
-
-
-@settings(deadline=None, max_examples=20)
-@given(n=st.integers(1, 4 * CONTEXT), stride=st.none() | st.integers(1, CONTEXT), started=st.booleans())
-def test_long_texts_are_scored_in_windows(n: int, stride: int | None, started: bool) -> None:
-    ids = np.random.default_rng(n).integers(0, 200, n).tolist()
-    start = 5 if started else None
-    if n == 1 and not started:
-        with pytest.raises(InputError, match="1 tokens, none of which follows"):
-            score(peer_logits, ids, context_length=CONTEXT)
-        return
-    found = score(peer_logits, ids, context_length=CONTEXT, start=start, stride=stride)
-    sequence = [5, *ids] if started else ids
-    expected: list[float] = []
-    step, done = stride or CONTEXT // 2, 1
-    while done < len(sequence):  # each token after the `CONTEXT` (at most) that its window puts before its last
-        until = min(len(sequence), CONTEXT + 1 if done == 1 else done + step)
-        inputs = sequence[max(0, until - 1 - CONTEXT) : until - 1]
-        rows = torch.log_softmax(torch.from_numpy(peer_logits(inputs)).double(), -1)[-(until - done) :]
-        expected += [float(row[token]) for row, token in zip(rows, sequence[done:until], strict=True)]
-        done = until
-    np.testing.assert_allclose([t.logprob for t in found.tokens if t.logprob is not None], expected, atol=1e-4)
-    assert len(found.tokens) == n and found.n_scored == len(sequence) - 1 and found.bits_per_byte is None
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.integers(2, 500), st.integers(1, 60), st.data())
-def test_windows_score_every_token_once_with_context(length: int, context: int, data: st.DataObject) -> None:
-    stride = data.draw(st.integers(1, context))
-    scored: list[int] = []
-    for first, begin, last in windows(length, context, stride):
-        assert 1 <= last - first <= context and first < begin <= last
-        if begin > 1:
-            assert begin - first >= context - stride + 1
-        scored += range(begin, last + 1)
-    assert scored == list(range(1, length))
-
-
-@pytest.mark.parametrize("stride", [0, CONTEXT + 1, 1.5, True])
-def test_a_stride_that_cannot_be_is_refused(stride: Any) -> None:
-    with pytest.raises(InputError, match="stride is"):
-        score(peer_logits, [1, 2, 3], context_length=CONTEXT, stride=stride)
-
-
-def test_scores_that_are_no_numbers_are_an_error() -> None:
-    with pytest.raises(WeightsError, match="gives token 2 of the text"):
-        score(lambda ids: np.full((len(ids), 300), np.nan, np.float32), [1, 2, 3], context_length=CONTEXT)

@@ -33,7 +33,7 @@ from clearhead.inference.options import (
     token_ids,
 )
 from clearhead.inference.requests import Request, Sample
-from clearhead.inference.scoring import Score, score
+from clearhead.inference.scoring import Score, ScoreOptions, TextToScore, score_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,29 +267,87 @@ class GPT:
         options = {one.name: getattr(asked, one.name) for one in fields(GenerationOptions)}
         return Request(self._ids(asked.prompt, asked.special), **options)
 
-    def score(self, text: Prompt, *, after_end_of_text: bool = True, stride: int | None = None) -> Score:
-        """Return the log-probability that the model gives each token of a text.
+    @overload
+    def score(  # type: ignore[overload-overlap]
+        self,
+        text: Prompt,
+        continuation: Prompt | None = None,
+        *,
+        after_end_of_text: bool = True,
+        stride: int | None = None,
+        top: int = 0,
+    ) -> Score: ...
+
+    @overload
+    def score(
+        self,
+        text: Prompt | Sequence[Prompt],
+        continuation: Sequence[Prompt] | None = None,
+        *,
+        after_end_of_text: bool = True,
+        stride: int | None = None,
+        top: int = 0,
+    ) -> list[Score]: ...
+
+    def score(
+        self,
+        text: Prompt | Sequence[Prompt],
+        continuation: Prompt | Sequence[Prompt] | None = None,
+        *,
+        after_end_of_text: bool = True,
+        stride: int | None = None,
+        top: int = 0,
+    ) -> Score | list[Score]:
+        """Compute how likely a text is, token by token; or a continuation of a text.
 
         Args:
-            text: text, or token ids.
-            after_end_of_text: put the end-of-text token before it, as in training, so that the first token has a
-                probability too. If the vocabulary has none, the first token is not scored.
-            stride: for a text longer than the context, how many tokens each further window scores; by default half the
+            text: text, or token ids; or a list of them, which run in batches.
+            continuation: scored in place of `text`, which becomes its context; as text or token ids. A list scores
+                several: of one context, which then runs once, or each of the context at the same index.
+            after_end_of_text: whether to put the end-of-text token before the text, as in training, so that its first
+                token has a probability too. Without one in the vocabulary, the first token is not scored.
+            stride: for a text longer than the context, how many tokens each further window scores; None for half the
                 context. A smaller stride gives tokens more context and takes longer.
+            top: how many of the most likely tokens to return at each position.
+
+        Returns:
+            a `Score`; a list of them if a list was given. A continuation of text begins with the token that holds its
+            first character; white space at the end of the context counts as part of it.
 
         Raises:
             InputError: if there is no token to score, or an argument is out of range.
             TokenizerError: if the text cannot be encoded.
         """
-        start = self.tokenizer.end_of_text if self.tokenizer is not None and after_end_of_text else None
-        return score(
-            self.runner.logits,
-            self._ids(text),
-            context_length=self.config.context_length,
-            start=start,
-            stride=stride,
-            tokenizer=self.tokenizer,
-        )
+        bos = self.tokenizer.end_of_text if self.tokenizer is not None and after_end_of_text else None
+        choices = None if self.tokenizer is None else min(self.config.vocab_size, self.tokenizer.vocab_size)
+        options = ScoreOptions(top=top, n_choices=choices, stride=stride)
+        pairs = [self._text_to_score(*pair, bos) for pair in _pairs(text, continuation)]
+        found = list(score_texts(self.runner, pairs, options=options, tokenizer=self.tokenizer))
+        single = _is_single(text) and (continuation is None or _is_single(continuation))
+        return found[0] if single else found
+
+    def _text_to_score(self, text: Prompt, continuation: Prompt | None, bos: int | None) -> TextToScore:
+        before = [] if bos is None else [bos]
+        if continuation is None:
+            ids = self._ids(text)
+            return TextToScore(ids, before, bos, self._byte_count(text, ids))
+        if isinstance(text, str) and isinstance(continuation, str):
+            visible = text.rstrip()
+            text, continuation = visible, text[len(visible) :] + continuation
+            context, whole = self._ids(text), self._ids(text + continuation)
+            same = next((n for n, pair in enumerate(zip(context, whole, strict=False)) if pair[0] != pair[1]), None)
+            shared = min(len(context), len(whole)) if same is None else same
+            return TextToScore(
+                whole[shared:], [*before, *context[:shared]], bos, self._byte_count(continuation, whole[shared:])
+            )
+        ids = self._ids(continuation)
+        return TextToScore(ids, [*before, *self._ids(text)], bos, self._byte_count(continuation, ids))
+
+    def _byte_count(self, text: Prompt, ids: Sequence[int]) -> int | None:
+        """Return the length of a text in UTF-8, that of the decoded text if ids were given."""
+        if isinstance(text, str):
+            return len(text.encode("utf-8"))
+        return None if self.tokenizer is None else len(self.tokenizer.decode(ids).encode("utf-8"))
 
     @overload
     def watch(
@@ -411,6 +469,29 @@ class GPT:
                 "or put the tokenizer's files (tokenizer.json) next to the weights."
             )
         return self.tokenizer
+
+
+def _is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Return whether this is one text, or one sequence of ids, and not a list of them."""
+    return isinstance(prompt, str) or (len(prompt) > 0 and is_whole(prompt[0]))
+
+
+def _pairs(
+    text: Prompt | Sequence[Prompt], continuation: Prompt | Sequence[Prompt] | None
+) -> list[tuple[Prompt, Prompt | None]]:
+    """Pair every text with its continuation; a single text with each of several."""
+    texts: list[Any] = [text] if _is_single(text) else list(text)
+    continuations: list[Any] = [continuation] if continuation is None or _is_single(continuation) else [*continuation]
+    if _is_single(text):
+        texts *= len(continuations)
+    elif continuation is None:
+        continuations *= len(texts)
+    if len(texts) != len(continuations):
+        raise InputError(
+            f"{len(texts)} contexts were given for {len(continuations)} continuations; give one context, or as many "
+            "as continuations."
+        )
+    return list(zip(texts, continuations, strict=True))
 
 
 def check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:

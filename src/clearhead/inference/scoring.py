@@ -1,47 +1,282 @@
-"""How likely a model holds a given text: log-probabilities and surprisal, token by token.
+"""Score given texts: the log-probability, entropy and rank of every token, over any Runner.
 
-One pass of the model over a text gives the logits after every token at once, so nothing is generated and
-no cache is kept. A text longer than the context is scored in overlapping windows: each window has
-`context_length` tokens and scores those that the one before has not, `stride` of them. With the default
-stride, half the context, every token after the first window has at least half the context before it.
+One pass of the model over a text gives the distribution after every token at once, so nothing is generated. Many texts
+run together, in batches of similar length. A text longer than the context is scored in overlapping windows: each window
+has `context_length` tokens and scores those that the one before has not, `stride` of them. With the default stride,
+half the context, every token after the first window has at least half the context before it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.inference.declaration import is_whole
-from clearhead.inference.logprobs import log_sum_exp
+from clearhead.inference.logit_scores import LogitScorer
+from clearhead.inference.logprobs import join_scores
+from clearhead.inference.runner import ScoreTask, Slot, TokenScores
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
 
-# Rows of logits turned into float64 at a time: 64 x 50,257 x 8 bytes are 25 MiB.
-_ROWS = 64
+_BUFFERED_TOKENS = 1 << 17  # tokens of sequences that are sorted by length at a time
+_BATCH_TOKENS = 4096  # tokens in one call of the Runner
+_BATCH_SIZE = 64  # sequences in one call of the Runner
+_SHARED_TOKENS = 16  # a shorter common context is not worth a call of its own
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The core: token ids in, scores out
+# --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A sequence of tokens to score.
+
+    Attributes:
+        ids: the tokens.
+        first: the index of the first token to score, at least 1; those before it are context.
+    """
+
+    ids: Sequence[int]
+    first: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """How sequences are scored.
+
+    Attributes:
+        top: how many of the most likely tokens to return at each position.
+        n_choices: count only ids below this in ranks and top; None for all rows of the model.
+        stride: how many tokens each window after the first scores; None for half the context.
+        batch_size: how many sequences run together; it changes the speed, not the numbers.
+    """
+
+    top: int = 0
+    n_choices: int | None = None
+    stride: int | None = None
+    batch_size: int = _BATCH_SIZE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceScores:
+    """The scores of one request's tokens from `first` on.
+
+    Attributes:
+        scores: N of each.
+        contexts: int64 [N], from how many tokens before it each one was predicted.
+        windows: int64 [N], the index of the window that scored it.
+    """
+
+    scores: TokenScores
+    contexts: npt.NDArray[np.int64]
+    windows: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The model runs over ids[first:last]; it scores ids[scored : last + 1]."""
+
+    request: int
+    index: int
+    first: int
+    scored: int
+    last: int
+
+
+def score_sequences(
+    runner: Any, requests: Iterable[ScoreRequest], options: ScoreOptions = ScoreOptions()
+) -> Iterator[SequenceScores]:
+    """Score many sequences; yield the results in the order of the requests.
+
+    Consecutive requests with the same context, as the endings of one question have, run it once.
+
+    Args:
+        runner: a `ScoringRunner`, or one that has only `logits`.
+        requests: may be endless; a limited number is in memory at a time.
+        options: how they are scored.
+
+    Raises:
+        InputError: if a request has no token to score, or an option is out of range.
+        WeightsError: if a log-probability is NaN or infinite.
+    """
+    scorer = runner if hasattr(runner, "score") and hasattr(runner, "fork") else LogitScorer(runner)
+    stride = check_stride(options.stride, runner.config.context_length)
+    choices = runner.config.vocab_size if options.n_choices is None else options.n_choices
+    if not 0 <= options.top <= choices:
+        raise InputError(f"top is {options.top}; give a number from 0 to the {choices:,} tokens of the vocabulary.")
+    buffer: list[ScoreRequest] = []
+    tokens = 0
+    for request in requests:
+        if not 1 <= request.first < len(request.ids):
+            raise InputError(
+                f"the text has {len(request.ids)} tokens, none of which follows another; give a longer text to score."
+            )
+        buffer.append(request)
+        tokens += len(request.ids)
+        if tokens >= _BUFFERED_TOKENS:
+            yield from _score_buffer(scorer, buffer, options, stride)
+            buffer, tokens = [], 0
+    yield from _score_buffer(scorer, buffer, options, stride)
+
+
+def check_stride(stride: int | None, context_length: int) -> int:
+    """Return the stride, by default half the context.
+
+    Raises:
+        InputError: if it is out of range.
+    """
+    if stride is None:
+        return max(1, context_length // 2)
+    if not is_whole(stride) or not 1 <= stride <= context_length:
+        raise InputError(f"stride is {stride!r}; give a whole number from 1 to the context's {context_length:,}.")
+    return stride
+
+
+def windows(length: int, context_length: int, stride: int, start: int = 1) -> Iterator[tuple[int, int, int]]:
+    """Yield how a sequence is cut for scoring, as triples (first, scored, last).
+
+    The model runs over sequence[first:last], at most `context_length` tokens, and scores sequence[scored : last + 1].
+    Every token from `start` on is scored exactly once. If all of them fit one window, they get the longest context.
+    """
+    if length - start <= context_length:
+        yield max(0, length - 1 - context_length), start, length - 1
+        return
+    scored, last = start, min(max(context_length, start - 1 + stride), length - 1)
+    while True:
+        yield max(0, last - context_length), scored, last
+        if last == length - 1:
+            return
+        scored, last = last + 1, min(last + stride, length - 1)
+
+
+def _score_buffer(
+    scorer: Any, requests: Sequence[ScoreRequest], options: ScoreOptions, stride: int
+) -> Iterator[SequenceScores]:
+    context_length = scorer.config.context_length
+    pieces: list[_Window] = []
+    for number, request in enumerate(requests):
+        cuts = windows(len(request.ids), context_length, stride, request.first)
+        pieces += [_Window(number, index, *cut) for index, cut in enumerate(cuts)]
+    found: list[dict[int, TokenScores]] = [{} for _ in requests]
+    for batch in _batches(pieces, requests, options.batch_size):
+        for window, scores in zip(batch, _run(scorer, requests, batch, options), strict=True):
+            found[window.request][window.index] = scores
+    by_request: list[list[_Window]] = [[] for _ in requests]
+    for window in pieces:
+        by_request[window.request].append(window)
+    for request, parts, cut in zip(requests, found, by_request, strict=True):
+        yield _joined(request, [parts[index] for index in range(len(parts))], cut)
+
+
+def _batches(pieces: Sequence[_Window], requests: Sequence[ScoreRequest], batch_size: int) -> Iterator[list[_Window]]:
+    """Group windows of similar length, the longest first; consecutive windows with the same context stay together."""
+    groups: list[list[_Window]] = []
+    before = None
+    for window in pieces:
+        ids = requests[window.request].ids
+        context = (window.index == 0, list(ids[window.first : window.scored - 1]))
+        if len(context[1]) >= _SHARED_TOKENS and context == before:
+            groups[-1].append(window)
+        else:
+            groups.append([window])
+        before = context
+    batch: list[_Window] = []
+    tokens = 0
+    for group in sorted(groups, key=lambda group: -max(window.last - window.first for window in group)):
+        for window in group:
+            length = window.last - window.first
+            if batch and (len(batch) == batch_size or tokens + length > _BATCH_TOKENS):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(window)
+            tokens += length
+    if batch:
+        yield batch
+
+
+def _run(
+    scorer: Any, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions
+) -> list[TokenScores]:
+    """Score one batch in one call of the Runner, and one more for contexts that several of its windows share."""
+    slots: list[Slot] = []
+    shared: dict[tuple[int, ...], Slot] = {}
+    try:
+        contexts = [tuple(requests[w.request].ids[w.first : w.scored - 1]) for w in batch]
+        counts: dict[tuple[int, ...], int] = {}
+        for context in contexts:
+            counts[context] = counts.get(context, 0) + 1
+        for context, count in counts.items():
+            if count > 1 and len(context) >= _SHARED_TOKENS:
+                shared[context] = scorer.open()
+        if shared and not isinstance(scorer, LogitScorer):
+            scorer.extend([(slot, context) for context, slot in shared.items()])
+        elif shared:
+            for context, slot in shared.items():
+                slot.ids += context  # type: ignore[attr-defined]
+        work = []
+        for window, context in zip(batch, contexts, strict=True):
+            slot = scorer.fork(shared[context]) if context in shared else scorer.open()
+            slots.append(slot)
+            ids = requests[window.request].ids
+            begin = window.scored - 1 if context in shared else window.first
+            targets = ids[window.scored : window.last + 1]
+            work.append(ScoreTask(slot, ids[begin : window.last], targets, window.scored - 1 - begin))
+        _, found = scorer.score(work, top=options.top, n_choices=options.n_choices)
+        return list(found)
+    finally:
+        for slot in [*slots, *shared.values()]:
+            scorer.close(slot)
+
+
+def _joined(request: ScoreRequest, parts: Sequence[TokenScores], cuts: Sequence[_Window]) -> SequenceScores:
+    scores = join_scores(parts)
+    if not np.isfinite(scores.logprobs).all():
+        index = int(np.flatnonzero(~np.isfinite(scores.logprobs))[0])
+        raise WeightsError(
+            f"the model gives token {request.ids[request.first + index]} of the text the log-probability "
+            f"{scores.logprobs[index]}; its weights are broken, or they overflow in this dtype: check the file, or "
+            "load it in float32."
+        )
+    contexts = [np.arange(cut.scored, cut.last + 1) - cut.first for cut in cuts]
+    numbers = [np.full(cut.last + 1 - cut.scored, index) for index, cut in enumerate(cuts)]
+    return SequenceScores(scores, np.concatenate(contexts), np.concatenate(numbers))
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What a user sees
+# --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """One token of a text, and how likely the model held it after those before it.
+    """One token of a text, and how likely it is after those before it.
 
     Attributes:
         id: the token.
         text: the characters that this token completes; joined over all tokens they are the text. None
             without a tokenizer.
-        logprob: its log-probability in nats; None for a first token that nothing comes before.
+        logprob: its log-probability in nats; None for a first token without anything before it.
+        entropy: the entropy in nats of the distribution that it comes from.
+        rank: how many tokens are more likely; 0 for the most likely one.
+        top: the most likely tokens and their log-probabilities, as many as were asked for.
     """
 
     id: int
     text: str | None
     logprob: float | None
+    entropy: float | None = None
+    rank: int | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
     @property
     def surprisal(self) -> float | None:
@@ -51,13 +286,17 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a model holds a text.
+    """How likely a text is.
 
     Attributes:
-        tokens: the tokens in order.
+        tokens: the scored text's tokens in order.
+        bos: the token before the text, which has no score; None if there is none.
+        text_bytes: the length in UTF-8 of the text that was given; None for ids without a tokenizer.
     """
 
     tokens: tuple[ScoredToken, ...]
+    bos: int | None = None
+    text_bytes: int | None = None
 
     @cached_property
     def n_scored(self) -> int:
@@ -76,96 +315,91 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean surprisal in nats of a scored token."""
-        return math.exp(-self.logprob / self.n_scored)
+        """exp of the mean surprisal in nats of a scored token; inf if it exceeds a float."""
+        try:
+            return math.exp(-self.logprob / self.n_scored)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every scored token is the most likely one, so that greedy generation would write the text."""
+        return all(token.rank == 0 for token in self.tokens if token.logprob is not None)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits of surprisal per byte of UTF-8, by which models with different tokenizers can be compared.
+        """Bits of surprisal per byte of the text in UTF-8, by which models with different tokenizers can be compared.
 
-        None without a tokenizer, which knows what the scored tokens stand for.
+        None without a tokenizer, which knows what the tokens stand for.
         """
-        n_bytes = sum(len((token.text or "").encode("utf-8")) for token in self.tokens if token.logprob is not None)
-        return self.surprisal / n_bytes if n_bytes else None
+        return self.surprisal / self.text_bytes if self.text_bytes else None
 
 
-def score(
-    all_logits: Callable[[Sequence[int]], npt.NDArray[np.float32]],
-    ids: Sequence[int],
+@dataclass(frozen=True, slots=True)
+class TextToScore:
+    """The tokens of a text, with what precedes them.
+
+    Attributes:
+        ids: the tokens to score.
+        context: the tokens before them, the beginning-of-text token first if there is one.
+        bos: that token; None if there is none.
+        text_bytes: the length of the text in UTF-8.
+    """
+
+    ids: Sequence[int]
+    context: Sequence[int] = ()
+    bos: int | None = None
+    text_bytes: int | None = None
+
+
+def score_texts(
+    runner: Any,
+    texts: Iterable[TextToScore],
     *,
-    context_length: int,
-    start: int | None = None,
-    stride: int | None = None,
+    options: ScoreOptions = ScoreOptions(),
     tokenizer: Tokenizer | None = None,
-) -> Score:
-    """Scores a text that is given as token ids.
+) -> Iterator[Score]:
+    """Score many texts; yield a `Score` for each, in order.
 
     Args:
-        all_logits: gives the logits after each of T ids, float32 [T, V]; such as `TorchRunner.logits`.
-        ids: the text.
-        context_length: how many tokens `all_logits` takes at most.
-        start: a token to put before the text, so that its first token is scored too; GPT-2 was trained on
-            texts that each follow an end-of-text token. None: the first token is not scored.
-        stride: how many tokens each window after the first scores; half the context where it is None.
+        runner: as `score_sequences`.
+        texts: their tokens.
+        options: how they are scored.
         tokenizer: gives the tokens' text.
 
     Raises:
-        InputError: where there is no token to score, or the stride is out of range.
-        WeightsError: where the model's logits are not numbers.
+        InputError: if a text has no token to score, or an option is out of range.
+        WeightsError: if a log-probability is NaN or infinite.
     """
-    sequence = [*([] if start is None else [start]), *ids]
-    if len(sequence) < 2 or not len(ids):
-        raise InputError(f"the text has {len(ids)} tokens, none of which follows another; give a longer text to score.")
-    stride = max(1, context_length // 2) if stride is None else stride
-    if not is_whole(stride) or not 1 <= stride <= context_length:
-        raise InputError(f"stride is {stride!r}; give a whole number from 1 to the context's {context_length:,}.")
-    logprobs = np.concatenate(
-        [
-            _logprobs(all_logits(sequence[first:last])[scored - 1 - first :], sequence[scored : last + 1])
-            for first, scored, last in windows(len(sequence), context_length, stride)
-        ]
-    )
-    if not np.isfinite(logprobs).all():
-        place = int(np.flatnonzero(~np.isfinite(logprobs))[0])
-        raise WeightsError(
-            f"the model gives token {sequence[place + 1]} of the text the log-probability {logprobs[place]}; "
-            "its weights are broken, or they overflow in this dtype: check the file, or load it in float32."
-        )
-    unscored: list[float | None] = [] if start is not None else [None]
-    return Score(_tokens(ids, unscored + logprobs.tolist(), tokenizer))
+    given: list[TextToScore] = []  # those whose scores have not come yet
+
+    def requests() -> Iterator[ScoreRequest]:
+        for text in texts:
+            given.append(text)
+            yield ScoreRequest([*text.context, *text.ids], max(1, len(text.context)))
+
+    for found in score_sequences(runner, requests(), options):
+        text = given.pop(0)
+        yield Score(_tokens(text, found.scores, tokenizer), text.bos, text.text_bytes)
 
 
-def windows(length: int, context_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """How a sequence is cut for scoring: triples (first, scored, last).
-
-    The model runs over sequence[first:last], at most `context_length` tokens, and what it says of
-    sequence[scored : last + 1] counts. Every token but the sequence's first is scored exactly once.
-    """
-    scored, last = 1, min(context_length, length - 1)
-    while True:
-        yield max(0, last - context_length), scored, last
-        if last == length - 1:
-            return
-        scored, last = last + 1, min(last + stride, length - 1)
-
-
-def _logprobs(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> npt.NDArray[np.float64]:
-    """log-softmax of each row [N, V] at its target [N], in float64."""
-    ids = np.asarray(targets, np.int64)
-    chosen = logits[np.arange(len(ids)), ids].astype(np.float64)
-    normalizers = [log_sum_exp(logits[row : row + _ROWS]) for row in range(0, len(ids), _ROWS)]
-    return chosen - np.concatenate(normalizers)
-
-
-def _tokens(
-    ids: Sequence[int], logprobs: Sequence[float | None], tokenizer: Tokenizer | None
-) -> tuple[ScoredToken, ...]:
-    texts: list[str | None] = [None] * len(ids)
+def _tokens(text: TextToScore, scores: TokenScores, tokenizer: Tokenizer | None) -> tuple[ScoredToken, ...]:
+    pieces: Sequence[str | None] = [None] * len(text.ids)
     if tokenizer is not None:
-        decoder = tokenizer.stream()
-        pieces = [decoder.push(token) for token in ids]
+        pieces = token_texts(text.ids, tokenizer)
+    unscored = len(text.ids) - len(scores.logprobs)  # the first token, if nothing comes before it
+    tokens = [ScoredToken(int(token), piece, None) for token, piece in zip(text.ids[:unscored], pieces, strict=False)]
+    for index, (token, piece) in enumerate(zip(text.ids[unscored:], pieces[unscored:], strict=True)):
+        top = zip(scores.top_ids[index].tolist(), scores.top_logprobs[index].tolist(), strict=True)
+        logprob, entropy = float(scores.logprobs[index]), float(scores.entropies[index])
+        tokens.append(ScoredToken(int(token), piece, logprob, entropy, int(scores.ranks[index]), tuple(top)))
+    return tuple(tokens)
+
+
+def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """Return the characters that each token completes; joined they are the decoded text."""
+    decoder = tokenizer.stream()
+    pieces = [decoder.push(token) for token in ids]
+    if pieces:
         pieces[-1] += decoder.finish()
-        texts = list(pieces)
-    return tuple(
-        ScoredToken(int(token), text, logprob) for token, text, logprob in zip(ids, texts, logprobs, strict=True)
-    )
+    return pieces

@@ -225,9 +225,7 @@ class _WatchedAttention:
             tokens = queries.shape[-2]
             seen = torch.ones(tokens, tokens, dtype=torch.bool, device=queries.device).tril()  # [T, T]
         else:
-            keys, values, seen = _cache_update(self.attend)(
-                keys, values
-            )  # [B, H, S, D]: all tokens so far
+            keys, values, seen = _cache_update(self.attend)(keys, values)  # [B, H, S, D]: all tokens so far
         scores = self._at("scores", queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1]))  # [B, H, T, S]
         if seen is not None:
             scores = scores.masked_fill(~seen, -torch.inf)
