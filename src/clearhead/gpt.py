@@ -471,11 +471,6 @@ class GPT:
         return self.tokenizer
 
 
-def _is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Return whether this is one text, or one sequence of ids, and not a list of them."""
-    return isinstance(prompt, str) or (len(prompt) > 0 and is_whole(prompt[0]))
-
-
 def _pairs(
     text: Prompt | Sequence[Prompt], continuation: Prompt | Sequence[Prompt] | None
 ) -> list[tuple[Prompt, Prompt | None]]:
