@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from clearhead.cli.command import app
 from safetensors.numpy import save_file
 from test_diagram import inside, labels, overlap
 from typer.testing import CliRunner
@@ -26,7 +27,6 @@ from clearhead.anatomy.architecture.words import CHART, DIFFERENCES, FACTS, MISS
 from clearhead.anatomy.diagram.layout import LAYOUTS, lay_out
 from clearhead.anatomy.diagram.mermaid import diagram_mermaid
 from clearhead.anatomy.diagram.svg import diagram_svg
-from clearhead.cli.command import app
 from clearhead.errors import ConfigError, WeightsError
 from clearhead.weights.architecture import read_architecture
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, pipeline
 from typer.testing import CliRunner
 
-from clearhead.cli.command import app
+from clearhead.cli.app import make_app
 from clearhead.errors import WeightsError
 from clearhead.loading import bundled
 from clearhead.training.classifier import load_classifier
@@ -72,7 +72,7 @@ def test_weights_as_pytorch_model_bin_and_in_shards(tmp_path: Path) -> None:
 def test_the_command_line_names_every_likely_class(tmp_path: Path) -> None:
     save(tmp_path, **CASES["several labels at once"])
     found = load_classifier(tmp_path).probabilities(TEXTS[0])
-    said = CliRunner().invoke(app, ["classify", TEXTS[0], "--model", str(tmp_path)]).output.splitlines()
+    said = CliRunner().invoke(make_app(), ["classify", TEXTS[0], "--model", str(tmp_path)]).output.splitlines()
     likely = [label for label, probability in found.items() if probability >= 0.5]
     assert 0 < len(likely) < 4 and said[0] == ", ".join(likely) and len(said) == 5
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2
 from typer.testing import CliRunner
 
 import clearhead
-from clearhead.cli.command import app
+from clearhead.cli.app import make_app
 from clearhead.config import GPTConfig
 from clearhead.data.documents import encode_documents
 from clearhead.data.examples import Example, ExampleBatches, pad_together
@@ -135,10 +135,12 @@ def test_classes_are_those_of_transformers(folder: Path, tmp_path: Path) -> None
         right += next(iter(found)) == ("good" if any(word in text for word in GOOD) else "bad")
     recorded = read_metrics(tmp_path / "run")[-1]["final"]["valid.jsonl"]["accuracy"]
     assert right / len(texts) == pytest.approx(recorded)
-    said = CliRunner().invoke(app, ["classify", "The warm cake was sweet.", "--model", str(out), "--json"])
+    said = CliRunner().invoke(make_app(), ["classify", "The warm cake was sweet.", "--model", str(out), "--json"])
     assert json.loads(said.output) == pytest.approx(ours.probabilities("The warm cake was sweet."))
     (tmp_path / "asked.txt").write_bytes(b" The warm cake \r\n")  # as it stands, but for the end of the line
-    said = CliRunner().invoke(app, ["classify", "--file", str(tmp_path / "asked.txt"), "--model", str(out), "--json"])
+    said = CliRunner().invoke(
+        make_app(), ["classify", "--file", str(tmp_path / "asked.txt"), "--model", str(out), "--json"]
+    )
     assert json.loads(said.output) == pytest.approx(ours.probabilities(" The warm cake "))
     assert clearhead.load(out).config.emb_dim == 32  # the body is there for what needs no head
 
@@ -234,17 +236,17 @@ def test_a_fine_tuning_goes_on_from_any_folder(folder: Path, tmp_path: Path, mon
     (tmp_path / "recipe.toml").write_text(text)
     monkeypatch.chdir(folder)
     first = ["train", str(tmp_path / "recipe.toml"), "--data", str(folder), "--out", str(tmp_path / "run")]
-    assert CliRunner().invoke(app, first, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(make_app(), first, catch_exceptions=False).exit_code == 0
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run/recipe.toml").write_text(text.replace("steps = 3", "steps = 4"))
-    CliRunner().invoke(app, ["train", "--resume", "--out", "run"], catch_exceptions=False)
+    CliRunner().invoke(make_app(), ["train", "--resume", "--out", "run"], catch_exceptions=False)
     other = text.replace('"model"', f'"{folder}/../{folder.name}/model"').replace("steps = 3", "steps = 5")
     (tmp_path / "recipe.toml").write_text(other.replace('valid = "valid.jsonl"', 'valid = "train.jsonl"'))
-    CliRunner().invoke(app, ["train", "recipe.toml", "--resume", "--out", "run"], catch_exceptions=False)
+    CliRunner().invoke(make_app(), ["train", "recipe.toml", "--resume", "--out", "run"], catch_exceptions=False)
     assert read_metrics(tmp_path / "run")[-1]["final"].keys() == {"train.jsonl"}
     (tmp_path / "recipe.toml").write_text(other.replace("[training]", "lora_rank = 4\n[training]"))
     with pytest.raises(TrainingError, match="lora_rank was 0 and is 4"):
-        CliRunner().invoke(app, ["train", "recipe.toml", "--resume", "--out", "run"], catch_exceptions=False)
+        CliRunner().invoke(make_app(), ["train", "recipe.toml", "--resume", "--out", "run"], catch_exceptions=False)
 
 
 @settings(deadline=None, max_examples=40)
@@ -414,6 +416,6 @@ def test_a_full_disk_leaves_the_classifier_from_before(
 
 
 def test_a_folder_that_is_no_classifier_is_named(folder: Path) -> None:
-    found: Any = CliRunner().invoke(app, ["classify", "text", "--model", str(folder / "model")]).exception
+    found: Any = CliRunner().invoke(make_app(), ["classify", "text", "--model", str(folder / "model")]).exception
     assert isinstance(found, ClearheadError)
     assert "is no classifier" in str(found)

@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 import pytest
 from typer.testing import CliRunner
 
-from clearhead.cli.command import app
+from clearhead.cli.app import make_app
 from clearhead.errors import InputError
 from clearhead.tour import Chapter, check, find, parse, rewrite
 from clearhead.tour.cells import same_drawing
@@ -396,7 +396,7 @@ def test_the_command_checks_and_writes(chapter: Path) -> None:
     ],
 )
 def test_bad_options_are_said(args: list[str], said: str) -> None:
-    result = CliRunner().invoke(app, ["tour", *args])
+    result = CliRunner().invoke(make_app(), ["tour", *args])
     assert said in f"{result.output} {result.exception}"
     assert result.exit_code == 2 or isinstance(result.exception, InputError)
 

@@ -18,7 +18,7 @@ from small_runs import ALONE, one_step, recipe, small_run, write_texts
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from clearhead.cli.command import app
+from clearhead.cli.app import make_app
 from clearhead.config import GPTConfig
 from clearhead.data.corpus import Corpus
 from clearhead.data.corpus_builder import corpus_of_recipe
@@ -147,7 +147,7 @@ def test_curves_are_drawn_with_every_point_in_its_panel(runs: Path) -> None:
 
 
 def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["runs", str(runs), "--json", "--curves", str(tmp_path / "both.svg")])
+    found = CliRunner().invoke(make_app(), ["runs", str(runs), "--json", "--curves", str(tmp_path / "both.svg")])
     listed = {Path(line["folder"]).name: line for line in map(json.loads, found.output.splitlines())}
     assert listed.keys() == {"adamw", "muon"}
     last = read_metrics(runs / "muon")[-1]["final"]["birds"]["bits_per_byte"]
@@ -156,7 +156,7 @@ def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_p
     svg = (tmp_path / "both.svg").read_text()
     assert svg.count(">muon</text>") == svg.count(">adamw</text>") >= 5
     arguments = ["runs", str(runs / "muon"), str(runs / "adamw")]
-    table = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"}).output
+    table = CliRunner().invoke(make_app(), arguments, env={"COLUMNS": "160"}).output
     assert f"birds {last:.4f}" in table
     with locked(runs / "muon"):
         assert [run.state for run in overviews([runs / "muon"])] == ["going on"]
@@ -170,7 +170,7 @@ def test_runs_of_one_name_go_by_their_paths(tmp_path: Path, monkeypatch: pytest.
         lines = [{"step": n, "loss": 2.0, "norm": 1.0, "rate": 1.0, "tokens_per_second": 9} for n in (1, 2, 3)]
         Path(name, "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     arguments = ["runs", "p/a", "q", "--curves", "all.svg"]
-    table = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "160"}).output
+    table = CliRunner().invoke(make_app(), arguments, catch_exceptions=False, env={"COLUMNS": "160"}).output
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["p/a", "q/a", "b"]
     svg = Path("all.svg").read_text()
     assert all(f">{name}</text>" in svg for name in ("p/a", "q/a", "b"))
@@ -196,7 +196,7 @@ def test_runs_that_are_none_are_named(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    error = CliRunner().invoke(app, ["runs", *arguments]).exception
+    error = CliRunner().invoke(make_app(), ["runs", *arguments]).exception
     assert isinstance(error, ClearheadError)
     assert words in str(error)
 
@@ -309,11 +309,13 @@ def test_resume_remembers_recipe_and_texts(runs: Path, data: Path, tmp_path: Pat
     (tmp_path / "recipe.toml").write_text(text)
     out = tmp_path / "run"
     first = CliRunner().invoke(
-        app, ["train", str(tmp_path / "recipe.toml"), "--data", str(data), "--out", str(out)], catch_exceptions=False
+        make_app(),
+        ["train", str(tmp_path / "recipe.toml"), "--data", str(data), "--out", str(out)],
+        catch_exceptions=False,
     )
     assert "clearhead generate" in first.output
     (out / "recipe.toml").write_text(text.replace("steps = 5", "steps = 6"))
-    again = CliRunner().invoke(app, ["train", "--resume", "--out", str(out)], catch_exceptions=False)
+    again = CliRunner().invoke(make_app(), ["train", "--resume", "--out", str(out)], catch_exceptions=False)
     assert again.exit_code == 0
     assert (overviews([out])[0].step, overviews([out])[0].state) == (6, "finished")
     assert [line["step"] for line in read_metrics(out) if "final" in line] == [6]
@@ -334,7 +336,7 @@ def test_what_is_missing_is_named(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    error = CliRunner().invoke(app, ["train", *arguments]).exception
+    error = CliRunner().invoke(make_app(), ["train", *arguments]).exception
     assert isinstance(error, ClearheadError)
     with pytest.raises(ClearheadError, match=words):
         raise error

@@ -282,7 +282,7 @@ class TestTokenizerInGGUF:
                 source.tokenizer()
 
     def test_the_tokenize_verb_reads_it(self, folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        from clearhead.cli.source import open_tokenizer
+        from clearhead.cli.model_argument import open_tokenizer
 
         convert(folder, tmp_path / "x.gguf", "--to", "gguf")
         assert open_tokenizer(str(tmp_path / "x.gguf")).encode("that") == tokenizer.encode("that")

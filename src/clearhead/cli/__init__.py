@@ -1,9 +1,9 @@
-"""The command line: one file per verb, and what every verb shares.
+"""The command line: one file for each verb, and what the verbs share.
 
-A verb's file imports only what its options need; whatever is heavy (torch, numba, a model) is imported
-inside the verb, so that `clearhead --help` answers at once.
+A verb's file imports only what its options need. Heavy modules (torch, numba, a model) are imported inside the verb,
+so that `clearhead --help` answers at once.
 """
 
-from clearhead.cli.command import app, main
+from clearhead.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

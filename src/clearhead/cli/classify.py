@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from clearhead.cli.console import read_prompt, write_json
+from clearhead.cli.options import Json, TextFile
 
 EPILOG = """
 Examples:
@@ -18,11 +20,9 @@ Examples:
 
 Text = Annotated[str | None, typer.Argument(help="The text; - reads standard input.")]
 Model = Annotated[Path, typer.Option("--model", "-m", help="A classifier's folder, as `clearhead train` makes it.")]
-File = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON object with the probability of each class.")]
 
 
-def classify(text: Text = None, *, model: Model, file: File = None, as_json: Json = False) -> None:
+def classify(text: Text = None, *, model: Model, file: TextFile = None, as_json: Json = False) -> None:
     """Classify a text.
 
     The model comes from a recipe with kind = "classes", or is a GPT2ForSequenceClassification of transformers. Prints
@@ -30,16 +30,13 @@ def classify(text: Text = None, *, model: Model, file: File = None, as_json: Jso
     "multi_label_classification"), or there is one class only, each has its own probability, and those of 50% or more
     are named; a regression prints its value. One line end at the end of a file or of standard input is dropped.
     """
-    from clearhead.cli.console import read_text
     from clearhead.training.classifier import load_classifier
 
-    words = read_text(text, file, "text")
-    if text in (None, "-"):
-        words = words.removesuffix("\n").removesuffix("\r")
+    words = read_prompt(text, file, "text")
     classifier = load_classifier(model)
     found = classifier.probabilities(words)
     if as_json:
-        print(json.dumps(found))
+        write_json(found)
     elif classifier.output == "value":
         for label, value in found.items():
             print(f"  {value:.4f}  {label}")

@@ -1,105 +1,85 @@
-"""What every verb shares: where it writes, what it reads, and how it shows progress."""
+"""Input and output that all verbs share: standard streams, text input, files."""
 
 from __future__ import annotations
 
-import os
+import json
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from clearhead.errors import InputError
+from clearhead.utils import atomic
+from clearhead.utils.progress import stderr_console
 from clearhead.utils.text import decode_text
-
-_PATIENCE = 1.0  # seconds before anything is shown
 
 
 def output() -> Console:
-    """For what was asked for: standard output, without guessing at numbers or brackets in the text."""
+    """Return a console on standard output that prints text as it is given."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def notices() -> Console:
-    """For what goes beside it: standard error, so that standard output can be piped on."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
-
-
 def notice(text: str) -> None:
-    """One line beside the output, such as that a prompt was cut."""
-    notices().print(f"clearhead: {text}", style="dim", soft_wrap=True)
+    """Print one line on standard error, such as that a prompt was cut."""
+    stderr_console().print(f"clearhead: {printable(text)}", style="dim", soft_wrap=True)
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Shows, where it takes longer than a second, that something goes on: a spinner on a terminal, else one line."""
-    console = notices()
-    status = console.status(what)
-    show = status.start if console.is_terminal else lambda: console.print(what, soft_wrap=True)
-    timer = threading.Timer(_PATIENCE, show)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()  # it may be about to show; only then can it be taken away
-        status.stop()
+def printable(text: str) -> str:
+    """Replace control characters, which could give orders to a terminal, by visible escapes such as \\x1b."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def read_text(argument: str | None, file: Path | None, what: str) -> str:
-    """The text that a verb works on: its argument, a file, or standard input (piped, or asked for by `-`).
+def read_text(argument: str | None, file: Path | None, noun: str) -> str:
+    """Return the text that a verb works on: its argument, a file, or standard input (piped, or requested by `-`).
 
     Args:
         argument: the text itself, or `-`.
         file: a file to read instead.
-        what: what the text is, for a sentence: "prompt".
+        noun: what the text is, for messages: "prompt".
 
     Raises:
-        InputError: where there is none, more than one, or a file that cannot be read as UTF-8.
+        InputError: if there is none, more than one, or the input is not UTF-8.
     """
     if argument not in (None, "-") and file is not None:
-        raise InputError(f"the {what} was given twice, as an argument and as --file {file}; give one of them.")
+        raise InputError(f"the {noun} was given twice, as an argument and as --file {file}; give one of them.")
     if file is not None and str(file) != "-":
         return decode_text(_read(file), str(file))
     if argument not in (None, "-"):
         return argument or ""
-    if argument is None and file is None and sys.stdin.isatty():
-        raise InputError(f"there is no {what}; give it as an argument, with --file, or through a pipe.")
+    if argument is None and file is None and sys.stdin is not None and sys.stdin.isatty():
+        raise InputError(f"there is no {noun}; give it as an argument, with --file, or through a pipe.")
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError(f"there is no {noun}, and standard input is closed; give it as an argument or with --file.")
     return decode_text(sys.stdin.buffer.read(), "standard input")
 
 
-def write_file(file: Path, contents: str | bytes) -> None:
-    """Writes a file beside its place and renames it, so that the old one stays until the new one is whole.
+def read_prompt(argument: str | None, file: Path | None, noun: str = "prompt") -> str:
+    """Return a text as `read_text` does, without the line end at the end of a file or of piped input."""
+    text = read_text(argument, file, noun)
+    if argument in (None, "-"):
+        text = text.removesuffix("\n").removesuffix("\r")  # it would make the model begin a new line
+    return text
 
-    Args:
-        file: its place.
-        contents: text is written as UTF-8.
+
+def write_file(file: Path, contents: str | bytes) -> None:
+    """Write a file through `utils.atomic`; text is written as UTF-8.
 
     Raises:
-        InputError: where it cannot be written.
+        InputError: if it cannot be written.
     """
     try:
         if file.is_dir():
             raise InputError(f"{file} is a folder; give the name of a file to write.")
-        handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(contents.encode() if isinstance(contents, str) else contents)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(beside).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-            os.replace(beside, file)  # noqa: PTH105
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+        atomic.write_bytes(file, contents.encode() if isinstance(contents, str) else contents)
     except OSError as error:
         raise InputError(
-            f"{file} could not be written ({error.strerror}); give a file in a folder that is there."
+            f"{file} could not be written ({error.strerror}); give a file in an existing, writable folder."
         ) from None
+
+
+def write_json(value: object, indent: int | None = None) -> None:
+    """Print a value as JSON. Only ASCII is printed, so that no encoding of a terminal can lose a character."""
+    print(json.dumps(value, indent=indent))
 
 
 def _read(file: Path) -> bytes:

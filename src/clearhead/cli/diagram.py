@@ -1,13 +1,19 @@
-"""`clearhead diagram`: the framework of a GPT-2 as a figure."""
+"""`clearhead diagram`: draw the architecture of a GPT-2."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clearhead.cli.console import notice, write_file
+from clearhead.cli.options import Book, ShapeSource, flatten
 from clearhead.errors import InputError
+
+if TYPE_CHECKING:
+    from clearhead.anatomy.diagram.diagram import Diagram
 
 EPILOG = """
 Examples:
@@ -21,73 +27,60 @@ Examples:
 [bold]clearhead diagram my-model/ -o model.mmd[/]           for Mermaid
 """
 
-_FORMS = (".svg", ".png", ".mmd")
+_SUFFIXES = (".svg", ".png", ".mmd")
 
 
-def diagram(
-    model: Annotated[
+@dataclass(frozen=True)
+class DrawingOptions:
+    """How the diagram looks."""
+
+    lang: Annotated[str, typer.Option("--lang", help="The language of the labels: en or zh.")] = "en"
+    theme: Annotated[
+        str, typer.Option("--theme", help="Colours: light, dark, or auto to follow the reader's screen.")
+    ] = "auto"
+    layout: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A size (124M, 355M, 774M, 1558M), a config file, a model's folder, its name on the hub, or "
-            "'bundled'.",
-        ),
-    ] = "124M",
+        typer.Option("--layout", help="page (two columns), slide (three), or column (one, for a narrow screen)."),
+    ] = "page"
+    batch: Annotated[int | None, typer.Option("--batch", help="Show this number in the shapes instead of B.")] = None
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Show this number in the shapes instead of T.")] = None
+    scale: Annotated[float, typer.Option("--scale", help="Pixels of a PNG for each unit of the drawing.")] = 2.0
+
+    def __post_init__(self) -> None:
+        for name, number in (("--batch", self.batch), ("--tokens", self.tokens)):
+            if number is not None and number < 1:
+                raise InputError(f"{name} is {number}; it must be at least 1.")
+
+
+@flatten
+def diagram(
+    options: DrawingOptions,
+    model: ShapeSource = "124M",
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
             metavar="FILE",
-            help="Where to draw it: a .svg, a .png, or a .mmd for Mermaid. SVG on standard output if left out.",
+            help="The file to write: .svg, .png, or .mmd for Mermaid. SVG on standard output if left out.",
         ),
     ] = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flow chart.")] = False,
-    lang: Annotated[str, typer.Option("--lang", help="Language of the words: en or zh.")] = "en",
-    theme: Annotated[
-        str, typer.Option("--theme", help="Colours: light, dark, or auto for those of the reader's screen.")
-    ] = "auto",
-    layout: Annotated[
-        str,
-        typer.Option("--layout", help="page (two columns), slide (three), or column (one, for a narrow screen)."),
-    ] = "page",
-    batch: Annotated[int | None, typer.Option("--batch", help="A number in the shapes, in place of B.")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="A number in the shapes, in place of T.")] = None,
-    book: Annotated[
-        bool,
-        typer.Option(
-            "--book",
-            help="Draw the variant of the book's chapter 4: no bias on query, key and value, and a head of its own.",
-        ),
-    ] = False,
-    scale: Annotated[float, typer.Option("--scale", help="Pixels of a PNG for each of the drawing's own.")] = 2.0,
+    book: Book = False,
 ) -> None:
-    """Draw the framework of a GPT-2.
+    """Draw the architecture of a GPT-2.
 
     The whole model from token ids to logits, with the attention and the feed-forward layer opened beside it: the shape
-    of what passes on every arrow, the number of parameters in every box.
+    of the data on every arrow, the number of parameters in every box.
     """
     from clearhead.anatomy.diagram.diagram import make_diagram
-    from clearhead.anatomy.diagram.mermaid import diagram_mermaid
-    from clearhead.anatomy.diagram.svg import diagram_svg
-    from clearhead.cli.console import notice, write_file
-    from clearhead.cli.source import find_source
-    from clearhead.drawing.png import png
+    from clearhead.cli.model_argument import resolve_model
 
-    form = _form(out, mermaid)
-    for name, number in (("--batch", batch), ("--tokens", tokens)):
-        if number is not None and number < 1:
-            raise InputError(f"{name} is {number}; it must be at least 1.")
-    source = find_source(model)
+    suffix = _suffix(out, mermaid)
+    source = resolve_model(model)
     config = source.config.replace(qkv_bias=False, tie_weights=False) if book else source.config
-    figure = make_diagram(config, source.name, lang, batch or 0, tokens or 0, book)
-    if form == ".mmd":
-        drawn: str | bytes = diagram_mermaid(figure)
-    elif form == ".svg":
-        drawn = diagram_svg(figure, theme, layout)
-    else:
-        # Pixels do not know the screen on which they will be seen; they are light unless dark is asked for.
-        drawn = png(diagram_svg(figure, "light" if theme == "auto" else theme, layout), scale)
+    figure = make_diagram(config, source.name, options.lang, options.batch or 0, options.tokens or 0, book)
+    drawn = _draw(figure, suffix, options)
     if out is None:
         typer.echo(drawn, nl=False)
     else:
@@ -95,14 +88,29 @@ def diagram(
         notice(f"wrote {out}.")
 
 
-def _form(out: Path | None, mermaid: bool) -> str:
+def _draw(figure: Diagram, suffix: str, options: DrawingOptions) -> str | bytes:
+    from clearhead.anatomy.diagram.mermaid import diagram_mermaid
+    from clearhead.anatomy.diagram.svg import diagram_svg
+    from clearhead.drawing.png import png
+
+    if suffix == ".mmd":
+        return diagram_mermaid(figure)
+    if suffix == ".svg":
+        return diagram_svg(figure, options.theme, options.layout)
+    # Pixels cannot follow the reader's screen, so `auto` means light here.
+    return png(
+        diagram_svg(figure, "light" if options.theme == "auto" else options.theme, options.layout), options.scale
+    )
+
+
+def _suffix(out: Path | None, mermaid: bool) -> str:
     if out is None:
         return ".mmd" if mermaid else ".svg"
-    form = out.suffix.lower()
-    if form not in _FORMS:
+    suffix = out.suffix.lower()
+    if suffix not in _SUFFIXES:
         raise InputError(
-            f"{out} does not end in {', '.join(_FORMS[:-1])} or {_FORMS[-1]}; the ending says what to draw."
+            f"{out} does not end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}; the ending selects the file format."
         )
-    if mermaid and form != ".mmd":
+    if mermaid and suffix != ".mmd":
         raise InputError(f"--mermaid was given with {out}; a Mermaid chart is written to a .mmd file.")
-    return form
+    return suffix

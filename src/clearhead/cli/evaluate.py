@@ -1,12 +1,14 @@
-"""`clearhead evaluate`: how well a model foresees held-out texts."""
+"""`clearhead evaluate`: the loss of a model on held-out texts."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from clearhead.cli.console import write_json
+from clearhead.cli.options import Device, Json, Model
 
 EPILOG = """
 Examples:
@@ -17,19 +19,14 @@ Examples:
 """
 
 Files = Annotated[list[Path], typer.Argument(help="Text files; a line <|endoftext|> separates documents.")]
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="A folder, or a name on the hub. The bundled one if left out.")
-]
-Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda, mps.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for each file.")]
 
 
 def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json: Json = False) -> None:
     """Measure a model's loss on texts that it was not trained on.
 
-    Perplexity says between how many tokens the model seems to choose; it depends on the vocabulary. Bits per byte does
-    not: models with different tokenizers can be compared by it. The text is cut into windows of the context length,
-    one after another, and each token is predicted from those before it in its window.
+    Perplexity is the number of equally likely tokens that would be as hard to guess; it depends on the vocabulary. Bits
+    per byte does not, so models with different tokenizers can be compared by it. The text is cut into windows of the
+    context length, and each token is predicted from those before it in its window.
     """
     import numpy as np
 
@@ -55,16 +52,14 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
         with Progress(f"evaluating {file.name}", len(ids)) as progress:
             found = evaluate_perplexity(gpt.model, np.array(ids), text_bytes, advance=progress.advance)
         if as_json:
-            print(
-                json.dumps(
-                    {
-                        "file": str(file),
-                        "bits_per_byte": found.bits_per_byte,
-                        "perplexity": found.perplexity,
-                        "tokens": found.tokens,
-                        "bytes": text_bytes,
-                    }
-                )
+            write_json(
+                {
+                    "file": str(file),
+                    "bits_per_byte": found.bits_per_byte,
+                    "perplexity": found.perplexity,
+                    "tokens": found.tokens,
+                    "bytes": text_bytes,
+                }
             )
         else:
             print(

@@ -1,12 +1,14 @@
-"""`clearhead new`: a new model with random weights, to train or to look at."""
+"""`clearhead new`: create a model with random weights."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clearhead.cli.options import flatten
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.errors import ConfigError, InputError
 
@@ -26,14 +28,65 @@ Examples:
 The folder is a Hugging Face GPT-2 folder: transformers opens it too.
 """
 
-# What a model has where neither --size nor --config says it: as the released ones.
+# The values of the released models, for what neither --size nor --config nor an option says.
 _AS_RELEASED = {"vocab_size": 50257, "context_length": 1024, "qkv_bias": True, "tie_weights": True}
 
 _SHAPE = "The shape (each overrides --size and --config)"
 
 
+@dataclass(frozen=True)
+class ShapeOptions:
+    """The shape of a new model, value by value; None: as --size or --config says."""
+
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            "--vocab-size", help="Number of token ids; the tokenizer's if one is given.", rich_help_panel=_SHAPE
+        ),
+    ] = None
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            "--context-length", help="Number of positions: the most tokens in a sequence.", rich_help_panel=_SHAPE
+        ),
+    ] = None
+    emb_dim: Annotated[
+        int | None, typer.Option("--emb-dim", help="Width of a token's vector.", rich_help_panel=_SHAPE)
+    ] = None
+    n_heads: Annotated[
+        int | None, typer.Option("--n-heads", help="Attention heads; must divide --emb-dim.", rich_help_panel=_SHAPE)
+    ] = None
+    n_layers: Annotated[int | None, typer.Option("--n-layers", help="Blocks.", rich_help_panel=_SHAPE)] = None
+    ff_dim: Annotated[
+        int | None,
+        typer.Option("--ff-dim", help="Width inside the feed-forward layer; 4 × emb-dim.", rich_help_panel=_SHAPE),
+    ] = None
+    drop_rate: Annotated[
+        float | None,
+        typer.Option("--drop-rate", help="Dropout rate in training.", rich_help_panel=_SHAPE),
+    ] = None
+    qkv_bias: Annotated[
+        bool | None,
+        typer.Option("--qkv-bias/--no-qkv-bias", help="A bias on query, key and value.", rich_help_panel=_SHAPE),
+    ] = None
+    tie_weights: Annotated[
+        bool | None,
+        typer.Option(
+            "--tie-weights/--no-tie-weights",
+            help="Use the token embedding's tensor as the output head.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@flatten
 def new(
-    folder: Annotated[Path, typer.Argument(help="The folder to make.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to create.")],
+    values: ShapeOptions,
     size: Annotated[str | None, typer.Option("--size", help=f"A released shape: {', '.join(RELEASED)}.")] = None,
     config: Annotated[
         Path | None,
@@ -41,76 +94,30 @@ def new(
             "--config", help="A JSON file: Hugging Face's config.json, OpenAI's hparams.json, the book's keys."
         ),
     ] = None,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option("--vocab-size", help="Token ids; the tokenizer's if one is given.", rich_help_panel=_SHAPE),
-    ] = None,
-    context_length: Annotated[
-        int | None, typer.Option("--context-length", help="Positions: the most tokens at once.", rich_help_panel=_SHAPE)
-    ] = None,
-    emb_dim: Annotated[
-        int | None, typer.Option("--emb-dim", help="Numbers in a token's vector.", rich_help_panel=_SHAPE)
-    ] = None,
-    n_heads: Annotated[
-        int | None, typer.Option("--n-heads", help="Attention heads; must divide --emb-dim.", rich_help_panel=_SHAPE)
-    ] = None,
-    n_layers: Annotated[int | None, typer.Option("--n-layers", help="Blocks.", rich_help_panel=_SHAPE)] = None,
-    ff_dim: Annotated[
-        int | None,
-        typer.Option("--ff-dim", help="Width inside the feed-forward layer; 4 × emb-dim.", rich_help_panel=_SHAPE),
-    ] = None,
-    drop_rate: Annotated[
-        float | None,
-        typer.Option("--drop-rate", help="Share of values dropped in training.", rich_help_panel=_SHAPE),
-    ] = None,
-    qkv_bias: Annotated[
-        bool | None,
-        typer.Option("--qkv-bias/--no-qkv-bias", help="A bias on query, key and value.", rich_help_panel=_SHAPE),
-    ] = None,
-    tie_weights: Annotated[
-        bool | None,
-        typer.Option(
-            "--tie-weights/--no-tie-weights",
-            help="Whether the output head is the token embedding's own tensor.",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            "--tokenizer", help="Whose vocabulary to copy in: a model's folder, a tokenizer.json, a hub name."
-        ),
+        typer.Option("--tokenizer", help="Copy the tokenizer of a model's folder, a tokenizer.json, or a hub name."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="One seed gives the same weights every time.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the weights: the same seed gives the same weights.")] = 0,
     force: Annotated[
-        bool, typer.Option("--force", help="Put the model into a folder that is not empty, over a model there.")
+        bool, typer.Option("--force", help="Write into a folder that is not empty, over a model there.")
     ] = False,
 ) -> None:
-    """Make a new model with random weights.
+    """Create a model with random weights.
 
-    They are drawn as OpenAI drew GPT-2's: normal with standard deviation 0.02 (positions 0.01), smaller by the
-    square root of twice the depth where a block adds to what passes through. Such a model writes noise until it
-    is trained.
+    They are initialised as OpenAI did for GPT-2: normal with standard deviation 0.02 (positions 0.01), divided by the
+    square root of twice the number of blocks in the projections that add to the residual stream. Such a model
+    generates noise until it is trained.
     """
-    from clearhead.cli.source import open_tokenizer
+    from clearhead.cli.model_argument import open_tokenizer
 
     _refuse_occupied(folder, force)
     _refuse_seed(seed)
     vocabulary = None if tokenizer is None else open_tokenizer(tokenizer)
-    if vocab_size is None and vocabulary is not None:
-        vocab_size = vocabulary.vocab_size
-    changes = {
-        "vocab_size": vocab_size,
-        "context_length": context_length,
-        "emb_dim": emb_dim,
-        "n_heads": n_heads,
-        "n_layers": n_layers,
-        "ff_dim": ff_dim,
-        "drop_rate": drop_rate,
-        "qkv_bias": qkv_bias,
-        "tie_weights": tie_weights,
-    }
-    shape = make_config(size, config, {name: value for name, value in changes.items() if value is not None})
+    changes = values.given()
+    if vocabulary is not None:
+        changes.setdefault("vocab_size", vocabulary.vocab_size)
+    shape = make_config(size, config, changes)
     if vocabulary is not None and vocabulary.vocab_size > shape.vocab_size:
         raise ConfigError(
             f"vocab_size is {shape.vocab_size:,}, but the tokenizer has {vocabulary.vocab_size:,} ids; "
@@ -120,10 +127,10 @@ def new(
 
 
 def make_config(size: str | None, file: Path | None, changes: dict[str, Any]) -> GPTConfig:
-    """The shape from a size's name, a file, or neither, with single values changed.
+    """Return the shape from a size's name, a file, or neither, with single values changed.
 
     Raises:
-        ConfigError: where both are given, a value cannot be, or with neither a number is missing.
+        ConfigError: if both are given, a value is not valid, or a value is missing.
     """
     if size is not None and file is not None:
         raise ConfigError("--size and --config were both given; give one of them.")
@@ -140,9 +147,9 @@ def make_config(size: str | None, file: Path | None, changes: dict[str, Any]) ->
 
 def _refuse_occupied(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give the name of a folder to make.")
+        raise InputError(f"{folder} is a file; give the name of a folder to create.")
     if not force and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; give another name, or --force to put the model there.")
+        raise InputError(f"{folder} is not empty; give another name, or --force to write the model into it.")
 
 
 def _refuse_seed(seed: int) -> None:
@@ -154,18 +161,18 @@ def _make(folder: Path, config: GPTConfig, vocabulary: Tokenizer | None, seed: i
     import torch
 
     from clearhead.anatomy import bytes_of, count_parameters
-    from clearhead.cli.console import working
-    from clearhead.cli.params import binary
     from clearhead.model import GPTModel
+    from clearhead.utils.progress import busy
+    from clearhead.utils.units import format_bytes
 
     total = count_parameters(config).total
-    with working(f"Drawing {total:,} random numbers ..."):
+    with busy(f"Drawing {total:,} random numbers ..."):
         torch.manual_seed(seed)
         model = GPTModel(config)
     _save(folder, model, vocabulary)
-    print(f"{folder}: a GPT-2 with {total:,} parameters ({binary(bytes_of(total))}), seed {seed}.")
+    print(f"{folder}: a GPT-2 with {total:,} parameters ({format_bytes(bytes_of(total))}), seed {seed}.")
     if vocabulary is None:
-        print("It has no tokenizer; give --tokenizer to copy one in, or it cannot read text.")
+        print("It has no tokenizer, so it cannot read text; give --tokenizer to copy one in.")
 
 
 def _save(folder: Path, model: GPTModel, vocabulary: Tokenizer | None) -> None:

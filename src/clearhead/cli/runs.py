@@ -1,44 +1,47 @@
-"""`clearhead runs`: training runs side by side, and their curves."""
+"""`clearhead runs`: compare training runs and draw their curves."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from clearhead.cli.console import output, write_json
+
 EPILOG = """
 Examples:
 
 [bold]clearhead runs[/]                                      the runs in the folder runs/
 
-[bold]clearhead runs runs/a runs/b --curves both.svg[/]      their curves above each other
+[bold]clearhead runs runs/a runs/b --curves both.svg[/]      their curves in one chart
 """
 
-Places = Annotated[list[Path] | None, typer.Argument(help="Runs' folders, or folders of them. runs/ if left out.")]
+Folders = Annotated[
+    list[Path] | None, typer.Argument(help="Folders of runs, or folders that contain some. runs/ if left out.")
+]
 Curves = Annotated[
-    Path | None, typer.Option(help="Draw the curves of these runs above each other: a name ending in .svg or .png.")
+    Path | None, typer.Option(help="Draw the curves of these runs into one chart: a file ending in .svg or .png.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for each run.")]
 
 
-def runs(places: Places = None, curves: Curves = None, as_json: Json = False) -> None:
+def runs(folders: Folders = None, curves: Curves = None, as_json: Json = False) -> None:
     """List training runs, and compare them.
 
-    For each run: where it stands, its last training loss, its newest score on held-out texts (bits per byte; of a
-    classifier, the accuracy), and its speed. A run that is going on can be looked at too.
+    For each run: its state, its last training loss, its newest score on held-out texts (bits per byte; for a
+    classifier, the accuracy), and its speed. Runs in progress are listed too.
     """
     from clearhead.drawing.png import save_picture
     from clearhead.training.curves import curves_svg
     from clearhead.training.overview import overviews
     from clearhead.training.run_folder import read_metrics
 
-    found = overviews(places or [Path("runs")])
+    found = overviews(folders or [Path("runs")])
     if as_json:
         for run in found:
-            print(json.dumps({**asdict(run), "folder": str(run.folder)}))
+            write_json({**asdict(run), "folder": str(run.folder)})
     else:
         _table(found)
     if curves is not None:
@@ -49,7 +52,7 @@ def runs(places: Places = None, curves: Curves = None, as_json: Json = False) ->
 
 
 def _names(folders: list[Path]) -> dict[Path, str]:
-    """What each run is called: its folder's name, or its path where others have that name too."""
+    """Return a name for each run: its folder's name, or its path if others have that name too."""
     names = {folder: folder.resolve().name for folder in folders}
     every = list(names.values())
     return {folder: name if every.count(name) == 1 else str(folder) for folder, name in names.items()}
@@ -58,7 +61,6 @@ def _names(folders: list[Path]) -> dict[Path, str]:
 def _table(found: list[Any]) -> None:
     from rich.table import Table
 
-    from clearhead.cli.console import output
     from clearhead.utils.progress import duration
 
     table = Table(box=None, pad_edge=False, header_style="bold")

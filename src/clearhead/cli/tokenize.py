@@ -1,15 +1,15 @@
-"""`clearhead tokenize`: a text as the tokens that a model sees, and back."""
+"""`clearhead tokenize`: turn a text into the tokens that a model reads, and back."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clearhead.cli.console import read_text, write_json
+from clearhead.cli.options import TextFile
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Examples:
 
 [bold]clearhead tokenize "Hello, world"[/]             each token with its id
 
-[bold]clearhead tokenize --file story.txt --ids[/]     the ids alone, for a program
+[bold]clearhead tokenize --file story.txt --ids[/]     only the ids, for a program
 
 [bold]clearhead tokenize --decode "15496 11 995"[/]    from ids back to text
 
@@ -31,37 +31,34 @@ Examples:
 def tokenize(
     text: Annotated[
         str | None,
-        typer.Argument(help="The text (with --decode, the ids). From --file or a pipe where it is left out, or '-'."),
+        typer.Argument(
+            help="The text (with --decode, the ids). Read from --file or standard input if left out or '-'."
+        ),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")] = None,
+    file: TextFile = None,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
-            help="Whose tokens: a model's folder, a tokenizer.json, or a name on the hub. "
-            "The bundled model's where it is left out.",
+            help="Use the tokenizer of a model's folder, a tokenizer.json, or a name on the hub. "
+            "The bundled model's if left out.",
         ),
     ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="Print only the ids, on one line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    decode: Annotated[
-        bool, typer.Option("--decode", "-d", help="The other way: read ids and print their text, byte for byte.")
-    ] = False,
+    decode: Annotated[bool, typer.Option("--decode", "-d", help="Turn ids into their text, byte for byte.")] = False,
     special: Annotated[
         bool,
-        typer.Option(
-            "--special", help="Where the text spells out <|endoftext|>, take it for that token, not for 13 characters."
-        ),
+        typer.Option("--special", help="Read <|endoftext|> in the text as that token, not as 13 characters."),
     ] = False,
 ) -> None:
     """Show the tokens of a text.
 
-    A model does not read letters but tokens: words and parts of words from a fixed list, each with a number. A
-    space belongs to the word after it. A character outside the list is spelled out in bytes, over several tokens.
+    A model does not read letters but tokens: words and parts of words from a fixed list, each with a number. A space
+    belongs to the word after it. A character that is not in the list is split into bytes, over several tokens.
     """
-    from clearhead.cli.console import read_text
-    from clearhead.cli.source import open_tokenizer
+    from clearhead.cli.model_argument import open_tokenizer
 
     if sum((ids, as_json, decode)) > 1:
         raise typer.BadParameter("give only one of --ids, --json and --decode.")
@@ -74,22 +71,22 @@ def tokenize(
     if ids:
         print(*found)
     elif as_json:
-        print(json.dumps(_as_json(tokenizer, given, found), ensure_ascii=False))
+        write_json(_as_json(tokenizer, given, found))
     else:
         _print_rows(tokenizer, given, found)
 
 
 def _parse_ids(text: str) -> list[int]:
-    """Whole numbers between spaces, commas or brackets, so that a printed list can be pasted."""
+    """Parse whole numbers between spaces, commas or brackets, so that a printed list can be pasted."""
     words = re.split(r"[\s,;\[\]()]+", text.strip())
     for word in words:
         if word and not (word.isascii() and word.isdecimal()):
-            raise InputError(f"{word!r} is no token id; give whole numbers with spaces or commas between them.")
+            raise InputError(f"{word!r} is not a token id; give whole numbers with spaces or commas between them.")
     return [int(word) for word in words if word]
 
 
 def _write_exactly(data: bytes) -> None:
-    """The bytes as they are, so that a file goes through unchanged; a terminal gets its line ended."""
+    """Write bytes unchanged; on a terminal, also end the line."""
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     if sys.stdout.isatty() and not data.endswith(b"\n"):
@@ -98,7 +95,7 @@ def _write_exactly(data: bytes) -> None:
 
 
 def piece(data: bytes) -> str:
-    """One token's bytes to look at: quoted text, or `<F0 9F>` for what is no whole character."""
+    """Return one token's bytes for people: quoted text, or `<F0 9F>` if they are not whole characters."""
     try:
         return repr(data.decode("utf-8"))
     except UnicodeDecodeError:

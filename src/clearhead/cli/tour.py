@@ -1,4 +1,4 @@
-"""`clearhead tour`: ten chapters through a GPT-2, in a browser, and the proof that their code does what they say."""
+"""`clearhead tour`: ten chapters about how a GPT-2 works, in a browser, and a check that their code runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Examples:
 
 [bold]clearhead tour --lang zh --no-open[/]      in Chinese; print the address only
 
-[bold]clearhead tour --check[/]                  run every cell, and compare with what is written
+[bold]clearhead tour --check[/]                  run every cell and compare the outputs
 
-[bold]clearhead tour docs/tour --write[/]        run every cell, and write what it prints and draws
+[bold]clearhead tour docs/tour --write[/]        run every cell and update outputs and figures
 """
 
 _SERVE = {"rich_help_panel": "Reading"}
@@ -28,14 +28,14 @@ _RUN = {"rich_help_panel": "Running the chapters"}
 Folder = Annotated[
     Path | None, typer.Argument(help="A folder such as docs/tour. The chapters that come with Clearhead if left out.")
 ]
-Lang = Annotated[str, typer.Option(help="The language to begin with: en or zh.", **_SERVE)]
-Port = Annotated[int, typer.Option(help="Where to listen on this machine; 0 for any free port.", **_SERVE)]
-NoOpen = Annotated[bool, typer.Option("--no-open", help="Open no browser, print the address only.", **_SERVE)]
+Lang = Annotated[str, typer.Option(help="The language: en or zh.", **_SERVE)]
+Port = Annotated[int, typer.Option(help="The port on this machine; 0 for any free one.", **_SERVE)]
+NoOpen = Annotated[bool, typer.Option("--no-open", help="Do not open a browser; print the address only.", **_SERVE)]
 Check = Annotated[
-    bool, typer.Option("--check", help="Run every chapter and compare; exit status 1 where one differs.", **_RUN)
+    bool, typer.Option("--check", help="Run every chapter and compare; exit status 1 if one differs.", **_RUN)
 ]
 Write = Annotated[
-    bool, typer.Option("--write", help="Run every chapter of FOLDER and write its outputs and figures anew.", **_RUN)
+    bool, typer.Option("--write", help="Run every chapter of FOLDER and update its outputs and figures.", **_RUN)
 ]
 
 
@@ -56,10 +56,10 @@ def tour(
     if check and write:
         raise typer.BadParameter("give --check or --write, not both.")
     if lang not in LANGUAGES:
-        raise InputError(f"lang is {lang!r}; the tour is there in {' and '.join(LANGUAGES)}.")
+        raise InputError(f"--lang is {lang!r}; the tour is available in {' and '.join(LANGUAGES)}.")
     if write:
         if folder is None:
-            raise InputError("--write needs the folder whose chapters are to change, such as docs/tour.")
+            raise InputError("--write needs the folder of the chapters, such as docs/tour.")
         _write(folder)
     elif check:
         _check(folder or chapters.folder())

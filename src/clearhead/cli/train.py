@@ -1,4 +1,4 @@
-"""`clearhead train`: a model from a recipe and texts."""
+"""`clearhead train`: train a model from a recipe and texts."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ RecipeFile = Annotated[
     typer.Argument(help="A recipe: a TOML file with the model, the texts and the training. With --resume, OUT's own."),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="The folder that holds the recipe's texts. With --resume, the same as before.")
+    Path | None, typer.Option(help="The folder with the recipe's texts. With --resume, the same as before.")
 ]
 Out = Annotated[Path, typer.Option(help="The run's folder: checkpoints, metrics and, at the end, model/.")]
 Corpus = Annotated[
-    Path | None, typer.Option(help="Where the tokenized texts go and are found again. OUT/corpus if left out.")
+    Path | None, typer.Option(help="Where the tokenized texts are stored for reuse. OUT/corpus if left out.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")]
 FindLr = Annotated[
     bool, typer.Option("--find-lr", help="Search for a learning rate with a hundred steps, and do not train.")
 ]
 Device = Annotated[
-    str, typer.Option(help="Where it trains: cpu, cuda, mps; auto takes cuda where there is one, else cpu.")
+    str, typer.Option(help="Train on this device: cpu, cuda, mps; auto takes cuda if there is one, else cpu.")
 ]
-Dtype = Annotated[str, typer.Option(help="The number format of the saved weights: float32, float16, bfloat16.")]
+Dtype = Annotated[str, typer.Option(help="The dtype of the saved weights: float32, float16, bfloat16.")]
 
 
 def train(
@@ -54,16 +54,16 @@ def train(
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
-    """Train a model as a recipe says: from scratch, or on from one that is there.
+    """Train a model as a recipe describes: from scratch, or from an existing model.
 
-    From scratch, the texts become token shards with a vocabulary learned from them. Then come the steps, with
-    validations and checkpoints on the way. Ctrl-C writes a checkpoint before it stops, and --resume goes on exactly
-    from there, whatever stopped the run. Under torchrun, all processes train one model together.
+    From scratch, the texts become token shards with a vocabulary learned from them. Then training runs, with
+    validations and checkpoints. Ctrl-C writes a checkpoint before it stops, and --resume continues exactly from there,
+    whatever stopped the run. Under torchrun, all processes train one model together.
 
-    A recipe with [finetune] starts from a model that is there (bundled, a folder, a name on the hub) and goes on with
-    texts, with prompts and responses, or with classes; all weights learn, or with lora_rank a few beside them.
+    A recipe with [finetune] starts from an existing model (bundled, a folder, a name on the hub) and trains it on
+    texts, on prompts and responses, or on classes; either all weights, or with lora_rank a few added ones.
 
-    A text file separates its documents by a line <|endoftext|>.
+    A line <|endoftext|> separates the documents in a text file.
     """
     from clearhead.errors import InputError
     from clearhead.training import loop
@@ -72,7 +72,7 @@ def train(
     from clearhead.training.run_folder import RECIPE, remembered
 
     if resume and find_lr:
-        raise InputError("--find-lr starts from new weights; leave --resume out.")
+        raise InputError("--find-lr starts from new weights; leave out --resume.")
     start = None
     if resume:
         before = remembered(out)
@@ -80,7 +80,7 @@ def train(
         recipe, data, corpus = recipe or out / RECIPE, data or before.data, corpus or before.corpus
     if recipe is None or data is None:
         missing = "a recipe" if recipe is None else "the folder of its texts (--data)"
-        raise InputError(f"{missing} is missing; only with --resume can it be left out.")
+        raise InputError(f"{missing} is missing; it can be left out only with --resume.")
     chosen = Recipe.from_file(recipe)
     if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
         chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))

@@ -1,21 +1,21 @@
-"""`clearhead walk`: one prompt on its way through a model, step by step."""
+"""`clearhead walk`: follow one prompt through a model, step by step."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clearhead.cli.console import notice, output, read_prompt, write_json
+from clearhead.cli.options import Device, Model, PromptFile, flatten
 from clearhead.errors import InputError
+from clearhead.utils.progress import busy
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from clearhead.gpt import GPT
+    from clearhead.inference.options import SamplingParams
 
 EPILOG = """
 Examples:
@@ -29,313 +29,105 @@ Examples:
 [bold]clearhead walk "The cat sat on the" --model gpt2 --top-k 5 --json[/]
 """
 
-_MODEL = {"rich_help_panel": "The model"}
 _SHOW = {"rich_help_panel": "What is shown"}
-_CHOICE = {"rich_help_panel": "How the next token is chosen"}
+_SAMPLING = {"rich_help_panel": "How the next token is chosen"}
 
 Prompt = Annotated[
-    str | None, typer.Argument(help="The text to follow. From --file or a pipe where it is left out, or '-'.")
-]
-File = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")]
-Block = Annotated[int, typer.Option(help="The block to look into, counted from 0.", **_SHOW)]
-Head = Annotated[int, typer.Option(help="The attention head to look at, counted from 0.", **_SHOW)]
-Html = Annotated[
-    Path | None, typer.Option(help="Write a page to explore, with all blocks and heads, to this file.", **_SHOW)
-]
-Lang = Annotated[str, typer.Option(help="The language of the explanations: en or zh.", **_SHOW)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, with all blocks and heads.", **_SHOW)]
-Model = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A model's folder, or its name on the hub, as gpt2 or gpt2-medium. The bundled one if left out.",
-        **_MODEL,
-    ),
+    typer.Argument(help="The text to follow. Read from --file or standard input if it is left out or '-'."),
 ]
-Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda, mps.", **_MODEL)]
-Temperature = Annotated[float, typer.Option(help="Divides the logits; 0 takes the most likely token.", **_CHOICE)]
-TopK = Annotated[int, typer.Option(help="Choose among the k most likely tokens.", **_CHOICE)]
-Seed = Annotated[int, typer.Option(help="One seed draws one token.", **_CHOICE)]
 
 
+@dataclass(frozen=True)
+class ViewOptions:
+    """What of a walk is shown, and how."""
+
+    block: Annotated[int, typer.Option(help="Show this block, counted from 0.", **_SHOW)] = 0
+    head: Annotated[int, typer.Option(help="Show this attention head, counted from 0.", **_SHOW)] = 0
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write an interactive page with all blocks and heads to this file.", **_SHOW),
+    ] = None
+    lang: Annotated[str, typer.Option(help="The language of the explanations: en or zh.", **_SHOW)] = "en"
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with all blocks and heads.", **_SHOW)
+    ] = False
+
+    def __post_init__(self) -> None:
+        from clearhead.lens.words import LANGUAGES
+
+        if self.html is not None and self.as_json:
+            raise typer.BadParameter("give --html or --json, not both.")
+        if self.html is not None and not self.html.name:
+            raise InputError("--html is empty; give the name of a file to write.")
+        if self.lang not in LANGUAGES:
+            raise InputError(f"--lang is {self.lang!r}; the explanations are available in {' and '.join(LANGUAGES)}.")
+
+
+@dataclass(frozen=True)
+class NextTokenOptions:
+    """How the walk chooses the next token."""
+
+    temperature: Annotated[
+        float, typer.Option(help="Divide the logits by this; 0 takes the most likely token.", **_SAMPLING)
+    ] = 0.8
+    top_k: Annotated[int, typer.Option(help="Choose among the k most likely tokens.", **_SAMPLING)] = 10
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.", **_SAMPLING)] = 1
+
+    def params(self) -> SamplingParams:
+        """Return the options in the form that the sampler takes."""
+        from clearhead.inference.options import SamplingParams
+
+        return SamplingParams(temperature=self.temperature, top_k=self.top_k, seed=self.seed)
+
+
+@flatten
 def walk(
+    view: ViewOptions,
+    sampling: NextTokenOptions,
     prompt: Prompt = None,
-    file: File = None,
-    block: Block = 0,
-    head: Head = 0,
-    html: Html = None,
-    lang: Lang = "en",
-    as_json: Json = False,
+    file: PromptFile = None,
     model: Model = None,
     device: Device = "cpu",
-    temperature: Temperature = 0.8,
-    top_k: TopK = 10,
-    seed: Seed = 1,
 ) -> None:
     """Follow one prompt through a model.
 
     From the ids to the next token: embeddings, norms, attention scores, mask and weights, GELU, the residual stream,
-    what each depth would say, temperature and top-k. In the terminal for one block and head, or as a page to explore.
+    what each depth would predict, temperature and top-k. In the terminal for one block and head, or as a page to
+    explore.
     """
-    from clearhead.cli.console import notice, output, read_text, working
-    from clearhead.inference.options import SamplingParams
-    from clearhead.lens.words import LANGUAGES
     from clearhead.loading import load
 
-    if html is not None and as_json:
-        raise typer.BadParameter("give --html or --json, not both.")
-    if lang not in LANGUAGES:
-        raise InputError(f"lang is {lang!r}; the explanations are there in {' and '.join(LANGUAGES)}.")
-    params = SamplingParams(temperature=temperature, top_k=top_k, seed=seed)
-    text = read_text(prompt, file, "prompt")
-    if prompt in (None, "-"):
-        text = text.removesuffix("\n").removesuffix("\r")  # the end of a file's last line is not part of the prompt
+    params = sampling.params()
+    text = read_prompt(prompt, file)
     if not text:
         raise InputError("the prompt is empty; give some text to follow.")
-    gpt = load(model, backend="torch", device=device)  # what is watched is the PyTorch model
+    gpt = load(model, backend="torch", device=device)  # the PyTorch model is the one that can be watched
     for note in gpt.notes:
         notice(note)
-    with working("walking through the model"):
-        found = _walk(gpt, text, model, (block, head), params)
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False))
-    elif html is not None:
+    with busy("walking through the model"):
+        found = _walk(gpt, text, view, params)
+    found = {"name": model, "prompt": text, **found}
+    if view.as_json:
+        write_json(found)
+    elif view.html is not None:
         from clearhead.lens.page import write_page
 
-        write_page(html, found, lang)
-        print(f"{html} ({html.stat().st_size / 1e6:.1f} MB): open it in a browser.")
+        write_page(view.html, found, view.lang)
+        print(f"{view.html} ({view.html.stat().st_size / 1e6:.1f} MB): open it in a browser.")
     else:
-        Printed(found, lang, output()).print()
+        from clearhead.cli.walk_text import WalkPrinter
+
+        WalkPrinter(found, view.lang, output()).print()
 
 
-def _walk(gpt: GPT, text: str, name: str | None, place: tuple[int, int], params: Any) -> dict[str, Any]:
+def _walk(gpt: GPT, text: str, view: ViewOptions, params: SamplingParams) -> dict[str, Any]:
     from clearhead.lens.activations import check_indices
     from clearhead.lens.walk import walk as walk_through
 
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
-    block, head = place
-    check_indices("block", block, gpt.config.n_layers, "model")
-    check_indices("head", head, gpt.config.n_heads, "model")
+    check_indices("block", view.block, gpt.config.n_layers, "model")
+    check_indices("head", view.head, gpt.config.n_heads, "model")
     found = walk_through(gpt.model, gpt.tokenizer.encode(text), gpt.tokenizer, params)
-    return {"name": name, "prompt": text, "block": block, "head": head, **found}
-
-
-# --------------------------------------------------------------------------------------------------------------
-# In the terminal
-# --------------------------------------------------------------------------------------------------------------
-
-_CELL = 7  # characters of a number in a table
-_LABEL = 10  # of a token beside its row
-_MOST_TOKENS = 16
-
-
-class Printed:
-    """A walk as text, in as many columns as the terminal has, for one block and one head.
-
-    Args:
-        walk: what `lens.walk.walk` gathered, with `name`, `prompt`, `block` and `head`.
-        language: of the explanations.
-        console: where to print.
-    """
-
-    def __init__(self, walk: Mapping[str, Any], language: str, console: Console) -> None:
-        from clearhead.lens.words import words
-
-        self.walk, self.console = walk, console
-        self.words = words(language)
-        self.width = min(console.width, 120)
-        count = len(walk["tokens"])
-        fit = max(2, min(_MOST_TOKENS, (self.width - _LABEL - 2) // _CELL))
-        self.shown = range(max(0, count - fit), count)  # of the tokens that the walk has
-        self.last = count - 1
-        self.block = walk["blocks"][walk["block"]]
-
-    def print(self) -> None:
-        """All steps, one below another."""
-        self.console.print(self.words["title"], style="bold")
-        self.say("model", name=self.walk["name"] or self.words["bundled"])
-        first = self.walk["first_shown"] + self.shown.start
-        if first:
-            self.say("cut", prompt_tokens=self.walk["prompt_tokens"], shown=len(self.shown), first=first)
-        steps = (self.tokens, self.embedding, self.norm, self.attention, self.gelu, self.residual, self.lens, self.next)
-        names = ("tokens", "embedding", "norm", "attention", "gelu", "residual", "lens", "next")
-        for number, (name, step) in enumerate(zip(names, steps, strict=True), start=1):
-            self.console.print()
-            self.console.print(f"{number}  {self.words[name]}", style="bold")
-            self.say(f"{name}.text")
-            self.console.print()
-            step()
-
-    # The steps.
-
-    def tokens(self) -> None:
-        self.line([self.words["place"], self.words["id"], "  " + self.words["piece"]], [6, 8, -20], "dim")
-        for t in self.shown:
-            token = self.walk["tokens"][t]
-            self.line([self.walk["first_shown"] + t, token["id"], "  " + self.name(t)], [6, 8, -20])
-
-    def embedding(self) -> None:
-        for t in self.shown:
-            for part in ("token", "position", "sum"):
-                label = self.label(t) if part == "token" else ""
-                numbers = self.numbers(self.walk["embedding"][part][t])
-                self.line([label, self.words[f"embedding.{part}"], numbers], [_LABEL, -9, -60], "" if label else "dim")
-
-    def norm(self) -> None:
-        for name in ("norm_1", "norm_2"):
-            norm = self.block[name]
-            self.console.print(f"{self.format('at.block', block=self.walk['block'])} · {name}", style="underline")
-            stages = ("before", "normed", "after")
-            self.line(["", *(self.words[f"norm.{stage}"] for stage in stages)], [_LABEL, 20, 20, 20], "dim")
-            self.line(
-                ["", *(self.words[what] for _ in stages for what in ("mean", "variance"))], [_LABEL] + 6 * [10], "dim"
-            )
-            for t in self.shown:
-                cells = [f"{norm[stage][what][t]:.4f}" for stage in stages for what in ("mean", "variance")]
-                self.line([self.label(t), *cells], [_LABEL] + 6 * [10])
-
-    def attention(self) -> None:
-        head = self.walk["head"]
-        config = self.walk["config"]
-        self.console.print(self.format("at", block=self.walk["block"], head=head), style="underline")
-        self.say("attention.scores", head_dim=config["emb_dim"] // config["n_heads"])
-        self.matrix(lambda t, s: f"{self.block['scores'][head][t][s]:.2f}")
-        self.console.print()
-        self.say("attention.weights")
-        weights = self.block["pattern"][head]
-        self.matrix(lambda t, s: f"{weights[t][s]:.2f}" if s <= t else "·")
-        earlier = 1 - sum(weights[self.last][self.shown.start :])
-        if self.walk["first_shown"] + self.shown.start:
-            self.say("earlier", share=f"{max(0.0, earlier):.1%}")
-        self.console.print()
-        self.say("attention.mixed", token=self.name(self.last))
-        for s in self.shown:
-            value = self.numbers(self.block["values"][head][s])
-            self.line([self.label(s), f"{weights[self.last][s]:.2f} ×", value], [_LABEL, 9, -60])
-        total = self.numbers(self.block["mixed"][head][self.last])
-        self.line([self.words["sum"], "=", total], [_LABEL, 9, -60], "bold")
-
-    def gelu(self) -> None:
-        gelu = self.block["gelu"]
-        self.console.print(self.format("at.block", block=self.walk["block"]), style="underline")
-        self.say("gelu.share", **{name: f"{gelu[name]:.1%}" for name in ("below_zero", "nearly_zero")})
-        self.line(
-            [self.name(self.last), self.words["before"], self.numbers(gelu["before"][self.last])], [_LABEL, -8, -60]
-        )
-        self.line(["", self.words["after"], self.numbers(gelu["after"][self.last])], [_LABEL, -8, -60])
-
-    def residual(self) -> None:
-        sizes = [size[self.last] for size in self.walk["residual_size"]]
-        scale = max(1, self.width - 62) / (max(sizes) or 1)
-        heads = ["", self.words["size"], self.words["attention_adds"], self.words["feed_forward_adds"]]
-        self.console.print(self.name(self.last), style="underline")
-        self.line(heads, [-12, 8, 16, 19], "dim")
-        for depth, size in enumerate(sizes):
-            block = self.walk["blocks"][depth - 1] if depth else None
-            adds = [
-                f"{block[f'{part}_size'][self.last]:.2f}" if block else "" for part in ("attention", "feed_forward")
-            ]
-            self.line(
-                [self.depth(depth), f"{size:.2f}", *adds, "  " + "█" * round(size * scale)],
-                [-12, 8, 16, 19, -(self.width - 60)],
-            )
-
-    def lens(self) -> None:
-        self.console.print(self.name(self.last), style="underline")
-        for depth, rows in enumerate(self.walk["lens"]):
-            cells = [f"{share:6.1%} {self.piece(id)}" for id, share in rows[self.last]]
-            fit = max(1, min(len(cells), (self.width - 12) // 17))
-            self.line([self.depth(depth), *cells[:fit]], [-12] + [-17] * fit)
-
-    def next(self) -> None:
-        choice = self.walk["next"]
-        heads = [
-            self.words["piece"],
-            self.words["logit"],
-            self.words["softmax"],
-            self.format("temperature", temperature=f"{choice['temperature']:g}"),
-            self.format("top_k", top_k=choice["top_k"]),
-        ]
-        widths = [-16, 8, 10, 17, 10, -12]
-        self.line(heads, widths[:-1], "dim")
-        drawn = [id for id, _ in choice["top"]].index(choice["chosen"]) if self.is_listed(choice) else -1
-        for place in sorted({*range(min(12, len(choice["top"]))), *([drawn] if drawn >= 0 else [])}):
-            id, logit = choice["top"][place]
-            shares = [f"{choice[name][place]:.1%}" for name in ("plain", "tempered", "kept")]
-            mark = "  " + self.words["drawn"] if place == drawn else ""
-            self.line([self.piece(id), f"{logit:.2f}", *shares, mark], widths, "bold" if mark else "")
-        self.say("next.seed", seed=choice["seed"], token=self.piece(choice["chosen"]))
-
-    # How it is written.
-
-    @staticmethod
-    def is_listed(choice: Mapping[str, Any]) -> bool:
-        return choice["chosen"] in (id for id, _ in choice["top"])
-
-    def format(self, key: str, **values: Any) -> str:
-        return self.words[key].format(**{**self.walk["config"], **values})
-
-    def say(self, key: str, **values: Any) -> None:
-        """A sentence, broken at the width."""
-        for line in _wrapped(self.format(key, **values), self.width):
-            self.console.print(line, style="dim", soft_wrap=True)
-
-    def line(self, cells: Sequence[Any], widths: Sequence[int], style: str = "") -> None:
-        """Cells of these widths, to the right of it, or where it is negative to the left."""
-        text = " ".join(_fit(str(cell), width) for cell, width in zip(cells, widths, strict=True))
-        self.console.print(text.rstrip(), style=style, no_wrap=True, overflow="crop", crop=True)
-
-    def matrix(self, cell: Callable[[int, int], str]) -> None:
-        """A number for each pair of shown tokens; the row asks, the column is asked."""
-        widths = [_LABEL] + [_CELL - 1] * len(self.shown)
-        self.line(["", *(self.label(s) for s in self.shown)], widths, "dim")
-        for t in self.shown:
-            self.line([self.label(t), *(cell(t, s) for s in self.shown)], widths)
-
-    def numbers(self, numbers: Sequence[float]) -> str:
-        fit = max(2, min(len(numbers), (self.width - _LABEL - 16) // 8))
-        return " ".join(f"{round(number, 3) + 0.0:7.3f}" for number in numbers[:fit]) + " …"  # + 0.0: no -0.000
-
-    def depth(self, depth: int) -> str:
-        return self.format("depth.block", block=depth - 1) if depth else self.words["depth.embedding"]
-
-    def name(self, t: int) -> str:
-        return repr(self.walk["tokens"][t]["text"])
-
-    def piece(self, id: int) -> str:
-        return repr(self.walk["pieces"][id])
-
-    def label(self, t: int) -> str:
-        """A token beside its row: without its space, unless it is nothing else."""
-        text: str = self.walk["tokens"][t]["text"]
-        return text.strip() or repr(text)
-
-
-# What stays in one piece: a word, or a Chinese character, each with the Chinese punctuation that follows it.
-_UNBROKEN = re.compile(r"\s+|（?(?:[⺀-鿿]|[^\s⺀-鿿（），。；：、]+)[），。；：、]*|.")
-
-
-def _wrapped(text: str, width: int) -> Iterator[str]:
-    """Lines of at most so many cells. Chinese may end a line after any character, which rich does not know."""
-    from rich.cells import cell_len
-
-    line = ""
-    for unbroken in _UNBROKEN.findall(text):
-        if cell_len(line + unbroken.rstrip()) > width:
-            yield line.rstrip()
-            line = ""
-        line += unbroken if line else unbroken.lstrip()
-    yield line.rstrip()
-
-
-def _fit(text: str, width: int) -> str:
-    """A text in a column of cells (a Chinese character takes two): cut, and filled with spaces."""
-    from rich.cells import cell_len, set_cell_size
-
-    size = abs(width)
-    if cell_len(text) > size:
-        return set_cell_size(text, size - 1) + "…"
-    space = " " * (size - cell_len(text))
-    return text + space if width < 0 else space + text
+    return {"block": view.block, "head": view.head, **found}

@@ -5,8 +5,11 @@ Work that takes less than a second shows nothing. `rich` draws the line; it is i
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -104,6 +107,23 @@ class ByteProgress(Progress):
         """Return the percentage that is done and the total in MB."""
         total = self.total or 0
         return f"{min(100, 100 * self.done // total) if total else 100}% of {total / 1e6:,.0f} MB"
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show that a block without countable steps is running: a spinner on a terminal, one line elsewhere."""
+    console = stderr_console()
+    status = console.status(what)
+    show = status.start if console.is_terminal else lambda: console.print(what, soft_wrap=True)
+    timer = threading.Timer(_PATIENCE, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # it may be about to show; only then can it be stopped
+        status.stop()
 
 
 def stderr_console() -> Console:

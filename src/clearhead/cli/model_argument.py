@@ -1,4 +1,4 @@
-"""What `MODEL` may be for a verb that needs no running model: a size, a config file, a folder, a name on the hub."""
+"""What `MODEL` may be for a verb that does not run a model: a size, a config file, a folder, a name on the hub."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CONFIG_FILES = ("config.json", "hparams.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A model's shape, and its weights where they are at hand.
+class ResolvedModel:
+    """A model's shape, and its weights if there are any.
 
     Attributes:
-        name: how to call it.
+        name: the name to show.
         config: its shape.
-        weights: its weights, opened but not read; None where only the shape is known.
+        weights: its weights, opened but not read; None if only the shape is known.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Source:
     weights: weights.Source | None = None
 
     def check(self, account: ParameterTree) -> str:
-        """Counts the stored tensors, demands that they agree with the account, and says so; empty without weights.
+        """Count the stored tensors, demand that they agree with the account, and say so; "" without weights.
 
         Raises:
-            WeightsError: where the weights are broken or do not agree.
+            WeightsError: if the weights are broken or do not agree.
         """
         if self.weights is None:
             return ""
@@ -47,60 +47,77 @@ class Source:
         numbers = sum(plan.sources[name].size for name in used)
         filled = account.total - numbers
         stored = sum(plan.sources[name].nbytes for name in used)
-        formats = " and ".join(sorted({plan.sources[name].dtype for name in used}))
+        dtypes = " and ".join(sorted({plan.sources[name].dtype for name in used}))
         return (
             f"Counted in the weights too: {len(used)} tensors with {numbers:,} numbers in {self.weights.path.name}, "
-            f"{stored:,} bytes as stored ({formats})"
+            f"{stored:,} bytes as stored ({dtypes})"
             + (f", and {filled:,} zeros for biases that it leaves out" if filled else "")
             + "; every part agrees."
         )
 
 
-def find_source(model: str) -> Source:
-    """The shape of what a user calls a model; what exists on disk wins over a size's name, and over `bundled`.
+def resolve_model(argument: str) -> ResolvedModel:
+    """Find the model that a user names. A path that exists wins over the name of a size, and over `bundled`.
 
     Raises:
-        ConfigError: where a config describes no GPT-2.
-        WeightsError: where there is nothing of that name, or the weights are broken.
+        ConfigError: if a config does not describe a GPT-2.
+        WeightsError: if nothing has that name, or the weights are broken.
     """
-    path = Path(model).expanduser()
+    path = Path(argument).expanduser()
     if path.is_file() and path.suffix == ".json" and not path.name.endswith(".index.json"):
-        return Source(path.resolve().name if path.exists() else model, GPTConfig.from_file(path))
-    size = HUB_NAMES.get(model.removeprefix("openai-community/"), model)
+        return ResolvedModel(path.resolve().name, GPTConfig.from_file(path))
+    size = HUB_NAMES.get(argument.removeprefix("openai-community/"), argument)
     if size in RELEASED and not path.exists():
-        return Source(f"GPT-2 {size}", RELEASED[size])
-    if model == "bundled" and not path.exists():
+        return ResolvedModel(f"GPT-2 {size}", RELEASED[size])
+    if argument == "bundled" and not path.exists():
         from clearhead.loading import bundled
 
         return _open(str(bundled()), bundled())
-    return _open(model, path)
+    return _open(argument, path)
 
 
-def _open(model: str, path: Path) -> Source:
+def _open(argument: str, path: Path) -> ResolvedModel:
     from clearhead import weights
     from clearhead.cli.console import notice
     from clearhead.weights.schemes.huggingface import weights_in
 
     try:
-        opened = weights.open(model)
+        opened = weights.open(argument)
     except WeightsError as error:
         configs = [path / name for name in _CONFIG_FILES if (path / name).is_file()]
         if configs and weights_in(path) is None:
-            return Source(path.resolve().name if path.exists() else model, GPTConfig.from_file(configs[0]))
+            return ResolvedModel(path.resolve().name, GPTConfig.from_file(configs[0]))
         if not path.exists():
             raise WeightsError(f"{error} The sizes that are known by name are {', '.join(RELEASED)}.") from None
         raise
     for note in opened.notes:
         notice(note)
-    return Source(path.resolve().name if path.exists() else model, opened.config, opened)
+    return ResolvedModel(path.resolve().name if path.exists() else argument, opened.config, opened)
 
 
-def open_tokenizer(model: str | None) -> Tokenizer:
-    """The tokenizer of what a user calls a model: its folder, a `tokenizer.json`, a name on the hub; None: the bundled.
+def open_weights(argument: str) -> weights.Source:
+    """Open a model's weights and print the notes about how they were read on standard error."""
+    from clearhead import weights
+    from clearhead.cli.console import notice
+
+    opened = weights.open(argument)
+    for note in opened.notes:
+        notice(note)
+    return opened
+
+
+def short_name(source: weights.Source) -> str:
+    """Return a model's name for a heading: the last part of its path, or its name on the hub."""
+    path = Path(source.name).expanduser()
+    return path.resolve().name if path.exists() else source.name
+
+
+def open_tokenizer(argument: str | None) -> Tokenizer:
+    """Open the tokenizer of a folder, a `tokenizer.json`, or a name on the hub; None: the bundled model's.
 
     Raises:
-        TokenizerError: where there is none, or it is broken.
-        WeightsError: where there is nothing of that name.
+        TokenizerError: if there is none, or it is broken.
+        WeightsError: if nothing has that name.
     """
     from clearhead import weights
     from clearhead.cli.console import notice
@@ -111,13 +128,13 @@ def open_tokenizer(model: str | None) -> Tokenizer:
     from clearhead.weights.formats.tensorflow import index_in
     from clearhead.weights.schemes.huggingface import weights_in
 
-    path = bundled() if model is None else Path(model).expanduser()
-    if model is not None and not path.exists():
-        if is_gpt2_name(model):
+    path = bundled() if argument is None else Path(argument).expanduser()
+    if argument is not None and not path.exists():
+        if is_gpt2_name(argument):
             return Tokenizer.gpt2()
-        if not weights.looks_like_path(model) and index_in(path) is None:
-            return Tokenizer.from_folder(weights.fetch_tokenizer(model))
-        path = weights.locate(model)
+        if not weights.looks_like_path(argument) and index_in(path) is None:
+            return Tokenizer.from_folder(weights.fetch_tokenizer(argument))
+        path = weights.locate(argument)
     if path.is_file() and path.suffix == ".json":
         return Tokenizer.from_json(path)
     folder = path if path.is_dir() else path.parent

@@ -1,4 +1,4 @@
-"""`clearhead weights convert`: a model in another layout, read back and compared number by number."""
+"""`clearhead weights convert`: write a model in another layout, read it back and compare."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clearhead.cli.options import WeightsSource
 from clearhead.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -17,16 +18,14 @@ Examples:
 
 [bold]clearhead weights convert gpt2 gpt2.gguf --to gguf --dtype q8_0[/]     for llama.cpp
 
-[bold]clearhead weights convert ckpt.pt my-gpt2/ --to huggingface[/]         what nanoGPT trained, for transformers
+[bold]clearhead weights convert ckpt.pt my-gpt2/ --to huggingface[/]         from nanoGPT to transformers
 
 [bold]clearhead weights convert my-gpt2/ gpt.pth --to book[/]                for the book's GPTModel
 """
 
 
 def convert_weights(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A model's folder, a file of weights, or a name on the hub.")
-    ],
+    source: WeightsSource,
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="The file to write, or the folder.")],
     to: Annotated[
         str,
@@ -40,19 +39,19 @@ def convert_weights(
         str | None,
         typer.Option(
             "--dtype",
-            help="float32, float16, bfloat16, for gguf q8_0; as the source has it where that can be, else float32.",
+            help="float32, float16, bfloat16, for gguf q8_0; the source's own if the layout allows it, else float32.",
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="The model's shape as a JSON file, where the source does not say all of it."),
+        typer.Option("--config", help="A JSON file with the model's shape, if the source does not say all of it."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Write a model in another layout.
 
-    One tensor is in memory at a time. What was written is read again and compared with the source, so the last line
-    says how many numbers are not as they were: none where the layout holds the source's number format.
+    One tensor is in memory at a time. The result is read back and compared with the source, and the last line says how
+    many numbers differ: none if the layout can store the source's dtype.
     """
     from clearhead import weights
     from clearhead.cli.console import notice
@@ -84,16 +83,16 @@ def _refuse_occupied(dest: Path, to: str, force: bool) -> None:
         if not force and dest.is_dir() and any(dest.iterdir()):
             raise InputError(f"{dest} is not empty; give another name, or --force to write the model there.")
     elif not force and dest.is_file():
-        raise InputError(f"{dest} is there already; give another name, or --force to write over it.")
+        raise InputError(f"{dest} exists already; give another name, or --force to overwrite it.")
 
 
 def _refuse_itself(opened: Source, dest: Path, to: str) -> None:
-    """Raises where the model would be written over its own files: then there were nothing left to compare with."""
+    """Refuse to overwrite the source, which is needed for the comparison."""
     from clearhead.weights.saving import FOLDERS
 
     own = opened.folder if to in FOLDERS and opened.layout == to else opened.path
     if dest.exists() and dest.samefile(own):
-        raise WeightsError(f"{dest} is the source itself; give another place.")
+        raise WeightsError(f"{dest} is the source itself; give another path.")
 
 
 def _print_result(opened: Source, saved: SaveResult, difference: WeightsDifference) -> None:

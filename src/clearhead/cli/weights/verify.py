@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from clearhead.cli.console import notice, output, read_text, write_json
+from clearhead.cli.exit_codes import USAGE
+from clearhead.cli.options import WeightsSource
 
 if TYPE_CHECKING:
     from clearhead.verification.checks import Check, Verification
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 EPILOG = """
 Examples:
 
-[bold]clearhead weights verify gpt2[/]                       is it OpenAI's?
+[bold]clearhead weights verify gpt2[/]                       is it OpenAI's model?
 
 [bold]clearhead weights verify model/ --text page.txt[/]     a text of its kind
 
@@ -28,31 +31,30 @@ _STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "not ap
 
 
 def verify_weights(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A model's folder, a file of weights, or a name on the hub.")
-    ],
+    source: WeightsSource,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every detail.")] = False,
     text: Annotated[
         Path | None,
-        typer.Option("--text", metavar="FILE", help="What the model is to read, in place of a page of plain English."),
+        typer.Option(
+            "--text", metavar="FILE", help="The text for the model to read, instead of a page of plain English."
+        ),
     ] = None,
-    run: Annotated[bool, typer.Option("--run/--no-run", help="Whether the model is run, or only looked at.")] = True,
-    device: Annotated[str, typer.Option(help="Where it runs: cpu, cuda, mps.")] = "cpu",
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Run the model, or only look at its weights.")] = True,
+    device: Annotated[str, typer.Option(help="Run on this device: cpu, cuda, mps.")] = "cpu",
 ) -> None:
-    """Prove that a model's weights are whole and stand where they belong.
+    """Prove that a model's weights are complete and correctly arranged.
 
-    Sizes and checksums; every tensor in its place; no NaN; transposed matrices and exchanged q, k and v, which no check
-    of shapes sees; whether these are, bit for bit, the weights that OpenAI published; what the model makes of a text.
+    Checks sizes and checksums; that every tensor is there; that there is no NaN; that no matrix is transposed and q, k
+    and v are not exchanged, which shapes alone cannot show; whether these are, bit for bit, the weights that OpenAI
+    published; and the loss on a text.
 
-    The exit status is 0 where no check failed, and 2 where one did.
+    The exit status is 0 if no check failed, and 2 if one did.
     """
-    from clearhead.cli.command import USAGE
-
     if text is not None and not run:
-        raise typer.BadParameter("--text is for a run of the model; leave out --no-run.")
+        raise typer.BadParameter("--text needs a run of the model; leave out --no-run.")
     found = _verify(source, text, run, device)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        write_json(found.as_json(), indent=2)
     else:
         _print(found)
     if not found.ok:
@@ -64,7 +66,6 @@ def _verify(source: str, text: Path | None, run: bool, device: str) -> Verificat
         from clearhead.verification import verify_weights as check_weights
 
         return check_weights(source)
-    from clearhead.cli.console import read_text
     from clearhead.verification.model_checks import verify
     from clearhead.verification.reference_text import TEXT
 
@@ -73,8 +74,6 @@ def _verify(source: str, text: Path | None, run: bool, device: str) -> Verificat
 
 def _print(found: Verification) -> None:
     from rich.text import Text
-
-    from clearhead.cli.console import notice, output
 
     if found.source is not None:
         for note in found.source.notes:
@@ -92,7 +91,7 @@ def _print(found: Verification) -> None:
 
 
 def _line(check: Check) -> object:
-    """A sign, the check's name, its text, and under that its details; broken where the terminal ends."""
+    """Return a check as a table row: its sign, its name, its text and its details."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""Tables that a verb shows: on a terminal of 80 columns, or as Markdown."""
+"""Tables for a terminal of 80 columns or for Markdown."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Row:
+class TableRow:
     """One line of a table.
 
     Attributes:
-        cells: its texts, one a column; the first names the line.
-        depth: how far the name is moved in.
+        cells: its texts, one for each column; the first names the line.
+        depth: how far the name is indented.
     """
 
     cells: Sequence[str]
@@ -24,33 +24,33 @@ class Row:
 
 
 @dataclass(slots=True)
-class Sheet:
+class TextTable:
     """One table.
 
     Attributes:
         header: the columns' names.
-        left: how many columns, from the left, hold words; the others hold numbers and are set to the right.
-        rows: the lines; at depth 0 they are the table's own headings where `headings` is set.
-        footer: a last line, set apart; none where empty.
-        title: a line above the table; none where empty.
-        note: a paragraph below the title; none where empty.
-        headings: whether the lines at depth 0 stand out.
+        left: how many columns, from the left, contain words; the others contain numbers and are right-aligned.
+        rows: the lines.
+        footer: a last line, set apart; none if empty.
+        title: a line above the table; none if empty.
+        note: a paragraph below the title; none if empty.
+        headings: whether the lines at depth 0 are headings, in bold.
     """
 
     header: Sequence[str]
     left: int = 1
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
     footer: Sequence[str] = ()
     title: str = ""
     note: str = ""
     headings: bool = False
 
     def add(self, *cells: str, depth: int = 0) -> None:
-        """Adds a line."""
-        self.rows.append(Row(cells, depth))
+        """Add a line."""
+        self.rows.append(TableRow(cells, depth))
 
-    def table(self) -> Table:
-        """The table for a terminal; words in the second column break where the line ends, nothing else does."""
+    def for_terminal(self) -> Table:
+        """Return the table for a terminal. Only columns of words other than the first wrap."""
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -69,8 +69,8 @@ class Sheet:
             table.add_row(*(Text(cell) for cell in cells), style=style)
         return table
 
-    def markdown(self) -> str:
-        """The table in Markdown, with its title as a line of bold text."""
+    def for_markdown(self) -> str:
+        """Return the table in Markdown, with its title as a line of bold text."""
         lines = [f"**{self.title}**", ""] if self.title else []
         lines += [self.note, ""] if self.note else []
         lines.append(_line(name.replace("\n", " ") for name in self.header))

@@ -1,4 +1,4 @@
-"""`clearhead weights fetch`: a published model into a folder, every file checked before it takes its name."""
+"""`clearhead weights fetch`: download a published model into a folder and check every file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Examples:
 
 [bold]clearhead weights fetch 124M[/]                         OpenAI's own files, into ./124M
 
-[bold]clearhead weights fetch 355M medium/ --from hub[/]      the same numbers as a Hugging Face folder
+[bold]clearhead weights fetch 355M medium/ --from hub[/]      the same weights as a Hugging Face folder
 
 [bold]clearhead weights fetch 124M --mirror https://example.org/gpt-2/models[/]
 
-What broke off goes on where it was when the command is given again. Proxies are taken from the environment
-(https_proxy), a mirror of the hub from HF_ENDPOINT.
+The same command resumes an interrupted download. Proxies are taken from the environment (https_proxy), a mirror of
+the hub from HF_ENDPOINT.
 """
 
 
-class Origin(StrEnum):
-    """Where a model may come from."""
+class Publisher(StrEnum):
+    """Where a published model is downloaded from."""
 
     OPENAI = "openai"
     HUB = "hub"
@@ -39,36 +39,34 @@ def fetch_weights(
     ],
     dest: Annotated[
         Path | None,
-        typer.Argument(metavar="[DEST]", help="The folder; one with the size's name by default."),
+        typer.Argument(metavar="[DEST]", help="The folder to write; named after the size by default."),
     ] = None,
-    origin: Annotated[
-        Origin, typer.Option("--from", help="OpenAI's own files, or the model on the Hugging Face hub.")
-    ] = Origin.OPENAI,
+    publisher: Annotated[
+        Publisher, typer.Option("--from", help="OpenAI's own files, or the model on the Hugging Face hub.")
+    ] = Publisher.OPENAI,
     mirror: Annotated[
         list[str] | None,
-        typer.Option(
-            "--mirror", help="An address under which there is a folder for each size; several are tried in turn."
-        ),
+        typer.Option("--mirror", help="A URL with a folder for each size; several are tried in turn."),
     ] = None,
 ) -> None:
-    """Fetch a published model into a folder.
+    """Download a published model into a folder.
 
-    Each file is checked, by its size and by its checksum, before it takes its name; a download that was cut off
-    never looks finished.
+    Each file is checked by its size and its checksum before it gets its final name, so an interrupted download never
+    looks finished.
     """
     from clearhead import weights
     from clearhead.weights.hub.download import OPENAI
 
-    if mirror and origin is Origin.HUB:
-        raise typer.BadParameter("--mirror is for OpenAI's files; of the hub, set HF_ENDPOINT to a mirror's address.")
+    if mirror and publisher is Publisher.HUB:
+        raise typer.BadParameter("--mirror is for OpenAI's files; for a mirror of the hub, set HF_ENDPOINT to its URL.")
     official = HUB_NAMES.get(size.removeprefix("openai-community/"), size)
-    if origin is Origin.OPENAI and official not in RELEASED:
+    if publisher is Publisher.OPENAI and official not in RELEASED:
         raise ConfigError(
             f"there is no GPT-2 size {size!r}; the sizes are {', '.join(RELEASED)}. "
-            "A model of another name is on the hub, if anywhere: give --from hub."
+            "For a model on the hub, give --from hub."
         )
     folder = Path(size.rpartition("/")[2] if official not in RELEASED else official) if dest is None else dest
-    if origin is Origin.OPENAI:
+    if publisher is Publisher.OPENAI:
         weights.fetch_openai(official, folder, tuple(mirror or [OPENAI]))
     else:
         names = {released: name for name, released in HUB_NAMES.items()}

@@ -1,0 +1,123 @@
+"""The command `clearhead`: its verbs, and how errors end it."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, NoReturn
+
+import typer
+from rich.markup import escape
+
+from clearhead.cli import corpus, weights
+from clearhead.cli.architecture import architecture
+from clearhead.cli.bench import bench
+from clearhead.cli.classify import classify
+from clearhead.cli.console import printable
+from clearhead.cli.diagram import diagram
+from clearhead.cli.evaluate import evaluate
+from clearhead.cli.exit_codes import FAILED, INTERRUPTED, USAGE
+from clearhead.cli.generate import generate
+from clearhead.cli.new import new
+from clearhead.cli.params import params
+from clearhead.cli.runs import runs
+from clearhead.cli.tokenize import tokenize
+from clearhead.cli.tour import tour
+from clearhead.cli.train import train
+from clearhead.cli.walk import walk
+from clearhead.errors import ClearheadError
+from clearhead.version import __version__
+
+EPILOG = """
+Examples:
+
+[bold]clearhead generate "Once upon a time"[/]   continue a prompt
+
+[bold]clearhead tokenize "Hello, world"[/]       show the tokens that a model reads
+
+[bold]clearhead params 124M[/]                   show where GPT-2's parameters are
+
+Each command explains its options: [bold]clearhead generate --help[/]
+"""
+
+# In the order in which `--help` lists them.
+VERBS = (generate, tokenize, params, diagram, architecture, walk, tour, new, train, runs, evaluate, classify, bench)
+
+
+def main() -> None:
+    """Run the command line of this process and exit: 0, 2 for what the user can correct, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no × shows a ? instead of a crash
+    try:
+        try:
+            make_app()(prog_name="clearhead")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except ClearheadError as error:
+        _fail(str(error), USAGE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has closed the pipe. What is still buffered must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        _fail(f"{error.filename + ': ' if error.filename else ''}{error.strerror or error}.", FAILED)
+    except MemoryError:
+        _fail("there is not enough memory for this; use a smaller model.", FAILED)
+
+
+def make_app() -> typer.Typer:
+    """Return the command with all its verbs."""
+    app = typer.Typer(
+        name="clearhead",
+        help="A GPT-2 that you can read, trust and run fast.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_clearhead)
+    _add_verbs(app, {verb.__name__: (verb, sys.modules[verb.__module__].EPILOG) for verb in VERBS})
+    for group in (corpus, weights):
+        below = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+        _add_verbs(below, group.VERBS)
+        app.add_typer(below, name=group.__name__.rpartition(".")[2], help=group.HELP)
+    return app
+
+
+def _add_verbs(app: typer.Typer, verbs: Mapping[str, tuple[Callable[..., None], str]]) -> None:
+    for name, (verb, epilog) in verbs.items():
+        app.command(name, help=_paragraphs(verb.__doc__), epilog=epilog)(verb)
+
+
+def _paragraphs(docstring: str | None) -> str:
+    """Join the lines of each paragraph, so that the terminal decides where lines end."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    return escape("\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clearhead {__version__}")
+        raise typer.Exit
+
+
+def _clearhead(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A GPT-2 that you can read, trust and run fast."""
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    print(f"clearhead: {printable(sentence)}", file=sys.stderr)
+    sys.exit(status)

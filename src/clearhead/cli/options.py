@@ -1,0 +1,130 @@
+"""Options that several verbs share, and structures of options.
+
+A verb takes its options in dataclasses. `flatten` turns each field into an option of the command line, so that a verb
+has a few parameters, however many options it has. The options of sampling come from `clearhead.inference.options`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clearhead.errors import InputError
+
+if TYPE_CHECKING:
+    from clearhead.inference.options import Option
+
+MODEL_PANEL = "The model"
+_PANELS = {
+    "sampling": "How the next token is chosen",
+    "ending": "When the text ends",
+    "output": "What is printed",
+}
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model's folder, or its name on the hub, such as gpt2 or gpt2-medium. The bundled model if left out.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Device = Annotated[str, typer.Option(help="Run on this device: cpu, cuda, mps.", rich_help_panel=MODEL_PANEL)]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")]
+PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+WeightsSource = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A model's folder, a weights file, or a name on the hub.")
+]
+ShapeSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A size (124M, 355M, 774M, 1558M), a config file, a model's folder, its name on the hub, or 'bundled'.",
+    ),
+]
+Book = Annotated[
+    bool,
+    typer.Option("--book", help="Use chapter 4's variant from the book: no bias on q, k and v, and a head of its own."),
+]
+
+
+def flatten(verb: Callable[..., None]) -> Callable[..., None]:
+    """Turn every parameter of a verb that is a dataclass into one parameter for each field of it.
+
+    The fields keep their annotations, so `typer` reads them as options. A field that `clearhead.inference.options`
+    declares becomes the option of that declaration; it is left out if the declaration has no flag.
+    """
+    hints = typing.get_type_hints(verb, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    structures: dict[str, tuple[type[Any], list[str]]] = {}
+    for parameter in inspect.signature(verb).parameters.values():
+        hint = hints[parameter.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            own = _field_parameters(hint)
+            structures[parameter.name] = hint, [one.name for one in own]
+            parameters += own
+        else:
+            parameters.append(parameter.replace(annotation=hint))
+
+    @functools.wraps(verb)
+    def wrapper(**given: Any) -> None:
+        for name, (structure, own) in structures.items():
+            fields = {one: given.pop(one) for one in own}
+            try:
+                given[name] = structure(**fields)
+            except InputError as error:
+                raise InputError(_in_flags(str(error))) from None
+        verb(**given)
+
+    signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
+    setattr(wrapper, "__signature__", signature)  # noqa: B010
+    wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
+    return wrapper
+
+
+def _field_parameters(structure: type[Any]) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(structure, include_extras=True)
+    found = []
+    for field in dataclasses.fields(structure):
+        declared: Option | None = field.metadata.get("option")
+        if declared is None:
+            annotation, default = hints[field.name], field.default
+        elif declared.flags:
+            annotation, default = _option_annotation(field.name), field.default
+            default = None if default == () else default  # as typer has it for lists
+        else:
+            continue
+        if default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        found.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        )
+    return found
+
+
+def _option_annotation(name: str) -> Any:
+    from clearhead.inference.options import OPTIONS
+
+    declared = OPTIONS[name]
+    option = typer.Option(
+        *declared.flags, help=declared.help, metavar=declared.metavar, rich_help_panel=_PANELS[declared.group]
+    )
+    return Annotated[declared.cli_type, option]
+
+
+def _in_flags(sentence: str) -> str:
+    """Replace the Python name of an option at the start of an error message by its flag."""
+    from clearhead.inference.options import OPTIONS
+
+    name, _, rest = sentence.partition(" ")
+    declared = OPTIONS.get(name)
+    return f"{declared.flags[0]} {rest}" if declared is not None and declared.flags else sentence
