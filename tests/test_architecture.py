@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from clearhead.cli.command import app
 from safetensors.numpy import save_file
 from test_diagram import inside, labels, overlap
 from typer.testing import CliRunner
@@ -27,6 +26,7 @@ from clearhead.anatomy.architecture.words import CHART, DIFFERENCES, FACTS, MISS
 from clearhead.anatomy.diagram.layout import LAYOUTS, lay_out
 from clearhead.anatomy.diagram.mermaid import diagram_mermaid
 from clearhead.anatomy.diagram.svg import diagram_svg
+from clearhead.cli.app import make_app
 from clearhead.errors import ConfigError, WeightsError
 from clearhead.weights.architecture import read_architecture
 
@@ -275,7 +275,7 @@ def test_a_gguf_header_has_all_of_it(tmp_path: Path) -> None:
 
 
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["architecture", *map(str, arguments)], catch_exceptions=False)
+    result = CliRunner().invoke(make_app(), ["architecture", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 

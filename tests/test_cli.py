@@ -645,7 +645,7 @@ def test_options_and_defaults_are_those_of_the_library() -> None:
 
     verb = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
     declared = {name: option.default for name, option in OPTIONS.items() if option.flags}
-    assert len(declared) == 13
+    assert len(declared) == 14
     assert {name: verb[name] or None for name in declared} == {name: value or None for name, value in declared.items()}
     loading = inspect.signature(load).parameters
     for name in ("device", "dtype", "backend", "threads"):

@@ -329,7 +329,7 @@ def test_resume_remembers_recipe_and_texts(runs: Path, data: Path, tmp_path: Pat
         (["--out", "new"], "a recipe is missing"),
         (["recipe.toml", "--out", "new"], r"the folder of its texts \(--data\) is missing"),
         (["--resume", "--out", "new"], "there is no checkpoint in new to go on from"),
-        (["recipe.toml", "--resume", "--find-lr", "--out", "new"], "leave --resume out"),
+        (["recipe.toml", "--resume", "--find-lr", "--out", "new"], "leave out --resume"),
     ],
 )
 def test_what_is_missing_is_named(
