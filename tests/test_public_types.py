@@ -15,7 +15,7 @@ from clearhead.inference.options import OPTIONS
 
 pytestmark = pytest.mark.slow
 
-USER = '''
+USER = """
 import clearhead
 from clearhead import lens
 
@@ -39,7 +39,7 @@ with gpt.edit("blocks.0.attention.mixed", lambda value: value * 2):
 gpt.save("somewhere")
 parameters = clearhead.SamplingParams(temperature=0)
 report = clearhead.verify("somewhere")
-'''
+"""
 
 REVEALED = [
     "def (source: str | os.PathLike[str] | None =",
@@ -52,7 +52,7 @@ REVEALED = [
     '"clearhead.lens.activations.Activation"',
 ]
 
-MISTAKES = '''
+MISTAKES = """
 import clearhead
 
 gpt = clearhead.load()
@@ -61,7 +61,7 @@ gpt.generate("a", temperature="hot")
 gpt.stream("a", top_k=0.5)
 gpt.request(max_new_tokens=3)
 clearhead.laod()
-'''
+"""
 
 
 def check(path: Path, code: str) -> list[str]:
