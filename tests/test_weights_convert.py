@@ -274,8 +274,8 @@ class TestTokenizerInGGUF:
         assert none.tokenizer() is None and not none.notes
         for broken, words in (
             ({"tokenizer.ggml.merges": None}, "no merge makes"),
-            ({"tokenizer.ggml.merges": ["t h e"]}, "a merge is no pair"),
-            ({"tokenizer.ggml.tokens": ["a"] * 301}, "a token stands in it twice"),
+            ({"tokenizer.ggml.merges": ["t h e"]}, "a merge is not a pair"),
+            ({"tokenizer.ggml.tokens": ["a"] * 301}, "a token occurs twice"),
         ):
             source = weights.open(self.rewrite(tmp_path / "x.gguf", tmp_path / "y.gguf", broken))
             with pytest.raises(TokenizerError, match=words):
