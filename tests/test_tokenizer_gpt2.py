@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import clearhead
 from clearhead import weights
+from clearhead.cli.app import make_app
 from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError
 from clearhead.model import GPTModel
