@@ -16,24 +16,31 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from clearhead.errors import ConfigError
+from clearhead.model_types import why_not_gpt2
 
-Activation = Literal["gelu_tanh", "gelu_erf"]
+Activation = Literal["gelu_tanh", "gelu_erf", "relu"]
 
-# Hugging Face's names of the two variants of GELU. The tanh variant has three names for one formula.
+# Hugging Face's names of activation functions. The tanh approximation of GELU has several names for one formula.
 _ACTIVATION_FROM_HF: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu": "gelu_erf",
+    "gelu_python": "gelu_erf",
+    "relu": "relu",
 }
-_ACTIVATION_TO_HF: dict[str, str] = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}
+_ACTIVATION_TO_HF: dict[str, str] = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu", "relu": "relu"}
 
-# Settings of Hugging Face's GPT2Config that change the computation, with the one value that is GPT-2's.
-_HF_MUST_BE: dict[str, Any] = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
+_MAX_SIZES = {
+    "vocab_size": 2**24,
+    "context_length": 2**24,
+    "emb_dim": 2**18,
+    "n_heads": 2**14,
+    "n_layers": 2**12,
+    "ff_dim": 2**20,
 }
+"""Larger numbers are mistakes or attacks: GPT-3 has 96 layers of width 12,288. Nothing is sized before this check."""
 
 # Other names that Hugging Face's GPT2Config accepts for the same keys.
 _HF_ALIASES: dict[str, str] = {
@@ -107,18 +114,24 @@ class GPTConfig:
         ):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+                raise ConfigError(f"{name} is {_shown(value)}; it must be a whole number of at least 1.")
+            if value > _MAX_SIZES[name]:
+                raise ConfigError(
+                    f"{name} is {_shown(value)}; Clearhead runs models with at most {_MAX_SIZES[name]:,}, so the "
+                    "config is damaged or not a GPT-2's."
+                )
         for name in ("qkv_bias", "tie_weights"):
             if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
+                raise ConfigError(f"{name} is {_shown(getattr(self, name))}; it must be true or false.")
         if not _is_number(self.drop_rate) or not 0 <= self.drop_rate < 1:
             raise ConfigError(
-                f"drop_rate is {self.drop_rate!r}; it must be a number from 0 up to, but not including, 1."
+                f"drop_rate is {_shown(self.drop_rate)}; it must be a number from 0 up to, but not including, 1."
             )
         if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
-            raise ConfigError(f"norm_eps is {self.norm_eps!r}; it must be a small number above 0, as 1e-5 is.")
-        if self.activation not in get_args(Activation):
-            raise ConfigError(f"activation is {self.activation!r}; Clearhead has {' and '.join(get_args(Activation))}.")
+            raise ConfigError(f"norm_eps is {_shown(self.norm_eps)}; it must be a small number above 0, as 1e-5 is.")
+        if not isinstance(self.activation, str) or self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise ConfigError(f"activation is {_shown(self.activation)}; Clearhead has {known}.")
         if self.emb_dim % self.n_heads:
             raise ConfigError(
                 f"emb_dim {self.emb_dim} does not divide into {self.n_heads} heads; "
@@ -172,27 +185,26 @@ class GPTConfig:
     def from_huggingface(cls, values: Mapping[str, Any]) -> GPTConfig:
         """Make a config from the contents of Hugging Face's `config.json`.
 
-        Of its three dropout rates, which are equal in the released models, `resid_pdrop` is used.
+        Of the three dropout rates there, which the released models set alike, `resid_pdrop` is taken. Settings that
+        change attention's scale (`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`) are not part of a shape:
+        `clearhead.weights` multiplies them into the queries when it reads the weights.
 
         Raises:
             ConfigError: if the file describes another kind of model, or a setting that GPT-2 as
                 OpenAI released it does not have; the message names the setting.
         """
-        kind = values.get("model_type", "gpt2")
-        if kind != "gpt2":
-            raise ConfigError(f"config.json says model_type {kind!r}; Clearhead runs models of type 'gpt2' only.")
-        for key, required in _HF_MUST_BE.items():
-            if values.get(key, required) != required:
-                raise ConfigError(
-                    f"config.json sets {key} to {json.dumps(values[key])}, which Clearhead's GPT-2 does not have; "
-                    f"only models with {json.dumps(required)} there can be loaded."
-                )
+        if why := why_not_gpt2(values):
+            raise ConfigError(f"config.json {why}.")
+        if values.get("add_cross_attention", False) is not False:
+            raise ConfigError(
+                "config.json sets add_cross_attention, the decoder of an encoder-decoder; Clearhead runs GPT-2s that "
+                "stand alone, with false there."
+            )
         known = {**_HF_DEFAULTS, **{_HF_ALIASES.get(key, key): value for key, value in values.items()}}
         name = known["activation_function"]
         if not isinstance(name, str) or name not in _ACTIVATION_FROM_HF:
-            raise ConfigError(
-                f"config.json sets activation_function to {name!r}; Clearhead has {', '.join(_ACTIVATION_FROM_HF)}."
-            )
+            known_names = ", ".join(_ACTIVATION_FROM_HF)
+            raise ConfigError(f"config.json sets activation_function to {_shown(name)}; Clearhead has {known_names}.")
         return cls(
             vocab_size=known["vocab_size"],
             context_length=known["n_positions"],
@@ -264,10 +276,10 @@ class GPTConfig:
         """
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path} could not be read ({error.strerror}); give the path of a JSON file.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON ({error}); a model's config was expected there.") from None
         if not isinstance(values, dict):
             kind = type(values).__name__
@@ -282,6 +294,17 @@ class GPTConfig:
                 "(Hugging Face's n_embd, OpenAI's n_vocab, or the book's emb_dim)."
             )
         return cls.from_huggingface(values)
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message, shortened: it may come from a damaged file."""
+    if type(value) is int:
+        return f"{value:,}" if abs(value) < 10**18 else "a number of more than 18 digits"
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a nested {type(value).__name__}"
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _is_number(value: object) -> bool:
