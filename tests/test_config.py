@@ -155,9 +155,9 @@ def test_norm_eps_out_of_range_is_refused(value: object) -> None:
         small(norm_eps=value)
 
 
-@pytest.mark.parametrize("value", ["relu", "gelu", "", None, ["gelu_tanh"]])
+@pytest.mark.parametrize("value", ["silu", "gelu", "", None, ["gelu_tanh"]])
 def test_unknown_activation_is_refused_with_those_there_are(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"activation is .*gelu_tanh and gelu_erf"):
+    with pytest.raises(ConfigError, match=r"activation is .*gelu_tanh, gelu_erf, relu"):
         small(activation=value)
 
 
@@ -234,15 +234,20 @@ def test_config_that_transformers_writes_is_read(diff_only: bool, head_dim: int,
     assert config.activation == ("gelu_erf" if theirs.activation_function == "gelu" else "gelu_tanh")
 
 
-@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu"])
+@pytest.mark.parametrize(
+    "name", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu", "gelu_python", "relu"]
+)
 def test_activation_names_mean_what_they_mean_in_transformers(name: str) -> None:
     import torch
     from transformers.activations import ACT2FN
 
+    from clearhead.model import FeedForward
+
     config = GPTConfig.from_huggingface(GPT2Config(activation_function=name).to_dict())
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
-    form = {"gelu_tanh": "tanh", "gelu_erf": "none"}[config.activation]
-    torch.testing.assert_close(ACT2FN[name](x), torch.nn.functional.gelu(x, approximate=form), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        ACT2FN[name](x), FeedForward(small(activation=config.activation)).gelu(x), atol=1e-7, rtol=0
+    )
 
 
 def test_empty_hugging_face_config_means_their_defaults() -> None:
@@ -267,11 +272,21 @@ def test_the_general_names_of_keys_mean_what_they_mean_in_transformers() -> None
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'; Clearhead runs models of type 'gpt2' only"),
-        ({"scale_attn_weights": False}, "sets scale_attn_weights to false"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "sets scale_attn_by_inverse_layer_idx to true"),
-        ({"add_cross_attention": True}, "sets add_cross_attention to true"),
-        ({"activation_function": "relu"}, "sets activation_function to 'relu'; Clearhead has gelu_new,"),
+        ({"model_type": "zamba"}, "model_type 'zamba'; Clearhead runs models of type 'gpt2' only"),
+        ({"model_type": "llama"}, "describes Llama .*not a GPT-2: it has rotary positions and RMS norms"),
+        ({"model_type": "imagegpt"}, "describes ImageGPT .*continues pixels"),
+        ({"model_type": "openai-gpt"}, "describes GPT-1 .*norms come after attention"),
+        ({"model_type": "gpt_neo"}, "describes GPT-Neo .*last 256 tokens only"),
+        ({"model_type": "gptj"}, "describes GPT-J .*rotary"),
+        ({"model_type": "bert"}, "describes BERT .*an encoder"),
+        ({"model_type": "t5"}, "describes T5 .*an encoder-decoder"),
+        ({"model_type": "vit"}, "describes ViT .*a vision model"),
+        ({"model_type": ["gpt2"]}, r"model_type \['gpt2'\]"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized with GPTQ"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized with AWQ"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized with bitsandbytes"),
+        ({"add_cross_attention": True}, "sets add_cross_attention, the decoder of an encoder-decoder"),
+        ({"activation_function": "silu"}, "sets activation_function to 'silu'; Clearhead has gelu_new,"),
         ({"activation_function": ["gelu"]}, r"sets activation_function to \['gelu'\]; Clearhead has gelu_new,"),
         ({"activation_function": None}, "sets activation_function to None; Clearhead has gelu_new,"),
         ({"n_head": 7}, "emb_dim 768 does not divide into 7 heads"),
@@ -369,3 +384,40 @@ def test_whatever_stands_in_a_file_is_a_config_or_a_sentence(values: dict[str, A
             assert str(refused).endswith("."), "an error is a sentence"
         else:
             assert isinstance(config, GPTConfig)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "ff_dim"])
+@pytest.mark.parametrize("value", [10**9, 2**63, 10**4000])
+def test_an_absurd_size_is_refused_before_anything_is_sized_by_it(name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is .*Clearhead runs models with at most") as caught:
+        small(**{name: value})
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "[" * 100_000,
+            '{"a":' * 100_000,
+            "{" * 10,
+            "",
+            "null",
+            "[1]",
+            '{"n_layer": {"a": [1]}}',
+            '{"n_embd": 1e999}',
+        ),
+        *('{"n_layer": 10000000, "n_embd": 8}', '{"n_ctx": 1, "n_vocab": []}', '{"emb_dim": 8, "x": 1}', "\ud800"),
+    ],
+)
+def test_any_config_file_is_read_or_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError):
+        GPTConfig.from_file(path)
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "gpt2"}), encoding="utf-8-sig")
+    assert GPTConfig.from_file(path) == RELEASED["124M"]

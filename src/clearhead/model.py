@@ -129,7 +129,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.emb_dim, config.ff_dim)
-        self.gelu = GELU(config)
+        self.gelu = nn.ReLU() if config.activation == "relu" else GELU(config)
         self.down = nn.Linear(config.ff_dim, config.emb_dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def moments(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], ids: npt
         qkv = linear(f"{block}.attention.qkv", norm(f"{block}.norm_1", x))
         x = x + linear(f"{block}.attention.out", _attention(qkv, config, n))
         wide = linear(f"{block}.feed_forward.up", norm(f"{block}.norm_2", x))
-        _gelu(wide)
+        _activate(wide, config.activation)
         x = x + linear(f"{block}.feed_forward.down", wide)
     final = norm("final_norm", x)
     found["head.weight"] = final.T @ final
@@ -89,11 +89,14 @@ def moments(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], ids: npt
     return found
 
 
-def _gelu(x: Floats) -> None:
-    """GELU in place, some rows at a time, since fresh memory for each step of the formula is what would take long.
+def _activate(x: Floats, activation: str) -> None:
+    """Apply the activation function in place, 64 rows at a time: fresh memory for each step would take long.
 
-    The tanh dtype for either activation: they differ by less than what rounding does.
+    Both variants of GELU use the tanh approximation, as they differ by less than rounding does.
     """
+    if activation == "relu":
+        np.maximum(x, 0, out=x)
+        return
     for start in range(0, len(x), 64):
         rows = x[start : start + 64]
         inner = np.float32(math.sqrt(2 / math.pi)) * (rows + np.float32(0.044715) * (rows * rows * rows))

@@ -93,6 +93,19 @@ def gelu_exact(y: Any, row: int, first: int, last: int) -> None:
         y[row, i] = x * _HALF * (_ONE + np.float32(math.erf(x * np.float32(math.sqrt(0.5)))))
 
 
+@kernel
+def relu(y: Any, row: int, first: int, last: int) -> None:
+    """max(x, 0) on y[row, first:last]; NaN stays NaN."""
+    for place in range(first, last):
+        i = np.uint64(place)
+        x = y[row, i]
+        y[row, i] = np.float32(0) if x < np.float32(0) else x
+
+
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu")
+"""The activation functions, in the order of the numbers that kernels know them by."""
+
+
 def quantize_activations(
     source: Any, row: int, width: int, padded: int, limit: float, ready: Any, scales: Any, to: int
 ) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
-from clearhead.engine.elementwise import gelu_exact, gelu_tanh, normalize, quantize_activations
+from clearhead.engine.elementwise import gelu_exact, gelu_tanh, normalize, quantize_activations, relu
 from clearhead.engine.llvm import atomic_write
 from clearhead.engine.threads import JOB, finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.engine.tiles import COLUMNS, PANEL, multiply, read_row
@@ -64,7 +64,7 @@ class Shape(NamedTuple):
     ff_width: int
     vocab_size: int
     eps: float
-    tanh: bool
+    activation: int  # an index of elementwise.ACTIVATIONS
 
 
 class Cache(NamedTuple):
@@ -237,10 +237,12 @@ def _product(
                 write_kv(y, row, a, b, shape, layer, cache, work)
         elif then == GELU:
             for row in range(n):
-                if shape.tanh:
+                if shape.activation == 0:
                     gelu_tanh(y, row, a, b)
-                else:
+                elif shape.activation == 1:
                     gelu_exact(y, row, a, b)
+                else:
+                    relu(y, row, a, b)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 

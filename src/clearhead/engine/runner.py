@@ -14,6 +14,7 @@ import numpy as np
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import MOST_QUERIES, PAGE
 from clearhead.engine.dtypes import padded_columns, padded_rows
+from clearhead.engine.elementwise import ACTIVATIONS
 from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, phases_of, worker_loop
 from clearhead.engine.threads import JOB, STOP, new_control
 from clearhead.errors import InputError
@@ -140,7 +141,7 @@ class EngineRunner:
             ff_width=config.ff_dim,
             vocab_size=config.vocab_size,
             eps=config.norm_eps,
-            tanh=config.activation == "gelu_tanh",
+            activation=ACTIVATIONS.index(config.activation),
         )
         self._work = _work()
         self._scratch = _scratch(config, threads, whole)

@@ -57,7 +57,15 @@ def open(
     path = locate(source, revision)
     opener = _OPENERS[layout] if layout else next(opener for matches, opener in _DETECTORS if matches(path))
     opened = opener(path, config)
-    found = Source(str(source), layout or opened.layout, opened.config, opened.folder, opened.notes, opened.file)
+    found = Source(
+        str(source),
+        layout or opened.layout,
+        opened.config,
+        opened.folder,
+        opened.notes,
+        opened.file,
+        opened.query_scales,
+    )
     return replace(found, notes=(*found.notes, GPT2_NOTE)) if found.companions.has_implied_tokenizer() else found
 
 
@@ -96,6 +104,7 @@ class OpenedWeights:
     folder: Path
     notes: tuple[str, ...] = ()
     layout: str = ""
+    query_scales: tuple[float, ...] = ()
 
 
 def _open_gguf(path: Path, config: GPTConfig | None) -> OpenedWeights:
@@ -143,9 +152,10 @@ def _open_named(path: Path, config: GPTConfig | None, layout: str | None = None)
     else:
         settled, notes = state_dicts.config_of(file, folder, layout)
     settled, notes = _settle_head(file, layout, settled, notes, layout != "huggingface" and config is None)
-    if layout == "huggingface":
-        huggingface.refuse_hidden_biases(file, settled)
-    return OpenedWeights(file, settled, folder, notes, layout)
+    if layout != "huggingface":
+        return OpenedWeights(file, settled, folder, notes, layout)
+    huggingface.refuse_hidden_biases(file, settled)
+    return OpenedWeights(file, settled, folder, notes, layout, huggingface.query_scales(folder, settled))
 
 
 def _settle_head(

@@ -38,7 +38,7 @@ class PlanRow:
         shape: the target's shape; the source's shape if the source is ignored.
         sources: the stored tensors that it comes from.
         operations: what is done, in order: `take`, `squeeze`, `split`, `transpose`, `rearrange`, `reshape`, `stack`,
-            `unsqueeze`, `cast`, `zeros`, `tie`, `ignore`.
+            `unsqueeze`, `scale`, `cast`, `zeros`, `tie`, `ignore`.
         reason: why the tensor is tied, filled with zeros or ignored.
     """
 

@@ -27,6 +27,7 @@ OPERATIONS = {
     "reshape": "the same numbers in the same order, with other dimensions",
     "stack": "put several tensors side by side into one",
     "unsqueeze": "add a dimension of length 1",
+    "scale": "multiply the queries by the attention scale that the config asks for",
     "cast": "convert the dtype to float32",
     "zeros": "nothing is stored; filled with zeros",
     "tie": "no copy: the same tensor under a second name",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
@@ -18,7 +19,13 @@ from clearhead.weights.tensors import FLOATS, TensorInfo, shape_words
 
 
 def make_plan(
-    sources: Mapping[str, TensorInfo], read: TensorReader, config: GPTConfig, origin: str, to: str, where: str
+    sources: Mapping[str, TensorInfo],
+    read: TensorReader,
+    config: GPTConfig,
+    origin: str,
+    to: str,
+    where: str,
+    query_scales: tuple[float, ...] = (),
 ) -> ConversionPlan:
     """Decide how every tensor of the layout `to` is made from sources in the layout `origin`.
 
@@ -29,6 +36,8 @@ def make_plan(
         origin: the sources' layout, a key of `LAYOUTS`.
         to: the targets' layout.
         where: what to call the sources in messages, such as the file's path.
+        query_scales: for each layer, what the queries are multiplied by, if the stored model scales attention in
+            another way than GPT-2.
 
     Raises:
         WeightsError: if a target is not filled, a source is not explained, or a shape does not fit.
@@ -47,9 +56,15 @@ def make_plan(
             if row.needs == "head" and config.tie_weights and to == "canonical":
                 tied[tensor.name] = TABLE[0].name
             elif (step := _step(row, tensor, layout, stored)) is not None:
+                if query_scales and row.name in _QUERY_ROWS and tensor.fixed.get("S", 0) == 0 and step.slices:
+                    step = replace(step, query_scales=query_scales, reason=_SCALED)
                 steps.append((_model_order(index, tensor), step))
     ordered = tuple(step for _, step in sorted(steps, key=lambda pair: pair[0]))
     return ConversionPlan(origin, to, config, ordered, tied, stored.explain_unused(), sources, read)
+
+
+_QUERY_ROWS = ("blocks.{i}.attention.qkv.weight", "blocks.{i}.attention.qkv.bias")
+_SCALED = "the config scales attention in another way than GPT-2; the queries take that in"
 
 
 def invert_plan(plan: ConversionPlan, read: TensorReader | None = None) -> ConversionPlan:

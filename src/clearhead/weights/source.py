@@ -36,6 +36,7 @@ class Source:
         config: the model's shape, as its config and its tensors agree on it.
         folder: the folder of the weights; a tokenizer is looked for there.
         notes: sentences for the user on what had to be decided.
+        query_scales: for each layer, what the plan multiplies the queries by; empty for GPT-2's own attention scale.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Source:
     folder: Path
     notes: tuple[str, ...]
     _file: TensorFile = field(repr=False)
+    query_scales: tuple[float, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -89,7 +91,7 @@ class Source:
         return self._plan(to, StreamingReader(self._file))
 
     def _plan(self, to: str, read: TensorReader) -> ConversionPlan:
-        return make_plan(self.tensors, read, self.config, self.layout, to, where=str(self.path))
+        return make_plan(self.tensors, read, self.config, self.layout, to, str(self.path), self.query_scales)
 
     @property
     def dtype(self) -> str:

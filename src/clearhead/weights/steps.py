@@ -85,13 +85,15 @@ class TargetStep:
         target: the name of the tensor to make.
         tensor: its axes.
         slices: the stored tensors, or parts of them, that it is made of.
-        reason: why it is zeros or a copy.
+        reason: why it is zeros, a copy, or scaled.
+        query_scales: for each layer, what the queries in the tensor are multiplied by; empty to leave them.
     """
 
     target: str
     tensor: LayoutTensor
     slices: tuple[SourceSlice, ...]
     reason: str = ""
+    query_scales: tuple[float, ...] = ()
 
     def make(
         self, read: TensorReader, sizes: dict[str, int], dtype: np.dtype[Any] | None, row_major: bool = True
@@ -105,6 +107,8 @@ class TargetStep:
             row_major: whether the result must be contiguous; if False, a matrix that is stored transposed is
                 returned as a view in column-major order.
         """
+        if self.query_scales:
+            return self._scaled(replace(self, query_scales=()).make(read, sizes, None), sizes, dtype)
         shape = self.tensor.shape(sizes)
         if not self.slices:
             return np.zeros(shape, dtype or np.float32)
@@ -125,6 +129,16 @@ class TargetStep:
             out[tuple(part.target_index.get(axis, slice(None)) for axis in self.tensor.axes)] = values
         assert out is not None
         return out.reshape(shape)
+
+    def _scaled(self, values: npt.NDArray[Any], sizes: dict[str, int], dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+        """Return a copy of the values in which the queries are scaled; computed in at least float32."""
+        axes = self.tensor.axes
+        working = np.promote_types(values.dtype, np.float32)
+        spread = np.array(values, working, order="C").reshape([sizes[axis] for axis in axes])
+        for layer in range(len(self.query_scales)) if "L" in axes else (self.tensor.fixed["L"],):
+            index = tuple({"L": layer, "S": 0}.get(axis, slice(None)) for axis in axes)
+            spread[index] *= working.type(self.query_scales[layer])
+        return spread.reshape(self.tensor.shape(sizes)).astype(dtype or working, copy=False)
 
     def layers(self, n_layers: int) -> list[TargetStep]:
         """Return one step per layer if the target is a stack of layers, else this step alone.
@@ -155,6 +169,8 @@ class TargetStep:
             found.append("stack")
         if () in self.tensor.dims:
             found.append("unsqueeze")
+        if self.query_scales:
+            found.append("scale")
         if any(part.info.dtype != "float32" for part in self.slices):
             found.append("cast")
         return tuple(found)

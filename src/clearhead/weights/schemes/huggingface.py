@@ -6,6 +6,7 @@ This is also how Clearhead stores models: `transformers` opens what `save_huggin
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
@@ -76,6 +77,30 @@ def config_of(file: TensorFile, folder: Path) -> GPTConfig:
             "copy config.json there from where the weights came from."
         )
     return GPTConfig.from_file(config_file)
+
+
+def query_scales(folder: Path, config: GPTConfig) -> tuple[float, ...]:
+    """Return for each layer what the queries must be multiplied by; empty if attention is scaled as in GPT-2.
+
+    GPT-2 divides scores by sqrt(head_dim). A config.json can turn that off (`scale_attn_weights: false`), and can
+    divide by the layer's number as well (`scale_attn_by_inverse_layer_idx: true`). Scores are linear in the queries,
+    so both can be multiplied into their weights and biases.
+    """
+    values = read_json(folder / "config.json")
+    scale = 1.0 if values.get("scale_attn_weights", True) else math.sqrt(config.head_dim)
+    by_layer = bool(values.get("scale_attn_by_inverse_layer_idx", False))
+    if scale == 1.0 and not by_layer:
+        return ()
+    return tuple(scale / (layer + 1 if by_layer else 1) for layer in range(config.n_layers))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if there is no such file, or nothing that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def no_weights(folder: Path) -> str:

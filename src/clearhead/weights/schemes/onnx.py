@@ -203,7 +203,7 @@ def _model(nodes: _Nodes, config: GPTConfig) -> None:
         x = nodes("Add", x, _attention(nodes, normed, layer, config, (allowed, scale, least)), name=f"{block}.middle")
         normed = _norm(nodes, x, f"{block}.norm_2", config)
         wide = _linear(nodes, normed, f"{block}.feed_forward.up")  # [B, T, F]
-        activated = nodes("Gelu", wide, approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        activated = _activation(nodes, wide, config)
         x = nodes("Add", x, _linear(nodes, activated, f"{block}.feed_forward.down"), name=f"{block}.out")
     x = nodes("Reshape", _norm(nodes, x, "final_norm", config), nodes.integers(-1, config.emb_dim))  # [B T, C]
     # Gemm transposes the matrix itself, so that a tied head stays the token embedding's own tensor.
@@ -236,6 +236,12 @@ def _linear(nodes: _Nodes, x: str, name: str, bias: bool = True) -> str:
     product = nodes("MatMul", x, f"{name}.weight")
     made: str = nodes("Add", product, f"{name}.bias", name=name) if bias else product
     return made
+
+
+def _activation(nodes: _Nodes, x: str, config: GPTConfig) -> str:
+    if config.activation == "relu":
+        return str(nodes("Relu", x))
+    return str(nodes("Gelu", x, approximate="tanh" if config.activation == "gelu_tanh" else "none"))
 
 
 def _attention(nodes: _Nodes, x: str, layer: int, config: GPTConfig, common: tuple[str, str, str]) -> str:
