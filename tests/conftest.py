@@ -1,27 +1,26 @@
-"""What all tests share: Ctrl-C reaches what they start, and the engine is compiled before they begin."""
+"""Fixtures that all tests share."""
 
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import filelock
 import pytest
+from command_line import run
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles what `generate` needs, once and before the workers start.
-
-    A shell that runs the tests in the background has them ignore Ctrl-C, and so would the programs that they start. The
-    first run on a machine compiles and says so on standard error; tests of the command line expect one line there.
-    """
+    """Let Ctrl-C reach the programs that tests start: a shell that runs tests in the background has them ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not hasattr(config, "workerinput"):
-        subprocess.run(
-            [sys.executable, "-m", "clearhead", "generate", "One", "-n", "1"], capture_output=True, check=False
-        )
+
+
+@pytest.fixture(scope="session")
+def compiled_engine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile the engine, for tests that expect nothing on standard error: its first run on a machine prints a line."""
+    with filelock.FileLock(tmp_path_factory.getbasetemp().parent / "clearhead-compile.lock"):
+        assert run("generate", "One", "-n", "1").returncode == 0
 
 
 @pytest.fixture(scope="session")

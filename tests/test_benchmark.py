@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import command_line
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +18,6 @@ from clearhead.benchmark import run
 from clearhead.benchmark.bandwidth import read_speeds
 from clearhead.benchmark.run import Report, random_model
 from clearhead.benchmark.speed import SHORTEST, Work, time_alone, time_together
-from clearhead.cli import main
 from clearhead.config import GPTConfig
 from clearhead.engine import store
 from clearhead.engine.building import build
@@ -119,15 +116,9 @@ def test_bytes_of_a_step_are_those_of_the_arrays(dtype: str, tied: bool) -> None
 
 
 def _call(*arguments: object) -> tuple[int, str, str]:
-    """Runs the command line in this process: its status and its two streams."""
-    out, err = io.StringIO(), io.StringIO()
-    status = 0
-    with mock.patch.multiple(sys, argv=["clearhead", *map(str, arguments)], stdout=out, stderr=err):
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-    return status, out.getvalue(), err.getvalue()
+    """Run the command line in this process; return its exit status and its two streams."""
+    result = command_line.call(*arguments)
+    return result.returncode, result.stdout.decode(), result.stderr.decode()
 
 
 @pytest.fixture

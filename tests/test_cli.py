@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import io
 import itertools
 import json
 import os
@@ -15,61 +14,15 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
+from command_line import PATIENCE, call, refused, run
 
 import clearhead
 import clearhead.config
 from clearhead.anatomy import CostModel
-from clearhead.cli import main
 
 SIZES = {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M": 1_557_611_200}
-
-
-_ENVIRONMENT = {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-_PATIENCE = 300  # seconds; only a machine that is busy with other things needs more than a few
-Result = subprocess.CompletedProcess[bytes]
-
-
-def run(*args: object, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
-    """Runs `python -m clearhead` to its end, as a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "clearhead", *map(str, args)],
-        input=stdin,
-        capture_output=True,
-        timeout=_PATIENCE,
-        env={**os.environ, **_ENVIRONMENT, **(env or {})},
-    )
-
-
-def call(*args: object, stdin: bytes = b"") -> Result:
-    """The same in this process, which is quicker: torch is loaded once for all tests."""
-    arguments = ["clearhead", *map(str, args)]
-    given, out, err = io.BytesIO(stdin), io.BytesIO(), io.BytesIO()
-    streams = [io.TextIOWrapper(stream, encoding="utf-8") for stream in (given, out, err)]
-    status: Any = 0
-    with (
-        mock.patch.dict(os.environ, _ENVIRONMENT),
-        mock.patch.multiple(sys, argv=arguments, stdin=streams[0], stdout=streams[1], stderr=streams[2]),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-    for stream in streams[1:]:
-        stream.flush()
-    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
-
-
-def refused(result: Result) -> str:
-    """The sentence with which the command refused: exit status 2, nothing printed, one line, no traceback."""
-    error = result.stderr.decode()
-    assert result.returncode == 2, error
-    assert result.stdout == b""
-    assert error.startswith("clearhead: "), error
-    assert error.endswith(".\n") and error.count("\n") == 1, error
-    return str(error.removeprefix("clearhead: ").strip())
 
 
 # --- the command itself --------------------------------------------------------------------------
@@ -98,7 +51,7 @@ def test_light_verbs_load_nothing_heavy(args: list[str]) -> None:
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_PATIENCE)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     assert result.stderr.strip() == "[]"
     assert result.stdout
@@ -418,14 +371,14 @@ def test_reader_that_has_seen_enough_is_no_error(vocabulary: Path, tmp_path: Pat
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(_PATIENCE) == 1
+        assert process.wait(PATIENCE) == 1
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     """Ctrl-C; what it still writes to its two streams. A process that goes on all the same is killed."""
     process.send_signal(signal.SIGINT)
     try:
-        return process.communicate(timeout=_PATIENCE)
+        return process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -533,7 +486,7 @@ def test_new_as_a_process(vocabulary: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def model(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(vocabulary: Path, compiled_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small GPT-2 with a tokenizer, sure enough of itself that a sum in another order changes no token."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -753,7 +706,7 @@ def test_terminal_shows_the_prompt_before_the_text(model: Path) -> None:
                 seen += data
         except OSError:  # the other end is closed
             pass
-        assert process.wait(_PATIENCE) == 0
+        assert process.wait(PATIENCE) == 0
     os.close(ours)
     (sample,) = made("-m", model, PROMPT, "--seed", "9", "-n", "10")["samples"]
     plain = re.sub(rb"\x1b\[[\d;?]*[A-Za-z]", b"", seen).decode().replace("\r\n", "\n").replace("\r", "")

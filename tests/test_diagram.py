@@ -1,8 +1,6 @@
 """The framework diagram: its numbers and shapes against the real model, its drawing as a browser measures it."""
 
-import io
 import json
-import os
 import re
 import shutil
 import string
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import command_line
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,7 +30,6 @@ from clearhead.anatomy.diagram.mermaid import diagram_mermaid
 from clearhead.anatomy.diagram.panel_grid import label_width
 from clearhead.anatomy.diagram.svg import diagram_svg
 from clearhead.anatomy.diagram.words import LANGUAGES
-from clearhead.cli import main
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.drawing import png as pixels
 from clearhead.drawing.png import png
@@ -471,21 +469,9 @@ def test_png_without_what_it_needs_is_refused() -> None:
 
 
 def call(*args: object) -> tuple[int, bytes, str]:
-    """Runs `clearhead diagram` in this process: its exit status, standard output and standard error."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    status: Any = 0
-    with (
-        mock.patch.dict(os.environ, {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}),
-        mock.patch.multiple(sys, argv=["clearhead", "diagram", *map(str, args)], stdout=out, stderr=err),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-    for stream in (out, err):
-        stream.flush()
-    printed, said = (stream.buffer.getvalue() for stream in (out, err))
-    return status, printed, said.decode()
+    """Run the verb in this process; return its exit status, standard output and standard error."""
+    result = command_line.call("diagram", *args)
+    return result.returncode, result.stdout, result.stderr.decode()
 
 
 def test_command_writes_what_the_ending_says(tmp_path: Path) -> None:

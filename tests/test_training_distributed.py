@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from distributed import in_processes, run_together
 from safetensors.torch import load_file
 from small_runs import RECIPE, recipe, write_texts
-from worlds import in_processes, run_together
 
 from clearhead.data.corpus import Corpus
 from clearhead.data.corpus_builder import corpus_of_recipe

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import os
 import re
-import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -23,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead import weights
-from clearhead.cli import main
 from clearhead.config import GPTConfig
 from clearhead.weights.inspection import measure
 from clearhead.weights.layouts import LAYOUTS, TABLE
@@ -38,23 +33,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def call(*args: object) -> tuple[int, str, str]:
-    """Runs the command line in this process: its exit status, standard output and standard error."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    status: Any = 0
-    with (
-        mock.patch.dict(os.environ, {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}),
-        mock.patch.multiple(sys, argv=["clearhead", "weights", *map(str, args)], stdout=out, stderr=err),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        stream.seek(0)
-        texts.append(stream.read())
-    return status, texts[0], texts[1]
+    """Run the verb in this process; return its exit status, standard output and standard error."""
+    result = command_line.call("weights", *args)
+    return result.returncode, result.stdout.decode(), result.stderr.decode()
 
 
 @pytest.fixture

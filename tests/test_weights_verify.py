@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
+import command_line
 import google_crc32c
 import numpy as np
 import pytest
@@ -23,7 +21,6 @@ from transformers import GPT2LMHeadModel
 
 import clearhead
 from clearhead import weights
-from clearhead.cli import main
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
 from clearhead.loading import bundled
@@ -298,23 +295,9 @@ def test_the_tokenizer_inside_a_gguf_file(tmp_path: Path) -> None:
 
 
 def call(*args: object) -> tuple[int, str, str]:
-    """Runs the command line in this process: its exit status, standard output and standard error."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    status: Any = 0
-    with (
-        mock.patch.dict(os.environ, {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}),
-        mock.patch.multiple(sys, argv=["clearhead", "weights", "verify", *map(str, args)], stdout=out, stderr=err),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        stream.seek(0)
-        texts.append(stream.read())
-    return status, texts[0], texts[1]
+    """Run the verb in this process; return its exit status, standard output and standard error."""
+    result = command_line.call("weights", "verify", *args)
+    return result.returncode, result.stdout.decode(), result.stderr.decode()
 
 
 def test_the_command_line(published: tuple[Tensors, dict[str, Official]], tmp_path: Path) -> None:

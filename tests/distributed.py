@@ -46,14 +46,16 @@ def in_processes(world: int, work: Callable[..., str], *arguments: Any) -> list[
             has what all of them said, with the lines where each one of them stands.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_LIMIT))
-    with tempfile.TemporaryDirectory() as logs, _started(world, store.port, Path(logs), work, arguments) as ears:
+    with tempfile.TemporaryDirectory() as logs, _started(world, store.port, Path(logs), work, arguments) as receivers:
         answers: dict[int, str] = {}
         end = time.monotonic() + _LIMIT
         while len(answers) < world:
-            ready = wait([ear for rank, ear in enumerate(ears) if rank not in answers], end - time.monotonic())
+            ready = wait(
+                [receiver for rank, receiver in enumerate(receivers) if rank not in answers], end - time.monotonic()
+            )
             fault = "" if ready else f"only {sorted(answers)} of {world} processes were done after {_LIMIT:.0f} seconds"
             try:
-                answers |= {rank: ear.recv() for rank, ear in enumerate(ears) if ear in ready}
+                answers |= {rank: receiver.recv() for rank, receiver in enumerate(receivers) if receiver in ready}
             except EOFError:
                 fault = "a process died"
             if fault:
@@ -67,21 +69,21 @@ def _started(
     world: int, port: int, logs: Path, work: Callable[..., str], arguments: Sequence[Any]
 ) -> Iterator[list[Connection]]:
     """So many processes, and where each one will be heard from; at the end of the block none is left."""
-    ears, processes = [], []
+    receivers, processes = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENBLAS_NUM_THREADS", "1")  # or NumPy's import starts a thread for each core
         forkserver.ensure_running()
     try:
         for rank in range(world):
-            ear, mouth = _CONTEXT.Pipe(duplex=False)
+            receiver, sender = _CONTEXT.Pipe(duplex=False)
             process = _CONTEXT.Process(
-                target=_work, args=(rank, world, port, logs, mouth, work, arguments), daemon=True
+                target=_work, args=(rank, world, port, logs, sender, work, arguments), daemon=True
             )
             process.start()
-            mouth.close()
-            ears.append(ear)
+            sender.close()
+            receivers.append(receiver)
             processes.append(process)
-        yield ears
+        yield receivers
         for process in processes:
             process.join(timeout=20)
             assert process.exitcode == 0
@@ -92,7 +94,7 @@ def _started(
 
 
 def _work(
-    rank: int, world: int, port: int, logs: Path, mouth: Connection, work: Callable[..., str], arguments: Sequence[Any]
+    rank: int, world: int, port: int, logs: Path, sender: Connection, work: Callable[..., str], arguments: Sequence[Any]
 ) -> None:
     log = (logs / f"{rank}.txt").open("w", buffering=1)
     os.dup2(log.fileno(), 2)
@@ -109,7 +111,7 @@ def _work(
     except BaseException:
         traceback.print_exc(file=log)
         raise SystemExit(1) from None
-    mouth.send(answer)
+    sender.send(answer)
 
 
 def _train(recipe: str, data: Path, out: Path, corpus: Path, resume: bool) -> str:
