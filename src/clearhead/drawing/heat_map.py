@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clearhead.drawing.svg import Picture, document, label, rect, text_width
+from clearhead.drawing.svg import Picture, clean, document, label, rect, text_width
 
 _CELL = 44
+_SIGNED_CELL = 24  # without a number inside
 _FONT_SIZE = 13.0
 _DARK_CELL = 0.55  # from this value on, the number is written in the light colour
 _SLOPE = 0.75  # the length of a label at 45 degrees, seen from the side or from above
 
 _RULES = """
 .title { font-size: 15px; font-weight: 600; fill: $ink } .label { font-size: 13px; fill: $ink }
-.cell { fill: $heat } .empty { fill: $empty }
+.cell { fill: $heat } .below { fill: $series1 } .empty { fill: $empty }
 .number { font-size: 12px; fill: $ink } .on { fill: $on_heat }
 """
 
@@ -31,18 +32,57 @@ def heat_map(
     """
     left = 20 + max(text_width(name, _FONT_SIZE) for name in rows) + 12
     top = 44 + max(text_width(name, _FONT_SIZE) for name in columns) * _SLOPE + 14
-    shapes = [label("title", 20, 26, title)]
-    for column, name in enumerate(columns):
-        turn = f' transform="rotate(-45 {left + (column + 0.5) * _CELL:.1f} {top - 8:.1f})"'
-        shapes.append(label("label", left + (column + 0.5) * _CELL, top - 8, name, attributes=turn))
-    for row, (name, numbers) in enumerate(zip(rows, values, strict=True)):
+    shapes = [label("title", 20, 26, title), *_axis_labels(rows, columns, left, top, _CELL)]
+    for row, (_, numbers) in enumerate(zip(rows, values, strict=True)):
         y = top + row * _CELL
-        shapes.append(label("label", left - 10, y + _CELL / 2 + 5, name, "end"))
         for column, value in enumerate(numbers):
             shapes += _cell(value, left + column * _CELL, y)
     ends = [left + (c + 0.5) * _CELL + text_width(name, _FONT_SIZE) * _SLOPE for c, name in enumerate(columns)]
     width = max(*ends, left + len(columns) * _CELL, 20 + text_width(title, 15, bold=True)) + 20
     return document(Picture(width, top + len(rows) * _CELL + 18, title, ", ".join(rows), shapes, lang), _RULES)
+
+
+def signed_heat_map(
+    title: str, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, lang: str = "en"
+) -> str:
+    """Return a heat map of numbers of either sign: one colour above 0, another below, as strong as the number is large.
+
+    Args:
+        title: what it shows.
+        values: finite numbers, one list for each row.
+        rows, columns: the labels.
+        lang: the language of the title, `en` or `zh`.
+    """
+    largest = max((abs(value) for numbers in values for value in numbers), default=0.0) or 1.0
+    left = 20 + max((text_width(name, _FONT_SIZE) for name in rows), default=0.0) + 12
+    top = 44 + max((text_width(name, _FONT_SIZE) for name in columns), default=0.0) * _SLOPE + 14
+    shapes = [label("title", 20, 26, title), *_axis_labels(rows, columns, left, top, _SIGNED_CELL)]
+    for row, numbers in enumerate(values):
+        for column, value in enumerate(numbers):
+            x, y = left + column * _SIGNED_CELL, top + row * _SIGNED_CELL
+            kind, strength = ("cell" if value >= 0 else "below"), abs(value) / largest
+            about = f"<title>{clean(rows[row])} {clean(columns[column])}: {value:+.4g}</title>"
+            shapes.append(f"<g>{about}")
+            shapes.append(rect("empty", x + 1, y + 1, _SIGNED_CELL - 2, _SIGNED_CELL - 2, 2))
+            shapes.append(
+                rect(kind, x + 1, y + 1, _SIGNED_CELL - 2, _SIGNED_CELL - 2, 2, f' fill-opacity="{strength:.3f}"')
+            )
+            shapes.append("</g>")
+    ends = [left + (c + 0.5) * _SIGNED_CELL + text_width(name, _FONT_SIZE) * _SLOPE for c, name in enumerate(columns)]
+    width = max(*ends, left + len(columns) * _SIGNED_CELL, 20 + text_width(title, 15, bold=True)) + 20
+    scale = f"{-largest:.3g} … {largest:.3g}"
+    bottom = top + len(rows) * _SIGNED_CELL
+    shapes.append(label("label", left, bottom + 20, scale))
+    return document(Picture(width, bottom + 34, title, ", ".join(rows), shapes, lang), _RULES)
+
+
+def _axis_labels(rows: Sequence[str], columns: Sequence[str], left: float, top: float, cell: float) -> list[str]:
+    shapes = []
+    for column, name in enumerate(columns):
+        turn = f' transform="rotate(-45 {left + (column + 0.5) * cell:.1f} {top - 8:.1f})"'
+        shapes.append(label("label", left + (column + 0.5) * cell, top - 8, name, attributes=turn))
+    shapes += [label("label", left - 10, top + (row + 0.5) * cell + 5, name, "end") for row, name in enumerate(rows)]
+    return shapes
 
 
 def _cell(value: float, x: float, y: float) -> list[str]:

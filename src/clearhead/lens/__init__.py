@@ -7,9 +7,47 @@
 `names(config)` lists the activations. `GPT.watch` and `GPT.edit` apply these functions to a text.
 """
 
+from clearhead.lens.ablation import ablate, steer, steering_vector
 from clearhead.lens.activations import Activation, Activations, names
+from clearhead.lens.attribution import direct_logit_attribution, gradient_times_input, integrated_gradients
+from clearhead.lens.cache import ActivationCache, run_with_cache
 from clearhead.lens.editing import edit
+from clearhead.lens.head_scores import head_scores
+from clearhead.lens.labelled import LabelledArray
+from clearhead.lens.patching import Patching, logit_difference, patch, path_patch
+from clearhead.lens.probing import Probe, train_probe
 from clearhead.lens.reading import logit_lens, pieces
+from clearhead.lens.splicing import Spliced, splice
+from clearhead.lens.storage import read_activations, stream_activations
 from clearhead.lens.watching import Trace, watch
 
-__all__ = ["Activation", "Activations", "Trace", "edit", "logit_lens", "names", "pieces", "watch"]
+__all__ = [
+    "Activation",
+    "ActivationCache",
+    "Activations",
+    "LabelledArray",
+    "Patching",
+    "Probe",
+    "Spliced",
+    "Trace",
+    "ablate",
+    "direct_logit_attribution",
+    "edit",
+    "gradient_times_input",
+    "head_scores",
+    "integrated_gradients",
+    "logit_difference",
+    "logit_lens",
+    "names",
+    "patch",
+    "path_patch",
+    "pieces",
+    "read_activations",
+    "run_with_cache",
+    "splice",
+    "steer",
+    "steering_vector",
+    "stream_activations",
+    "train_probe",
+    "watch",
+]
