@@ -98,10 +98,10 @@ def start(where: Path, run: str, resume: bool) -> multiprocessing.process.BasePr
 def work(where: Path, run: str, resume: bool) -> None:
     """What `clearhead train` does, quietly."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    from clearhead.training.loop import train
-    from clearhead.training.recipe import Recipe
+    from clearhead.training.recipe_reader import read_recipe
+    from clearhead.training.train import train
 
-    recipe = Recipe.from_file(where / "recipe.toml")
+    recipe = read_recipe(where / "recipe.toml")
     train(recipe, where, where / run, corpus_folder=where / "corpus", resume=resume)
 
 

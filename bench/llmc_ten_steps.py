@@ -54,7 +54,7 @@ def ten_steps(model: GPTModel, batch: Batch) -> list[float]:
     )
     alone = Processes(0, 1, torch.device("cpu"))
     # Dropout is off, as in llm.c, whatever the config says.
-    stepper = Stepper(Objective(model.eval()), [optimizer], recipe, alone, torch.float32, draws=False)
+    stepper = Stepper(Objective(model.eval()), [optimizer], recipe, alone, torch.float32, dropout=False)
     return [stepper.take(number, batch, rate=1.0).loss for number in range(10)]
 
 

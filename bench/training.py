@@ -26,7 +26,7 @@ from clearhead.model import GPTModel
 from clearhead.training.distributed import Processes
 from clearhead.training.memory import keep_freed_memory
 from clearhead.training.objective import Objective
-from clearhead.training.optimizer import optimizers
+from clearhead.training.optimizer import make_optimizers
 from clearhead.training.recipe import TrainingRecipe
 from clearhead.training.step import Stepper
 from clearhead.training.throughput import peak_flops, training_flops
@@ -47,7 +47,7 @@ def clearhead_step(config: GPTConfig, windows: int, length: int, compiled: bool)
     model = GPTModel(config)
     alone = Processes(0, 1, torch.device("cpu"))
     objective = Objective(model, compiled=compiled)
-    stepper = Stepper(objective, optimizers(model, recipe), recipe, alone, torch.float32, draws=False)
+    stepper = Stepper(objective, make_optimizers(model, recipe), recipe, alone, torch.float32, dropout=False)
     batch = ids_of(config, windows, length)
     return lambda: stepper.take(0, batch).loss
 

@@ -116,11 +116,11 @@ def _work(
 
 def _train(recipe: str, data: Path, out: Path, corpus: Path, resume: bool) -> str:
     from clearhead.errors import ClearheadError
-    from clearhead.training.loop import train
-    from clearhead.training.recipe import Recipe
+    from clearhead.training.recipe_reader import parse_recipe
+    from clearhead.training.train import train
 
     try:
-        train(Recipe.from_text(recipe), data, out, corpus_folder=corpus, resume=resume, device="cpu")
+        train(parse_recipe(recipe), data, out, corpus_folder=corpus, resume=resume, device="cpu")
     except ClearheadError as error:
         return str(error)
     return ""

@@ -13,8 +13,9 @@ from clearhead.data.corpus import Corpus
 from clearhead.training.distributed import Processes
 from clearhead.training.loop import Run
 from clearhead.training.recipe import Recipe
+from clearhead.training.recipe_reader import parse_recipe
 from clearhead.training.step import Step
-from clearhead.training.task import NextTokens
+from clearhead.training.task import PretrainingTask
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -71,7 +72,7 @@ def recipe(*changes: tuple[str, str]) -> Recipe:
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    return Recipe.from_text(text)
+    return parse_recipe(text)
 
 
 def write_texts(folder: Path) -> Path:
@@ -85,7 +86,7 @@ def write_texts(folder: Path) -> Path:
 
 def small_run(recipe: Recipe, corpus: Corpus, out: Path) -> Run:
     """A run that has not begun, on one process."""
-    return Run(recipe, NextTokens(recipe, corpus), out, ALONE)
+    return Run(recipe, PretrainingTask(recipe, corpus), out, ALONE)
 
 
 def one_step(run: Run) -> Step:
@@ -98,7 +99,7 @@ def one_step(run: Run) -> Step:
 def weights_of(out: Path) -> dict[str, torch.Tensor]:
     """The newest checkpoint's tensors: weights and optimizer state."""
     found: dict[str, torch.Tensor] = {}
-    for file in sorted((out / "checkpoints").glob("step-*"))[-1].glob("*.safetensors"):
+    for file in sorted((out / "checkpoints").glob("step-*"))[-1].glob("training/*.safetensors"):
         found |= load_file(file)
     return found
 

@@ -26,7 +26,7 @@ from clearhead.engine.runner import PAGE, page_sizes
 from clearhead.errors import InputError
 from clearhead.inference.torch_runner import CacheRows, TorchRunner
 from clearhead.model import GPTModel
-from clearhead.training.optimizer import optimizers
+from clearhead.training.optimizer import make_optimizers
 from clearhead.training.recipe import TrainingRecipe
 
 FLOATS = ("float32", "bfloat16")
@@ -135,7 +135,7 @@ def test_memory_to_train_holds_the_real_tensors(dtype: str) -> None:
     config = GPTConfig(50, 8, 12, 2, 2, qkv_bias=True, tie_weights=True)
     model = GPTModel(config)
     model.loss(ids_for(config, 1, 8), ids_for(config, 1, 8)).backward()
-    (adamw,) = optimizers(model, TrainingRecipe(steps=1, batch_size=1, optimizer="adamw"))
+    (adamw,) = make_optimizers(model, TrainingRecipe(steps=1, batch_size=1, optimizer="adamw"))
     adamw.step()
     averages = [
         value

@@ -30,10 +30,14 @@ from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.classifier import load_classifier
-from clearhead.training.finetune import MoreText, begin, merged
-from clearhead.training.loop import Run, train
+from clearhead.training.finetune import begin_finetuning
+from clearhead.training.finetune_tasks import MoreText
+from clearhead.training.loop import Run
+from clearhead.training.lora import merge_lora
 from clearhead.training.recipe import Recipe
+from clearhead.training.recipe_reader import parse_recipe
 from clearhead.training.run_folder import read_metrics
+from clearhead.training.train import train
 
 RECIPE = """
 [finetune]
@@ -87,11 +91,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(folder: Path, kind: str, more: str = "") -> Recipe:
     ending = "txt" if kind == "text" else "jsonl"
-    return Recipe.from_text(RECIPE.format(start=folder / "model", kind=kind, ending=ending, more=more))
+    return parse_recipe(RECIPE.format(start=folder / "model", kind=kind, ending=ending, more=more))
 
 
 def run_of(folder: Path, kind: str, out: Path, more: str = "") -> Run:
-    start = begin(recipe(folder, kind, more), folder)
+    start = begin_finetuning(recipe(folder, kind, more), folder)
     return Run(start.recipe, start.task, out, ALONE, start.model)
 
 
@@ -210,7 +214,7 @@ def test_merging_changes_nothing_but_the_form(folder: Path, tmp_path: Path) -> N
     ids = torch.arange(96).reshape(2, 48)
     with torch.inference_mode():
         before = run.model(ids)
-        assert (merged(run.model)(ids) - before).abs().max() < 1e-4
+        assert (merge_lora(run.model)(ids) - before).abs().max() < 1e-4
         assert torch.equal(run.model(ids), before)  # the model that learns was not touched
         assert (before - clearhead.load(folder / "model").model(ids)).abs().max() > 1e-2
 
@@ -220,8 +224,8 @@ def test_a_fine_tuning_that_stops_goes_on_exactly(folder: Path, more: str, tmp_p
     whole = recipe(folder, "instructions", more)
     text = whole.text.replace('schedule = "cosine"', "decay_steps = 10")
     whole, short = (
-        Recipe.from_text(text),
-        Recipe.from_text(text.replace("steps = 24", "steps = 13").replace("decay_steps = 10", "")),
+        parse_recipe(text),
+        parse_recipe(text.replace("steps = 24", "steps = 13").replace("decay_steps = 10", "")),
     )
     train(whole, folder, tmp_path / "one")
     train(short, folder, tmp_path / "two")
@@ -280,11 +284,11 @@ def test_examples_as_long_as_the_context_are_learned_from(folder: Path, kind: st
     line = {"text": text, "prompt": "The", "response": text}
     for name in ("train.jsonl", "valid.jsonl"):
         (tmp_path / name).write_text("\n".join(json.dumps({**line, "label": n % 2}) for n in range(8)))
-    start = begin(recipe(folder, kind), tmp_path)
+    start = begin_finetuning(recipe(folder, kind), tmp_path)
     run = Run(start.recipe, start.task, tmp_path, ALONE, start.model)
     assert run.task.draw(0)[0].shape == (8, 48)
     assert one_step(run).loss > 0
-    assert run.examine(None)["valid.jsonl"]["loss"] > 0
+    assert run.evaluate(None)["valid.jsonl"]["loss"] > 0
 
 
 def test_a_part_of_what_is_held_out_is_spread_over_it(folder: Path, tmp_path: Path) -> None:
@@ -292,14 +296,14 @@ def test_a_part_of_what_is_held_out_is_spread_over_it(folder: Path, tmp_path: Pa
     (tmp_path / "train.jsonl").write_bytes((folder / "train.jsonl").read_bytes())
     rows = [{"text": "Cold.", "label": "bad"}] * 20 + [{"text": "It was warm.", "label": "good"}] * 20
     (tmp_path / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    start = begin(recipe(folder, "classes"), tmp_path)
+    start = begin_finetuning(recipe(folder, "classes"), tmp_path)
     run = Run(start.recipe, start.task, tmp_path, ALONE, start.model)
-    assert run.examine(2)["valid.jsonl"] == pytest.approx(run.examine(None)["valid.jsonl"], abs=1e-5)
+    assert run.evaluate(2)["valid.jsonl"] == pytest.approx(run.evaluate(None)["valid.jsonl"], abs=1e-5)
 
 
 def test_a_text_is_the_tokens_of_its_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_file, "BLOCK_BYTES", 300)
-    task = begin(recipe(folder, "text"), folder).task
+    task = begin_finetuning(recipe(folder, "text"), folder).task
     assert isinstance(task, MoreText)
     assert task.valid is not None
     for (ids, size), name in (((task.ids, None), "train.txt"), (task.valid, "valid.txt")):
@@ -314,7 +318,7 @@ def test_a_held_out_text_of_one_token_is_refused(folder: Path, tmp_path: Path) -
     (tmp_path / "train.txt").write_text("abcabcabcabc")
     (tmp_path / "valid.txt").write_text("a")
     with pytest.raises(TrainingError, match=r"valid\.txt has one token"):
-        begin(recipe(tmp_path, "text"), tmp_path)
+        begin_finetuning(recipe(tmp_path, "text"), tmp_path)
 
 
 def test_padding_changes_no_loss(folder: Path) -> None:
@@ -370,18 +374,18 @@ def test_files_that_cannot_be_learned_from_are_named(
     for name in ("train.txt", "valid.txt", "train.jsonl", "valid.jsonl"):
         (tmp_path / name).write_text(changes.get(name, (folder / name).read_text()))
     with pytest.raises(TrainingError, match=words):
-        begin(recipe(folder, kind), tmp_path)
+        begin_finetuning(recipe(folder, kind), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("[training]", "[model]\nemb_dim = 4\n[training]", r"has \[model\] beside \[finetune\]"),
+        ("[training]", "[model]\nemb_dim = 4\n[training]", r"has both \[model\] and \[finetune\]"),
         ("lora_rank = 4", "lora_rnak = 4", "did you mean 'lora_rank'"),
-        ("lora_rank = 4", 'template = "no"', "must hold {prompt} once"),
+        ("lora_rank = 4", 'template = "no"', "must contain {prompt} once"),
         ("batch_size", 'optimizer = "muon"\nbatch_size', "Muon is for the matrices"),
         ('kind = "text"', 'kind = "texts"', "one of text, instructions, classes"),
-        ("lora_rank = 4", "context_length = 64", "has learned 48 positions"),
+        ("lora_rank = 4", "context_length = 64", "has 48 positions"),
         ("lora_rank = 4", 'start = "x"', "not TOML"),
         ('valid = "valid.txt"', 'valid = "gone.txt"', r"gone\.txt could not be read"),
     ],
@@ -390,19 +394,19 @@ def test_a_fine_tuning_that_cannot_be_is_refused(folder: Path, old: str, new: st
     text = recipe(folder, "text", "lora_rank = 4").text
     assert old in text
     with pytest.raises(ClearheadError, match=words):
-        begin(Recipe.from_text(text.replace(old, new, 1)), folder)
+        begin_finetuning(parse_recipe(text.replace(old, new, 1)), folder)
 
 
 def test_lora_without_its_library_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(TrainingError, match=r"pip install \"clearhead\[train\]\""):
-        begin(recipe(folder, "text", "lora_rank = 4"), folder)
+        begin_finetuning(recipe(folder, "text", "lora_rank = 4"), folder)
 
 
 def test_a_full_disk_leaves_the_classifier_from_before(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = begin(recipe(folder, "classes"), folder)
+    start = begin_finetuning(recipe(folder, "classes"), folder)
     start.task.save(start.model, tmp_path, "float32")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 

@@ -31,11 +31,12 @@ from clearhead.evaluation.perplexity import evaluate_perplexity
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.training.checkpoint import checkpoints, read_state
-from clearhead.training.loop import train
-from clearhead.training.optimizer import Muon, optimizers, orthogonalised
-from clearhead.training.recipe import _RANGES, FineTuneRecipe, Recipe, TrainingRecipe
+from clearhead.training.optimizer import Muon, make_optimizers, orthogonalised
+from clearhead.training.recipe import FineTuneRecipe, TrainingRecipe
+from clearhead.training.recipe_reader import RANGES, parse_recipe, read_recipe
 from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
+from clearhead.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_the_recipes_of_the_repository_are_good() -> None:
     paths = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
     assert paths
     for path in paths:
-        assert Recipe.from_file(path).training.steps > 0
+        assert read_recipe(path).training.steps > 0
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_the_recipes_of_the_repository_are_good() -> None:
         ("steps = 12", "steps = 12\nfinal_share = 7.0", "final_share .* must be at least 0 and at most 1"),
         ("learning_rate = 3e-3", "learning_rate = inf", "learning_rate .* is inf; it must be finite and above 0"),
         ("vocab_size = 300", "vocab_size = 99999999999999999999", r"vocab_size in \[model\] does not fit"),
-        ('train = "fish.txt"', 'train = "fish\\u0000.txt"', "has a NUL in it"),
+        ('train = "fish.txt"', 'train = "fish\\u0000.txt"', "contains NUL"),
         ("steps = 12", "steps = 5", "do not fit into steps 5"),
         ("steps = 12", 'steps = "12"', "of type int"),
         ('"muon"', '"adam"', "one of adamw, muon"),
@@ -100,31 +101,31 @@ def test_the_recipes_of_the_repository_are_good() -> None:
 )
 def test_a_recipe_that_cannot_be_is_refused(old: str, new: str, words: str) -> None:
     with pytest.raises(TrainingError, match=words):
-        Recipe.from_text(RECIPE.replace(old, new, 1))
+        parse_recipe(RECIPE.replace(old, new, 1))
 
 
 @pytest.mark.parametrize("source", ["[1]", "1", "{ name = 'a', train = 'b' }"])
 def test_sources_that_are_no_tables_are_refused(source: str) -> None:
     model = RECIPE[: RECIPE.index("[corpus]")]
     with pytest.raises(TrainingError, match="must name texts, each in a"):
-        Recipe.from_text(f"{model}[corpus]\nsource = {source}\n[training]\nsteps = 1\nbatch_size = 1")
+        parse_recipe(f"{model}[corpus]\nsource = {source}\n[training]\nsteps = 1\nbatch_size = 1")
 
 
 @pytest.mark.parametrize("table", [SourceRecipe, CorpusRecipe, FineTuneRecipe, TrainingRecipe])
 def test_every_number_of_a_recipe_has_a_range(table: type) -> None:
     numbers = {name for name, kind in get_type_hints(table).items() if kind in (int, float)}
-    assert numbers <= _RANGES.keys()
+    assert numbers <= RANGES.keys()
 
 
 def test_a_recipe_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n")
     with pytest.raises(TrainingError, match=r"latin\.toml is not UTF-8 text .* at byte 5"):
-        Recipe.from_file(tmp_path / "latin.toml")
+        read_recipe(tmp_path / "latin.toml")
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"none\.toml could not be read"):
-        Recipe.from_file(tmp_path / "none.toml")
+        read_recipe(tmp_path / "none.toml")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def test_muon_steps_as_torchs_own(shape: tuple[int, int]) -> None:
 
 def test_every_parameter_is_moved_by_one_group_and_only_matrices_decay() -> None:
     model = GPTModel(SMALL)
-    groups = [group for o in optimizers(model, recipe().training) for group in o.param_groups]
+    groups = [group for o in make_optimizers(model, recipe().training) for group in o.param_groups]
     moved = Counter(id(parameter) for group in groups for parameter in group["params"])
     assert moved == Counter(id(parameter) for parameter in model.parameters())
     for group in groups:
@@ -288,7 +289,7 @@ def test_a_run_may_be_made_longer_before_its_rate_falls(
 @pytest.mark.parametrize(
     ("changes", "resume", "words"),
     [
-        ((), False, "holds a run already"),
+        ((), False, "contains a run already"),
         ((("learning_rate = 3e-3", "learning_rate = 4e-3"),), True, "learning_rate was 0.003 and is 0.004"),
         ((("decay_steps = 4", "decay_steps = 8"),), True, "another recipe or corpus"),
         ((("n_layers = 2", "n_layers = 1"),), True, "n_layers was 2 and is 1"),
@@ -313,9 +314,9 @@ def test_there_must_be_something_to_resume(data: Path, corpus: Corpus, tmp_path:
 def test_a_checkpoint_that_was_cut_short_is_named(data: Path, corpus: Corpus, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     newest = checkpoints(tmp_path / "run")[-1]
-    file = next(newest.glob("*.safetensors"))
+    file = next(newest.glob("training/*.safetensors"))
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(TrainingError, match=rf"{newest.name} is broken.*delete it to go on from the one before"):
+    with pytest.raises(TrainingError, match=rf"{newest.name} is broken.*delete it to resume from the one before"):
         train(recipe(), data, tmp_path / "run", corpus_folder=corpus.folder, resume=True)
     shutil.rmtree(newest)
     train(recipe(), data, tmp_path / "run", corpus_folder=corpus.folder, resume=True)

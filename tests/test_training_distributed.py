@@ -18,10 +18,10 @@ from small_runs import RECIPE, recipe, write_texts
 from clearhead.data.corpus import Corpus
 from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.errors import TrainingError
-from clearhead.training.distributed import processes
-from clearhead.training.loop import train
-from clearhead.training.recipe import Recipe
-from clearhead.training.run_folder import locked, read_metrics
+from clearhead.training.distributed import connect_processes
+from clearhead.training.recipe_reader import parse_recipe
+from clearhead.training.run_folder import read_metrics, run_lock
+from clearhead.training.train import train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the processes are forked")
 
@@ -52,7 +52,7 @@ def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def alone(data: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process in float32."""
     out = tmp_path_factory.mktemp("alone")
-    train(Recipe.from_text(TEXT), data, out, corpus_folder=corpus.folder)
+    train(parse_recipe(TEXT), data, out, corpus_folder=corpus.folder)
     return out
 
 
@@ -103,7 +103,7 @@ def test_processes_agree_in_bfloat16_to_its_own_rounding(
     data: Path, corpus: Corpus, tmp_path: Path, parallel: str
 ) -> None:
     text = TEXT.replace("float32", "bfloat16")
-    train(Recipe.from_text(text), data, tmp_path / "alone", corpus_folder=corpus.folder)
+    train(parse_recipe(text), data, tmp_path / "alone", corpus_folder=corpus.folder)
     assert run_together(2, as_(parallel, text), data, tmp_path / "two", corpus.folder) == ["", ""]
     assert_same_to_rounding(tmp_path / "two", tmp_path / "alone", BFLOAT16)
 
@@ -115,14 +115,14 @@ def test_a_checkpoint_of_two_goes_on_alone_and_with_three(
     assert run_together(2, as_("shard", SHORT), data, tmp_path, corpus.folder) == ["", ""]
     nine = as_("replicate", SHORT.replace("steps = 5", "steps = 9"))
     assert run_together(3, nine, data, tmp_path, corpus.folder, resume=True) == ["", "", ""]
-    train(Recipe.from_text(TEXT), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+    train(parse_recipe(TEXT), data, tmp_path, corpus_folder=corpus.folder, resume=True)
     assert_same_to_rounding(tmp_path, alone)
 
 
 def test_a_checkpoint_of_one_goes_on_with_two_that_share_it(
     data: Path, corpus: Corpus, alone: Path, tmp_path: Path
 ) -> None:
-    train(Recipe.from_text(SHORT), data, tmp_path, corpus_folder=corpus.folder)
+    train(parse_recipe(SHORT), data, tmp_path, corpus_folder=corpus.folder)
     assert run_together(2, as_("shard"), data, tmp_path, corpus.folder, resume=True) == ["", ""]
     expected = load_file(alone / "model/model.safetensors")
     for name, tensor in load_file(tmp_path / "model/model.safetensors").items():
@@ -130,17 +130,17 @@ def test_a_checkpoint_of_one_goes_on_with_two_that_share_it(
 
 
 def test_all_processes_hear_of_what_stops_one(data: Path, corpus: Corpus, tmp_path: Path) -> None:
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         ends = run_together(2, TEXT, data, tmp_path, corpus.folder)
-    assert all("belongs to a run that is going on" in end for end in ends)
+    assert all("belongs to a run that is in progress" in end for end in ends)
     ends = run_together(2, TEXT.replace("batch_size = 12", "batch_size = 10"), data, tmp_path, corpus.folder)
-    assert all("batch_size 10 cannot be shared out among 2 processes in pieces of 2" in end for end in ends)
+    assert all("batch_size 10 cannot be divided among 2 processes in micro-batches of 2" in end for end in ends)
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 def _replica_outlives_its_group() -> str:
     sys.setswitchinterval(1000)  # seconds: other threads get Python's lock only where it is given up
-    with processes("cpu") as group:
+    with connect_processes("cpu") as group:
         replica = group.spread(torch.nn.Linear(2, 2), [], "replicate")
         told = group.from_first("the last word")
     del replica
@@ -154,7 +154,7 @@ def test_a_replica_may_outlive_its_group() -> None:
 
 
 def _longer_than_the_patience() -> str:
-    with processes("cpu") as group:
+    with connect_processes("cpu") as group:
         if not group.is_first:
             dist.distributed_c10d._set_pg_timeout(timedelta(milliseconds=20))
         with group.first_alone() as first:
@@ -169,7 +169,7 @@ def test_the_others_wait_for_the_first_beyond_their_patience() -> None:
 
 def _one_fails() -> str:
     try:
-        with processes("cpu") as group:
+        with connect_processes("cpu") as group:
             group.wait()
             if group.rank == 1:
                 raise TrainingError("the second had enough.")
@@ -190,7 +190,7 @@ def test_a_process_that_fails_is_heard_of_at_once() -> None:
 
 def test_random_numbers_of_dropout_belong_to_the_piece(data: Path, corpus: Corpus, tmp_path: Path, alone: Path) -> None:
     """Without it, the comparison above could not see dropout: the losses of another seed are others."""
-    other = Recipe.from_text(TEXT.replace("drop_rate = 0.1", "drop_rate = 0.0"))
+    other = parse_recipe(TEXT.replace("drop_rate = 0.1", "drop_rate = 0.0"))
     train(other, data, tmp_path, corpus_folder=corpus.folder)
     losses = [[line["loss"] for line in read_metrics(out) if "loss" in line] for out in (tmp_path, alone)]
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-3

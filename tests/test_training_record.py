@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -28,13 +29,15 @@ from clearhead.evaluation.perplexity import CrossEntropy
 from clearhead.model import GPTModel
 from clearhead.training.clock import Clock
 from clearhead.training.curves import curves_svg
-from clearhead.training.display import Display, Standing, sparkline
+from clearhead.training.display import Display, Status, sparkline
 from clearhead.training.find_lr import find_rate
-from clearhead.training.loop import Run, find_lr, train
-from clearhead.training.overview import overviews
-from clearhead.training.run_folder import Metrics, is_held, locked, read_metrics
-from clearhead.training.task import NextTokens
+from clearhead.training.loop import Run
+from clearhead.training.overview import list_runs
+from clearhead.training.recipe_reader import parse_recipe
+from clearhead.training.run_folder import MetricsFile, is_in_progress, read_metrics, run_lock
+from clearhead.training.task import PretrainingTask
 from clearhead.training.throughput import peak_flops, training_flops
+from clearhead.training.train import find_lr, train
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -89,7 +92,7 @@ def test_tensorboard_reads_what_the_metrics_say(runs: Path) -> None:
 
 
 def test_a_line_of_metrics_is_json_whatever_it_holds(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path)
+    metrics = MetricsFile(tmp_path)
     metrics.add(step=1, sample="one\u2028two\x85three\x0cfour")
     metrics.add(
         step=2, loss=math.nan, valid={"birds": {"loss": 800.0, "perplexity": CrossEntropy(800.0, 1, 9).perplexity}}
@@ -111,7 +114,7 @@ def test_the_card_counts_what_is_saved(corpus: Corpus, tmp_path: Path) -> None:
     model = GPTModel(recipe().model)
     count = sum(parameter.numel() for parameter in model.parameters())
     model.blocks[0].register_parameter("lora_A", torch.nn.Parameter(torch.zeros(7)))  # is added into the others
-    run = Run(recipe(), NextTokens(recipe(), corpus), tmp_path, ALONE, model)
+    run = Run(recipe(), PretrainingTask(recipe(), corpus), tmp_path, ALONE, model)
     assert f"A GPT-2 with {count:,} parameters:" in run._card({})
 
 
@@ -158,8 +161,8 @@ def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_p
     arguments = ["runs", str(runs / "muon"), str(runs / "adamw")]
     table = CliRunner().invoke(make_app(), arguments, env={"COLUMNS": "160"}).output
     assert f"birds {last:.4f}" in table
-    with locked(runs / "muon"):
-        assert [run.state for run in overviews([runs / "muon"])] == ["going on"]
+    with run_lock(runs / "muon"):
+        assert [run.state for run in list_runs([runs / "muon"])] == ["going on"]
 
 
 def test_runs_of_one_name_go_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,21 +179,31 @@ def test_runs_of_one_name_go_by_their_paths(tmp_path: Path, monkeypatch: pytest.
     assert all(f">{name}</text>" in svg for name in ("p/a", "q/a", "b"))
 
 
-def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    with locked(tmp_path):
-        assert is_held(tmp_path)
-    with (tmp_path / "run.lock").open("r+") as look:
-        fcntl.flock(look, fcntl.LOCK_SH)
-        assert not is_held(tmp_path)  # it is looked at by two
-        monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(look, fcntl.LOCK_UN))
-        with locked(tmp_path):
-            assert is_held(tmp_path)
+def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    assert not is_in_progress(tmp_path)
+    with run_lock(tmp_path):
+        assert is_in_progress(tmp_path)
+    assert not is_in_progress(tmp_path)
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            is_in_progress(tmp_path)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(20):
+            with run_lock(tmp_path):
+                pass
+    finally:
+        ended.set()
+        watcher.join()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["nowhere"], "nowhere could not be read"), ([".", "--curves", "a.gif"], "is no run and holds none")],
+    [(["nowhere"], "nowhere could not be read"), ([".", "--curves", "a.gif"], "is not a run and contains none")],
 )
 def test_runs_that_are_none_are_named(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,9 +246,9 @@ def test_the_display_shows_and_ends_with_a_line(monkeypatch: pytest.MonkeyPatch)
     )
     with display:
         for step, loss in ((48, 4.0), (49, math.nan)):
-            display.update(Standing(step, loss, 1234.0, 0.42, 2_500_000_000, 91.0))
+            display.update(Status(step, loss, 1234.0, 0.42, 2_500_000_000, 91.0))
         display._shown -= 10
-        display.update(Standing(50, 3.25, 1234.0, 0.42, 2_500_000_000, 90.0))
+        display.update(Status(50, 3.25, 1234.0, 0.42, 2_500_000_000, 90.0))
         display.say("a line [that] stays")
     shown = text.getvalue()
     for words in ("25.0%", "step 50 of 200", "90 s left", "loss 3.250", "1,234 tokens/s", "42% of peak", "2.5 GB"):
@@ -285,7 +298,7 @@ def test_the_search_finds_a_rate_that_learns_and_touches_no_run(data: Path, corp
     text = text.replace('optimizer = "muon"', f'muon_learning_rate = {rates["muon_learning_rate"]}\noptimizer = "muon"')
     losses = []
     for share in (1.0, 0.01):
-        run = small_run(recipe().from_text(text), corpus, tmp_path)
+        run = small_run(parse_recipe(text), corpus, tmp_path)
         run.stepper.peaks = [[peak * share for peak in peaks] for peaks in run.stepper.peaks]
         losses.append([one_step(run).loss for _ in range(10)][-1])
     assert losses[0] < losses[1] - 0.5
@@ -295,7 +308,7 @@ def test_a_search_that_cannot_end_well_says_so(corpus: Corpus, tmp_path: Path) -
     run = small_run(recipe(), corpus, tmp_path)
     with torch.no_grad():
         run.model.final_norm.weight.fill_(torch.nan)
-    with pytest.raises(TrainingError, match="no number from the start"):
+    with pytest.raises(TrainingError, match="NaN or infinite from the first steps"):
         find_rate(run.stepper, run.task)
 
 
@@ -317,10 +330,10 @@ def test_resume_remembers_recipe_and_texts(runs: Path, data: Path, tmp_path: Pat
     (out / "recipe.toml").write_text(text.replace("steps = 5", "steps = 6"))
     again = CliRunner().invoke(make_app(), ["train", "--resume", "--out", str(out)], catch_exceptions=False)
     assert again.exit_code == 0
-    assert (overviews([out])[0].step, overviews([out])[0].state) == (6, "finished")
+    assert (list_runs([out])[0].step, list_runs([out])[0].state) == (6, "finished")
     assert [line["step"] for line in read_metrics(out) if "final" in line] == [6]
     (out / "recipe.toml").write_text(text.replace("steps = 5", "steps = 7"))
-    assert overviews([out])[0].state == "stopped"
+    assert list_runs([out])[0].state == "stopped"
 
 
 @pytest.mark.parametrize(
@@ -328,7 +341,7 @@ def test_resume_remembers_recipe_and_texts(runs: Path, data: Path, tmp_path: Pat
     [
         (["--out", "new"], "a recipe is missing"),
         (["recipe.toml", "--out", "new"], r"the folder of its texts \(--data\) is missing"),
-        (["--resume", "--out", "new"], "there is no checkpoint in new to go on from"),
+        (["--resume", "--out", "new"], "there is no checkpoint in new to resume from"),
         (["recipe.toml", "--resume", "--find-lr", "--out", "new"], "leave out --resume"),
     ],
 )

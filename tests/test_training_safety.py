@@ -26,14 +26,15 @@ from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.checkpoint import checkpoints, read_state, save_checkpoint
 from clearhead.training.distributed import Processes
-from clearhead.training.loop import Run, find_lr, train
+from clearhead.training.loop import Run
 from clearhead.training.precision import LossScale
-from clearhead.training.record import Record
-from clearhead.training.run_folder import locked, read_metrics
-from clearhead.training.samples import encoded_prompts
-from clearhead.training.spikes import Spikes
+from clearhead.training.record import RunRecord
+from clearhead.training.run_folder import read_metrics, run_lock
+from clearhead.training.samples import encode_prompts
+from clearhead.training.spikes import SpikeDetector
 from clearhead.training.step import Stepper
-from clearhead.training.task import NextTokens, Scores
+from clearhead.training.task import PretrainingTask, Scores
+from clearhead.training.train import find_lr, train
 
 ROOT = Path(__file__).parents[1]
 SHORT = (("steps = 12", "steps = 5"), ("decay_steps = 4", "decay_steps = 0"))
@@ -104,22 +105,22 @@ def test_a_full_disk_stops_a_run_with_a_sentence_and_loses_nothing(
 
 def test_two_runs_never_write_one_folder(data: Path, corpus: Corpus, tmp_path: Path) -> None:
     with (
-        locked(tmp_path),
-        pytest.raises(TrainingError, match=rf"belongs to a run that is going on \(process {os.getpid()}\)"),
+        run_lock(tmp_path),
+        pytest.raises(TrainingError, match="belongs to a run that is in progress"),
     ):
         train(recipe(), data, tmp_path, corpus_folder=corpus.folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.lock"]
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     script = (
-        "import os; from pathlib import Path; from clearhead.training.run_folder import locked\n"
-        f"with locked(Path({str(tmp_path)!r})): os._exit(9)"
+        "import os; from pathlib import Path; from clearhead.training.run_folder import run_lock\n"
+        f"with run_lock(Path({str(tmp_path)!r})): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 9
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
@@ -148,15 +149,20 @@ def test_what_a_kill_left_half_written_is_passed_over_and_cleared_away(
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(tmp_path).items())
 
 
+def touch_model(folder: Path) -> None:
+    (folder / "model.safetensors").touch()
+
+
 def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     for step in (3, 7, 20, 100):
-        save_checkpoint(tmp_path, step, {"a": torch.arange(step)}, {"more": 1.5}, ALONE, keep=2)
+        save_checkpoint(tmp_path, {"step": step, "more": 1.5}, {"a": torch.arange(step)}, touch_model, ALONE, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
-    assert read_state(checkpoints(tmp_path)[-1]) == {"step": 100, "more": 1.5}
+    state = read_state(checkpoints(tmp_path)[-1])
+    assert (state["step"], state["more"]) == (100, 1.5)
     for value in (math.nan, -math.inf):
         broken = {"a": torch.zeros(3), "b": torch.tensor([1.0, value])}
-        with pytest.raises(TrainingError, match=r"after step 120 the weights or .* what is no number"):
-            save_checkpoint(tmp_path, 120, broken, {}, ALONE, keep=2)
+        with pytest.raises(TrainingError, match=r"after step 120 the weights or .* contain NaN or infinity"):
+            save_checkpoint(tmp_path, {"step": 120}, broken, touch_model, ALONE, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
 
 
@@ -179,7 +185,7 @@ def test_a_validation_that_fails_loses_nothing(
     def failing(run: Run, windows: int | None) -> Scores:
         raise TrainingError("no luck")
 
-    monkeypatch.setattr(Run, "examine", failing)
+    monkeypatch.setattr(Run, "evaluate", failing)
     with pytest.raises(TrainingError, match="no luck"):
         train(four, data, tmp_path, corpus_folder=corpus.folder)
     monkeypatch.undo()
@@ -203,7 +209,7 @@ def test_memory_that_runs_out_is_a_sentence(
     def too_large(*arguments: Any) -> Run:
         raise error
 
-    monkeypatch.setattr("clearhead.training.loop._new_run", too_large)
+    monkeypatch.setattr("clearhead.training.train._new_run", too_large)
     works: list[Any] = [train, find_lr]
     for work in works:
         with pytest.raises(TrainingError, match=r"smaller micro_batch_size .*recompute = true; .*several devices"):
@@ -229,21 +235,21 @@ def test_what_would_fail_at_the_end_is_refused_at_the_start(
 
 def test_an_empty_prompt_needs_a_token_to_begin_with() -> None:
     with pytest.raises(TrainingError, match="samples has an empty prompt"):
-        encoded_prompts(Tokenizer.of_characters(set("ab"), end_of_text=False), ["a", ""])
+        encode_prompts(Tokenizer.of_characters(set("ab"), end_of_text=False), ["a", ""])
 
 
 @pytest.mark.parametrize(("tokens", "text_bytes"), [(1, 4), (5, 0)])
 def test_too_little_to_hold_out_is_refused(corpus: Corpus, tokens: int, text_bytes: int) -> None:
     little = copy.copy(corpus)
     little.valid = {"birds": replace(corpus.valid["birds"], tokens=tokens, text_bytes=text_bytes)}
-    with pytest.raises(TrainingError, match=rf"held out of the text 'birds' has {tokens} tokens"):
-        NextTokens(recipe(), little)
+    with pytest.raises(TrainingError, match=rf"the held-out part of the text 'birds' has {tokens} tokens"):
+        PretrainingTask(recipe(), little)
 
 
 def test_a_batch_that_is_smaller_than_the_processes_are_many_is_refused() -> None:
     small = recipe(("batch_size = 8", "batch_size = 2")).training
-    with pytest.raises(TrainingError, match="batch_size 2 cannot be shared out among 3 processes"):
-        Stepper(torch.nn.Identity(), [], small, Processes(0, 3, torch.device("cpu")), torch.float32, draws=False)
+    with pytest.raises(TrainingError, match="batch_size 2 cannot be divided among 3 processes"):
+        Stepper(torch.nn.Identity(), [], small, Processes(0, 3, torch.device("cpu")), torch.float32, dropout=False)
 
 
 class _FullBoard:
@@ -254,11 +260,11 @@ class _FullBoard:
 
 
 def test_a_full_disk_at_the_end_hides_no_other_error(tmp_path: Path) -> None:
-    record = Record(tmp_path, False, 5)
-    record._board = _FullBoard()
+    record = RunRecord(tmp_path, False, 5)
+    record._tensorboard = _FullBoard()
     with pytest.raises(TrainingError, match=r"no space left in .* for TensorBoard's files"), record:
         pass
-    record._board = _FullBoard()
+    record._tensorboard = _FullBoard()
     with pytest.raises(TrainingError, match="the first error"), record:
         raise TrainingError("the first error")
 
@@ -280,28 +286,28 @@ def test_dropout_goes_on_where_it_stopped(data: Path, corpus: Corpus, tmp_path: 
 
 def test_spikes_are_seen_and_noise_is_not() -> None:
     noise = np.random.default_rng(1)
-    spikes = Spikes()
+    spikes = SpikeDetector()
     for step in range(2000):
         loss = 3 + 2 * math.exp(-step / 300) + 0.05 * noise.standard_normal()
-        assert spikes.look(loss, 0.5 * math.exp(0.2 * noise.standard_normal())) == "", step
-    assert spikes.look(4.5, 0.5).startswith("the loss is 4.5, after a mean of 3")
-    assert spikes.look(3.0, 30.0).startswith("the gradient norm is 30, after a mean of 0.5")
-    assert spikes.look(math.nan, math.inf) == "the loss is nan and the gradient norm is inf"
+        assert spikes.check(loss, 0.5 * math.exp(0.2 * noise.standard_normal())) == "", step
+    assert spikes.check(4.5, 0.5).startswith("the loss is 4.5, after a mean of 3")
+    assert spikes.check(3.0, 30.0).startswith("the gradient norm is 30, after a mean of 0.5")
+    assert spikes.check(math.nan, math.inf) == "the loss is nan and the gradient norm is inf"
     assert spikes.in_a_row == 3
-    assert spikes.look(3.0, 0.5) == ""
+    assert spikes.check(3.0, 0.5) == ""
     assert spikes.in_a_row == 0
 
 
 def test_spikes_go_on_from_their_state() -> None:
     noise = np.random.default_rng(2)
     values = [(3 + float(noise.standard_normal()) * (9 if step % 41 == 40 else 0.1), 1.0) for step in range(200)]
-    whole, half = Spikes(), Spikes()
-    expected = [whole.look(*value) for value in values]
+    whole, half = SpikeDetector(), SpikeDetector()
+    expected = [whole.check(*value) for value in values]
     assert any(expected)
-    found = [half.look(*value) for value in values[:100]]
-    other = Spikes()
+    found = [half.check(*value) for value in values[:100]]
+    other = SpikeDetector()
     other.restore(half.state())
-    assert [*found, *(other.look(*value) for value in values[100:])] == expected
+    assert [*found, *(other.check(*value) for value in values[100:])] == expected
 
 
 def test_a_spike_can_be_left_out(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,9 +315,9 @@ def test_a_spike_can_be_left_out(corpus: Corpus, tmp_path: Path, monkeypatch: py
     run = small_run(skipping, corpus, tmp_path)
     one_step(run)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    monkeypatch.setattr(run.stepper.spikes, "look", lambda loss, norm: "odd")
+    monkeypatch.setattr(run.stepper.spikes, "check", lambda loss, norm: "odd")
     found = one_step(run)
-    assert (found.taken, found.odd) == (False, "odd")
+    assert (found.taken, found.anomaly) == (False, "odd")
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     monkeypatch.undo()
     assert one_step(run).taken
@@ -319,17 +325,19 @@ def test_a_spike_can_be_left_out(corpus: Corpus, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("precision", "settings", "words"),
     [
-        ('on_spike = "skip"', "10 steps in a row had to be left out, up to step 9"),
-        ('precision = "float16"', "the loss is nan and the gradient norm is nan at step 0"),
-        ('precision = "float16"\non_spike = "skip"', "10 steps in a row had to be left out, up to step 9"),
+        ("float32", 'on_spike = "skip"', "10 steps in a row were skipped, up to step 9"),
+        ("float16", "", "the loss is nan and the gradient norm is nan at step 0"),
+        ("float16", 'on_spike = "skip"', "10 steps in a row were skipped, up to step 9"),
     ],
 )
-def test_a_run_of_nothing_but_broken_steps_stops(corpus: Corpus, tmp_path: Path, settings: str, words: str) -> None:
+def test_a_run_of_nothing_but_broken_steps_stops(
+    corpus: Corpus, tmp_path: Path, precision: str, settings: str, words: str
+) -> None:
     # Its first checkpoint would be refused for what is put into the weights here.
     changes = (("steps = 12", f"{settings}\nlog_every = 1\nsteps = 12"), ("checkpoint_every = 4", ""))
-    run = small_run(recipe(*changes), corpus, tmp_path)
+    run = small_run(recipe(*changes, ("float32", precision)), corpus, tmp_path)
     with torch.no_grad():
         run.model.final_norm.weight[0] = math.nan
     with pytest.raises(TrainingError, match=words):
@@ -349,21 +357,21 @@ def test_the_loss_scale_is_torchs(tmp_path: Path) -> None:
         parameter.grad = torch.tensor([gradient])
         theirs.step(optimizer)
         theirs.update()
-        assert ours.overflows(1.0, gradient) == math.isinf(gradient)
+        assert ours.update(1.0, gradient) == math.isinf(gradient)
         assert ours.scale == theirs.get_scale()
 
 
 def test_a_smaller_scale_is_no_help_against_a_loss_that_is_no_number() -> None:
     scale = LossScale(True)
-    assert not scale.overflows(math.nan, math.nan)
-    assert not scale.overflows(math.inf, math.inf)
+    assert not scale.update(math.nan, math.nan)
+    assert not scale.update(math.inf, math.inf)
     assert scale.scale == 65536.0
 
 
 def test_overflows_in_a_row_end_with_a_sentence(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = small_run(recipe(("steps = 12", 'precision = "float16"\nsteps = 12')), corpus, tmp_path)
+    run = small_run(recipe(("float32", "float16")), corpus, tmp_path)
     monkeypatch.setattr(run.stepper, "_gradients", lambda *arguments: 1.0)
     monkeypatch.setattr(run.stepper, "_norm", lambda: math.inf)
     assert not any(one_step(run).taken for _ in range(16))
@@ -374,7 +382,7 @@ def test_overflows_in_a_row_end_with_a_sentence(
 def test_float16_learns_as_float32_does(corpus: Corpus, tmp_path: Path) -> None:
     losses = []
     for precision in ("float32", "float16"):
-        run = small_run(recipe(("steps = 12", f'precision = "{precision}"\nsteps = 12')), corpus, tmp_path)
+        run = small_run(recipe(("float32", precision)), corpus, tmp_path)
         steps = [one_step(run) for _ in range(6)]
         assert all(step.taken for step in steps)
         losses.append([step.loss for step in steps])
@@ -383,9 +391,9 @@ def test_float16_learns_as_float32_does(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_float16_that_overflows_leaves_the_step_out(corpus: Corpus, tmp_path: Path) -> None:
-    run = small_run(recipe(("steps = 12", 'precision = "float16"\nsteps = 12')), corpus, tmp_path)
+    run = small_run(recipe(("float32", "float16")), corpus, tmp_path)
     run.stepper.loss_scale.scale = 2.0**40
     found = one_step(run)
     assert not found.taken
-    assert "float16 overflowed" in found.odd
+    assert "float16 overflowed" in found.anomaly
     assert run.stepper.loss_scale.scale == 2.0**39

@@ -35,10 +35,10 @@ def runs(folders: Folders = None, curves: Curves = None, as_json: Json = False) 
     """
     from clearhead.drawing.png import save_picture
     from clearhead.training.curves import curves_svg
-    from clearhead.training.overview import overviews
+    from clearhead.training.overview import list_runs
     from clearhead.training.run_folder import read_metrics
 
-    found = overviews(folders or [Path("runs")])
+    found = list_runs(folders or [Path("runs")])
     if as_json:
         for run in found:
             write_json({**asdict(run), "folder": str(run.folder)})

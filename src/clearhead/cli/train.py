@@ -66,32 +66,32 @@ def train(
     A line <|endoftext|> separates the documents in a text file.
     """
     from clearhead.errors import InputError
-    from clearhead.training import loop
+    from clearhead.training import train as training
     from clearhead.training.memory import keep_freed_memory
-    from clearhead.training.recipe import Recipe
-    from clearhead.training.run_folder import RECIPE, remembered
+    from clearhead.training.recipe_reader import read_recipe
+    from clearhead.training.run_folder import RECIPE, read_origin
 
     if resume and find_lr:
         raise InputError("--find-lr starts from new weights; leave out --resume.")
     start = None
     if resume:
-        before = remembered(out)
+        before = read_origin(out)
         start = before.start if recipe is None else None
         recipe, data, corpus = recipe or out / RECIPE, data or before.data, corpus or before.corpus
     if recipe is None or data is None:
         missing = "a recipe" if recipe is None else "the folder of its texts (--data)"
         raise InputError(f"{missing} is missing; it can be left out only with --resume.")
-    chosen = Recipe.from_file(recipe)
+    chosen = read_recipe(recipe)
     if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
         chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))
     keep_freed_memory()
     if find_lr:
-        rates = loop.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
+        rates = training.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
         for key, rate in rates.items():
             print(f"{key} = {rate:.2g}")
         print(f"The curve is in {out / 'find_lr.svg'}.")
         return
-    folder = loop.train(chosen, data, out, corpus_folder=corpus, resume=resume, device=device, dtype=dtype)
+    folder = training.train(chosen, data, out, corpus_folder=corpus, resume=resume, device=device, dtype=dtype)
     names = chosen.finetune is not None and chosen.finetune.kind == "classes"
     print(
         f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'

@@ -1,1 +1,1 @@
-"""From raw text to a trained GPT-2: a recipe, a corpus, batches, an optimizer, the loop, checkpoints."""
+"""Train a model from a recipe: the loop, the step, the optimizer, checkpoints, several processes, fine-tuning."""

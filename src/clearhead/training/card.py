@@ -1,4 +1,4 @@
-"""The card of a trained model: what it is, what it learned from, what it reached; a README beside the weights."""
+"""Write the card of a trained model: its shape, data and scores, as a README beside the weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from clearhead.training.recipe import Recipe
 def model_card(
     name: str, recipe: Recipe, learned_from: str, scores: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]
 ) -> str:
-    """The card in Markdown, with the front matter that the hub reads.
+    """Return the card in Markdown, with the front matter that the hub reads.
 
     Args:
-        name: of the run.
-        recipe: that it was made by; its text stands at the end of the card.
-        learned_from: the data in words.
+        name: the run's name.
+        recipe: the run's recipe; its text is the end of the card.
+        learned_from: a description of the data.
         scores: by held-out text.
-        facts: `environment.environment`'s, with what the run adds: parameters, steps, tokens, seconds.
+        facts: those of `environment.environment`, and the run's: parameters, steps, tokens.
     """
     m, t = recipe.model, recipe.training
     classes = recipe.finetune is not None and recipe.finetune.kind == "classes"
     header = sorted({score for values in scores.values() for score in values})
     results = [
-        "| held-out text | " + " | ".join(words(score) for score in header) + " |",
+        "| held-out text | " + " | ".join(score_label(score) for score in header) + " |",
         "|---" * (len(header) + 1) + "|",
     ]
     for text, values in scores.items():
@@ -39,10 +39,10 @@ tags:
 
 # {name}
 
-A GPT-2 with {facts["parameters"]:,} parameters: {m.n_layers} blocks, {m.n_heads} heads, {m.emb_dim} numbers a token,
-{m.context_length:,} tokens of context, {m.vocab_size:,} tokens in the vocabulary.
+A GPT-2 with {facts["parameters"]:,} parameters: {m.n_layers} blocks, {m.n_heads} heads, an embedding dimension of
+{m.emb_dim}, a context of {m.context_length:,} tokens, a vocabulary of {m.vocab_size:,} tokens.
 
-## Learned from
+## Training data
 
 {learned_from}
 
@@ -52,9 +52,10 @@ A GPT-2 with {facts["parameters"]:,} parameters: {m.n_layers} blocks, {m.n_heads
 
 ## Training
 
-{facts["steps"]:,} steps of {t.batch_size} windows, {facts["tokens"]:,} tokens. {facts["products"]} products on
-{facts["device"]} ({facts["processes"]} {"process" if facts["processes"] == 1 else "processes"}); Clearhead
-{facts["clearhead"]}, torch {facts["torch"]}.
+{facts["steps"]:,} steps of {t.batch_size} windows, {facts["tokens"]:,} tokens.
+Matrix products in {facts["products"]} on {facts["device"]}
+({facts["processes"]} {"process" if facts["processes"] == 1 else "processes"}).
+Clearhead {facts["clearhead"]}, torch {facts["torch"]}.
 
 ## Use
 
@@ -62,7 +63,7 @@ A GPT-2 with {facts["parameters"]:,} parameters: {m.n_layers} blocks, {m.n_heads
 clearhead {"classify" if classes else "generate"} "..." --model FOLDER
 ```
 
-The folder is one of Hugging Face's: `transformers` opens it with
+The folder is a Hugging Face model: `transformers` opens it with
 `AutoModelFor{"SequenceClassification" if classes else "CausalLM"}.from_pretrained(FOLDER)`.
 
 ## Recipe
@@ -73,6 +74,6 @@ The folder is one of Hugging Face's: `transformers` opens it with
 """
 
 
-def words(score: str) -> str:
-    """A score's name in words."""
+def score_label(score: str) -> str:
+    """Return a score's name in words."""
     return {"bits_per_byte": "bits per byte"}.get(score, score)

@@ -1,23 +1,24 @@
-"""Everything that a run needs to go on as if it had never stopped: a folder that is there whole, or not at all.
+"""Checkpoints: everything that a run needs to resume exactly, in a folder that is complete or does not exist.
 
-    checkpoints/step-00000250/shard-00001-model-00001-of-00001.safetensors    weights and optimizer state, by name
-    checkpoints/step-00000250/state.json                                      the rest, small
+    checkpoints/step-00000250/state.json       the small values, and the SHA-256 of every other file
+    checkpoints/step-00000250/training/*.safetensors    weights and optimizer state, by name
+    checkpoints/step-00000250/model.safetensors, config.json, ...    the model, as a Hugging Face folder
 
 torch.distributed.checkpoint writes the tensors, each process its own, as safetensors; a run with another number of
-processes reads them back. The folder is written under another name and renamed when it is on the disk.
+processes can read them. The folder is written under another name and renamed when it is on the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,18 @@ from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
 from clearhead.training.distributed import Processes
-from clearhead.training.run_folder import room_for, write_text
+from clearhead.training.run_folder import disk_full_explained, write_text
+from clearhead.utils.atomic import TEMPORARY_SUFFIX, flush_to_disk
 
 FOLDER = "checkpoints"
 _STATE = "state.json"
+_TENSORS = "training"
 
 
-def tensors_of(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """What a checkpoint holds, by name: each trained parameter, and what its optimizer remembers of it.
+def tensors_by_name(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint: each trained parameter, and the optimizer's state of it.
 
-    An optimizer's memory is made where there is none yet, so that a checkpoint can be read into it.
+    An optimizer's state is created if it does not exist yet, so that a checkpoint can be read into it.
     """
     names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
@@ -48,15 +51,15 @@ def tensors_of(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) ->
             for parameter in group["params"]:
                 state = optimizer.state[parameter]
                 if not state:
-                    state.update(_new_memory(optimizer, parameter))
+                    state.update(_initial_state(optimizer, parameter))
                 for key, value in state.items():
                     # AdamW's count of steps has no dimension; safetensors are read by slices of one.
                     tensors[f"optimizer.{names[parameter]}.{key}"] = value.view(1) if value.ndim == 0 else value
     return tensors
 
 
-def _new_memory(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """An optimizer's memory of a parameter before its first step, as the optimizer itself would make it."""
+def _initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Return an optimizer's state of a parameter before its first step, as the optimizer itself would create it."""
     if isinstance(optimizer, torch.optim.AdamW):
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
         return {"step": step, "exp_avg": _zeros(parameter), "exp_avg_sq": _zeros(parameter)}
@@ -68,124 +71,139 @@ def _zeros(parameter: Tensor) -> Tensor:
 
 
 def save_checkpoint(
-    run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], processes: Processes, keep: int = 2
+    run: Path,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    save_model: Callable[[Path], None],
+    processes: Processes,
+    keep: int = 2,
 ) -> Path:
-    """Writes the checkpoint of a step and deletes old ones.
+    """Write a checkpoint and delete old ones. All processes call this together.
 
     Args:
         run: the run's folder.
-        step: how many steps are done.
-        tensors: as `tensors_of` names them.
-        state: what else is kept, as JSON has it.
-        processes: all of them come here together.
-        keep: how many checkpoints stay.
+        state: the values to store as JSON; `step` is the number of completed steps. A checkpoint with a `milestone` is
+            never deleted.
+        tensors: those of `tensors_by_name`.
+        save_model: writes the model into a folder; it is called in the first process.
+        processes: the processes of the run.
+        keep: the number of checkpoints to keep.
 
     Raises:
-        TrainingError: where the disk is full, or a tensor holds what is no number; the earlier checkpoints are
-            untouched.
+        TrainingError: if the disk is full, or a tensor contains NaN or infinity; earlier checkpoints are untouched.
     """
+    step = state["step"]
     folder = run / FOLDER / f"step-{step:08d}"
-    beside = folder.with_name(f".{folder.name}.part")
-    _refuse_broken(step, tensors, processes)
+    temporary = folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")
+    what = f"the checkpoint of step {step:,}"
+    _refuse_nonfinite(step, tensors, processes)
     if processes.from_first((folder / _STATE).is_file()):
-        return folder  # stopped again where it went on from
+        return folder  # stopped again at the step from which the run was resumed
     try:
-        with processes.first_alone() as first, room_for(f"the checkpoint of step {step:,}", run):
+        with processes.first_alone() as first, disk_full_explained(what, run):
             if first:
                 _remove_unfinished(run)
-                beside.mkdir(parents=True)
-        _write_tensors(beside, dict(tensors), processes, f"the checkpoint of step {step:,}")
-        with processes.first_alone() as first, room_for(f"the checkpoint of step {step:,}", run):
+                (temporary / _TENSORS).mkdir(parents=True)
+        _write_tensors(temporary / _TENSORS, dict(tensors), processes, what, run)
+        with processes.first_alone() as first, disk_full_explained(what, run):
             if first:
-                write_text(beside / _STATE, json.dumps({**state, "step": step}, indent=1))
-                _sync(beside)
-                beside.replace(folder)
-                _sync(folder.parent)
-                for old in checkpoints(run)[:-keep]:
-                    old.replace(old.with_name(f".{old.name}.part"))
-                _remove_unfinished(run)
+                save_model(temporary)
+                write_text(temporary / _STATE, json.dumps({**state, "files": _digests(temporary)}, indent=1))
+                flush_to_disk(temporary)
+                temporary.replace(folder)
+                flush_to_disk(folder.parent)
+                _delete_old(run, keep)
     except BaseException:
         if processes.is_first:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
 
 
-def _refuse_broken(step: int, tensors: Mapping[str, Tensor], processes: Processes) -> None:
-    """Raises, on all processes, where a tensor holds an infinity or NaN on one: nothing can go on from that."""
+def _refuse_nonfinite(step: int, tensors: Mapping[str, Tensor], processes: Processes) -> None:
+    """Raise in all processes if a tensor contains NaN or infinity in one: nothing can continue from that."""
     parts = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values())
     if processes.sums([float(not all(part.isfinite().all() for part in parts))])[0]:
         raise TrainingError(
-            f"after step {step:,} the weights or the optimizer's memory hold what is no number, so no checkpoint was "
-            "written; the one before is untouched. Start again with a lower learning rate or a longer warm-up."
+            f"after step {step:,} the weights or the optimizer's state contain NaN or infinity, so no checkpoint was "
+            "written; earlier ones are untouched. Start again with a lower learning rate or a longer warm-up."
         )
 
 
+def _delete_old(run: Path, keep: int) -> None:
+    for old in checkpoints(run)[:-keep]:
+        with contextlib.suppress(TrainingError):
+            if read_state(old).get("milestone"):
+                continue
+        old.replace(old.with_name(f".{old.name}{TEMPORARY_SUFFIX}"))
+    _remove_unfinished(run)
+
+
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, the oldest first."""
+    """Return the complete checkpoints of a run, the oldest first."""
     try:
-        there = sorted((run / FOLDER).iterdir())
+        found = sorted((run / FOLDER).iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [path for path in there if re.fullmatch(r"step-\d{8,}", path.name) and (path / _STATE).is_file()]
+    return [path for path in found if re.fullmatch(r"step-\d{8,}", path.name) and (path / _STATE).is_file()]
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The small part of a checkpoint.
+    """Read the small values of a checkpoint.
 
     Raises:
-        TrainingError: where it is broken.
+        TrainingError: if they are malformed.
     """
     try:
         state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        if not isinstance(state.get("step"), int):
+        if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
             raise ValueError("it gives no step")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _broken(checkpoint, error) from None
     return state
 
 
 @contextlib.contextmanager
-def understood(checkpoint: Path) -> Iterator[None]:
-    """Makes a sentence of a small part that lacks what the block asks of it.
+def state_errors_explained(checkpoint: Path) -> Iterator[None]:
+    """Turn errors of a block that uses the small values of a checkpoint into `TrainingError`.
 
     Raises:
-        TrainingError: where it does.
+        TrainingError: if a value is missing or has the wrong type.
     """
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TrainingError(
-            f"the checkpoint {checkpoint} is broken, or another version of Clearhead wrote it ({error!r} in {_STATE}); "
-            "delete it to go on from the one before, go on with that version, or start anew."
+            f"the checkpoint {checkpoint} is malformed, or another version of Clearhead wrote it ({error!r} in "
+            f"{_STATE}); delete it to resume from the one before, resume with that version, or start a new run."
         ) from None
 
 
-def check_past(state: Mapping[str, Any], past: Mapping[str, Any], checkpoint: Path, steps: int) -> None:
-    """Raises where a run cannot go on from a checkpoint, and says what differs.
+def check_fingerprint(state: Mapping[str, Any], fingerprint: Mapping[str, Any], checkpoint: Path, steps: int) -> None:
+    """Check that a run can resume from a checkpoint.
 
     Args:
-        state: the checkpoint's, which holds the past that it was made with.
-        past: what the same number of steps depends on now: `model`, `training` and `finetune`, tables of settings;
-            `data`, a digest; `rates`, a digest of the learning rates so far.
-        checkpoint: its folder, for the sentence.
-        steps: how many the recipe asks for.
+        state: the checkpoint's small values, which include the fingerprint of the run that wrote it.
+        fingerprint: everything that the same number of steps depends on now: `model`, `training` and `finetune`, tables
+            of settings; `data`, a digest; `rates`, a digest of the learning rates so far; `precision`.
+        checkpoint: the checkpoint's folder, for the message.
+        steps: the number of steps of the recipe.
 
     Raises:
-        TrainingError: naming each setting with both of its values.
+        TrainingError: if they differ; the message names each setting with both values.
     """
-    past = json.loads(json.dumps(past))  # what JSON makes of tuples and whole floats
+    fingerprint = json.loads(json.dumps(fingerprint))  # as JSON represents tuples and whole floats
     different = [
         f"{key} was {state[table].get(key)} and is {value}"
         for table in ("model", "training", "finetune")
-        for key, value in past[table].items()
+        for key, value in fingerprint[table].items()
         if state[table].get(key) != value
     ]
-    if state["data"] != past["data"]:
-        others = "the model that it began with" if past["finetune"] else "their shares"
+    if state["data"] != fingerprint["data"]:
+        others = "the model that it started from" if fingerprint["finetune"] else "their shares"
         different.append(f"its texts or {others} were others")
-    if not different and state["rates"] != past["rates"]:
-        different.append("its learning rate went another way up to there")
+    if not different and state["rates"] != fingerprint["rates"]:
+        different.append("its learning rates up to that step were others")
     if different:
         raise TrainingError(
             f"the checkpoint {checkpoint} belongs to another recipe or corpus: {'; '.join(different)}. Give "
@@ -193,48 +211,83 @@ def check_past(state: Mapping[str, Any], past: Mapping[str, Any], checkpoint: Pa
         )
     if state["step"] > steps:
         raise TrainingError(
-            f"the checkpoint has done {state['step']:,} steps and the recipe asks for {steps:,}; raise steps."
+            f"the checkpoint has completed {state['step']:,} steps and the recipe asks for {steps:,}; raise steps."
         )
 
 
-def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], processes: Processes) -> None:
-    """Fills tensors of a model and its optimizers with those of a checkpoint, whatever number of processes wrote it.
+def load_tensors(
+    checkpoint: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor], processes: Processes
+) -> None:
+    """Fill the tensors of a model and its optimizers from a checkpoint that any number of processes wrote.
 
     Raises:
-        TrainingError: where it is broken, or lacks one of them.
+        TrainingError: if a file has changed since it was written, or lacks one of the tensors.
     """
+    with processes.first_alone() as first:
+        if first:
+            _check_digests(checkpoint, state)
+    folder = checkpoint / _TENSORS if (checkpoint / _TENSORS).is_dir() else checkpoint  # as earlier versions wrote it
     try:
-        for file in checkpoint.glob("*.safetensors"):
-            safetensors.safe_open(file, "pt")  # reads the header, which says how long the file is
-        with _quiet():
+        for file in folder.glob("*.safetensors"):
+            safetensors.safe_open(file, "pt")  # reads the header, which gives the file's length
+        with _silenced():
             dcp.load(
                 dict(tensors),
-                storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint)),
+                storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
                 no_dist=processes.world == 1,
             )
     except (Exception, CheckpointException) as error:
         raise _broken(checkpoint, _cause(error)) from None
 
 
-def _write_tensors(folder: Path, tensors: dict[str, Tensor], processes: Processes, what: str) -> None:
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder, by its path relative to the folder."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        flush_to_disk(path)
+    return found
+
+
+def _check_digests(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Compare the files of a checkpoint with their checksums; earlier versions wrote none.
+
+    Raises:
+        TrainingError: if a file differs.
+    """
+    with state_errors_explained(checkpoint):
+        expected = dict(state.get("files", {}))
+    for name in expected:
+        path = checkpoint / name
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _broken(checkpoint, error) from None
+        if digest != expected[name]:
+            raise _broken(checkpoint, ValueError(f"{name} differs from its checksum"))
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], processes: Processes, what: str, run: Path) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        with _quiet():
+        with _silenced():
             dcp.save(tensors, storage_writer=writer, no_dist=processes.world == 1)
-    except (Exception, CheckpointException) as error:  # the latter is no Exception
+    except (Exception, CheckpointException) as error:  # the latter is not an Exception
         cause = _cause(error)
         if isinstance(cause, OSError):
-            with room_for(what, folder.parent.parent):
+            with disk_full_explained(what, run):
                 raise cause from None
         raise
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong inside torch.distributed.checkpoint, which wraps it."""
+    """Return the error inside one that torch.distributed.checkpoint wraps."""
     failures = getattr(error, "failures", None)
     if failures:
         return _cause(next(iter(failures.values()))[0])
-    # torch's writer closes its file in an error's wake, and the file then fails to write what is left.
+    # torch's writer closes its file after an error, and the file then fails to write what is left.
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -246,29 +299,18 @@ def _cause(error: BaseException) -> BaseException:
 def _broken(checkpoint: Path, error: BaseException) -> TrainingError:
     words = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return TrainingError(
-        f"the checkpoint {checkpoint} is broken ({words}); delete it to go on from the one before, or start anew."
+        f"the checkpoint {checkpoint} is broken ({words}); delete it to resume from the one before, or start a new run."
     )
 
 
 def _remove_unfinished(run: Path) -> None:
-    for path in (run / FOLDER).glob(".*.part"):
+    for path in (run / FOLDER).glob(f".*{TEMPORARY_SUFFIX}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    """Brings a folder's list of names to the disk; Windows has no way to."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's remarks that there is one process only, and that its reader's interface is young."""
+def _silenced() -> Iterator[None]:
+    """Suppress torch's remarks that there is only one process, and that its reader's interface is young."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,8 @@ from clearhead.loading import load
 from clearhead.model import GPTModel
 from clearhead.model_weights import ModelTensors
 from clearhead.tokenizer import Tokenizer
+from clearhead.training.run_folder import resume_advice
+from clearhead.utils.atomic import staged_files
 from clearhead.weights import open as open_weights
 from clearhead.weights import save_huggingface
 
@@ -58,23 +59,18 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
         # text contains there is none, and transformers refuses batches.
         "pad_token_id": tokenizer.end_of_text,
     }
-    config = model.config.replace(tie_weights=True)  # there is no head over the vocabulary to be stored
+    config = model.config.replace(tie_weights=True)  # there is no head over the vocabulary to store
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-            without, whole = Path(beside) / "model", Path(beside) / _WEIGHTS
-            save_huggingface(without, config, body, dtype=dtype, extra_config=extra, shard_bytes=1 << 62)
-            stored = load_torch(without / _WEIGHTS)
+        with staged_files(folder, last=["config.json"]) as staged:
+            save_huggingface(staged, config, body, dtype=dtype, extra_config=extra, shard_bytes=1 << 62)
+            stored = {f"transformer.{name}": values for name, values in load_torch(staged / _WEIGHTS).items()}
             head = model.head.weight.detach().cpu().to(next(iter(stored.values())).dtype)
-            stored = {f"transformer.{name}": values for name, values in stored.items()}
-            save_torch({**stored, _HEAD: head.contiguous()}, whole, metadata={"format": "pt"})
-            (without / "config.json").replace(folder / "config.json")
-            whole.replace(folder / _WEIGHTS)
-    except (OSError, SafetensorError) as error:  # the library has an error of its own where a disk is full
+            save_torch({**stored, _HEAD: head.contiguous()}, staged / _WEIGHTS, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:  # the library raises its own error if the disk is full
         reason = getattr(error, "strerror", None) or error
         raise WeightsError(
-            f"{folder} could not be written ({reason}). What was there before is untouched: make room or put right "
-            "what is wrong, and go on with --resume."
+            f"{folder} could not be written ({reason}). What was there before is untouched: make room or correct "
+            f"the cause, and {resume_advice(folder)}."
         ) from None
     tokenizer.save(folder)
 

@@ -1,4 +1,4 @@
-"""Tokens a second and the time left, from the steps of this session, and a smoothed loss."""
+"""Track throughput, the time left and a smoothed loss."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-_MEMORY = 50  # steps that both averages look back on
+_MEMORY = 50  # steps over which both averages run
 
 
 class Clock:
-    """Is told of each step.
+    """Track throughput and a smoothed loss over the steps of this session.
 
     Attributes:
-        loss: the smoothed training loss; None before there was one that is a number.
+        loss: the smoothed training loss; None before the first finite one.
         seconds, tokens: of a step, smoothed.
-        left: steps to go.
+        left: the number of steps to go.
     """
 
     def __init__(self) -> None:
@@ -25,17 +25,17 @@ class Clock:
         self.seconds = 0.0
         self.tokens = 0.0
         self.left = 0
-        self._seen = 0  # losses that the smoothed one is made of
+        self._seen = 0  # losses that the smoothed one averages
         self._steps = 0
         self._started = self._last = 0.0
 
     def start(self, steps: int) -> None:
-        """The first step begins now, and so many are to go."""
+        """Begin the first of `steps` steps now."""
         self.left, self._started = steps, time.monotonic()
         self._last = self._started
 
     def tick(self, loss: float, tokens: int) -> None:
-        """A step is done."""
+        """Record a completed step."""
         now = time.monotonic()
         self._steps += 1
         self.left -= 1
@@ -50,23 +50,23 @@ class Clock:
         self._last = now
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: a run that goes on shows the loss that it would have shown."""
+        """Return the state for a checkpoint: a resumed run shows the loss that it would have shown."""
         return {"loss": self.loss, "seen": self._seen}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Restore what `state` returned."""
         self.loss, self._seen = state["loss"], state["seen"]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens in this block is no part of a step."""
+        """Leave the time of the block out of the steps' time."""
         before = time.monotonic()
         yield
         self._last += time.monotonic() - before
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all processes together."""
+        """The tokens per second of all processes together."""
         return self.tokens / self.seconds
 
     @property

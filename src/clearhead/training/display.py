@@ -1,4 +1,4 @@
-"""What a run shows on a terminal while it goes on; elsewhere, plain lines now and then."""
+"""Show a run's progress: a panel on a terminal, plain lines every half minute elsewhere."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from clearhead.utils.progress import duration
+from clearhead.utils.progress import duration, stderr_console
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
+_REFRESH = 0.25  # seconds between two states of the panel
 _SPARKS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a run stands.
+class Status:
+    """The progress of a run.
 
     Attributes:
-        step: steps done.
-        loss: smoothed, nats a token; NaN before there was one that is a number.
+        step: completed steps.
+        loss: smoothed, nats per token; NaN before the first finite one.
         tokens_per_second: of all processes.
-        share_of_peak: of the arithmetic that the machine can do at best; None where it was not measured.
-        memory: bytes in use at most.
+        share_of_peak: the share of the machine's peak FLOP/s; None if that was not measured.
+        memory: the peak number of bytes in use.
         seconds_left: to the last step.
     """
 
@@ -43,8 +44,8 @@ class Standing:
     memory: int
     seconds_left: float
 
-    def words(self, steps: int) -> str:
-        """In one line."""
+    def line(self, steps: int) -> str:
+        """Return the status as one line."""
         peak = "" if self.share_of_peak is None else f", {100 * self.share_of_peak:.0f}% of peak"
         memory = f", {self.memory / 1e9:.1f} GB" if self.memory else ""
         return (
@@ -54,19 +55,23 @@ class Standing:
 
 
 class Display:
-    """Shows where a run stands, on standard error."""
+    """Show the status of a run on standard error.
+
+    Args:
+        steps: the number of steps of the run.
+    """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._console = stderr_console()
         self._live: Live | None = None
-        self._standing: Standing | None = None
+        self._status: Status | None = None
         self._losses: deque[float] = deque(maxlen=4096)
         self._shown = self._started = time.monotonic()
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         return self
@@ -77,27 +82,27 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if kind is None and self._standing is not None:
-            self.say(f"{self._standing.words(self.steps)}, {duration(time.monotonic() - self._started)} in all")
+        if kind is None and self._status is not None:
+            self.say(f"{self._status.line(self.steps)}, {duration(time.monotonic() - self._started)} in all")
 
-    def update(self, standing: Standing) -> None:
-        """Takes note of a step; shows it if the last time is a while ago."""
-        self._standing = standing
-        if math.isfinite(standing.loss):
-            self._losses.append(standing.loss)
+    def update(self, status: Status) -> None:
+        """Record the status after a step; show it if the last time is a while ago."""
+        self._status = status
+        if math.isfinite(status.loss):
+            self._losses.append(status.loss)
         now = time.monotonic()
-        if now - self._shown >= (0.25 if self._live else _PLAIN_EVERY):
+        if now - self._shown >= (_REFRESH if self._live else _PLAIN_EVERY):
             self._shown = now
             if self._live is not None:
-                self._live.update(self._panel(standing), refresh=True)
+                self._live.update(self._panel(status), refresh=True)
             else:
-                print(f"training: {standing.words(self.steps)}", file=sys.stderr, flush=True)
+                print(f"training: {status.line(self.steps)}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Print a line that stays."""
         self._console.print(line, soft_wrap=True)
 
-    def _panel(self, now: Standing) -> Group:
+    def _panel(self, now: Status) -> Group:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=self.steps, completed=now.step, width=_SPARK_WIDTH),
@@ -118,11 +123,11 @@ class Display:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """The values, all finite, as little bars: the mean of each piece, between the least and the greatest."""
+    """Return the values, all finite, as small bars: the means of groups, between the least and the greatest."""
     if not values:
         return ""
     count = min(width, len(values))
-    pieces = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
-    means = [sum(piece) / len(piece) for piece in pieces]
+    groups = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    means = [sum(group) / len(group) for group in groups]
     low, high = min(means), max(means)
     return "".join(_SPARKS[round((mean - low) / ((high - low) or 1) * (len(_SPARKS) - 1))] for mean in means)

@@ -1,7 +1,7 @@
-"""The processes of a run: one, or as many as torchrun starts, and what they say to each other.
+"""The processes of a run: one, or those that torchrun starts, and the communication between them.
 
-`torchrun --nproc-per-node=8 -m clearhead train ...` starts eight processes and tells each who it is by environment
-variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR). Each takes its share of every batch.
+`torchrun --nproc-per-node=8 -m clearhead train ...` starts eight processes and identifies each by environment variables
+(RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR). Each computes its share of every batch.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torch import nn
 from clearhead.errors import ClearheadError, TrainingError
 from clearhead.training.recipe import Parallel
 
-_PATIENCE = timedelta(minutes=30)  # for the others, in what all do together
-_LONGEST_PAUSE = 1.0  # seconds between two looks at whether the first process is done with what it does alone
-_STOPPED = "stopped by"  # where the store says what stopped the first process that failed
+_TIMEOUT = timedelta(minutes=30)  # of collective operations
+_LONGEST_PAUSE = 1.0  # seconds between two checks whether the first process has finished its work alone
+_FAILURE = "failure"  # the store's key for the error of the first process that failed
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Who this process is among those of the run.
+    """This process among the processes of the run.
 
     Attributes:
         rank: its number, from 0.
-        world: how many there are.
-        device: what this one computes on.
+        world: the number of processes.
+        device: the device that this process computes on.
     """
 
     rank: int
@@ -46,11 +46,11 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is the process that writes files and prints messages."""
         return self.rank == 0
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over the processes, in float64."""
+        """Return each value summed over the processes, in float64."""
         if self.world == 1:
             return list(values)
         kind = torch.float32 if self.device.type == "mps" else torch.float64
@@ -59,12 +59,12 @@ class Processes:
         return together.tolist()
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Return when all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
     def from_first(self, value: Any) -> Any:
-        """What the first process gives, in all of them."""
+        """Return the first process's value in all processes."""
         if self.world == 1:
             return value
         box = [value]
@@ -73,11 +73,11 @@ class Processes:
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[bool]:
-        """Runs the block where the value is true, on the first process; an error there is raised in all.
+        """Yield whether this is the first process, and let the others wait; an error of the first is raised in all.
 
-        The others wait for as long as it takes, which may be hours where a corpus is built: not in one of torch's
-        meetings, whose patience ends, but by looking at the store. Should the first process die, the store dies with
-        it, or torchrun, which has the store, ends the rest.
+        The others wait for as long as it takes, which may be hours if a corpus is built: not in a collective operation,
+        which times out, but by polling the store. If the first process dies, the store dies with it, or torchrun, which
+        owns the store, ends the rest.
 
         with processes.first_alone() as first:
             if first: ...
@@ -88,18 +88,18 @@ class Processes:
         except BaseException as found:
             error = found
         self._await_first()
-        told = None if error is None else str(error) or f"process {self.rank} was stopped ({type(error).__name__})."
-        told = self.from_first(told)
+        message = None if error is None else str(error) or f"process {self.rank} was stopped ({type(error).__name__})."
+        message = self.from_first(message)
         if error is not None:
             raise error
-        if told is not None:
-            raise TrainingError(told)
+        if message is not None:
+            raise TrainingError(message)
 
     def _await_first(self) -> None:
-        """Returns when the first process has come here.
+        """Return when the first process has called this.
 
         Raises:
-            TrainingError: where another process says that something stopped it; it will not come any more.
+            TrainingError: if another process has failed.
         """
         if self._store is None:
             return
@@ -108,17 +108,17 @@ class Processes:
             self._store.set(key, "done")
         pause = 0.001
         while not self._store.check([key]):
-            if self._store.check([_STOPPED]):
-                raise TrainingError(self._store.get(_STOPPED).decode())
+            if self._store.check([_FAILURE]):
+                raise TrainingError(self._store.get(_FAILURE).decode())
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def spread(self, objective: nn.Module, blocks: Sequence[nn.Module], parallel: Parallel) -> nn.Module:
-        """The module as all processes train it together: a replica in each (DDP), or a part in each (FSDP2).
+        """Spread a module over the processes: a replica in each (DDP), or a part in each (FSDP2).
 
         Args:
-            objective: whose forward gives the loss.
-            blocks: its large pieces, of which one at a time is brought together where the model is sharded.
+            objective: the module whose forward returns the loss.
+            blocks: its large parts; if the model is sharded, one at a time is gathered.
             parallel: `replicate` or `shard`.
         """
         if self.world == 1:
@@ -136,13 +136,13 @@ class Processes:
         fully_shard(objective, mesh=mesh)
         return objective
 
-    def part(self) -> None:
-        """Ends what connects the processes; modules that were spread are of no use any more.
+    def disconnect(self) -> None:
+        """Close the connections between the processes; modules that were spread become unusable.
 
-        Whoever lets go of a group last waits for the group's threads, and these may still need Python's lock to let
-        go of the last tensors that were sent. A replica's reducer is a C++ object that owns the group too, and holds
-        that lock when it dies: as the last owner it would wait for ever. So it goes first; the group's own Python
-        object gives up the lock while it waits.
+        The last owner of a group waits for the group's threads, and these may still need the GIL to release the last
+        tensors that were sent. A replica's reducer is a C++ object that owns the group too and holds the GIL when it is
+        destroyed: as the last owner it would wait for ever. So it is destroyed first; the group's own Python object
+        releases the GIL while it waits.
         """
         for replica in self._replicas:
             del replica.logger, replica.reducer, replica.process_group  # what torch, too, drops to pickle one
@@ -151,15 +151,15 @@ class Processes:
 
 
 @contextlib.contextmanager
-def processes(device: str) -> Iterator[Processes]:
-    """The processes of this run, connected while the block runs.
+def connect_processes(device: str) -> Iterator[Processes]:
+    """Connect the processes of this run while the block runs.
 
     Args:
-        device: as `clearhead train --device` has it; of several GPUs each process takes the one of its local rank.
+        device: a value of `clearhead train --device`; of several GPUs each process takes the one of its local rank.
 
     Raises:
-        TrainingError: where the device is not there, the processes do not find each other, or another one of them
-            failed; the text is then what that one said first.
+        TrainingError: if the device does not exist, the processes do not find each other, or another process failed;
+            the message is then that process's.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -167,64 +167,64 @@ def processes(device: str) -> Iterator[Processes]:
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     kind = find_device(device).type
-    place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    this_device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         if local >= torch.cuda.device_count():
             raise TrainingError(
                 f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
                 "start as many processes as there are GPUs (torchrun --nproc-per-node)."
             )
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(this_device)
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=_PATIENCE))
-        store.set_timeout(_PATIENCE)
+        store, rank, world = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        store.set_timeout(_TIMEOUT)
         backend = "nccl" if kind == "cuda" else "gloo"
-        apart = dist.PrefixStore("group", store)
-        dist.init_process_group(backend, store=apart, rank=rank, world_size=world, timeout=_PATIENCE)
+        group_store = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=group_store, rank=rank, world_size=world, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"the {world} processes did not find each other ({str(error).splitlines()[0]}); start them with torchrun."
         ) from None
-    group = Processes(rank, world, place, store)
+    group = Processes(rank, world, this_device, store)
     try:
         yield group
     except Exception as error:
-        _tell(store, rank, error)
+        _report_failure(store, rank, error)
         raise
     finally:
-        group.part()
+        group.disconnect()
 
 
-def _tell(store: dist.Store, rank: int, error: Exception) -> None:
-    """Tells the other processes what stopped this one, before its connections close; the first to tell is believed.
+def _report_failure(store: dist.Store, rank: int, error: Exception) -> None:
+    """Report this process's error to the others before its connections close; the first report counts.
 
-    What the others run into is the closed connection only. Whichever of them ends first, torchrun ends the rest, so
-    each has to know the reason.
+    The others see only the closed connection. Whichever process ends first, torchrun ends the rest, so each has to know
+    the reason.
 
     Raises:
-        TrainingError: where another process told its reason before, or died without one.
+        TrainingError: if another process reported its error before, or died without a report.
     """
     lost = isinstance(error, dist.DistError) or "gloo/transport" in str(error)
     if lost:
-        words = str(error).splitlines()[0].partition(". ")[0]  # torch's advice follows
+        words = str(error).splitlines()[0].partition(". ")[0]  # without torch's advice
         mine = (
-            f"another process of this run died, or the connection to it broke ({words}); see what it said last, and go "
-            "on from the newest checkpoint with --resume."
+            f"another process of this run died, or the connection to it broke ({words}); see its last message, and "
+            "resume from the newest checkpoint if there is one (--resume)."
         )
     else:
         mine = str(error) if isinstance(error, ClearheadError) else f"process {rank} failed: {error!r}"
-    told = mine
+    first = mine
     with contextlib.suppress(RuntimeError):  # the store may have died with its process
-        told = store.compare_set(_STOPPED, "", mine).decode()
-    if lost or told != mine:
-        raise TrainingError(told) from None
+        first = store.compare_set(_FAILURE, "", mine).decode()
+    if lost or first != mine:
+        raise TrainingError(first) from None
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name; `auto` is cuda where there is one, else the CPU.
+    """Return the device of a name; `auto` is cuda if there is one, else the CPU.
 
     Raises:
-        TrainingError: where there is no such device.
+        TrainingError: if there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

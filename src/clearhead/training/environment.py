@@ -1,4 +1,4 @@
-"""What a run ran on and with: versions, the machine, the command."""
+"""Record what a run ran on and with: versions, the machine, the command."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-import clearhead
 from clearhead.training.distributed import Processes
 from clearhead.training.precision import dtype_name
+from clearhead.version import __version__
 
 
 def environment(processes: Processes, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything about the machine and the programs that may explain a difference between two runs."""
+    """Return the facts about the machine and the programs that may explain a difference between two runs."""
     values: dict[str, Any] = {
-        "clearhead": clearhead.__version__,
+        "clearhead": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": sys.modules["numpy"].__version__,
@@ -36,7 +36,7 @@ def environment(processes: Processes, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words: the GPU's name, or the processor's."""
+    """Return the name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

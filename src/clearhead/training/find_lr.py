@@ -1,7 +1,7 @@
-"""A learning-rate search: steps at a rate that grows from step to step, and where the loss falls fastest.
+"""Search for a learning rate: steps at a rate that grows from step to step, and where the loss falls fastest.
 
-Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3. The search spends a copy of the
-weights: no run is touched by it.
+Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3. The search uses a model of its own: no
+run is changed by it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from clearhead.training.task import Task
 STEPS = 100
 LOWEST, HIGHEST = 1e-3, 1e2
 """Where the search starts and ends, as shares of the recipe's peak rates."""
-_BROKEN = 4.0  # times the least loss, and it ends early
+_DIVERGED = 4.0  # times the least loss, at which the search ends early
 _SMOOTHING = 0.8  # what the running mean keeps of itself at each step
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRate:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         curve: the share of the peak rates, and the smoothed loss in nats after a step at it.
-        share: the suggestion: where the loss fell fastest over the logarithm of the rate, and no more than a third of
-            the rate at which the loss was least.
+        share: the suggestion: where the loss fell fastest over the logarithm of the rate, and at most a third of the
+            rate at which the loss was least.
     """
 
     curve: tuple[tuple[float, float], ...]
@@ -40,15 +40,15 @@ class FoundRate:
 
 
 def find_rate(stepper: Stepper, task: Task, steps: int = STEPS) -> FoundRate:
-    """Takes steps at growing rates.
+    """Take steps at growing rates.
 
     Args:
-        stepper: of a model that may be spoilt.
-        task: gives the batches, from the first one on.
-        steps: how many at most; fewer where the loss grows to four times its least.
+        stepper: moves a model that is discarded afterwards.
+        task: draws the batches, from the first one on.
+        steps: the maximum number; fewer are taken if the loss grows to four times its least.
 
     Raises:
-        TrainingError: where the loss does not fall at any rate.
+        TrainingError: if the loss does not fall at any rate.
     """
     curve: list[tuple[float, float]] = []
     mean, least = 0.0, math.inf
@@ -57,23 +57,23 @@ def find_rate(stepper: Stepper, task: Task, steps: int = STEPS) -> FoundRate:
         try:
             loss = stepper.take(number, task.draw(number), rate=share).loss
         except TrainingError:
-            break  # no number any more: too fast
+            break  # diverged
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
         smooth = mean / (1 - _SMOOTHING ** (number + 1))
         if not math.isfinite(smooth):
             break
         curve.append((share, smooth))
         least = min(least, smooth)
-        if smooth > _BROKEN * least:
+        if smooth > _DIVERGED * least:
             break
     return FoundRate(tuple(curve), _suggestion(curve))
 
 
 def save_search(found: FoundRate, rates: dict[str, float], out: Path) -> tuple[Path, Path]:
-    """Writes `find_lr.json` and `find_lr.svg` into the run's folder.
+    """Write `find_lr.json` and `find_lr.svg` into the run's folder.
 
     Args:
-        found: by `find_rate`.
+        found: the result of `find_rate`.
         rates: the recipe's peak rates by key; the curve is drawn over the first.
         out: the folder.
     """
@@ -88,10 +88,12 @@ def save_search(found: FoundRate, rates: dict[str, float], out: Path) -> tuple[P
 
 
 def _suggestion(curve: list[tuple[float, float]]) -> float:
-    """The rate of the steepest descent, over a window of five steps; a third of the best rate at most."""
+    """Return the rate of the steepest descent over a window of five steps; at most a third of the best rate."""
     window = 5
     if len(curve) <= 2 * window:
-        raise TrainingError("the loss is no number from the start; lower learning_rate and search again.")
+        raise TrainingError(
+            "the loss is NaN or infinite from the first steps on; lower learning_rate and search again."
+        )
     best = min(range(len(curve)), key=lambda n: curve[n][1])
     slopes = [
         (curve[n + window][1] - curve[n][1], n + window // 2) for n in range(len(curve) - window) if n + window <= best

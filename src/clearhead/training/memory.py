@@ -1,4 +1,4 @@
-"""The memory that a step frees and the next one asks for again, and what is said where there is not enough of it."""
+"""Reuse of freed memory between steps, and the error for memory that runs out."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from clearhead.errors import TrainingError
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's names for its settings
-_PAD = 64 * 2**20  # bytes; the heap grows in pieces of this size
+_PAD = 64 * 2**20  # bytes; the heap grows in steps of this size
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees, where its C library is glibc.
+    """Let this process keep the memory that it frees, if its C library is glibc.
 
-    glibc hands large pieces back to the system at once, and takes fresh ones in the next step: the system fills them
-    with zeros, page by page, some ten thousand pages a step of a small model. Kept, they are there. It holds for the
-    whole process and cannot be taken back, so a program decides on it, not a function of the library.
+    glibc returns large blocks to the system at once and asks for new ones in the next step: the system fills them with
+    zeros, page by page, some ten thousand pages a step for a small model. The setting holds for the whole process and
+    cannot be undone, so a program decides on it, not a function of the library.
 
     Returns:
-        Whether it could be set; False on a system with another C library.
+        Whether it could be set; False with another C library.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -30,27 +30,27 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # musl has none
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    # Older versions take no more than 32 MiB for the second.
+    # Older versions accept at most 32 MiB for the second.
     kept = mallopt(_MMAP_THRESHOLD, 2**31 - 1) or mallopt(_MMAP_THRESHOLD, 2**25)
     return bool(kept and mallopt(_TRIM_THRESHOLD, -1) and mallopt(_TOP_PAD, _PAD))
 
 
 @contextlib.contextmanager
-def enough_memory() -> Iterator[None]:
-    """Makes a sentence of memory that runs out in the block: the machine's, or a device's.
+def memory_errors_explained() -> Iterator[None]:
+    """Turn out-of-memory errors of the block, of the machine or of a device, into `TrainingError`.
 
     Raises:
-        TrainingError: where it does.
+        TrainingError: if memory runs out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has a class of its own for GPUs only, so its words decide.
+        # torch has its own class for GPUs only, so the message decides.
         known = ("can't allocate memory", "not enough memory", "out of memory")
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in known):
             raise
         raise TrainingError(
-            "there is not enough memory for this run. Set a smaller micro_batch_size (gradients are then added up over "
-            "pieces of the batch), or recompute = true; a model that is too large itself can be spread over several "
-            'devices with parallel = "shard" (torchrun).'
+            "there is not enough memory for this run. Set a smaller micro_batch_size (gradients are then accumulated "
+            "over parts of the batch), or recompute = true; a model that is too large itself can be spread over "
+            'several devices with parallel = "shard" (torchrun).'
         ) from None

@@ -1,4 +1,4 @@
-"""What training makes small: the summed nats of a batch's targets, as one module that can be spread and compiled."""
+"""The training objective: the summed cross-entropy of a batch, as a module that can be spread and compiled."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Objective(nn.Module):
     Args:
         model: the network; it is used, not copied.
         chunk: tokens whose logits are in memory at a time; 0 for a size that fits.
-        compiled: whether torch.compile fuses everything below the head (which is a few large products and gains
-            nothing from it).
-        recompute: whether the inside of each block is computed again on the way back.
+        compiled: whether torch.compile fuses everything below the head (the head consists of a few large products and
+            gains nothing).
+        recompute: whether the inside of each block is computed again in the backward pass.
     """
 
     def __init__(self, model: GPTModel, *, chunk: int = 0, compiled: bool = False, recompute: bool = False) -> None:
@@ -33,17 +33,17 @@ class Objective(nn.Module):
         self._trunk = torch.compile(model.forward_hidden) if compiled else model.forward_hidden
 
     def forward(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None, guess: bool = False) -> Tensor:
-        """The summed surprisal of the targets in nats, or what the head would name in their place.
+        """Return the summed cross-entropy of the targets in nats, or the likeliest ids.
 
         Args:
             ids: int64 [B, T]
-            targets: int64 [B, T]; -100 where a token does not count.
-            counted: the places in the flattened batch whose targets count, int64 [N]; None for all. The others do
+            targets: int64 [B, T]; -100 for tokens that do not count.
+            counted: the indices in the flattened batch whose targets count, int64 [N]; None for all. The others do
                 not go through the head.
             guess: return the likeliest ids instead of the loss.
 
         Returns:
-            a scalar, float32; the guesses, int64 [N].
+            a scalar, float32; or the ids, int64 [N].
         """
         trunk = self._trunk if self.model.training else self.model.forward_hidden
         hidden = trunk(ids).flatten(0, 1)  # [B * T, C]
@@ -55,8 +55,8 @@ class Objective(nn.Module):
         return head_nats(hidden, self.model.head.weight, targets, self.chunk)
 
 
-def counted_places(targets: Tensor) -> Tensor | None:
-    """The places of the flattened targets [B, T] that count, int64 [N]; None where all do."""
+def counted_indices(targets: Tensor) -> Tensor | None:
+    """Return the indices of the flattened targets [B, T] that count, int64 [N]; None if all do."""
     flat = targets.flatten()
     counted = flat != NOT_COUNTED
     return None if bool(counted.all()) else counted.nonzero()[:, 0]

@@ -1,7 +1,7 @@
-"""What turns gradients into steps: AdamW for everything, or Muon for the matrices inside the blocks.
+"""The optimizers: AdamW for all parameters, or Muon for the matrices inside the blocks and AdamW for the rest.
 
-Weight decay is for matrices only: pulling norms and biases towards zero would change what the model can say
-and not how simple it is.
+Weight decay applies to matrices only: pulling norms and biases towards zero would change what the model can express,
+not how simple it is.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from clearhead.training.recipe import TrainingRecipe
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose direction is made orthogonal before it is taken. For matrices only.
+    """Momentum whose direction is made orthogonal before the step. For matrices only.
 
-    The step of a matrix is U V^T, where U S V^T is the singular value decomposition of its averaged gradient:
-    every direction in it moves equally far. U V^T is approached by a Newton-Schulz iteration (Jordan et
-    al. 2024, "Muon: An optimizer for hidden layers in neural networks"). torch's own Muon runs that
-    iteration in bfloat16, which a CPU without instructions for it does a hundred times slower than float32;
-    this one runs it in the type of the parameter where that is not a GPU.
+    The step of a matrix is U V^T, where U S V^T is the singular value decomposition of its averaged gradient: every
+    direction in it moves equally far. A Newton-Schulz iteration approximates U V^T (Jordan et al. 2024, "Muon: An
+    optimizer for hidden layers in neural networks"). torch's own Muon runs that iteration in bfloat16, which takes a
+    hundred times as long as float32 on a CPU without instructions for it; this one runs it in the parameter's type on
+    every device but a GPU.
 
     Args:
         parameters: matrices [out, in].
         lr: the learning rate. The root mean square of U V^T is 1 / sqrt(max(out, in)); it is multiplied by
-            lr * sqrt(max(1, out / in)), so that a step's is (about) lr / sqrt(in) whatever the shape.
-        momentum: the averaging of gradients, with Nesterov's look ahead.
+            lr * sqrt(max(1, out / in)), so that a step's is (about) lr / sqrt(in) for any shape.
+        momentum: the averaging of gradients, with Nesterov's look-ahead.
         weight_decay: each step multiplies the weights by 1 - lr * weight_decay.
     """
 
@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Moves every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -52,11 +52,11 @@ class Muon(torch.optim.Optimizer):
                 ahead = parameter.grad.lerp(average, group["momentum"])
                 rows, columns = parameter.shape
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(_whole_direction(ahead), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                parameter.add_(_direction(ahead), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
-def _whole_direction(matrix: Tensor) -> Tensor:
-    """The orthogonal direction of a matrix; of one that is spread over processes, each keeps its own part."""
+def _direction(matrix: Tensor) -> Tensor:
+    """Return the orthogonal direction of a matrix; of a matrix that is spread over processes, this process's part."""
     if not isinstance(matrix, DTensor):
         return orthogonalised(matrix)
     whole = orthogonalised(matrix.full_tensor())
@@ -64,10 +64,10 @@ def _whole_direction(matrix: Tensor) -> Tensor:
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest matrix whose singular values are (about) 1.
+    """Return the nearest matrix whose singular values are (about) 1.
 
-    Each iteration maps every singular value s to a s + b s^3 + c s^5, with coefficients that lift small ones
-    fast and leave all between 0.7 and 1.2 (Jordan et al. 2024).
+    Each iteration maps every singular value s to a s + b s^3 + c s^5, with coefficients that raise small ones quickly
+    and leave all between 0.7 and 1.2 (Jordan et al. 2024).
 
     Args:
         matrix: [out, in]
@@ -85,8 +85,8 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     return (wide if x.shape[0] <= x.shape[1] else wide.T).to(matrix.dtype)
 
 
-def optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run; each parameter that is trained belongs to exactly one group of one of them."""
+def make_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of a run; each trained parameter belongs to exactly one group of one of them."""
     decayed: list[Tensor] = []
     others: list[Tensor] = []
     matrices: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Runs side by side: what each is, where it stands, what it reached; read from their folders alone."""
+"""List runs: their state, progress and scores, read from their folders alone."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clearhead.errors import ClearheadError, TrainingError
-from clearhead.training.recipe import Recipe
-from clearhead.training.run_folder import RECIPE, is_held, read_metrics
+from clearhead.training.recipe_reader import read_recipe
+from clearhead.training.run_folder import RECIPE, is_in_progress, read_metrics
 
 
 @dataclass(frozen=True, slots=True)
 class RunOverview:
-    """One run.
+    """The state of one run.
 
     Attributes:
-        folder: where it is.
+        folder: its folder.
         state: "going on", "finished" or "stopped".
-        step, steps: how many are done, and how many its recipe asks for (0 where the recipe cannot be read).
-        loss: the last recorded training loss in nats; None before the first, or where it was no number.
+        step, steps: the completed steps, and the recipe's (0 if the recipe cannot be read).
+        loss: the last recorded training loss in nats; None before the first, or if it was NaN or infinite.
         scores: the newest scores on held-out texts: bits per byte (accuracy of a classifier) by text, without those
-            that are no numbers.
+            that are NaN or infinite.
         tokens_per_second: as last recorded.
-        seconds: that its last session took so far.
+        seconds: the duration of its last session so far.
     """
 
     folder: Path
@@ -35,37 +35,37 @@ class RunOverview:
     seconds: float | None
 
 
-def overviews(places: list[Path]) -> list[RunOverview]:
-    """The runs at these places, by name: each a run's folder, or a folder of them.
+def list_runs(paths: list[Path]) -> list[RunOverview]:
+    """Return the runs at some paths, by name: each path is a run's folder, or a folder of runs.
 
     Raises:
-        TrainingError: where a place is none.
+        TrainingError: if a path is neither.
     """
     found: dict[Path, RunOverview] = {}
-    for place in places:
-        here = [place] if _is_run(place) else sorted(path for path in _inside(place) if _is_run(path))
-        if not here:
+    for path in paths:
+        folders = [path] if _is_run(path) else sorted(inner for inner in _inside(path) if _is_run(inner))
+        if not folders:
             raise TrainingError(
-                f"{place} is no run and holds none; give the folder that --out named, or the one above."
+                f"{path} is not a run and contains none; give the folder that --out named, or the one above."
             )
-        found |= {folder: overview(folder) for folder in here}
+        found |= {folder: overview(folder) for folder in folders}
     return list(found.values())
 
 
 def overview(folder: Path) -> RunOverview:
-    """One run's."""
+    """Return the state of one run."""
     lines = read_metrics(folder)
     reports = [line for line in lines if "loss" in line]
-    examined = [line.get("final", line.get("valid", {})) for line in lines if "valid" in line or "final" in line]
+    evaluated = [line.get("final", line.get("valid", {})) for line in lines if "valid" in line or "final" in line]
     scores = {
         text: values.get("bits_per_byte", values.get("accuracy", values.get("loss")))
-        for text, values in (examined[-1] if examined else {}).items()
+        for text, values in (evaluated[-1] if evaluated else {}).items()
     }
     steps = _steps(folder)
-    finished = any("final" in line and line["step"] >= steps for line in lines)  # a run may have been made longer since
+    finished = any("final" in line and line["step"] >= steps for line in lines)  # a run may have been extended since
     return RunOverview(
         folder=folder,
-        state="going on" if is_held(folder) else "finished" if finished else "stopped",
+        state="going on" if is_in_progress(folder) else "finished" if finished else "stopped",
         step=max((line["step"] for line in lines), default=0),
         steps=steps,
         loss=reports[-1]["loss"] if reports else None,
@@ -88,6 +88,6 @@ def _inside(folder: Path) -> list[Path]:
 
 def _steps(folder: Path) -> int:
     try:
-        return Recipe.from_file(folder / RECIPE).training.steps
+        return read_recipe(folder / RECIPE).training.steps
     except ClearheadError:
-        return 0  # made by another version, with other keys
+        return 0  # of another version, with other keys

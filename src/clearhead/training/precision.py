@@ -1,4 +1,4 @@
-"""The number format of the matrix products, and what keeps float16 from losing small gradients."""
+"""The precision of the matrix products, and the loss scale that protects float16's small gradients."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from clearhead.training.recipe import Precision
 
 
 def product_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type that matrix products are computed in: float32, or what autocast takes in its place."""
+    """Return the type of the matrix products: float32, or the type that autocast replaces it with."""
     if precision == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`float32` and so on, without torch's name before it."""
+    """Return `float32` and so on, without torch's prefix."""
     return str(dtype).removeprefix("torch.")
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster there than in float32; without instructions they are 100 times slower."""
+    """Return whether products in bfloat16 are faster than in float32 (without instructions, 100 times slower)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if device.type == "cpu":
@@ -33,22 +33,22 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """A context in which products are in `dtype`; weights, softmax, norms and sums stay in float32."""
+    """Return a context in which products are in `dtype`; weights, softmax, norms and sums stay in float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 class LossScale:
-    """What a loss is multiplied by so that float16 can hold its gradients (Micikevicius et al. 2018, section 3.2).
+    """The factor of the loss with which float16 can represent its gradients (Micikevicius et al. 2018, section 3.2).
 
-    It starts at 65,536, is halved when a gradient overflows (that step is left out) and doubled after 2,000 steps
-    without one: the rule of torch's GradScaler, decided by the norm of all gradients, which is the same number on
-    every process however the parameters are spread. Below 1 it does not fall: gradients that overflow without a factor
-    are broken. So a row of overflows ends, from 65,536 on after 16.
+    It starts at 65,536, is halved when a gradient overflows (that step is skipped) and doubled after 2,000 steps
+    without an overflow: the rule of torch's GradScaler, applied to the norm of all gradients, which is the same number
+    on every process however the parameters are spread. It does not fall below 1: gradients that overflow without a
+    factor are the model's fault. So a series of overflows ends, from 65,536 after 16.
 
     Attributes:
-        scale: the factor now; 1 for ever where it is not needed.
+        scale: the current factor; always 1 if it is not needed.
     """
 
     def __init__(self, needed: bool, growth_interval: int = 2000) -> None:
@@ -56,14 +56,15 @@ class LossScale:
         self.scale = 65536.0 if needed else 1.0
         self._good = 0
 
-    def overflows(self, loss: float, scaled_norm: float) -> bool:
-        """Takes note of a step; returns whether its gradients are of no use because of the factor.
+    def update(self, loss: float, scaled_norm: float) -> bool:
+        """Adapt the factor to a step; return whether the factor has made the step's gradients useless.
 
-        A smaller factor mends only what the factor broke: not a loss that is no number, and nothing where it is 1.
+        A smaller factor helps only against what the factor caused: not if the loss is NaN or infinite, nor if the
+        factor is 1.
 
         Args:
-            loss: without the factor.
-            scaled_norm: of the gradients with the factor.
+            loss: the loss without the factor.
+            scaled_norm: the norm of the gradients with the factor.
         """
         if not self.needed:
             return False
@@ -78,9 +79,9 @@ class LossScale:
         return True
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"scale": self.scale, "good": self._good}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Takes back what `state` gave."""
+        """Restore what `state` returned."""
         self.scale, self._good = state["scale"], int(state["good"])

@@ -1,4 +1,4 @@
-"""What a run tells: lines of metrics, TensorBoard's files where it is installed, a display on the terminal, curves."""
+"""Record a run: lines of metrics, TensorBoard's files if it is installed, the display on the terminal, the curves."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import Any, Self
 from clearhead.drawing.png import png
 from clearhead.errors import InputError, TrainingError
 from clearhead.training.curves import curves_svg
-from clearhead.training.display import Display, Standing
-from clearhead.training.run_folder import Metrics, read_metrics, room_for
-from clearhead.utils import atomic
+from clearhead.training.display import Display, Status
+from clearhead.training.run_folder import MetricsFile, disk_full_explained, read_metrics, write_text
+from clearhead.utils.atomic import write_bytes
 
-_CURVES, _BOARD = "curves.svg", "tensorboard"
+_CURVES, _TENSORBOARD = "curves.svg", "tensorboard"
 
 
-class Record:
+class RunRecord:
     """The record of one process: the first one writes and shows, the others are silent.
 
     Args:
         out: the run's folder.
-        speaks: whether this is the first process.
-        steps: how many the run has.
+        is_first: whether this is the first process.
+        steps: the number of steps of the run.
     """
 
-    def __init__(self, out: Path, speaks: bool, steps: int) -> None:
-        self.out, self.speaks = out, speaks
-        self.metrics = Metrics(out)
-        self.display = Display(steps) if speaks else None
-        self._board: Any = None
-        self._purge: int | None = None  # TensorBoard forgets from this step on
+    def __init__(self, out: Path, is_first: bool, steps: int) -> None:
+        self.out, self.is_first = out, is_first
+        self.metrics = MetricsFile(out)
+        self.display = Display(steps) if is_first else None
+        self._tensorboard: Any = None
+        self._purge: int | None = None  # TensorBoard forgets the steps from this one on
 
     def __enter__(self) -> Self:
         if self.display is not None:
@@ -49,98 +49,95 @@ class Record:
         try:
             self.close()
         except (OSError, TrainingError):
-            if error is None:  # else that is what is to be told
+            if error is None:  # otherwise that one is reported
                 raise
 
     def close(self) -> None:
-        """Brings what TensorBoard's writer still holds to the disk.
+        """Flush TensorBoard's writer.
 
         Raises:
-            TrainingError: where there is no space left.
+            TrainingError: if there is no space left.
         """
-        board, self._board = self._board, None
-        if board is not None:
-            with self._room_for_board():
-                board.close()
+        writer, self._tensorboard = self._tensorboard, None
+        if writer is not None:
+            with self._room_for_tensorboard():
+                writer.close()
 
     def begin(self) -> None:
-        """Forgets what a run left here that stopped before its first checkpoint."""
-        if self.speaks:
+        """Remove what a run left here that stopped before its first checkpoint."""
+        if self.is_first:
             self.metrics.forget()
-            shutil.rmtree(self.out / _BOARD, ignore_errors=True)
+            shutil.rmtree(self.out / _TENSORBOARD, ignore_errors=True)
 
-    def go_on_from(self, step: int) -> None:
-        """Forgets the metrics of later steps, and those of the end."""
-        if self.speaks:
+    def resume_from(self, step: int) -> None:
+        """Remove the metrics of later steps and of the run's end."""
+        if self.is_first:
             self.metrics.forget_after(step)
             self._purge = step + 1
 
     def add(self, step: int, **values: Any) -> None:
-        """A line of metrics.
+        """Append a line of metrics.
 
         Raises:
-            TrainingError: where there is no space left.
+            TrainingError: if there is no space left.
         """
-        if not self.speaks:
+        if not self.is_first:
             return
         self.metrics.add(step=step, **values)
-        board = self._writer()
-        if board is not None:
-            with self._room_for_board():
-                for name, value in flat(values).items():
+        writer = self._tensorboard_writer()
+        if writer is not None:
+            with self._room_for_tensorboard():
+                for name, value in flatten(values).items():
                     if isinstance(value, str):
-                        board.add_text(name, value, step)
+                        writer.add_text(name, value, step)
                     elif math.isfinite(value):
-                        board.add_scalar(name, value, step)
+                        writer.add_scalar(name, value, step)
 
-    def holds(self, step: int, key: str) -> bool:
-        """Whether there is a line of this step with that key; false where another process writes them."""
-        return self.speaks and any(line["step"] == step and key in line for line in read_metrics(self.out))
+    def contains(self, step: int, key: str) -> bool:
+        """Return whether there is a line of this step with that key; False if another process writes them."""
+        return self.is_first and any(line["step"] == step and key in line for line in read_metrics(self.out))
 
-    def update(self, standing: Standing) -> None:
-        """Where the run stands after a step."""
+    def update(self, status: Status) -> None:
+        """Show the status after a step."""
         if self.display is not None:
-            self.display.update(standing)
+            self.display.update(status)
 
     def say(self, line: str) -> None:
-        """A line on the terminal that stays."""
+        """Print a line that stays."""
         if self.display is not None:
             self.display.say(line)
 
     def draw(self) -> None:
-        """Writes `curves.svg`, and `curves.png` where the library for it is installed."""
-        if not self.speaks:
+        """Write `curves.svg`, and `curves.png` if the library for it is installed."""
+        if not self.is_first:
             return
         try:
             svg = curves_svg({self.out.name: read_metrics(self.out)})
         except TrainingError:
             return  # a run of a few steps has nothing to draw
-        with room_for(_CURVES, self.out):
-            atomic.write_text(self.out / _CURVES, svg)
-        if importlib.util.find_spec("resvg_py") is not None:
-            # No font for a run's Chinese name: the SVG has it all.
-            with room_for("curves.png", self.out), contextlib.suppress(InputError):
-                atomic.write_bytes(self.out / "curves.png", png(svg))
+        write_text(self.out / _CURVES, svg)
+        with disk_full_explained("curves.png", self.out), contextlib.suppress(InputError):
+            write_bytes(self.out / "curves.png", png(svg))
 
-    def _writer(self) -> Any:
-        """TensorBoard's writer, made when there is something to write."""
-        if self._board is None and importlib.util.find_spec("tensorboard") is not None:
+    def _tensorboard_writer(self) -> Any:
+        """Return TensorBoard's writer, created when it is first used; None if TensorBoard is not installed."""
+        if self._tensorboard is None and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.out / _BOARD), purge_step=self._purge)
+            self._tensorboard = SummaryWriter(str(self.out / _TENSORBOARD), purge_step=self._purge)
             self._purge = None
-        return self._board
+        return self._tensorboard
 
-    def _room_for_board(self) -> contextlib.AbstractContextManager[None]:
-        return room_for("TensorBoard's files", self.out)
+    def _room_for_tensorboard(self) -> contextlib.AbstractContextManager[None]:
+        return disk_full_explained("TensorBoard's files", self.out)
 
 
-def flat(values: dict[str, Any], before: str = "") -> dict[str, float | str]:
-    """The numbers and texts of nested tables, by names with slashes: `valid/birds/loss`."""
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:
+    """Return the numbers and texts of nested tables, by names with slashes: `valid/birds/loss`."""
     found: dict[str, float | str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{before}{key}/")
+            found |= flatten(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float, str)):
-            found[before + key] = value
+            found[prefix + key] = value
     return found

@@ -1,34 +1,45 @@
-"""What the model writes on the way: the same prompts with the same seed at each validation."""
+"""Sample continuations of the recipe's prompts, with the same seed at each validation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from clearhead.errors import TokenizerError, TrainingError
 from clearhead.inference.generation import generate
+from clearhead.inference.options import OPTIONS
 from clearhead.inference.requests import Request
 from clearhead.inference.torch_runner import TorchRunner
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 
 
-def continuations(model: GPTModel, tokenizer: Tokenizer, prompts: Sequence[str], tokens: int) -> list[tuple[str, str]]:
-    """Each prompt with what the model continues it by, at temperature 0.8 and top-p 0.95, with the seed 1."""
+def sample_continuations(
+    model: GPTModel, tokenizer: Tokenizer, prompts: Sequence[str], tokens: int, sampling: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Return each prompt with a continuation.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        prompts: the prompts.
+        tokens: the maximum length of each continuation.
+        sampling: sampling options; the others have the defaults of `GPT.generate`, and the seed 1.
+    """
     if not prompts:
         return []
-    requests = [
-        Request(ids, temperature=0.8, top_p=0.95, seed=1, max_new_tokens=tokens)
-        for ids in encoded_prompts(tokenizer, prompts)
-    ]
+    defaults = {name: OPTIONS[name].default for name in ("temperature", "top_p")}
+    options = {**defaults, "seed": 1, **sampling}
+    requests = [Request(ids, **options, max_new_tokens=tokens) for ids in encode_prompts(tokenizer, prompts)]
     completions = generate(TorchRunner(model), tokenizer, requests)
     return [(prompt, found.samples[0].text or "") for prompt, found in zip(prompts, completions, strict=True)]
 
 
-def encoded_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """The prompts as tokens; an empty one begins as a document does, with the end-of-text token.
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Encode the prompts; an empty one becomes the end-of-text token, with which a document begins.
 
     Raises:
-        TrainingError: where the vocabulary cannot write one, or one is empty and there is no such token.
+        TrainingError: if the vocabulary cannot encode a prompt, or one is empty and there is no such token.
     """
     start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     encoded = []

@@ -8,10 +8,10 @@ from clearhead.training.recipe import TrainingRecipe
 
 
 def rate_at(step: int, recipe: TrainingRecipe) -> float:
-    """The share of its peak that the learning rate has in a step (the first is 0).
+    """Return the learning rate of a step (the first is 0) as a share of its peak.
 
-    It rises linearly over warmup_steps. With the schedule `wsd` (warm-up, stable, decay) it then stays, and falls
-    linearly to final_share over the last decay_steps (the trapezoid of Zhai et al. 2022, "Scaling Vision
+    It rises linearly over warmup_steps. With the schedule `wsd` (warm-up, stable, decay) it then stays constant, and
+    falls linearly to final_share over the last decay_steps (the trapezoid of Zhai et al. 2022, "Scaling Vision
     Transformers", section 3.5). With `cosine` it falls along half a cosine from there to the end (Loshchilov and
     Hutter 2017, equation 5, without restarts).
     """

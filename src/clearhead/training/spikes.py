@@ -1,4 +1,4 @@
-"""Sudden jumps of the loss or of the gradient's norm: seen, and by choice left out."""
+"""Detect sudden jumps of the loss or of the gradient norm."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-_MEMORY = 100  # steps that the running mean and variance look back on
-_BEFORE_IT_JUDGES = 20  # steps
-_DEVIATIONS = 6.0  # above the mean that make a spike; of normal noise, one step in a billion
-_LEAST_RISE = 0.1  # and at least this share above the mean: a quiet stretch must not make noise into spikes
-PATIENCE = 10
-"""Steps in a row that may be left out; after so many the run is broken and not the batch."""
+_MEMORY = 100  # steps over which the running mean and variance average
+_WARM_UP = 20  # steps before anything counts as a spike
+_DEVIATIONS = 6.0  # above the mean that make a spike; with normal noise, one step in a billion
+_LEAST_RISE = 0.1  # and at least this share above the mean: after quiet steps noise must not count as a spike
+MOST_IN_A_ROW = 10
+"""Consecutive steps that may be skipped; more mean that the run has failed, not the batch."""
 
 
 @dataclass
@@ -23,7 +23,7 @@ class _Running:
     seen: int = 0
 
     def is_above(self, value: float) -> bool:
-        if self.seen < _BEFORE_IT_JUDGES:
+        if self.seen < _WARM_UP:
             return False
         return value > self.mean + max(_DEVIATIONS * math.sqrt(self.variance), _LEAST_RISE * abs(self.mean))
 
@@ -35,45 +35,43 @@ class _Running:
         self.variance = (1 - share) * (self.variance + share * difference * difference)
 
 
-class Spikes:
-    """Watches two numbers, step by step, and says what is out of the ordinary.
+class SpikeDetector:
+    """Compare the loss and the gradient norm of each step with those of the steps before.
 
-    A value is a spike when it is six standard deviations, and a tenth, above the mean of about the last 100
-    steps, or is no finite number. A spike does not enter the mean.
+    A value is a spike if it is six standard deviations, and a tenth, above the mean of about the last 100 steps, or if
+    it is NaN or infinite. A spike does not enter the mean.
 
     Attributes:
-        in_a_row: how many steps in a row were spikes.
+        in_a_row: the number of consecutive spikes so far.
     """
 
     def __init__(self) -> None:
         self._loss, self._norm = _Running(), _Running()
         self.in_a_row = 0
 
-    def look(self, loss: float, norm: float) -> str:
-        """What is odd about a step, in words; nothing where it is ordinary."""
+    def check(self, loss: float, norm: float) -> str:
+        """Return a description of the anomaly of a step, or "" if there is none."""
         words = []
         for name, value, running in (("loss", loss, self._loss), ("gradient norm", norm, self._norm)):
             if not math.isfinite(value):
                 words.append(f"the {name} is {value}")
             elif running.is_above(value):
                 words.append(f"the {name} is {value:.3g}, after a mean of {running.mean:.3g}")
-        if words:
-            self.in_a_row += 1
-            if self.in_a_row < PATIENCE:
-                return " and ".join(words)
-            # So many together are a new level; it is judged from here on.
+        if not words:
+            self.in_a_row = 0
+            self._loss.add(loss)
+            self._norm.add(norm)
+            return ""
+        self.in_a_row += 1
+        if self.in_a_row >= MOST_IN_A_ROW:  # so many are a new level; compare with that from here on
             self._loss, self._norm = _Running(), _Running()
-            return " and ".join(words)
-        self.in_a_row = 0
-        self._loss.add(loss)
-        self._norm.add(norm)
-        return ""
+        return " and ".join(words)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"loss": vars(self._loss), "norm": vars(self._norm), "in_a_row": self.in_a_row}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Restore what `state` returned."""
         self._loss, self._norm = _Running(**state["loss"]), _Running(**state["norm"])
         self.in_a_row = state["in_a_row"]

@@ -1,4 +1,4 @@
-"""One optimizer step: a batch in, a changed model out; the same on one process and on many."""
+"""One optimizer step, the same on one process and on many."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from clearhead.data.batches import Batch
 from clearhead.errors import TrainingError
 from clearhead.losses import NOT_COUNTED
 from clearhead.training.distributed import Processes
-from clearhead.training.objective import counted_places
+from clearhead.training.objective import counted_indices
 from clearhead.training.precision import LossScale, autocast
 from clearhead.training.recipe import TrainingRecipe
 from clearhead.training.schedule import rate_at
-from clearhead.training.spikes import PATIENCE, Spikes
+from clearhead.training.spikes import MOST_IN_A_ROW, SpikeDetector
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step was.
+    """The result of a step.
 
     Attributes:
-        loss: the mean surprisal of the batch's targets, in nats.
-        norm: the length of the gradient before clipping.
+        loss: the mean cross-entropy of the batch's targets, in nats.
+        norm: the norm of the gradient before clipping.
         rate: the learning rate as a share of its peak.
-        tokens: how many the batch has, counted or not, without what rows are filled up with.
-        odd: what was out of the ordinary, in words; empty as a rule.
-        taken: whether the weights were moved.
+        tokens: the number of tokens of the batch, counted or not, without padding.
+        anomaly: a description of what was unusual; usually empty.
+        taken: whether the weights were updated.
         stop: whether a process was asked to stop.
     """
 
@@ -42,27 +42,27 @@ class Step:
     norm: float
     rate: float
     tokens: int
-    odd: str
+    anomaly: str
     taken: bool
     stop: bool
 
 
 class Stepper:
-    """Takes steps.
+    """Take optimizer steps.
 
-    The loss is the sum over the batch's counted targets, divided by their number in the whole batch: how the batch is
-    cut into pieces, and among how many processes, changes nothing but the order of sums.
+    The loss is the sum over the batch's counted targets, divided by their number in the whole batch: dividing the batch
+    into micro-batches, and among processes, changes nothing but the order of sums.
 
     Args:
         objective: `Objective`, spread over the processes or not.
-        optimizers: each parameter in one group of one of them; their learning rates now are the peaks.
+        optimizers: each parameter in one group of one of them; their current learning rates are the peaks.
         recipe: the `[training]` table.
-        processes: who shares the batch.
-        dtype: of the matrix products.
-        draws: whether the model has dropout, whose random numbers then depend on the step and the piece alone.
+        processes: the processes that share the batch.
+        dtype: the type of the matrix products.
+        dropout: whether the model has dropout, whose random numbers then depend on the step and the micro-batch alone.
 
     Raises:
-        TrainingError: where the batch cannot be shared out equally.
+        TrainingError: if the batch cannot be divided equally.
     """
 
     def __init__(
@@ -72,38 +72,38 @@ class Stepper:
         recipe: TrainingRecipe,
         processes: Processes,
         dtype: torch.dtype,
-        draws: bool,
+        dropout: bool,
     ) -> None:
         self.objective, self.optimizers, self.recipe, self.processes = objective, optimizers, recipe, processes
-        self.dtype, self.draws = dtype, draws
+        self.dtype, self.dropout = dtype, dropout
         self.peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
         self.parameters: list[Tensor] = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        self.spikes = Spikes()
+        self.spikes = SpikeDetector()
         self.loss_scale = LossScale(dtype == torch.float16)
         size = recipe.micro_batch_size or recipe.batch_size // processes.world
         if recipe.batch_size < processes.world or recipe.batch_size % (size * processes.world):
-            pieces = f" in pieces of {recipe.micro_batch_size}" if recipe.micro_batch_size else ""
+            parts = f" in micro-batches of {recipe.micro_batch_size}" if recipe.micro_batch_size else ""
             raise TrainingError(
-                f"batch_size {recipe.batch_size} cannot be shared out among {processes.world} processes{pieces}; "
+                f"batch_size {recipe.batch_size} cannot be divided among {processes.world} processes{parts}; "
                 "choose a multiple."
             )
-        self._piece = size
+        self._micro_batch = size
 
     def take(
         self, number: int, batch: Batch, asked: Callable[[], bool] = lambda: False, rate: float | None = None
     ) -> Step:
-        """One step.
+        """Take one step.
 
         Args:
-            number: which one, from 0; decides the learning rate and dropout.
-            batch: of all processes together.
-            asked: whether this process was asked to stop. It is called when the gradients are there, so that a step
-                in which that happens is the last; one process is enough for all to hear of it.
-            rate: the share of the peak learning rate, where the schedule is not to decide.
+            number: the step, from 0; it determines the learning rate and dropout.
+            batch: the batch of all processes together.
+            asked: returns whether this process was asked to stop. It is called after the gradients are computed, so
+                that a step during which that happens is the last one; one process is enough to stop all.
+            rate: the share of the peak learning rate; None for the schedule's.
 
         Raises:
-            TrainingError: where the loss or the gradient is no number and the recipe does not say to leave such
-                steps out, or too many in a row had to be left out.
+            TrainingError: if the loss or the gradient is NaN or infinite and the recipe does not skip such steps, or
+                if too many steps in a row were skipped.
         """
         rate = rate_at(number, self.recipe) if rate is None else rate
         count = max(int((batch[1] != NOT_COUNTED).sum()), 1)
@@ -112,42 +112,42 @@ class Stepper:
         total, stops = self.processes.sums([nats, float(asked())])
         loss, scaled_norm = total / count, self._norm()
         norm = scaled_norm / scale
-        if self.loss_scale.overflows(loss, scaled_norm):
-            odd, taken = "float16 overflowed, and the loss is scaled by less from here on", False
+        if self.loss_scale.update(loss, scaled_norm):
+            anomaly, taken = "float16 overflowed, so the loss is scaled by less from here on", False
         else:
-            odd = self.spikes.look(loss, norm)
-            taken = self._may_be_taken(number, loss, norm, odd)
+            anomaly = self.spikes.check(loss, norm)
+            taken = self._may_be_taken(number, loss, norm, anomaly)
         if taken:
-            self._move(norm, scale, rate)
+            self._update(norm, scale, rate)
         for parameter in self.parameters:
             parameter.grad = None
-        return Step(loss, norm, rate, _tokens(batch), odd, taken, stops > 0)
+        return Step(loss, norm, rate, _count_tokens(batch), anomaly, taken, stops > 0)
 
     def _gradients(self, number: int, batch: Batch, factor: float) -> float:
-        """Adds up the gradients of this process's share, times `factor`; returns its summed nats."""
+        """Accumulate the gradients of this process's share, times `factor`; return its summed nats."""
         device = self.processes.device
         share = self.recipe.batch_size // self.processes.world
         first = self.processes.rank * share
         nats = torch.zeros((), dtype=torch.float32, device=device)
-        for start in range(first, first + share, self._piece):
-            inputs, targets = (torch.from_numpy(rows[start : start + self._piece]) for rows in batch)
-            counted = counted_places(targets)
-            if self.draws:
+        for start in range(first, first + share, self._micro_batch):
+            inputs, targets = (torch.from_numpy(rows[start : start + self._micro_batch]) for rows in batch)
+            counted = counted_indices(targets)
+            if self.dropout:
                 torch.manual_seed(_seed(self.recipe.seed, number, start))
-            last = start + self._piece == first + share
-            with self._together(last), autocast(device, self.dtype):
+            last = start + self._micro_batch == first + share
+            with self._without_exchange(last), autocast(device, self.dtype):
                 found = self.objective(
                     inputs.to(device, non_blocking=True),
                     targets.to(device, non_blocking=True),
                     None if counted is None else counted.to(device),
                 )
-                # Processes take the mean of their gradients; the sum is wanted.
+                # Processes average their gradients; the sum is wanted.
                 (found * (factor * self.processes.world)).backward()
             nats += found.detach()
         return nats.item()
 
-    def _together(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Replicas exchange gradients with the last piece only; what is sharded has no room to wait."""
+    def _without_exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Let replicas exchange gradients after the last micro-batch only; shards cannot hold them back."""
         if isinstance(self.objective, nn.parallel.DistributedDataParallel) and not last:
             return self.objective.no_sync()
         return contextlib.nullcontext()
@@ -156,24 +156,24 @@ class Stepper:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
-    def _may_be_taken(self, number: int, loss: float, norm: float, odd: str) -> bool:
+    def _may_be_taken(self, number: int, loss: float, norm: float, anomaly: str) -> bool:
         finite = math.isfinite(loss) and math.isfinite(norm)
         if self.recipe.on_spike == "skip":
-            if odd and self.spikes.in_a_row >= PATIENCE:
+            if anomaly and self.spikes.in_a_row >= MOST_IN_A_ROW:
                 raise TrainingError(
-                    f"{PATIENCE} steps in a row had to be left out, up to step {number:,} ({odd}); lower the learning "
-                    "rate or warm up for longer. The newest checkpoint is from before or among them."
+                    f"{MOST_IN_A_ROW} steps in a row were skipped, up to step {number:,} ({anomaly}); lower the "
+                    "learning rate or warm up for longer."
                 )
-            return not odd
+            return not anomaly
         if not finite:
             raise TrainingError(
-                f"{odd} at step {number:,}; start again with a lower learning rate, a longer warm-up, or on_spike = "
-                '"skip". The newest checkpoint is from before that step.'
+                f"{anomaly} at step {number:,}; start again with a lower learning rate, a longer warm-up, or "
+                'on_spike = "skip".'
             )
         return True
 
-    def _move(self, norm: float, scale: float, rate: float) -> None:
-        """Undoes the scale, clips, and lets the optimizers step."""
+    def _update(self, norm: float, scale: float, rate: float) -> None:
+        """Undo the loss scale, clip the gradient, and let the optimizers step."""
         factor = min(1.0, self.recipe.clip_norm / (norm + 1e-6)) / scale
         if factor != 1.0:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
@@ -183,22 +183,22 @@ class Stepper:
             optimizer.step()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the tensors."""
+        """Return the state for a checkpoint, apart from the tensors."""
         return {"spikes": self.spikes.state(), "loss_scale": self.loss_scale.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Restore what `state` returned."""
         self.spikes.restore(state["spikes"])
         self.loss_scale.restore(state["loss_scale"])
 
 
-def _tokens(batch: Batch) -> int:
-    """How many tokens a batch has: of each row those up to its last target. Behind it, rows are filled up."""
+def _count_tokens(batch: Batch) -> int:
+    """Return the number of tokens of a batch: in each row those up to its last target. After it comes padding."""
     counted = batch[1] != NOT_COUNTED  # [B, T]
     behind = counted[:, ::-1].argmax(axis=1)  # [B]
     return int((counted.any(axis=1) * (counted.shape[1] - behind)).sum())
 
 
 def _seed(*numbers: int) -> int:
-    """One seed for torch from several numbers."""
+    """Combine several numbers into one seed for torch."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

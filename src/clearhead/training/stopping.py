@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, or by the SIGTERM that a cluster sends before it takes the machine away."""
+"""Stop a run on Ctrl-C, or on the SIGTERM that a cluster sends before it takes the machine away."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from collections.abc import Iterator
 from types import FrameType
 
 
-class Stop:
-    """Whether somebody asked the run to stop. The step that is running is finished first.
+class StopRequest:
+    """Whether the run was asked to stop. The step in progress is completed first.
 
     Attributes:
-        asked: true from the first signal on. A second Ctrl-C interrupts at once, without a checkpoint.
+        received: true after the first signal. A second Ctrl-C interrupts at once, without a checkpoint.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.received = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
-        if self.asked and number == signal.SIGINT:
+        """Handle a signal."""
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.received = True
         if number == signal.SIGINT:
             print("\nstopping after this step; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
-    """Listens for the signals while the block runs, where this is the main thread."""
-    stop = Stop()
+def handle_stop_signals() -> Iterator[StopRequest]:
+    """Handle SIGINT and SIGTERM while the block runs, if this is the main thread."""
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

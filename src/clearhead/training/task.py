@@ -1,4 +1,4 @@
-"""What a run learns from: where its batches come from, and how it is examined on the way."""
+"""What a run trains on: the interface of its data, and the pre-training task."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clearhead.data.batches import Batch, WindowBatches
 from clearhead.data.corpus import Corpus
+from clearhead.data.documents import TokenIds
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity
 from clearhead.model import GPTModel
@@ -19,58 +20,58 @@ from clearhead.training.recipe import Recipe
 from clearhead.weights import save_huggingface
 
 Scores = dict[str, dict[str, float]]
-"""For each held-out text its numbers by name: loss, bits_per_byte, perplexity; accuracy of a classifier."""
+"""The scores of each held-out text by name: loss, bits_per_byte, perplexity; for a classifier also accuracy."""
 
 
-class Examiner(Protocol):
-    """Runs the model on a batch without learning from it, as `objective.Objective` does."""
+class Evaluator(Protocol):
+    """Runs the model on a batch without training it, like `objective.Objective`."""
 
     def __call__(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None, guess: bool = False) -> Tensor:
-        """The summed nats of the targets, or the likeliest ids in their place."""
+        """Return the summed nats of the targets, or the likeliest ids."""
 
 
 class Task(Protocol):
-    """What `Run` needs to know of its data."""
+    """The data of a run: where its batches come from, and how the model is evaluated."""
 
     tokenizer: Tokenizer
 
     @property
     def key(self) -> str:
-        """Differs where the data differ."""
+        """A digest of the data."""
 
     def draw(self, step: int) -> Batch:
-        """The batch of a step, for all processes together: a pure function of the step."""
+        """Return the batch of a step, for all processes together: a pure function of the step."""
 
-    def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
-        """How the model does on what it is not trained on, or on so many windows of it. All processes take part."""
+    def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
+        """Score the model on the held-out data, or on so many windows of it. All processes call this together."""
 
     def describe(self, steps: int) -> str:
-        """What so many steps see, for the first line of a run."""
+        """Return what so many steps see, for the first line of a run."""
 
     def about(self) -> str:
-        """What the data are, for the model's card, in Markdown."""
+        """Return a description of the data for the model's card, in Markdown."""
 
     def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
-        """Writes the model folder."""
+        """Write the model's folder."""
 
 
-class NextTokens:
+class PretrainingTask:
     """Windows of a corpus, and the loss on its held-out texts.
 
     Raises:
-        TrainingError: where a text is too short for a window, or what is held out of it for a prediction.
+        TrainingError: if a text is too short for a window, or its held-out part for a prediction.
     """
 
     def __init__(self, recipe: Recipe, corpus: Corpus) -> None:
-        for name, part in corpus.valid.items():
-            if part.tokens < 2 or not part.text_bytes:
+        for name, split in corpus.valid.items():
+            if split.tokens < 2 or not split.text_bytes:
                 raise TrainingError(
-                    f"what is held out of the text {name!r} has {part.tokens:,} tokens that write {part.text_bytes:,} "
+                    f"the held-out part of the text {name!r} has {split.tokens:,} tokens for {split.text_bytes:,} "
                     "bytes; a loss on it needs two tokens and some text. Hold out more, or nothing."
                 )
         self.corpus, self.tokenizer, self.key = corpus, corpus.tokenizer, corpus.key
         self.batches = WindowBatches(
-            {name: corpus.tokens(shard) for name, shard in corpus.train.items()},
+            {name: corpus.tokens(split) for name, split in corpus.train.items()},
             {source.name: source.weight for source in recipe.corpus.source},
             recipe.model.context_length,
             recipe.training.batch_size,
@@ -78,47 +79,53 @@ class NextTokens:
         )
 
     def draw(self, step: int) -> Batch:
-        """Windows of the training texts, in the recipe's shares."""
+        """Return windows of the training texts, in the recipe's shares."""
         return self.batches.draw(step)
 
-    def examine(self, model: GPTModel, examiner: Examiner, windows: int | None, processes: Processes) -> Scores:
-        """Loss, perplexity and bits per byte of each held-out text."""
-        scores: Scores = {}
-        for name, shard in self.corpus.valid.items():
-            found = evaluate_perplexity(
-                model,
-                self.corpus.tokens(shard),
-                shard.text_bytes,
-                windows=windows,
-                batch_nats=examiner,
-                share=(processes.rank, processes.world),
-            )
-            sums = processes.sums([found.nats, found.tokens, found.text_bytes])
-            scores[name] = numbers_of(CrossEntropy(sums[0], int(sums[1]), sums[2]))
-        return scores
+    def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
+        """Return loss, perplexity and bits per byte of each held-out text."""
+        return {
+            name: score_text(model, self.corpus.tokens(split), split.text_bytes, evaluator, windows, processes)
+            for name, split in self.corpus.valid.items()
+        }
 
     def describe(self, steps: int) -> str:
-        """How often each text is seen."""
+        """Return how often each text is seen."""
         seen = zip(self.corpus.train, self.batches.epochs(steps), strict=True)
         return "epochs: " + ", ".join(f"{name} {times:.1f}" for name, times in seen)
 
     def about(self) -> str:
-        """The texts with their sizes."""
-        rows = [f"| {name} | {part.tokens:,} | {part.documents:,} |" for name, part in self.corpus.train.items()]
+        """Return the texts with their sizes."""
+        rows = [f"| {name} | {split.tokens:,} | {split.documents:,} |" for name, split in self.corpus.train.items()]
         return "\n".join(["| text | tokens | documents |", "|---|---|---|", *rows])
 
     def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
-        """A Hugging Face GPT-2 folder with the corpus's tokenizer."""
+        """Write a Hugging Face GPT-2 folder with the corpus's tokenizer."""
         save_model(model, self.tokenizer, folder, dtype)
 
 
 def save_model(model: GPTModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
-    """Writes a model and its tokenizer as a Hugging Face folder."""
+    """Write a model and its tokenizer as a Hugging Face folder."""
     special = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     save_huggingface(folder, model.config, ModelTensors(model), dtype=dtype, extra_config=special)
     tokenizer.save(folder)
 
 
-def numbers_of(found: CrossEntropy) -> dict[str, float]:
-    """A held-out result as the metrics hold it."""
-    return {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}
+def score_text(
+    model: GPTModel, ids: TokenIds, text_bytes: int, evaluator: Evaluator, windows: int | None, processes: Processes
+) -> dict[str, float]:
+    """Return loss, bits per byte and perplexity of a held-out text, computed by all processes together.
+
+    Args:
+        model: the model.
+        ids: the text, integers [tokens].
+        text_bytes: its length in UTF-8.
+        evaluator: computes the nats of a batch.
+        windows: the number of windows to score; None for all.
+        processes: the processes of the run.
+    """
+    share = (processes.rank, processes.world)
+    found = evaluate_perplexity(model, ids, text_bytes, windows=windows, batch_nats=evaluator, share=share)
+    sums = processes.sums([found.nats, found.tokens, found.text_bytes])
+    whole = CrossEntropy(sums[0], int(sums[1]), sums[2])
+    return {"loss": whole.loss, "bits_per_byte": whole.bits_per_byte, "perplexity": whole.perplexity}

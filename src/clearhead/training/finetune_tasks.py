@@ -1,0 +1,234 @@
+"""The tasks of fine-tuning: more text, responses to prompts, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clearhead.data.batches import Batch, WindowBatches
+from clearhead.data.encoding import COMPILE_FROM, ChunkEncoder
+from clearhead.data.examples import Example, ExampleBatches, pad_together
+from clearhead.data.instructions import read_instructions
+from clearhead.data.labelled import read_labelled
+from clearhead.data.records import open_records
+from clearhead.data.sources.base import Cursor
+from clearhead.data.sources.text_file import TextFile
+from clearhead.errors import TrainingError
+from clearhead.evaluation.perplexity import evenly_spaced
+from clearhead.losses import NOT_COUNTED
+from clearhead.model import GPTModel
+from clearhead.tokenizer import Tokenizer
+from clearhead.training.classifier import save_classifier
+from clearhead.training.distributed import Processes
+from clearhead.training.lora import merge_lora
+from clearhead.training.objective import counted_indices
+from clearhead.training.recipe import FineTuneRecipe, TrainingRecipe
+from clearhead.training.task import Evaluator, Scores, save_model, score_text
+
+_BATCH = 16  # examples that are evaluated together
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """What the fine-tuning tasks are made from.
+
+    Attributes:
+        recipe: the `[finetune]` table.
+        training: the `[training]` table.
+        folder: the folder of the recipe's files.
+        tokenizer: the model's.
+        length: the maximum number of tokens of an example or a window.
+        key: a digest of the model and the training file.
+    """
+
+    recipe: FineTuneRecipe
+    training: TrainingRecipe
+    folder: Path
+    tokenizer: Tokenizer
+    length: int
+    key: str
+
+    @property
+    def train(self) -> Path:
+        """The training file."""
+        return self.folder / self.recipe.train
+
+    @property
+    def valid(self) -> Path | None:
+        """The held-out file; None if there is none."""
+        return self.folder / self.recipe.valid if self.recipe.valid else None
+
+
+class MoreText:
+    """Windows of a text file, with the loss on another: pre-training continued with the model's own tokenizer."""
+
+    def __init__(self, data: TaskData) -> None:
+        self.data, self.tokenizer, self.key = data, data.tokenizer, data.key
+        self.ids, _ = _encode_file(data.train, data.tokenizer)
+        self.valid = _encode_file(data.valid, data.tokenizer) if data.valid else None
+        if self.valid and len(self.valid[0]) < 2:
+            raise TrainingError(
+                f"{data.valid} has one token, and a loss needs at least two; hold out a longer text, or remove valid."
+            )
+        name, t = data.recipe.train, data.training
+        self.batches = WindowBatches({name: self.ids}, {name: 1.0}, data.length, t.batch_size, t.seed)
+
+    def draw(self, step: int) -> Batch:
+        """Return windows of the text."""
+        return self.batches.draw(step)
+
+    def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
+        """Return loss, perplexity and bits per byte of the held-out text."""
+        if self.valid is None or self.data.valid is None:
+            return {}
+        return {self.data.valid.name: score_text(model, *self.valid, evaluator, windows, processes)}
+
+    def describe(self, steps: int) -> str:
+        """Return how often the text is seen."""
+        return f"{len(self.ids):,} tokens, epochs: {self.batches.epochs(steps)[0]:.1f}"
+
+    def about(self) -> str:
+        """Return a description of the text."""
+        text = f"{self.data.recipe.train}, {len(self.ids):,} tokens"
+        return f"The text {text}, after the training of the model that it continues."
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """Write an ordinary model folder."""
+        save_model(merge_lora(model), self.tokenizer, folder, dtype)
+
+
+class Instructions:
+    """Prompts and responses, with the loss on the responses."""
+
+    def __init__(self, data: TaskData) -> None:
+        self.data, self.tokenizer, self.key = data, data.tokenizer, data.key
+        template = data.recipe.template
+        self.train, self.left_out = read_instructions(data.train, data.tokenizer, template, data.length)
+        self.valid = read_instructions(data.valid, data.tokenizer, template, data.length)[0] if data.valid else []
+        self.batches = _example_batches(self.train, data)
+
+    def draw(self, step: int) -> Batch:
+        """Return examples in the epoch's order."""
+        return self.batches.draw(step)
+
+    def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
+        """Return the loss on held-out responses."""
+        found = _score_examples(self.valid, model, evaluator, windows, processes, accuracy=False)
+        return {Path(self.data.recipe.valid).name: found} if found else {}
+
+    def describe(self, steps: int) -> str:
+        """Return how often the examples are seen."""
+        left_out = f", {self.left_out:,} too long and left out" if self.left_out else ""
+        return f"{_epochs(self.batches, steps)}{left_out}"
+
+    def about(self) -> str:
+        """Return a description of the examples."""
+        source = self.data.recipe.train
+        return f"{len(self.train):,} prompts with responses from {source}; the loss was on the responses only."
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """Write an ordinary model folder."""
+        save_model(merge_lora(model), self.tokenizer, folder, dtype)
+
+
+class Classes:
+    """Texts and their classes, read from the last token (the book's chapter 6).
+
+    Attributes:
+        labels: the classes; a target is an index of this list.
+    """
+
+    def __init__(self, data: TaskData) -> None:
+        self.data, self.tokenizer, self.key = data, data.tokenizer, data.key
+        self.train, self.labels = read_labelled(data.train, data.tokenizer, data.length, None)
+        self.valid = read_labelled(data.valid, data.tokenizer, data.length, self.labels)[0] if data.valid else []
+        self.batches = _example_batches(self.train, data)
+
+    def draw(self, step: int) -> Batch:
+        """Return examples in the epoch's order."""
+        return self.batches.draw(step)
+
+    def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
+        """Return loss and accuracy on held-out texts."""
+        found = _score_examples(self.valid, model, evaluator, windows, processes, accuracy=True)
+        return {Path(self.data.recipe.valid).name: found} if found else {}
+
+    def describe(self, steps: int) -> str:
+        """Return how often the examples are seen."""
+        return f"classes {', '.join(self.labels)}; {_epochs(self.batches, steps)}"
+
+    def about(self) -> str:
+        """Return a description of the examples."""
+        return f"{len(self.train):,} texts from {self.data.recipe.train} in the classes {', '.join(self.labels)}."
+
+    def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
+        """Write a folder that transformers opens as `GPT2ForSequenceClassification`."""
+        save_classifier(merge_lora(model), self.tokenizer, self.labels, folder, dtype)
+
+
+def _example_batches(examples: Sequence[Example], data: TaskData) -> ExampleBatches:
+    return ExampleBatches(examples, data.training.batch_size, data.training.seed, data.length)
+
+
+def _score_examples(
+    examples: Sequence[Example],
+    model: GPTModel,
+    evaluator: Evaluator,
+    most: int | None,
+    processes: Processes,
+    *,
+    accuracy: bool,
+) -> dict[str, float]:
+    """Return the mean loss of the counted targets, and if asked their accuracy, computed by all processes together.
+
+    If there are more than `most` examples, so many are taken, evenly spaced: a file may be sorted, for instance by
+    class.
+    """
+    if not examples:
+        return {}
+    chosen = [examples[n] for n in evenly_spaced(len(examples), most)]
+    nats = right = count = 0.0
+    training = model.training
+    model.eval()
+    rounds = -(-len(chosen) // (_BATCH * processes.world))
+    for first in range(processes.rank * _BATCH, rounds * _BATCH * processes.world, _BATCH * processes.world):
+        # An empty share takes part all the same: a model that is spread over processes needs all of them.
+        rows = chosen[first : first + _BATCH]
+        batch = pad_together(rows or chosen[:1], model.config.context_length)
+        inputs, targets = (torch.from_numpy(array) for array in batch)
+        if not rows:
+            targets.fill_(NOT_COUNTED)
+        indices = counted_indices(targets)
+        inputs, device_targets = inputs.to(processes.device), targets.to(processes.device)
+        counted = None if indices is None else indices.to(processes.device)
+        nats += evaluator(inputs, device_targets, counted).item()
+        wanted = targets.flatten() if indices is None else targets.flatten()[indices]
+        count += len(wanted)
+        if accuracy:
+            right += int((evaluator(inputs, device_targets, counted, guess=True).cpu() == wanted).sum())
+    model.train(training)
+    nats, right, count = processes.sums([nats, right, count])
+    return {"loss": nats / count} | ({"accuracy": right / count} if accuracy else {})
+
+
+def _epochs(batches: ExampleBatches, steps: int) -> str:
+    count = len(batches.examples)
+    return f"{count:,} examples, epochs: {steps * batches.batch_size / count:.1f}"
+
+
+def _encode_file(path: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """Return a text file's tokens, int32, as in a corpus, and its length in bytes without separators."""
+    with open_records(path):
+        pass  # so that a wrong name is reported as one of the recipe's
+    text = TextFile(str(path), path)
+    encoder = ChunkEncoder.of(tokenizer, np.dtype(np.int32), compiled=text.size() >= COMPILE_FROM)
+    cut = tokenizer.may_split != "nowhere"
+    parts = [encoder(text, chunk.content) for chunk in text.chunks(Cursor(), cut_documents=cut)]
+    ids = np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)])
+    if not len(ids):
+        raise TrainingError(f"{path} has no text in it; give a file with some.")
+    return ids, sum(int(part.text_bytes.sum()) for part in parts)
