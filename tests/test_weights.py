@@ -240,7 +240,7 @@ class TestPlan:
 
     def test_the_data_is_not_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source = weights.open(folder)
-        monkeypatch.setattr(type(source._file), "read", None)
+        monkeypatch.setattr(type(source.file), "read", None)
         plan = source.plan()
         assert len(plan.rows()) == 4 + 12 * 2 + 1
         with pytest.raises(TypeError):

@@ -600,14 +600,14 @@ def test_an_interrupted_save_leaves_the_old_file(
     path = tmp_path / "model"
     path.write_bytes(b"old")
     source = weights.open(folder)
-    read = source._file.read
+    read = source.file.read
 
     def fail(name: str) -> np.ndarray:
         if name.endswith("ln_f.bias"):
             raise KeyboardInterrupt
         return read(name)
 
-    monkeypatch.setattr(source._file, "read", fail)
+    monkeypatch.setattr(source.file, "read", fail)
     with pytest.raises(KeyboardInterrupt):
         source.save(path, layout)
     assert path.read_bytes() == b"old"

@@ -90,11 +90,11 @@ def _run_checks(
 
 
 def _check_files(source: Source) -> Check:
-    return _from_findings("files", check_sizes(source._file), "Every file is present and has the expected size.")
+    return _from_findings("files", check_sizes(source.file), "Every file is present and has the expected size.")
 
 
 def _check_checksums(source: Source) -> Check:
-    found = check_checksums(source._file)
+    found = check_checksums(source.file)
     if not (found.errors or found.confirmed):
         text = found.warnings[0] if found.warnings else f"files of this format ({source.path.name}) carry no checksums"
         return Check("checksums", "not applicable", text[0].upper() + text[1:] + ".")

@@ -18,6 +18,9 @@ from clearhead.weights.tensors import TensorFile
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
 
+SETTINGS_FILES = ("config.json", "hparams.json", "adapter_config.json")
+"""Files beside weights that state the model's shape, or how its tensors are to be used."""
+
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -48,7 +49,10 @@ class Layout:
     Attributes:
         name: its key in `LAYOUTS` and its column in `TABLE`.
         title: its name in messages, as in "... names were expected".
-        prefixes: prefixes that names in a file may have, in any number.
+        prefixes: prefixes that names in a file may have, in any number; for a layout without, any prefix that ends in a
+            dot, as wrappers add them (`module.`, `_orig_mod.`, `pretrained_model.`, a Lightning module's attribute).
+        other_roots: what names in a file begin with, after the prefix, besides the names in the table.
+        aliases: other bare names for names in the table.
         keeps_qkv_bias: whether its files always hold a bias for q, k and v; zeros for a model without one.
         keeps_head: whether its files always hold an output head; a copy of the token embedding if the two are tied.
         always_tied: whether the programs that read it always tie the output head to the token embedding.
@@ -59,6 +63,8 @@ class Layout:
     name: str
     title: str
     prefixes: tuple[str, ...] = ()
+    other_roots: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
     keeps_qkv_bias: bool = False
     keeps_head: bool = False
     always_tied: bool = False
@@ -67,19 +73,23 @@ class Layout:
 
     @cached_property
     def _prefix(self) -> re.Pattern[str]:
-        return re.compile("^(?:" + "|".join(map(re.escape, self.prefixes)) + ")+" if self.prefixes else "^")
+        if self.prefixes:
+            return re.compile("^(?:" + "|".join(map(re.escape, self.prefixes)) + ")+")
+        # The shortest prefix after which the first part of a name in the table follows.
+        names = [parse(cell)[0] for row in TABLE for cell in row.cells_of(self.name)]
+        roots = {name.removeprefix("transformer.").partition(".")[0] for name in names} | set(self.other_roots)
+        return re.compile(rf"^(?:[^/]*?\.)??(?=(?:{'|'.join(map(re.escape, sorted(roots)))})\.)")
 
     def bare(self, name: str) -> str:
         """Return a stored name without prefixes."""
-        return self._prefix.sub("", name)
+        bare = self._prefix.sub("", name)
+        return self.aliases.get(bare, bare)
 
     def reason_to_ignore(self, name: str) -> str | None:
         """Return why a tensor of this name is not needed, or None."""
         bare = self.bare(name)
         return next((rule.reason for rule in self.ignored if re.fullmatch(rule.pattern, bare)), None)
 
-
-_PLAIN_PREFIXES = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before a name
 
 _BIASES = frozenset(
     {"final_norm.bias"}
@@ -90,14 +100,19 @@ _BIASES = frozenset(
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("canonical", "Clearhead", prefixes=_PLAIN_PREFIXES),
+        Layout("canonical", "Clearhead"),
         Layout(
             "huggingface",
             "Hugging Face's GPT-2",
-            prefixes=("transformer.", "_orig_mod.", "module."),
+            other_roots=("score", "v_head", "multiple_choice_head", "classifier", "qa_outputs"),
+            aliases={"lm_head.decoder.weight": "lm_head.weight"},
             keeps_qkv_bias=True,
             ignored=(
                 Ignored(r"score\.weight", "the head of a classifier; `clearhead classify` reads it"),
+                Ignored(r"v_head\..+", "the value head of reinforcement learning; generating text does not need it"),
+                Ignored(r"multiple_choice_head\..+", "the multiple-choice head; generating text does not need it"),
+                Ignored(r"classifier\..+", "the head of a token classifier; generating text does not need it"),
+                Ignored(r"qa_outputs\..+", "the head for question answering; generating text does not need it"),
                 Ignored(r"h\.\d+\.attn\.bias", "the causal mask, a constant that older files hold"),
                 Ignored(
                     r"h\.\d+\.attn\.masked_bias", "the value for masked positions, a constant that older files hold"
@@ -107,14 +122,12 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "book",
             "the book's GPTModel",
-            prefixes=_PLAIN_PREFIXES,
             keeps_head=True,
             ignored=(Ignored(r"trf_blocks\.\d+\.att\.mask", "the causal mask, a constant"),),
         ),
         Layout(
             "nanogpt",
             "nanoGPT",
-            prefixes=("transformer.", *_PLAIN_PREFIXES),
             keeps_qkv_bias=True,
             keeps_head=True,
             always_tied=True,
@@ -125,7 +138,6 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "transformerlens",
             "TransformerLens",
-            prefixes=_PLAIN_PREFIXES,
             keeps_qkv_bias=True,
             keeps_head=True,
             ignored=(
@@ -168,6 +180,11 @@ class LayoutRow:
 
     cells: dict[str, Cell] = field(hash=False)
     needs: str = ""
+
+    def cells_of(self, layout: str) -> tuple[str, ...]:
+        """Return the cells of one layout: none, one, or three for query, key and value."""
+        cell = self.cells.get(layout, ())
+        return (cell,) if isinstance(cell, str) else cell
 
     @property
     def name(self) -> str:

@@ -18,10 +18,11 @@ from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
 from clearhead.weights.formats.onnx import OnnxFile
 from clearhead.weights.formats.sniff import detect_format
+from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.location import SINGLE_FILE_SUFFIXES, locate
 from clearhead.weights.recognize import NAMED, recognize, refuse_unknown, stored_name
 from clearhead.weights.saving import SaveResult, check
-from clearhead.weights.schemes import gguf, huggingface, onnx, openai, state_dicts
+from clearhead.weights.schemes import adapters, gguf, huggingface, onnx, openai, state_dicts
 from clearhead.weights.source import Source
 from clearhead.weights.tensors import TensorFile
 
@@ -55,8 +56,11 @@ def open(
     if layout is not None and layout not in _OPENERS:
         raise WeightsError(f"there is no layout {layout!r}; the layouts are {', '.join(_OPENERS)}.")
     path = locate(source, revision)
-    opener = _OPENERS[layout] if layout else next(opener for matches, opener in _DETECTORS if matches(path))
-    opened = opener(path, config)
+    if (adapter := adapters.adapter_file(path)) is not None:
+        opened = _open_adapter(adapter, config)
+    else:
+        opener = _OPENERS[layout] if layout else next(opener for matches, opener in _DETECTORS if matches(path))
+        opened = opener(path, config)
     found = Source(
         str(source),
         layout or opened.layout,
@@ -137,7 +141,8 @@ def _open_openai(path: Path, config: GPTConfig | None) -> OpenedWeights:
 def _open_named(path: Path, config: GPTConfig | None, layout: str | None = None) -> OpenedWeights:
     """Open a file (or shards) of named tensors; names and shapes decide the layout if it is not given."""
     weights = _weights_file(path)
-    file, folder = huggingface.open_weights(weights), weights.parent
+    folder = weights.parent
+    file = adapters.merge_book(huggingface.open_weights(weights), folder)
     layout = layout or recognize(file.tensors)
     if layout is None:  # in a folder with a config.json the plan says what is wrong with the names
         if config is None and not (folder / "config.json").is_file():
@@ -156,6 +161,25 @@ def _open_named(path: Path, config: GPTConfig | None, layout: str | None = None)
         return OpenedWeights(file, settled, folder, notes, layout)
     huggingface.refuse_hidden_biases(file, settled)
     return OpenedWeights(file, settled, folder, notes, layout, huggingface.query_scales(folder, settled))
+
+
+def _open_adapter(weights: Path, config: GPTConfig | None) -> OpenedWeights:
+    """Open a LoRA adapter with the base model that it names; a tokenizer in the adapter's folder takes precedence."""
+    name, revision = adapters.base_of(weights)
+    try:
+        base = open(name, config=config, revision=revision)
+    except WeightsError as error:
+        raise WeightsError(f"{weights.parent} is a LoRA adapter of the base model {name!r}: {error}") from None
+    if base.layout != "huggingface":
+        raise WeightsError(
+            f"{weights.parent} is a LoRA adapter of {name!r}, which has {LAYOUTS[base.layout].title} names; "
+            "a base model with Hugging Face's GPT-2 names was expected."
+        )
+    file = adapters.merge(weights, base.file)
+    settled, notes = _settle_head(file, "huggingface", base.config, base.notes, True)
+    folder = weights.parent if has_tokenizer_files(weights.parent) else base.folder
+    notes = (*notes, f"{weights.parent} is a LoRA adapter; it is added to the weights of {name}.")
+    return OpenedWeights(file, settled, folder, notes, "huggingface", base.query_scales)
 
 
 def _settle_head(

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
-from clearhead.weights.companions import Companions
+from clearhead.weights.companions import SETTINGS_FILES, Companions
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.plan import ConversionPlan, LazyTensors
 from clearhead.weights.planning import make_plan
 from clearhead.weights.saving import SaveResult, check, save_plan
+from clearhead.weights.schemes.adapters import data_files
 from clearhead.weights.steps import TensorReader
 from clearhead.weights.streaming import StreamingReader
 from clearhead.weights.tensors import SAVED, TensorFile, TensorInfo
@@ -36,6 +37,7 @@ class Source:
         config: the model's shape, as its config and its tensors agree on it.
         folder: the folder of the weights; a tokenizer is looked for there.
         notes: sentences for the user on what had to be decided.
+        file: the file with the tensors, opened.
         query_scales: for each layer, what the plan multiplies the queries by; empty for GPT-2's own attention scale.
     """
 
@@ -44,23 +46,30 @@ class Source:
     config: GPTConfig
     folder: Path
     notes: tuple[str, ...]
-    _file: TensorFile = field(repr=False)
+    file: TensorFile = field(repr=False)
     query_scales: tuple[float, ...] = ()
 
     @property
     def path(self) -> Path:
         """The file with the weights; the index if there are several."""
-        return self._file.path
+        return self.file.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that decides the config and the tensors' values: what is made from the model depends on these."""
+        parts = data_files(self.file)
+        settings = [path.parent / name for path in parts for name in SETTINGS_FILES]
+        return tuple(dict.fromkeys([*parts, *(path for path in settings if path.is_file())]))
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every stored tensor's shape and dtype, by its stored name."""
-        return self._file.tensors
+        return self.file.tensors
 
     @property
     def companions(self) -> Companions:
         """What belongs to the model besides its tensors: tokenizer, special token ids, generation settings."""
-        return Companions(self.folder, self._file, self.config.vocab_size)
+        return Companions(self.folder, self.file, self.config.vocab_size)
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Return one tensor as stored (bfloat16 widened to float32); it may be a view of the file.
@@ -70,7 +79,7 @@ class Source:
         """
         if name not in self.tensors:
             raise WeightsError(f"{self.path} holds no tensor {name!r}; it holds {', '.join(list(self.tensors)[:3])}, …")
-        return self._file.read(name)
+        return self.file.read(name)
 
     def plan(self, to: str = "canonical") -> ConversionPlan:
         """Return the plan that makes every tensor of a layout (Clearhead's own, by default) from the stored tensors.
@@ -78,7 +87,7 @@ class Source:
         Raises:
             WeightsError: if a tensor is missing, unknown, or does not fit the config; the message names it.
         """
-        return self._plan(to, self._file.read)
+        return self._plan(to, self.file.read)
 
     def stream(self, to: str = "canonical") -> ConversionPlan:
         """Return the same plan for one run, in which memory that was read is released as soon as nobody uses it.
@@ -88,7 +97,7 @@ class Source:
         Raises:
             WeightsError: as `plan`; and when it runs, if the file was changed.
         """
-        return self._plan(to, StreamingReader(self._file))
+        return self._plan(to, StreamingReader(self.file))
 
     def _plan(self, to: str, read: TensorReader) -> ConversionPlan:
         return make_plan(self.tensors, read, self.config, self.layout, to, str(self.path), self.query_scales)
@@ -97,7 +106,7 @@ class Source:
     def dtype(self) -> str:
         """The dtype of the weights; float32 if there are several, or one in which Clearhead does not save."""
         found = {part.info.dtype for step in self.plan().steps for part in step.slices}
-        quantized = isinstance(self._file, GGUFFile) and self._file.quantized
+        quantized = isinstance(self.file, GGUFFile) and self.file.quantized
         return found.pop() if len(found) == 1 and found <= set(SAVED) and not quantized else "float32"
 
     def tokenizer(self) -> Tokenizer | None:

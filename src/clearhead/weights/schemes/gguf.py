@@ -155,7 +155,7 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 def has_tokenizer(keys: Mapping[str, Any]) -> bool:
     """Return whether a file's keys have a tokenizer of any kind."""
-    return keys.get("tokenizer.ggml.model", "none") != "none"
+    return bool(keys.get("tokenizer.ggml.model", "none") != "none")
 
 
 def why_no_tokenizer(keys: Mapping[str, Any]) -> str:
