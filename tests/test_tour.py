@@ -166,17 +166,17 @@ def test_a_good_chapter_has_no_problem(chapter: Path) -> None:
     [
         ("```text\n3", "```text\n4", 3, "line 1 of the output is written as '4', but the cell prints '3'."),
         ("```text\n3", "```text\n3\n5", 3, "written as '5', but the cell prints no more"),
-        ("```text\n3\n```", "", 3, "the cell prints '3', but no output stands below it"),
-        ("print(n + 1)", "n", 3, "the cell prints nothing, but '3' stands below it"),
+        ("```text\n3\n```", "", 3, "the cell prints '3', but no output is written below it"),
+        ("print(n + 1)", "n", 3, "the cell prints nothing, but '3' is written below it"),
         ("n = 2", "n = 3", 3, "but the cell prints '4'"),
-        ("n = 2", "n = 3", 16, "figures/03-it.svg is not what the cell draws"),
+        ("n = 2", "n = 3", 16, "figures/03-it.svg differs from what the cell draws"),
         ("print(n + 1)", "print(n +\n1)\nprint(m)", 3, "the cell failed: NameError: name 'm' is not defined (line 9)"),
         ("print(n + 1)", "print(n +", 3, "the cell failed: "),
-        ('Path("it.svg")', 'Path("other.svg")', 16, "the cell was to write it.svg"),
+        ('Path("it.svg")', 'Path("other.svg")', 16, "the cell did not write it.svg"),
         ("figures/03-it", "figures/04-it", 16, "does not begin with the chapter's number"),
-        ("Words", "[Words](04-next.md)", 14, "the link to 04-next.md leads nowhere"),
-        ("Words", "[Words](../../src/clearhead/no.py)", 14, "leads nowhere"),
-        ("Words", "![Words](figures/03-no.svg)", 14, "the link to figures/03-no.svg leads nowhere"),
+        ("Words", "[Words](04-next.md)", 14, "the link to 04-next.md is broken"),
+        ("Words", "[Words](../../src/clearhead/no.py)", 14, "is broken"),
+        ("Words", "![Words](figures/03-no.svg)", 14, "the link to figures/03-no.svg is broken"),
     ],
 )
 def test_the_checker_names_the_fault_and_its_line(chapter: Path, old: str, new: str, line: int, said: str) -> None:
@@ -338,7 +338,7 @@ def test_a_page_has_its_language_its_code_and_its_output(address: str) -> None:
 def test_only_the_tour_and_the_source_are_served(address: str, path: str) -> None:
     status, kind, text = _get(address + path)
     assert (status, kind) == (404, "text/html")
-    assert "There is no such page" in text
+    assert "This page does not exist" in text
 
 
 def test_a_chapter_that_breaks_while_it_is_read_is_said(tmp_path: Path) -> None:
@@ -358,9 +358,9 @@ def test_a_chapter_that_breaks_while_it_is_read_is_said(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_said() -> None:
-    with open_server(Site(TOUR)) as server, pytest.raises(InputError, match="another program listens there"):
+    with open_server(Site(TOUR)) as server, pytest.raises(InputError, match="another program uses it"):
         open_server(Site(TOUR), server.server_port)
-    with pytest.raises(InputError, match="port 70000 cannot be used"):
+    with pytest.raises(InputError, match="port 70000 cannot be opened"):
         open_server(Site(TOUR), 70_000)
 
 
@@ -391,7 +391,7 @@ def test_the_command_checks_and_writes(chapter: Path) -> None:
     [
         (["--lang", "fr"], "lang is 'fr'; the tour is there in en and zh."),
         (["--write"], "--write needs the folder"),
-        (["no-such-folder"], "no-such-folder is no folder"),
+        (["no-such-folder"], "no-such-folder is not a folder"),
         (["--check", "--write"], "not both"),
     ],
 )

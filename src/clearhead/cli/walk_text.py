@@ -54,7 +54,7 @@ class WalkPrinter:
     # The steps.
 
     def tokens(self) -> None:
-        self.line([self.words["place"], self.words["id"], "  " + self.words["piece"]], [6, 8, -20], "dim")
+        self.line([self.words["position"], self.words["id"], "  " + self.words["piece"]], [6, 8, -20], "dim")
         for t in self.shown:
             token = self.walk["tokens"][t]
             self.line([self.walk["first_shown"] + t, token["id"], "  " + self.name(t)], [6, 8, -20])

@@ -1,6 +1,6 @@
-"""One prompt on its way through a model, as data: what `clearhead walk` prints, draws and writes.
+"""One prompt on its way through a model, as data: what `clearhead walk` prints and writes.
 
-All of it comes from one watched run. Numbers are rounded, since they are there to be looked at.
+All of it comes from one forward pass. Numbers are rounded for display.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
 
 MOST_TOKENS = 64
-"""A picture of more is no picture: its squares are smaller than a finger."""
+"""Beyond this, the heat map's cells are too small to read or to tap."""
 _MOST_WEIGHTS = 600_000  # of all heads together: a page of about 6 MB
 
-FIRST_NUMBERS = 8  # of a vector, where its first numbers are shown
+FIRST_NUMBERS = 8  # how many numbers of a vector are shown
 _FIRST_IN_HEAD = 4
 _LENS_TOP = 5
 _NEXT_TOP = 100
@@ -51,41 +51,42 @@ _WATCHED = (
 
 
 def shown_tokens(model: GPTModel, tokens: int) -> range:
-    """Which tokens of a prompt the pictures show: the last ones, as many as a page holds for all heads of a model."""
+    """Return the positions that the pictures show: the last ones, as many as fit on a page for all heads of a model."""
     heads = model.config.n_layers * model.config.n_heads
     most = max(8, min(MOST_TOKENS, math.isqrt(_MOST_WEIGHTS // heads)))
     return range(max(0, tokens - most), tokens)
 
 
 def walk(model: GPTModel, ids: Sequence[int], tokenizer: Tokenizer | None, params: SamplingParams) -> dict[str, Any]:
-    """Runs a prompt and gathers what each step makes of it.
+    """Run a prompt and collect the result of each step.
 
     Args:
-        model: what to walk through.
+        model: the model.
         ids: the prompt's tokens, at most context_length.
-        tokenizer: gives the tokens their text; without one they are numbers.
+        tokenizer: turns ids into text; without one, tokens are shown as numbers.
         params: how the next token is chosen.
 
     Returns:
-        what `json.dumps` takes. In it, [T] stands for the tokens that are shown, `tokens`:
+        a value for `json.dumps`, in which [T] means the shown tokens, `tokens`:
 
-        - `config`, `first_shown` and `prompt_tokens`: the model's shape; where `tokens` begins in the prompt
+        - `config`: the model's shape; `prompt_tokens`: the prompt's length; `first_shown`: the position of the first
+          shown token
         - `tokens` [T] of {id, text}
         - `embedding` {token, position, sum}, each [T][first 8 numbers]
         - `blocks` [n_layers] of `norm_1`, `norm_2` (mean and variance [T] before, after normalising, and after the
-          norm's own scale and shift), `scores` [H][T][T] before the mask, `pattern` [H][T][up to T] (where the
-          prompt is longer than what is shown, the rest of a row up to 1 went to the tokens before), `values` and
+          norm's own scale and shift), `scores` [H][T][T] before the mask, `pattern` [H][T][up to T] (if the prompt is
+          longer than what is shown, the rest of a row up to 1 went to the tokens before), `values` and
           `mixed` [H][T][first 4 numbers], `gelu`, and the sizes of what attention and feed-forward add [T]
-        - `residual_size` [n_layers + 1][T]: the root mean square of each vector, as it enters and after each block
+        - `residual_size` [n_layers + 1][T]: the root mean square of each vector, of the embedding and after each block
         - `final_norm` as the other norms; `lens` [n_layers + 1][T] of the likeliest [id, probability]
         - `next`: the likeliest tokens after the prompt as [id, logit], with their probabilities at temperature 1
           (`plain`), at the one given (`tempered`) and with top-k too (`kept`); the other logits, counted in steps;
-          and which token is drawn
-        - `pieces`: the text of every id that stands anywhere here
+          and which token is sampled
+        - `pieces`: the text of every id in this value
 
     Raises:
-        InputError: where the prompt cannot run, as `watch` says.
-        WeightsError: where the logits are not numbers.
+        InputError: if the prompt cannot run; see `watch`.
+        WeightsError: if the logits are NaN or infinite.
     """
     config = model.config
     shown = shown_tokens(model, len(ids))
@@ -116,7 +117,7 @@ def walk(model: GPTModel, ids: Sequence[int], tokenizer: Tokenizer | None, param
 
 
 def _residuals(trace: Trace) -> list[np.ndarray]:
-    """What enters the first block, and what leaves each: [T, C] each."""
+    """Return the input of the first block and the output of each block: [T, C] each."""
     return [trace["embedding"], *(value for name, value in trace.items() if name.endswith("residual_out"))]
 
 
@@ -149,9 +150,9 @@ def _norm(trace: Trace, name: str, before: np.ndarray, eps: float) -> dict[str, 
 
 
 def _gelu(up: np.ndarray, activated: np.ndarray) -> dict[str, Any]:
-    """What GELU does to the numbers of a block: a count of them in steps of 0.25, and the first ones of each token."""
+    """Return a histogram of a block's numbers before GELU, and the first numbers of each token before and after."""
     edges = np.arange(-6, 6.01, 0.25)
-    counts, _ = np.histogram(np.clip(up, edges[0], edges[-1]), edges)  # the outermost steps take what lies beyond
+    counts, _ = np.histogram(np.clip(up, edges[0], edges[-1]), edges)  # the outermost bins include everything beyond
     return {
         "below_zero": round(float((up < 0).mean()), 4),
         "nearly_zero": round(float((np.abs(activated) < 0.1).mean()), 4),
@@ -164,7 +165,7 @@ def _gelu(up: np.ndarray, activated: np.ndarray) -> dict[str, Any]:
 
 
 def _lens(model: GPTModel, trace: Trace, n_choices: int) -> list[list[list[list[Any]]]]:
-    """The likeliest tokens and their probabilities after each depth and each token: [n_layers + 1][T][5] pairs."""
+    """Return the likeliest tokens and their probabilities after each block and token: [n_layers + 1][T][5] pairs."""
     found = []
     for residual in _residuals(trace):
         rows = []
@@ -177,7 +178,7 @@ def _lens(model: GPTModel, trace: Trace, n_choices: int) -> list[list[list[list[
 
 
 def _next(logits: np.ndarray, params: SamplingParams) -> dict[str, Any]:
-    """The choice after the last token, and of the logits what a page needs to do it again with other settings."""
+    """Return the choice after the last token, and what a page needs of the logits to repeat it with other settings."""
     top = _largest(logits, _NEXT_TOP)
     rest = np.delete(logits.astype(np.float64), top)
     steps, counts = np.unique(np.round(rest / _LOGIT_STEP).astype(int), return_counts=True)
@@ -198,16 +199,16 @@ def _next(logits: np.ndarray, params: SamplingParams) -> dict[str, Any]:
 
 
 def _largest(logits: np.ndarray, k: int) -> list[int]:
-    """The ids of the largest logits, the largest first."""
+    """Return the ids of the largest logits, the largest first."""
     ids = top_k_ids(logits, min(k, len(logits)))
     return [int(id) for id in ids[np.argsort(-logits[ids], kind="stable")]]
 
 
 def _size(vectors: np.ndarray) -> np.ndarray:
-    """The root mean square of each vector: [T, C] -> [T]."""
+    """Return the root mean square of each vector: [T, C] -> [T]."""
     return np.sqrt((vectors.astype(np.float64) ** 2).mean(-1))
 
 
 def _rounded(values: np.ndarray | Iterable[float], digits: int = 4) -> Any:
     # float64 first: float32 has no 0.1, and would print as 0.10000000149.
-    return (np.round(np.asarray(values, np.float64), digits) + 0.0).tolist()  # + 0.0: a minus before 0 says nothing
+    return (np.round(np.asarray(values, np.float64), digits) + 0.0).tolist()  # + 0.0 turns -0 into 0

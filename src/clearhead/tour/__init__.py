@@ -1,7 +1,7 @@
-"""The tour: ten short chapters through a GPT-2, whose code runs and is held against the output written below it.
+"""The tour: ten short chapters on a GPT-2, whose code runs and whose output is checked.
 
-`chapters.py` finds them, `cells.py` runs them and compares, `figures.py` draws what they draw, `site.py` makes pages of
-them, and `server.py` serves these to a browser on the same machine. The chapters are in `docs/tour` of the project.
+`chapters.py` finds the chapters, `cells.py` runs them and compares, `site.py` turns them into pages, and `server.py`
+serves the pages to a browser on the same machine. The chapters are in `docs/tour` of the project.
 """
 
 from clearhead.tour.cells import Cell, Problem, check, parse, rewrite

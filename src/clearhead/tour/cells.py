@@ -1,8 +1,8 @@
-"""The code cells of a chapter: found, run in order, and compared with the output and the figures that stand below them.
+"""The code cells of a chapter: find them, run them in order, and compare their output and figures with what is written.
 
-A cell is a fenced block marked `python`. If it prints, the fenced block marked `text` right after it is its output; a
-paragraph of nothing but an image, right after that, is a figure that the cell wrote: `figures/05-name.svg` is the file
-`name.svg` of the chapter with number 05. The cells of a chapter share a namespace and a working directory, both new.
+A cell is a fenced block marked `python`. If it prints, the fenced block marked `text` right after it is its output. A
+paragraph that is only an image, right after that, is a figure that the cell wrote: `figures/05-name.svg` is the file
+`name.svg` of chapter 05. The cells of a chapter share a new namespace and a new working directory.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from markdown_it.token import Token
 
 from clearhead.errors import InputError
 from clearhead.tour.chapters import read
+from clearhead.utils import atomic
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
-_NEAR = 0.11  # what another CPU's last bits may move in a drawing: one step of the digit to which lengths are rounded
+_NEAR = 0.11  # lengths are rounded to 0.1, so another CPU's last bits may move one by that much
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One code cell, with what is written below it.
+    """One code cell, with the output and figures written below it.
 
     Attributes:
         code: its source.
         line: the line of the file, from 0, on which its fence begins.
         end: the line after its closing fence.
-        output: what stands below as its output, without trailing spaces; None where no block does.
-        output_end: the line after the output's closing fence; `end` where there is none.
-        figures: the images below, as they are linked.
+        output: the written output, without trailing spaces; None if there is none.
+        output_end: the line after the output's closing fence; `end` if there is no output.
+        figures: the links of the images below.
     """
 
     code: str
@@ -50,13 +51,13 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What a cell did.
+class CellResult:
+    """The result of running a cell.
 
     Attributes:
         output: what it printed, without trailing spaces.
-        files: the contents of those of its figures that it wrote.
-        error: the exception that ended it, as one line, or "".
+        files: the contents of the figures that it wrote, by their links.
+        error: the exception that ended it, as one line; "" if it succeeded.
     """
 
     output: str
@@ -66,7 +67,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Where a chapter is not what its code does; as a string, one sentence with the place."""
+    """A difference between a chapter and what its code does; as a string, one sentence with file and line."""
 
     path: Path
     line: int
@@ -77,13 +78,13 @@ class Problem:
 
 
 def parse(text: str) -> list[Cell]:
-    """The code cells of a chapter's Markdown, in order."""
+    """Return the code cells of a chapter's Markdown, in order."""
     blocks = list(_blocks(MarkdownIt("commonmark").parse(text)))
     cells = []
-    for place, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         if block.type != "fence" or block.info.strip() != "python":
             continue
-        after = blocks[place + 1 :]
+        after = blocks[index + 1 :]
         is_output = bool(after) and after[0].type == "fence" and after[0].info.strip() == "text"
         figures = takewhile(bool, map(_image, after[1:] if is_output else after))
         line, end = _lines(block)
@@ -100,27 +101,27 @@ def parse(text: str) -> list[Cell]:
     return cells
 
 
-def run(path: Path, cells: Sequence[Cell]) -> Iterator[Result]:
-    """Runs a chapter's cells, one for each result that is asked for; none is run after one that failed.
+def run(path: Path, cells: Sequence[Cell]) -> Iterator[CellResult]:
+    """Run a chapter's cells and yield their results; stop after a cell that fails.
 
     Args:
-        path: the chapter's file, which stands in the traces of errors, with the lines of the Markdown.
+        path: the chapter's file; error messages name it, with the lines of the Markdown.
         cells: its cells.
     """
     namespace: dict[str, object] = {"__name__": "__main__"}
-    with tempfile.TemporaryDirectory(prefix="clearhead-tour-") as place:
+    with tempfile.TemporaryDirectory(prefix="clearhead-tour-") as folder:
         for cell in cells:
-            result = _run_one(path, cell, namespace, place)
+            result = _run_one(path, cell, namespace, folder)
             yield result
             if result.error:
                 return
 
 
 def check(path: Path) -> list[Problem]:
-    """Runs a chapter and says where its outputs, figures or links are not what is written.
+    """Run a chapter and return every output, figure or link that is not as written.
 
     Raises:
-        InputError: where the chapter cannot be read.
+        InputError: if the chapter cannot be read.
     """
     text = read(path)
     cells = parse(text)
@@ -140,10 +141,10 @@ def check(path: Path) -> list[Problem]:
 
 
 def rewrite(path: Path) -> list[Path]:
-    """Runs a chapter, and writes its outputs and figures as they are now; the files that changed.
+    """Run a chapter, write its current outputs and figures, and return the files that changed.
 
     Raises:
-        InputError: where the chapter cannot be read, or a cell fails. Nothing is written then.
+        InputError: if the chapter cannot be read, or a cell fails; nothing is written then.
     """
     text = read(path)
     cells, lines = parse(text), text.splitlines(keepends=True)
@@ -158,26 +159,27 @@ def rewrite(path: Path) -> list[Path]:
         for link, svg in result.files.items():
             if _figure_fault(path, link, svg):
                 figure = Path(os.path.normpath(path.parent / link))
-                _write(figure, svg)
+                figure.parent.mkdir(exist_ok=True)
+                atomic.write_text(figure, svg)
                 written.append(figure)
     if "".join(lines) != text:
-        _write(path, "".join(lines))
+        atomic.write_text(path, "".join(lines))
         written.append(path)
     return written
 
 
 def same_drawing(one: str, other: str) -> bool:
-    """Whether two SVGs are the same but for rounding: every number within a tenth of a pixel, all else equal."""
+    """Tell whether two SVGs are equal except for rounding: every number within a tenth of a pixel, all else equal."""
     if _NUMBER.sub("#", one) != _NUMBER.sub("#", other):
         return False
     pairs = zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True)
     return all(a == b or abs(float(a) - float(b)) < _NEAR for a, b in pairs)
 
 
-def _run_one(path: Path, cell: Cell, namespace: dict[str, object], place: str) -> Result:
+def _run_one(path: Path, cell: Cell, namespace: dict[str, object], folder: str) -> CellResult:
     printed, error = io.StringIO(), ""
     before = Path.cwd()
-    os.chdir(place)
+    os.chdir(folder)
     try:
         with contextlib.redirect_stdout(printed):
             # Empty lines before it give the code the line numbers of the Markdown.
@@ -188,8 +190,8 @@ def _run_one(path: Path, cell: Cell, namespace: dict[str, object], place: str) -
         error = f"{''.join(traceback.format_exception_only(failure)).strip()}{where}"
     finally:
         os.chdir(before)
-    files = {link: Path(place, _file_of(path, link)) for link in cell.figures}
-    return Result(
+    files = {link: Path(folder, _file_of(path, link)) for link in cell.figures}
+    return CellResult(
         _trimmed(printed.getvalue()),
         {link: file.read_text(encoding="utf-8") for link, file in files.items() if file.is_file()},
         error,
@@ -197,21 +199,21 @@ def _run_one(path: Path, cell: Cell, namespace: dict[str, object], place: str) -
 
 
 def _figure_fault(path: Path, link: str, svg: str | None) -> str:
-    """What is wrong with a figure, or ""."""
+    """Return what is wrong with a figure, or ""."""
     name, kept = _file_of(path, link), path.parent / link
     if not PurePosixPath(link).name.startswith(f"{path.name[:2]}-"):
-        return f"the figure {link} does not begin with the chapter's number."
+        return f"the figure {link} does not begin with the chapter's number; rename it."
     if svg is None:
-        return f"the cell was to write {name}, for the figure {link}, but did not."
+        return f"the cell did not write {name}, which the figure {link} shows."
     if not kept.is_file():
-        return f"the figure {link} is not there; write it with: clearhead tour {path.parent} --write"
+        return f"the figure {link} does not exist; write it with: clearhead tour {path.parent} --write"
     if not same_drawing(svg, kept.read_text(encoding="utf-8")):
-        return f"the figure {link} is not what the cell draws."
+        return f"the figure {link} differs from what the cell draws."
     return ""
 
 
 def _broken_links(path: Path, text: str) -> list[Problem]:
-    """Links to files that are not there; those to the web are left alone."""
+    """Return links to files that do not exist; links to the web are not checked."""
     faults = []
     for block in MarkdownIt("commonmark").parse(text):
         for part in block.children or ():
@@ -219,21 +221,21 @@ def _broken_links(path: Path, text: str) -> list[Problem]:
             if not link or re.match(r"[a-z]+:|#", link):
                 continue
             if not (path.parent / link.partition("#")[0]).exists() and not _is_source(path, link):
-                faults.append(Problem(path, _lines(block)[0], f"the link to {link} leads nowhere."))
+                faults.append(Problem(path, _lines(block)[0], f"the link to {link} is broken: there is no such file."))
     return faults
 
 
 def _is_source(path: Path, link: str) -> bool:
-    """Whether a link means a file of the package, which an installation has in another place than a checkout."""
+    """Tell whether a link is to a file of the package, which is in another folder if the package is installed."""
     inside = re.fullmatch(r"(?:\.\./)+src/(clearhead/[\w/]+\.py)", link)
     return inside is not None and (Path(__file__).parents[2] / inside[1]).is_file()
 
 
 def _difference(written: str | None, printed: str) -> str:
     if written is None:
-        return f"the cell prints {_short(printed)}, but no output stands below it."
+        return f"the cell prints {_short(printed)}, but no output is written below it."
     if not printed:
-        return f"the cell prints nothing, but {_short(written)} stands below it."
+        return f"the cell prints nothing, but {_short(written)} is written below it."
     old, new = written.splitlines(), printed.splitlines()
     number = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
     was = repr(old[number]) if number < len(old) else "the end"
@@ -247,7 +249,7 @@ def _short(text: str) -> str:
 
 
 def _blocks(tokens: Iterable[Token]) -> Iterator[Token]:
-    """The blocks that stand in no other one; a paragraph as its inline token."""
+    """Yield the outermost blocks; a paragraph as its inline token."""
     inside = ""
     for token in tokens:
         if token.level == 0 and token.nesting == 1:
@@ -260,13 +262,13 @@ def _blocks(tokens: Iterable[Token]) -> Iterator[Token]:
 
 
 def _image(block: Token) -> str:
-    """The link of the image that is all of a paragraph, or ""."""
+    """Return the link of an image that is alone in its paragraph, or ""."""
     parts = block.children or []
     return str(parts[0].attrs["src"]) if len(parts) == 1 and parts[0].type == "image" else ""
 
 
 def _file_of(path: Path, link: str) -> str:
-    """The name under which a cell writes a figure: without the chapter's number."""
+    """Return the file name under which a cell writes a figure: without the chapter's number."""
     return PurePosixPath(link).name.removeprefix(f"{path.name[:2]}-")
 
 
@@ -283,14 +285,3 @@ def _fenced(output: str) -> list[str]:
 
 def _trimmed(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

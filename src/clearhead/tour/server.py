@@ -1,4 +1,4 @@
-"""The tour's pages served to browsers on this machine only."""
+"""The HTTP server of the tour's pages, for browsers on this machine only."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 from clearhead.errors import InputError
-from clearhead.tour.site import Page, Site
+from clearhead.tour.site import Site, SitePage
 
 _HERE = "127.0.0.1"
 _POLICY = "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'"
 
 
 def open_server(site: Site, port: int = 0) -> ThreadingHTTPServer:
-    """A server that listens already; `serve_forever` begins to answer, and its address says the port.
+    """Open a server that already listens; `serve_forever` makes it answer, and `server_port` is its port.
 
     Args:
         site: the pages.
-        port: where to listen; 0 for any that is free.
+        port: the port; 0 for any free one.
 
     Raises:
-        InputError: where the port is taken or cannot be had.
+        InputError: if the port is in use or cannot be opened.
     """
 
     class Handler(_Handler):
@@ -31,16 +31,16 @@ def open_server(site: Site, port: int = 0) -> ThreadingHTTPServer:
         return ThreadingHTTPServer((_HERE, port), Handler)
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        why = "another program listens there" if taken else getattr(error, "strerror", None) or error
+        why = "another program uses it" if taken else getattr(error, "strerror", None) or error
         raise InputError(
-            f"port {port} cannot be used ({why}); give another --port, or none for one that is free."
+            f"port {port} cannot be opened ({why}); choose another --port, or leave it out to use a free one."
         ) from None
 
 
 class _Handler(BaseHTTPRequestHandler):
     pages: Site
     server_version, sys_version = "clearhead", ""
-    timeout = 30  # seconds; a connection on which nothing comes is closed
+    timeout = 30  # seconds until an idle connection is closed
 
     def do_GET(self) -> None:
         self.wfile.write(self._head())
@@ -49,13 +49,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._head()
 
     def _head(self) -> bytes:
-        """Sends status and headers, and returns the body."""
+        """Send status and headers, and return the body."""
         path = unquote(urlsplit(self.path).path)
         try:
             page = self.pages.page(path)
             status = 200 if page.found else 404
-        except InputError as error:  # a chapter was broken or taken away while the server runs
-            page, status = Page(str(error).encode(), "text/plain; charset=utf-8"), 500
+        except InputError as error:  # a chapter was damaged or removed while the server runs
+            page, status = SitePage(str(error).encode(), "text/plain; charset=utf-8"), 500
         self.send_response(status)
         self.send_header("Content-Type", page.kind)
         self.send_header("Content-Length", str(len(page.body)))
@@ -66,4 +66,4 @@ class _Handler(BaseHTTPRequestHandler):
         return page.body
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: the terminal belongs to the person who reads."""
+        """Log nothing: the terminal shows only the address."""

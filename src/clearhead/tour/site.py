@@ -1,7 +1,7 @@
-"""The tour as web pages: each file of it becomes the page at its own path, so that its links work as they stand.
+"""The tour as web pages: each file becomes the page at the same path, so that its relative links work.
 
-`docs/tour/zh/02-attention.md` is the page `/zh/02-attention.html`, and the links into `src/clearhead` are pages of the
-package's own source. Everything is read anew for each request: who changes a chapter reloads the page.
+`docs/tour/zh/02-attention.md` is the page `/zh/02-attention.html`, and links into `src/clearhead` lead to pages of the
+package's own source. Every request reads the files again, so a reload shows an edited chapter.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from functools import cache
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-from clearhead.tour.chapters import LANGUAGES, Chapter, find, home, read, title_of
+from clearhead.tour.chapters import LANGUAGES, Chapter, find, language_folder, read, title_of
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _STYLE = Path(__file__).with_name("page.css")
@@ -32,8 +33,8 @@ _WORDS = {
         "back": "Previous",
         "next": "Next",
         "skip": "Skip to the chapter",
-        "source": "The source of Clearhead as it runs here",
-        "missing": "There is no such page",
+        "source": "The source code of Clearhead as it runs here",
+        "missing": "This page does not exist",
         "home": "Go to the list of chapters",
     },
     "zh": {
@@ -43,20 +44,20 @@ _WORDS = {
         "next": "下一章",
         "skip": "跳到正文",
         "source": "Clearhead 正在运行的源代码",
-        "missing": "没有这一页",
-        "home": "回到目录",
+        "missing": "页面不存在",
+        "home": "返回目录",
     },
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """What a browser gets.
+class SitePage:
+    """A response.
 
     Attributes:
         body: its bytes.
         kind: its media type.
-        found: False where there is nothing at the path, and the body says so.
+        found: False if nothing exists at the path; the body says so.
     """
 
     body: bytes
@@ -71,20 +72,20 @@ class Site:
         folder: the tour's folder, such as `docs/tour`.
 
     Raises:
-        InputError: where it has no chapter.
+        InputError: if it has no chapter.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         find(folder)
 
-    def page(self, path: str) -> Page:
-        """The page at a path of a URL, decoded and without its query; only the tour and the package are read."""
+    def page(self, path: str) -> SitePage:
+        """Return the page at a URL's path, decoded and without the query; only the tour and the package can be read."""
         if path == "/style.css":
-            return Page(_style().encode(), "text/css; charset=utf-8")
+            return SitePage(_style().encode(), "text/css; charset=utf-8")
         if figure := re.fullmatch(r"/(?:\w+/)?figures/([\w.-]+\.svg)", path):
             file = self.folder / "figures" / figure[1]
-            return Page(file.read_bytes(), "image/svg+xml") if file.is_file() else self._missing()
+            return SitePage(file.read_bytes(), "image/svg+xml") if file.is_file() else self._missing()
         if source := re.fullmatch(r"/src/clearhead/((?:\w+/)*\w+\.py)", path):
             file = _PACKAGE / source[1]
             return self._source(source[1], file) if file.is_file() else self._missing()
@@ -100,39 +101,39 @@ class Site:
     def _chapters(self, language: str) -> list[Chapter]:
         return [chapter for chapter in find(self.folder) if chapter.language == language]
 
-    def _index(self, language: str) -> Page:
-        file = home(self.folder, language) / "README.md"
+    def _index(self, language: str) -> SitePage:
+        file = language_folder(self.folder, language) / "README.md"
         if not file.is_file():
             first = self._chapters(language)
             return self._chapter(first[0]) if first else self._missing()
         return self._fill(language, title_of(file), markdown_html(read(file)), here="README")
 
-    def _chapter(self, chapter: Chapter) -> Page:
+    def _chapter(self, chapter: Chapter) -> SitePage:
         listed = self._chapters(chapter.language)
-        place = listed.index(chapter)
+        index = listed.index(chapter)
         turns = [
             f'<a class="{kind}" href="{other.path.stem}.html"><small>{word}</small>{html.escape(other.title)}</a>'
             for kind, word, other in (
-                ("back", _WORDS[chapter.language]["back"], listed[place - 1] if place else None),
-                ("next", _WORDS[chapter.language]["next"], listed[place + 1] if place + 1 < len(listed) else None),
+                ("back", _WORDS[chapter.language]["back"], listed[index - 1] if index else None),
+                ("next", _WORDS[chapter.language]["next"], listed[index + 1] if index + 1 < len(listed) else None),
             )
             if other is not None
         ]
         body = markdown_html(read(chapter.path)) + f'<nav class="turn">{"".join(turns)}</nav>'
         return self._fill(chapter.language, chapter.title, body, here=chapter.path.stem)
 
-    def _source(self, name: str, file: Path) -> Page:
+    def _source(self, name: str, file: Path) -> SitePage:
         title = f"clearhead/{name}"
         body = f"<h1><code>{title}</code></h1><p>{_WORDS['en']['source']}.</p>"
         body += f'<div class="code">{_highlighted(read(file), "python")}</div>'
         return self._fill("en", title, body, here="")
 
-    def _missing(self) -> Page:
+    def _missing(self) -> SitePage:
         words = _WORDS["en"]
         body = f'<h1>{words["missing"]}</h1><p><a href="/README.html">{words["home"]}</a></p>'
-        return Page(self._fill("en", words["missing"], body, here="").body, found=False)
+        return SitePage(self._fill("en", words["missing"], body, here="").body, found=False)
 
-    def _fill(self, language: str, title: str, body: str, here: str) -> Page:
+    def _fill(self, language: str, title: str, body: str, here: str) -> SitePage:
         words = _WORDS[language]
         base = "/" if language == "en" else f"/{language}/"
         entries = [("README", words["tour"]), *((c.path.stem, c.title) for c in self._chapters(language))]
@@ -153,20 +154,20 @@ class Site:
             "BODY": body,
         }
         template = _TEMPLATE.read_text(encoding="utf-8")
-        return Page(re.sub(r"@([A-Z]+)@", lambda mark: marks[mark[1]], template).encode())
+        return SitePage(re.sub(r"@([A-Z]+)@", lambda mark: marks[mark[1]], template).encode())
 
     def _languages(self, language: str, stem: str) -> str:
-        """Links to the same page in the other languages that have it."""
+        """Return links to the same page in the other languages that have it."""
         links = []
         for other, name in LANGUAGES.items():
-            if other != language and (home(self.folder, other) / f"{stem}.md").is_file():
+            if other != language and (language_folder(self.folder, other) / f"{stem}.md").is_file():
                 base = "/" if other == "en" else f"/{other}/"
                 links.append(f'<a href="{base}{stem}.html" lang="{other}" hreflang="{other}">{name}</a>')
         return " ".join(links)
 
 
 def markdown_html(text: str) -> str:
-    """Markdown as HTML: code in colours, tables that scroll by themselves, links to chapters as links to pages."""
+    """Return Markdown as HTML: highlighted code, tables that scroll on their own, chapter links as page links."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
     for block in tokens:
@@ -178,19 +179,19 @@ def markdown_html(text: str) -> str:
                 part.attrs["loading"] = "lazy"
     rendered = []
     start = 0
-    for place, block in enumerate(tokens):
+    for index, block in enumerate(tokens):
         if block.type == "fence":
-            rendered.append(markdown.renderer.render(tokens[start:place], markdown.options, {}))
-            rendered.append(_fence(block.content, block.info.strip(), _follows(tokens, place)))
-            start = place + 1
+            rendered.append(markdown.renderer.render(tokens[start:index], markdown.options, {}))
+            rendered.append(_fence(block.content, block.info.strip(), _is_output(tokens, index)))
+            start = index + 1
     rendered.append(markdown.renderer.render(tokens[start:], markdown.options, {}))
     return re.sub(r"<table>.*?</table>", r'<div class="table">\g<0></div>', "".join(rendered), flags=re.DOTALL)
 
 
-def _follows(tokens: Sequence[object], place: int) -> bool:
-    """Whether the block is the output of a cell: a text fence right after a Python one."""
-    before = tokens[place - 1] if place else None
-    return getattr(before, "type", "") == "fence" and getattr(before, "info", "").strip() == "python"
+def _is_output(tokens: Sequence[Token], index: int) -> bool:
+    """Tell whether a fence comes right after a Python cell."""
+    before = tokens[index - 1] if index else None
+    return before is not None and before.type == "fence" and before.info.strip() == "python"
 
 
 def _fence(code: str, language: str, is_output: bool) -> str:
@@ -210,7 +211,7 @@ def _highlighted(code: str, language: str) -> str:
 
 @cache
 def _style() -> str:
-    """The style sheet: the page's own, then the colours of code on a light and on a dark screen."""
+    """Return the style sheet: the colours of code for light and dark screens, then the page's own rules."""
     light = HtmlFormatter(style="friendly").get_style_defs(".code")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".code")
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{_STYLE.read_text(encoding='utf-8')}"
