@@ -13,7 +13,7 @@ from clearhead.utils.units import format_bytes
 
 if TYPE_CHECKING:
     from clearhead.anatomy import CostModel, ModelPart, ParameterTree
-    from clearhead.cli.params import WorkloadOptions
+    from clearhead.cli.workload import WorkloadOptions
 
 _MODELS_SIDE_BY_SIDE = 4  # as many columns of numbers as 80 characters allow
 _NUMBER_WIDTH = 13  # characters of such a column

@@ -92,11 +92,7 @@ def patch(
     Raises:
         InputError: if the texts differ in length, the name means no activation inside the blocks, or it has no heads.
     """
-    if len(clean) != len(corrupted):
-        raise InputError(
-            f"the clean text has {len(clean)} tokens and the corrupted one {len(corrupted)}; a patch goes from a "
-            "position to the same position, so give texts of one length."
-        )
+    _check_lengths(clean, corrupted)
     chosen = _in_blocks(model, where)
     if heads and not chosen[0][1].per_head:
         raise InputError(f"{chosen[0][1].name} has no heads; leave heads out, or patch blocks.*.attention.mixed.")
@@ -110,28 +106,39 @@ def patch(
     for row, (layer, activation) in enumerate(chosen):
         start = taken[f"blocks.{layer}.residual_in"]  # [1, T, C]
         patches = _Patches(activation, given[activation.name][0], heads, positions)
-        cells = list(product(range(n_heads), range(n_positions)))
-        for begin in range(0, len(cells), _MOST_ROWS):
-            part = cells[begin : begin + _MOST_ROWS]
-            patches.cells = part
-            with installed(model, patches):
-                logits = logits_from(model, start.expand(len(part), -1, -1), layer)[:, -1]
-            found = metric(logits.float()).double().cpu().numpy()
-            values[row].flat[begin : begin + len(part)] = found
+        values[row].flat = _run_patches(model, start, layer, patches, metric, (n_heads, n_positions))
     first = chosen[0][0]
     ends = [given[starts[0]], taken[starts[0]]]
     both = [float(metric(logits_from(model, end, first)[:, -1].float())[0]) for end in ends]
-    layers = tuple(f"layer {layer}" for layer, _ in chosen)
-    axes: list[tuple[str, tuple[str, ...]]] = [("layer", layers)]
+    axes = {"layer": tuple(f"layer {layer}" for layer, _ in chosen)}
     if heads:
-        axes.append(("head", tuple(f"head {head}" for head in numbered(n_heads))))
+        axes["head"] = tuple(f"head {head}" for head in numbered(n_heads))
     if positions:
-        axes.append(("position", token_labels(corrupted, tokens)))
-    shape = [len(labels) for _, labels in axes]
-    array = LabelledArray(
-        values.reshape(shape), tuple(name for name, _ in axes), tuple(labels for _, labels in axes), f"patched {where}"
-    )
-    return Patching(array, *both)
+        axes["position"] = token_labels(corrupted, tokens)
+    shape = [len(labels) for labels in axes.values()]
+    return Patching(LabelledArray(values.reshape(shape), tuple(axes), tuple(axes.values()), f"patched {where}"), *both)
+
+
+def _run_patches(
+    model: GPTModel, start: Tensor, layer: int, patches: _Patches, metric: LogitMetric, shape: tuple[int, int]
+) -> list[float]:
+    """Return the metric after each patch of one layer, head by head and position by position."""
+    cells = list(product(range(shape[0]), range(shape[1])))
+    found: list[float] = []
+    for begin in range(0, len(cells), _MOST_ROWS):
+        patches.cells = cells[begin : begin + _MOST_ROWS]
+        with installed(model, patches):
+            logits = logits_from(model, start.expand(len(patches.cells), -1, -1), layer)[:, -1]
+        found += metric(logits.float()).double().tolist()
+    return found
+
+
+def _check_lengths(clean: Sequence[int], corrupted: Sequence[int]) -> None:
+    if len(clean) != len(corrupted):
+        raise InputError(
+            f"the clean text has {len(clean)} tokens and the corrupted one {len(corrupted)}; a patch goes from a "
+            "position to the same position, so give texts of one length."
+        )
 
 
 class _Patches:
@@ -207,8 +214,7 @@ def path_patch(
             f"there is no head {head} in layer {layer}; layers are 0 to {config.n_layers - 1}, heads 0 to "
             f"{config.n_heads - 1}."
         )
-    if len(clean) != len(corrupted):
-        raise InputError(f"the texts have {len(clean)} and {len(corrupted)} tokens; give texts of one length.")
+    _check_lengths(clean, corrupted)
     receivers = names(config).find(receiver)
     frozen = ["blocks.*.attention.mixed", "blocks.*.feed_forward.output"]
     given = run_with_cache(model, [clean], f"blocks.{layer}.attention.mixed")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Protocol
 
 from clearhead.tokenizer.byte_letters import byte_of_fallback_token
 
-if TYPE_CHECKING:
-    from clearhead.tokenizer.tokenizer import Tokenizer
+
+class TokenDecoder(Protocol):
+    """What decoding a stream needs of a tokenizer."""
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+    def token_name(self, id: int) -> str: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
 
 
 class StreamDecoder:
@@ -18,7 +26,7 @@ class StreamDecoder:
     U+FFFD appears only for bytes that no further token can complete. After `finish` it can be used again.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenDecoder) -> None:
         self._tokenizer = tokenizer
         # Holds back the bytes of a character that has begun and is not yet complete.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -42,7 +50,7 @@ class WindowDecoder(StreamDecoder):
     New ids are decoded together with those shown last, whose text is then removed from the front.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenDecoder) -> None:
         super().__init__(tokenizer)
         self._shown: list[int] = []
         self._waiting: list[int] = []

@@ -5,44 +5,17 @@ Config keys are those of `transformers`; a key that is absent has the default of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from clearhead.anatomy.architecture.description import Architecture, AttentionFacts, FeedForwardFacts, PositionKind
+from clearhead.anatomy.architecture.family import Config, Family
+from clearhead.anatomy.architecture.tensors import expected_tensors
 from clearhead.errors import ConfigError
-
-Config = Mapping[str, Any]
 
 MOST_LAYERS = 10_000
 """More blocks than any published model has; a config that names more is refused before anything is made for each."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What distinguishes a family of models.
-
-    Attributes:
-        title: how people call it.
-        names: local tensor names by component; those of a block stand under `block`.
-        stem: the prefix of everything but the head.
-        block: the prefix of one block, with `{i}`.
-        head: the name of the head's tensor.
-        facts: attributes of `Architecture` that hold for every member.
-        read: completes the facts from a config.
-        transposed: whether matrices are stored `[in, out]`.
-        renamed: local names that only some members have, from a config.
-    """
-
-    title: str
-    names: Mapping[str, str]
-    stem: str = "model."
-    block: str = "layers.{i}."
-    head: str = "lm_head"
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    read: Callable[[Architecture, Config], Architecture] = lambda architecture, config: architecture
-    transposed: bool = False
-    renamed: Callable[[Config], Mapping[str, str]] = lambda config: {}
 
 
 _LLAMA = {
@@ -304,8 +277,6 @@ def architecture_from_config(config: Config, name: str) -> Architecture:
         ConfigError: if the config is of another kind of model, or of a family that is not known here, or a number is
             missing or out of range.
     """
-    from clearhead.anatomy.architecture.tensors import expected_tensors
-
     text = config.get("text_config")
     if isinstance(text, Mapping) and "model_type" in text:
         config = {**config, **text}

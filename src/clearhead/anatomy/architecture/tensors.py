@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clearhead.anatomy.architecture.description import Architecture, ArchitectureTensor
-from clearhead.anatomy.architecture.families import Family
+from clearhead.anatomy.architecture.family import Family
 
 Shape = tuple[int, ...]
 
