@@ -188,7 +188,7 @@ class TestRefusals:
         refused(folder, "cut short", f"{size - 10:,} of the {size:,} ", "'model/h0/attn/c_attn/b'")
 
     def test_a_wrong_checksum_names_the_tensor(self, folder: Path) -> None:
-        entry = weights.open(folder)._file.entries["model/h1/ln_2/g"]  # type: ignore[attr-defined]
+        entry = weights.open(folder).file.entries["model/h1/ln_2/g"]  # type: ignore[attr-defined]
         with (folder / DATA).open("r+b") as file:
             file.seek(entry.offset + 5)
             file.write(bytes([file.read(1)[0] ^ 1]))
@@ -247,7 +247,7 @@ class TestRefusals:
         [
             ({"n_layer": 1}, ("'model/h1/", "does not have")),
             ({"n_layer": 3}, ("'model/h2/ln_1/g' and 11 more tensors", "cannot be filled")),
-            ({"n_layer": 10**9}, ("1,000,000,000 layers", "28 tensors")),
+            ({"n_layer": 4000}, ("4,000 layers", "28 tensors")),
             ({"n_embd": 15}, ("model/wte", "[61, 12]", "[61, 15]")),
             ({"n_head": None}, ("n_heads",)),
         ],
