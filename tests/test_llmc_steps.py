@@ -11,6 +11,11 @@ import torch
 import torch.nn.functional as F
 from reference_models import SMALL, ours_of, peer_of
 
+from clearhead.config import GPTConfig
+from clearhead.gpt import GPT
+from clearhead.model import GPTModel
+from clearhead.tokenizer import Tokenizer
+
 BENCH = runpy.run_path(str(Path(__file__).parents[1] / "bench/llmc_ten_steps.py"))
 
 
@@ -32,8 +37,26 @@ def test_ten_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     assert ours[-1] < ours[0]
 
 
-def test_the_batch_is_llmcs() -> None:
+def test_the_batch_is_the_beginning_of_tiny_shakespeare(gpt2_files: Path) -> None:
+    """The ids are GPT-2's own: each speech with the end of text before it, as llm.c prepares the text."""
     tokens = [int(token) for token in BENCH["TOKENS"].split()]
     assert len(tokens) == 4 * 64 + 1
-    assert tokens[0] == 50256
-    assert len(BENCH["PUBLISHED"]) == 10
+    tokenizer = Tokenizer.from_folder(gpt2_files)
+    text = tokenizer.decode(tokens)
+    assert text.startswith(
+        "<|endoftext|>First Citizen:\nBefore we proceed any further, hear me speak.\n\n<|endoftext|>All:"
+    )
+    assert tokenizer.encode(text, special=True) == tokens
+
+
+def test_a_wrong_loss_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpt2_files: Path) -> None:
+    """The script compares with the published losses: a random model's first loss is near log V, not near 5.27."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=50257, context_length=64, emb_dim=8, n_heads=2, n_layers=1, qkv_bias=True, tie_weights=True
+    )
+    GPT(GPTModel(config), Tokenizer.from_folder(gpt2_files)).save(tmp_path)
+    monkeypatch.setattr("sys.argv", ["llmc_ten_steps.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        BENCH["main"]()
+    assert ended.value.code == 1

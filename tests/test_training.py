@@ -323,6 +323,55 @@ def test_a_checkpoint_that_was_cut_short_is_named(data: Path, corpus: Corpus, fi
     assert_equal_runs(tmp_path / "run", finished)
 
 
+@pytest.fixture(scope="module")
+def copied(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run, for a test that changes it."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("copied") / "run")
+
+
+@pytest.mark.parametrize("file", ["training/*.safetensors", "model.safetensors", "config.json"])
+def test_a_flipped_bit_in_a_checkpoint_is_found(
+    data: Path, corpus: Corpus, finished: Path, tmp_path: Path, file: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = next(checkpoints(tmp_path / "run")[-1].glob(file))
+    content = bytearray(path.read_bytes())
+    content[-30] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=rf"step-00000012 is broken \(.*{path.name} differs from its checksum"):
+        train(recipe(), data, tmp_path / "run", corpus_folder=corpus.folder, resume=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    key=st.sampled_from(["step", "files", "clock", "spikes", "loss_scale", "tokens", "training", "rates", "precision"]),
+    value=st.none() | st.booleans() | st.text(max_size=3) | st.integers(-3, 3) | st.lists(st.integers(), max_size=2),
+)
+def test_a_state_of_wrong_types_is_a_sentence(corpus: Corpus, copied: Path, key: str, value: Any) -> None:
+    """Whatever JSON stands in a checkpoint's state, resuming succeeds or says what is wrong."""
+    path = checkpoints(copied)[-1] / "state.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), key: value}))
+    try:
+        small_run(recipe(), corpus, copied).resume()
+    except TrainingError as error:
+        assert "checkpoint" in str(error)
+    finally:
+        path.write_text(before)
+
+
+def test_every_checkpoint_is_a_model(finished: Path) -> None:
+    """Hugging Face's and our own loader open a checkpoint; the last one is the run's model."""
+    newest = checkpoints(finished)[-1]
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        expected = clearhead.load(finished / "model").model(ids)
+        assert torch.equal(clearhead.load(newest).model(ids), expected)
+        assert (GPT2LMHeadModel.from_pretrained(newest).eval()(ids).logits - expected).abs().max() < 1e-4
+        earlier = clearhead.load(checkpoints(finished)[-2]).model(ids)
+    assert not torch.equal(earlier, expected)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(corpus: Corpus, tmp_path: Path) -> None:
     run = small_run(recipe(), corpus, tmp_path)
     with torch.no_grad():
