@@ -37,12 +37,13 @@ def head_nats(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0) -
     """
     chunk = chunk or max(16, CHUNK_BYTES // (4 * weight.shape[0]))
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _HeadNats.apply(hidden, weight, targets, chunk)
+        nats: Tensor = _HeadNats.apply(hidden, weight, targets, chunk)
+        return nats
     device = hidden.device.type
     low, matrix = _product_dtype(hidden), weight.to(_product_dtype(hidden))
     total = hidden.new_zeros((), dtype=torch.float32)
     with torch.autocast(device, enabled=False):
-        for piece, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        for piece, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             logits = (piece.to(low) @ matrix.T).float()  # [chunk, V]
             total += F.cross_entropy(logits, wanted, reduction="sum", ignore_index=NOT_COUNTED)
     return total

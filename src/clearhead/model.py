@@ -120,7 +120,8 @@ class CausalSelfAttention(nn.Module):
         else:
             mixed = attend(queries, keys, values)  # [B, H, T, D]
         mixed = mixed.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
-        return self.out(mixed)  # [B, T, C]
+        out: Tensor = self.out(mixed)  # [B, T, C]
+        return out
 
 
 class FeedForward(nn.Module):
@@ -133,7 +134,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.ff_dim, config.emb_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.gelu(self.up(x)))  # [B, T, C] -> [B, T, ff_dim] -> [B, T, C]
+        out: Tensor = self.down(self.gelu(self.up(x)))  # [B, T, C] -> [B, T, ff_dim] -> [B, T, C]
+        return out
 
 
 class Block(nn.Module):
@@ -149,7 +151,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, attend: AttentionFn | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.norm_1(x), attend))  # [B, T, C]
-        return x + self.dropout(self.feed_forward(self.norm_2(x)))  # [B, T, C]
+        x = x + self.dropout(self.feed_forward(self.norm_2(x)))  # [B, T, C]
+        return x
 
 
 class GPTModel(nn.Module):

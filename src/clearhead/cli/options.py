@@ -19,7 +19,7 @@ import typer
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
-    from clearhead.inference.options import Option
+    from clearhead.inference.declaration import Option
 
 MODEL_PANEL = "The model"
 _PANELS = {

@@ -251,8 +251,8 @@ class _CorpusBuild:
             start = Cursor()
 
     def _tokens(self) -> int:
-        done = sum(split["tokens"] for text in self.state["texts"].values() for split in text.values() if split)
-        return done + sum(writer.tokens for writer in self._writers.values())
+        done: int = sum(split["tokens"] for text in self.state["texts"].values() for split in text.values() if split)
+        return done + sum(int(writer.tokens) for writer in self._writers.values())
 
     def _writer(self, held_out: bool, text: TextPlan) -> ShardWriter:
         if held_out not in self._writers:

@@ -160,7 +160,8 @@ class Run:
 
         def evaluator(*batch: Any, **how: Any) -> torch.Tensor:
             with torch.no_grad(), autocast(self.group.device, dtype):
-                return self.objective(*batch, **how)
+                found: torch.Tensor = self.objective(*batch, **how)
+                return found
 
         return self.task.evaluate(self.model, evaluator, windows, self.group)
 

@@ -51,7 +51,8 @@ class Objective(nn.Module):
         if counted is not None:
             hidden, targets = hidden[counted], targets[counted]
         if guess:
-            return self.model.head(hidden).argmax(dim=-1)  # [N]
+            logits: torch.Tensor = self.model.head(hidden)  # [N, V]
+            return logits.argmax(dim=-1)  # [N]
         return head_nats(hidden, self.model.head.weight, targets, self.chunk)
 
 

@@ -76,8 +76,10 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
         [out, in]
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    wide = x if x.shape[0] <= x.shape[1] else x.T  # the smaller side first: its product with itself is cheaper
+    x: torch.Tensor = matrix.bfloat16() if matrix.is_cuda else matrix
+    wide: torch.Tensor = (
+        x if x.shape[0] <= x.shape[1] else x.T
+    )  # the smaller side first: its product with itself is cheaper
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(iterations):
         square = wide @ wide.T

@@ -26,7 +26,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Return whether products in bfloat16 are faster than in float32 (without instructions, 100 times slower)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported())
     return False

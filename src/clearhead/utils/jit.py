@@ -91,7 +91,7 @@ def source_digest(module: str) -> str:
     return digest.hexdigest()[:24]
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
+class _Locator(_CacheLocator):
     """Tell Numba where the machine code of a function is."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -115,11 +115,11 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return "0"  # names of entry functions are unique in a module
 
 
-class _CodeCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+class _CodeCacheImpl(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
-class _CodeFiles(IndexDataCacheFile):  # type: ignore[misc]
+class _CodeFiles(IndexDataCacheFile):
     """Numba's index and data files, each with a checksum in front; a damaged file counts as missing."""
 
     def _load_index(self) -> dict[Any, str]:
@@ -136,7 +136,7 @@ class _CodeFiles(IndexDataCacheFile):  # type: ignore[misc]
         _write_checked(Path(self._data_path(name)), self._dump(data))
 
 
-class _CodeCache(FunctionCache):  # type: ignore[misc]
+class _CodeCache(FunctionCache):
     """Numba's cache for one function that never fails: what it cannot read is compiled, what it cannot save is lost."""
 
     _impl_class = _CodeCacheImpl
