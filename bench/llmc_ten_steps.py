@@ -17,12 +17,13 @@ import sys
 import numpy as np
 import torch
 
+from clearhead.data.batches import Batch
 from clearhead.loading import load
 from clearhead.model import GPTModel
 from clearhead.training.distributed import Processes
 from clearhead.training.objective import Objective
 from clearhead.training.recipe import TrainingRecipe
-from clearhead.training.step import Batch, Stepper
+from clearhead.training.step import Stepper
 
 PUBLISHED = (
     *(5.270007133483887, 4.059706687927246, 3.3751230239868164, 2.8007826805114746, 2.315382242202759),

@@ -80,7 +80,7 @@ def test_help_says_all_that_is_written_of_a_verb() -> None:
     from clearhead.cli import corpus, weights
     from clearhead.cli.app import VERBS
 
-    verbs = {(verb.__name__,): verb for verb in VERBS}
+    verbs: dict[tuple[str, ...], Any] = {(verb.__name__,): verb for verb in VERBS}
     verbs |= {("corpus", name): verb for name, (verb, _) in corpus.VERBS.items()}
     verbs |= {("weights", name): verb for name, (verb, _) in weights.VERBS.items()}
     for words, verb in verbs.items():

@@ -22,7 +22,8 @@ import clearhead.model
 from clearhead.anatomy import Cost, CostModel
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.engine import building
-from clearhead.engine.runner import PAGE, page_sizes
+from clearhead.engine.attention import PAGE
+from clearhead.engine.runner import page_sizes
 from clearhead.errors import InputError
 from clearhead.inference.torch_runner import CacheRows, TorchRunner
 from clearhead.model import GPTModel

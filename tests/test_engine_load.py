@@ -111,7 +111,7 @@ def test_the_longest_unused_weights_make_room(folder: Path, cache: Path, monkeyp
     # Free space such that a tenth of it and of what is taken holds float32 and all but int4.
     most = taken - sizes["int4"][1] + building.size(CONFIG, "float32") + 1000
     usage = shutil.disk_usage(cache)._replace(free=10 * most - taken)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     clearhead.load(folder, dtype="float32")
     assert not sizes["int4"][0].exists()
     assert sizes["int8"][0].exists()
@@ -120,7 +120,7 @@ def test_the_longest_unused_weights_make_room(folder: Path, cache: Path, monkeyp
 
 def test_a_disk_with_little_room_keeps_nothing(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(folder)._replace(free=100_000)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert np.isfinite(_logits(clearhead.load(folder))).all()
     assert list(cache.iterdir()) == []
 

@@ -116,4 +116,4 @@ def test_an_unknown_option_is_answered_with_the_nearest_name() -> None:
     gpt = clearhead.load()
     for method in (gpt.generate, gpt.stream, gpt.request):
         with pytest.raises(clearhead.ClearheadError, match=r"'max_tokens' is not .* did you mean 'max_new_tokens'\?"):
-            method("a", max_tokens=3)  # type: ignore[call-arg]
+            method("a", max_tokens=3)  # type: ignore[call-arg, call-overload]

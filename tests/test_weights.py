@@ -608,10 +608,9 @@ class TestIntoTorch:
 
 
 def test_a_slow_load_shows_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from clearhead.utils import progress
 
     clock = iter(range(0, 10_000, 30))  # every look at the clock finds 30 seconds gone
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("clearhead.utils.progress.time.monotonic", lambda: next(clock))
     weights.open(folder).load()
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"Loading .*model: \d+% of 0 MB", lines[0])

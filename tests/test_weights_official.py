@@ -366,7 +366,7 @@ class TestFetch:
         with pytest.raises(ClearheadError, match="could not be written"):
             weights.fetch_openai("124M", tmp_path / "file" / "out", [server.url])
         full = type(shutil.disk_usage(tmp_path))(9, 9, 0)
-        monkeypatch.setattr(download.shutil, "disk_usage", lambda path: full)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
         with pytest.raises(WeightsError, match="space for 0 MB"):
             weights.fetch_openai("124M", tmp_path / "out", [server.url])
 

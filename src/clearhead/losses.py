@@ -37,7 +37,7 @@ def head_nats(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0) -
     """
     chunk = chunk or max(16, CHUNK_BYTES // (4 * weight.shape[0]))
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        nats: Tensor = _HeadNats.apply(hidden, weight, targets, chunk)
+        nats: Tensor = _HeadNats.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
         return nats
     device = hidden.device.type
     low, matrix = _product_dtype(hidden), weight.to(_product_dtype(hidden))

@@ -151,8 +151,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, attend: AttentionFn | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.norm_1(x), attend))  # [B, T, C]
-        x = x + self.dropout(self.feed_forward(self.norm_2(x)))  # [B, T, C]
-        return x
+        out: Tensor = x + self.dropout(self.feed_forward(self.norm_2(x)))  # [B, T, C]
+        return out
 
 
 class GPTModel(nn.Module):

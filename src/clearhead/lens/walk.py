@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clearhead.inference.filters import top_k_ids
 from clearhead.inference.options import SamplingParams
@@ -116,12 +117,12 @@ def walk(model: GPTModel, ids: Sequence[int], tokenizer: Tokenizer | None, param
     }
 
 
-def _residuals(trace: Trace) -> list[np.ndarray]:
+def _residuals(trace: Trace[npt.NDArray[np.float32]]) -> list[np.ndarray]:
     """Return the input of the first block and the output of each block: [T, C] each."""
     return [trace["embedding"], *(value for name, value in trace.items() if name.endswith("residual_out"))]
 
 
-def _block(trace: Trace, layer: int, shown: range, eps: float) -> dict[str, Any]:
+def _block(trace: Trace[npt.NDArray[np.float32]], layer: int, shown: range, eps: float) -> dict[str, Any]:
     at = f"blocks.{layer}."
     before = trace["embedding"] if layer == 0 else trace[f"blocks.{layer - 1}.residual_out"]
     # Scores and patterns have a column for each token of the prompt, and rows for those that are shown.
@@ -141,7 +142,7 @@ def _block(trace: Trace, layer: int, shown: range, eps: float) -> dict[str, Any]
     }
 
 
-def _norm(trace: Trace, name: str, before: np.ndarray, eps: float) -> dict[str, Any]:
+def _norm(trace: Trace[npt.NDArray[np.float32]], name: str, before: np.ndarray, eps: float) -> dict[str, Any]:
     mean, variance, after = trace[name + ".mean"], trace[name + ".variance"], trace[name + ".output"]
     normed = (before - mean[:, None]) / np.sqrt(variance[:, None] + eps)  # [T, C]: before the norm's scale and shift
     stages = {"before": (mean, variance)}
@@ -164,7 +165,7 @@ def _gelu(up: np.ndarray, activated: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _lens(model: GPTModel, trace: Trace, n_choices: int) -> list[list[list[list[Any]]]]:
+def _lens(model: GPTModel, trace: Trace[npt.NDArray[np.float32]], n_choices: int) -> list[list[list[list[Any]]]]:
     """Return the likeliest tokens and their probabilities after each block and token: [n_layers + 1][T][5] pairs."""
     found = []
     for residual in _residuals(trace):
@@ -206,7 +207,8 @@ def _largest(logits: np.ndarray, k: int) -> list[int]:
 
 def _size(vectors: np.ndarray) -> np.ndarray:
     """Return the root mean square of each vector: [T, C] -> [T]."""
-    return np.sqrt((vectors.astype(np.float64) ** 2).mean(-1))
+    size: np.ndarray = np.sqrt((vectors.astype(np.float64) ** 2).mean(-1))
+    return size
 
 
 def _rounded(values: np.ndarray | Iterable[float], digits: int = 4) -> Any:
