@@ -16,10 +16,41 @@ Definition = dict[str, Any]
 """The contents of a `tokenizer.json`."""
 
 
+ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The roles of special tokens, by the names that `transformers` gives them."""
+
+
+def added_token(
+    content: str,
+    *,
+    special: bool = False,
+    normalized: bool | None = None,
+    single_word: bool = False,
+    lstrip: bool = False,
+    rstrip: bool = False,
+) -> dict[str, Any]:
+    """Return the description of a token that was added to a vocabulary; the flags are those of `tokenizers`.
+
+    `normalized` says whether it is looked for in the normalized text; by default only if it is not special.
+    """
+    normalized = not special if normalized is None else normalized
+    flags = (single_word, lstrip, rstrip, normalized, special)
+    return {"content": content, **dict(zip(ADDED_TOKEN_FLAGS, flags, strict=True))}
+
+
 def special_token(content: str, id: int) -> dict[str, Any]:
     """Return an entry of `added_tokens` for a special token that is matched exactly as it is written."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": id, "content": content, **flags}
+    return {"id": id, **added_token(content, special=True)}
+
+
+def vocabulary_of(definition: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return the id of each token of a definition's model, without the added tokens."""
+    vocab = definition["model"].get("vocab")
+    if isinstance(vocab, list):  # Unigram: pairs of a token and its score, in the order of the ids
+        return {pair[0]: id for id, pair in enumerate(vocab) if isinstance(pair, list) and pair}
+    return vocab if isinstance(vocab, dict) else {}
 
 
 def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Definition:

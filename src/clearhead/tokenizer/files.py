@@ -45,7 +45,8 @@ def has_tokenizer_files(folder: Path) -> bool:
 def read_folder(folder: Path) -> Definition:
     """Read the definition in a folder: `tokenizer.json` if it exists, otherwise a vocabulary with its merges.
 
-    `tokenizer.json` wins because it alone has every setting.
+    `tokenizer.json` wins because it alone has every setting. The others have no added tokens before
+    `TokenizerSettings` completes the definition.
 
     Raises:
         TokenizerError: if there are no such files, or they are broken or do not match.
@@ -56,7 +57,7 @@ def read_folder(folder: Path) -> Definition:
         return read_definition(folder / DEFINITION_FILE)
     for pair in BPE_FILES:
         if all((folder / name).is_file() for name in pair):
-            return read_bpe_files(folder / pair[0], folder / pair[1])
+            return read_bpe_files(folder / pair[0], folder / pair[1]) | {"added_tokens": []}
     for pair in BPE_FILES:
         present = [name for name in pair if (folder / name).is_file()]
         if present:
@@ -133,7 +134,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except OSError as error:
         raise TokenizerError(
             f"{path} could not be read ({error.strerror}); give the path of a tokenizer file."
@@ -218,17 +219,22 @@ def check_merges(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], wh
         )
 
 
-def check_all_are_made(vocab: Iterable[str], merges: Sequence[tuple[str, str]], where: str) -> None:
-    """Check that a merge makes each token; otherwise the file of merges was probably cut short.
+_MAX_UNMADE_SHARE = 0.01
 
-    Single letters need no merge, and neither do names in <> or [], which mark special tokens.
+
+def check_all_are_made(vocab: Iterable[str], merges: Sequence[tuple[str, str]], where: str) -> None:
+    """Check that merges make the tokens; otherwise the file of merges was probably cut short.
+
+    Single letters need no merge, and neither do names in <> or [], which mark special tokens. A few other tokens may
+    be left over: words that were added to a vocabulary by hand. No text gives them, in `transformers` neither.
 
     Raises:
         TokenizerError: if tokens are left over; `where` names the files.
     """
     made = {left + right for left, right in merges}
-    unmade = [t for t in vocab if t not in made and len(t) > 1 and t[0] + t[-1] not in ("<>", "[]")]
-    if unmade:
+    tokens = list(vocab)
+    unmade = [t for t in tokens if t not in made and len(t) > 1 and t[0] + t[-1] not in ("<>", "[]")]
+    if len(unmade) > max(1, _MAX_UNMADE_SHARE * len(tokens)):
         raise TokenizerError(
             f"{where} do not match: no merge makes {len(unmade)} of the tokens (such as {unmade[0]!r}); "
             "the file of merges may be cut short or belong to another model."
@@ -239,7 +245,11 @@ def check_all_are_made(vocab: Iterable[str], merges: Sequence[tuple[str, str]], 
 
 
 def write_folder(
-    folder: str | os.PathLike[str], definition: Definition, vocabulary: Mapping[str, int], end: str | None
+    folder: str | os.PathLike[str],
+    definition: Definition,
+    vocabulary: Mapping[str, int],
+    end: str | None,
+    named_tokens: Mapping[str, str],
 ) -> None:
     """Write a tokenizer into a folder, so that `read_folder` and `transformers` open it with the same ids.
 
@@ -248,17 +258,27 @@ def write_folder(
         definition: the tokenizer.
         vocabulary: every token, with those that were added.
         end: the token that ends a text; None if there is none.
+        named_tokens: the special tokens with a role, by role.
 
     Raises:
         TokenizerError: if the folder cannot be written.
     """
     files = {DEFINITION_FILE: json.dumps(definition, ensure_ascii=False) + "\n"}
     if is_byte_level_bpe(definition):
-        vocab = dict(sorted(vocabulary.items(), key=operator.itemgetter(1)))
+        vocab = dict(sorted(definition["model"]["vocab"].items(), key=operator.itemgetter(1)))
         lines = ["#version: 0.2", *(" ".join(pair) for pair in definition["model"]["merges"])]
         files["vocab.json"] = json.dumps(vocab, ensure_ascii=False) + "\n"
         files["merges.txt"] = "\n".join(lines) + "\n"
-    files["tokenizer_config.json"] = json.dumps(_tokenizer_config(definition, end), ensure_ascii=False, indent=2) + "\n"
+        if added := {t["content"]: vocabulary[t["content"]] for t in definition["added_tokens"]}.keys() - vocab.keys():
+            by_id = sorted(added, key=vocabulary.__getitem__)
+            files["added_tokens.json"] = json.dumps({t: vocabulary[t] for t in by_id}, ensure_ascii=False) + "\n"
+    config = _tokenizer_config(definition, end, named_tokens) | {
+        "added_tokens_decoder": {
+            str(vocabulary[token["content"]]): {name: value for name, value in token.items() if name != "id"}
+            for token in definition["added_tokens"]
+        }
+    }
+    files["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     try:
         with atomic.staged_files(folder) as staged:
             for name, text in files.items():
@@ -269,7 +289,7 @@ def write_folder(
         ) from None
 
 
-def _tokenizer_config(definition: Definition, end: str | None) -> dict[str, Any]:
+def _tokenizer_config(definition: Definition, end: str | None, named_tokens: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings with which `transformers` opens the saved files and finds the same ids."""
     # Its GPT-2 class adds <|endoftext|> if no end of text is given; the general class adds nothing.
     gpt2 = end is not None and is_byte_level_bpe(definition)
@@ -280,6 +300,9 @@ def _tokenizer_config(definition: Definition, end: str | None) -> dict[str, Any]
     pre_tokenizer = definition.get("pre_tokenizer") or {}
     if pre_tokenizer.get("type") == "ByteLevel":
         config["add_prefix_space"] = pre_tokenizer.get("add_prefix_space", True)
+    if gpt2:
+        config |= {"bos_token": end, "unk_token": end}
+    config |= named_tokens
     if end is not None:
-        config |= {"bos_token": end, "eos_token": end, "unk_token": end} if gpt2 else {"eos_token": end}
+        config["eos_token"] = end
     return config

@@ -23,12 +23,12 @@ from clearhead.tokenizer.byte_letters import LETTER_OF_BYTE, byte_of_fallback_to
 from clearhead.tokenizer.definition import (
     END_OF_TEXT,
     Definition,
+    added_token,
     adds_prefix_space,
     byte_level_bpe,
     character_level,
     has_byte_level_decoder,
     is_byte_level_bpe,
-    special_token,
 )
 from clearhead.tokenizer.files import (
     check_all_are_made,
@@ -59,18 +59,30 @@ class Tokenizer:
         vocab_size: one more than the highest id: the rows that a model's embedding needs.
         end_of_text: the id of the token that ends a text, or None if the vocabulary has none.
         special_tokens: the tokens that a text gives only with `special=True`, and their ids.
+        added_tokens: other tokens that were added to the vocabulary and are found in every text, and their ids.
+        named_tokens: the special tokens with a role, by `transformers`' names for the roles, such as `pad_token`.
     """
 
     vocab_size: int
     end_of_text: int | None
     special_tokens: dict[str, int]
+    added_tokens: dict[str, int]
+    named_tokens: dict[str, str]
 
-    def __init__(self, definition: Definition, end_of_text: int | None = None) -> None:
+    def __init__(
+        self,
+        definition: Definition,
+        end_of_text: int | None = None,
+        named_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         """Called by the constructors below, with a definition that they have checked."""
         self._definition = definition
+        self.named_tokens = dict(named_tokens or {})
         self._backend: Backend = choose_backend(definition)
         vocabulary = self._backend.vocabulary
         self.special_tokens = dict(self._backend.special_tokens)
+        added = [token["content"] for token in definition["added_tokens"]]
+        self.added_tokens = {content: vocabulary[content] for content in added if content not in self.special_tokens}
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.end_of_text = vocabulary.get(END_OF_TEXT) if end_of_text is None else end_of_text
         self._names: list[str | None] = [None] * self.vocab_size
@@ -119,7 +131,7 @@ class Tokenizer:
         definition = read_folder(folder)
         settings = TokenizerSettings(folder)
         settings.apply(definition)
-        opened = cls(definition)
+        opened = cls(definition, named_tokens=settings.named_tokens)
         opened.end_of_text = settings.end_of_text(opened._backend.vocabulary)
         return opened
 
@@ -140,7 +152,9 @@ class Tokenizer:
         *,
         where: str,
         special: Iterable[str] = (),
+        added: Iterable[str] = (),
         end_of_text: int | None = None,
+        named_tokens: Mapping[str, str] | None = None,
     ) -> Tokenizer:
         """Make a GPT-2 tokenizer from a vocabulary and merges in memory.
 
@@ -149,20 +163,26 @@ class Tokenizer:
             merges: the pairs of tokens that are joined, in order.
             where: what messages call the two.
             special: the special tokens of the vocabulary besides `<|endoftext|>`; written as text, not in letters.
+            added: tokens of the vocabulary that are found in every text before it is split; written as text too.
             end_of_text: the id of the token that ends a text; by default that of `<|endoftext|>`.
+            named_tokens: the special tokens with a role.
 
         Raises:
             TokenizerError: if two tokens have the same id, or the vocabulary and the merges do not match.
         """
-        special = set(special)
+        special, added = set(special), set(added)
         check_vocabulary(vocab, where)
         check_merges(vocab, merges, where)
-        check_all_are_made([token for token in vocab if token not in special], merges, where)
+        check_all_are_made([token for token in vocab if token not in special | added], merges, where)
         definition = byte_level_bpe(vocab, merges)
         known = {token["content"] for token in definition["added_tokens"]}
-        definition["added_tokens"] += [special_token(t, id) for t, id in vocab.items() if t in special - known]
+        definition["added_tokens"] += [
+            {"id": id, **added_token(token, special=token in special)}
+            for token, id in vocab.items()
+            if token and token in (special | added) - known
+        ]
         definition["added_tokens"].sort(key=operator.itemgetter("id"))
-        return cls(definition, end_of_text)
+        return cls(definition, end_of_text, named_tokens)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -231,7 +251,7 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, end_of_text={self.end_of_text})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._definition, self.end_of_text)
+        return type(self), (self._definition, self.end_of_text, self.named_tokens)
 
     # --- encoding --------------------------------------------------------------------------------
 
@@ -409,10 +429,11 @@ class Tokenizer:
         """Write the tokenizer into a folder, so that `from_folder` and `transformers` open it with the same ids.
 
         The files are `tokenizer.json` and `tokenizer_config.json`, and for a vocabulary like GPT-2's also
-        `vocab.json` and `merges.txt`. Other files in the folder stay as they are.
+        `vocab.json` and `merges.txt`, and `added_tokens.json` if tokens were added to it. Other files in the
+        folder stay as they are.
 
         Raises:
             TokenizerError: if the folder cannot be written.
         """
         end = None if self.end_of_text is None else self._names[self.end_of_text]
-        write_folder(folder, self._definition, self._backend.vocabulary, end)
+        write_folder(folder, self._definition, self._backend.vocabulary, end, self.named_tokens)

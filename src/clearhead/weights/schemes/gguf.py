@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # ggml's types of tokens
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
+_ROLE_KEYS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "sep_token": "seperator",  # so it is spelled in GGUF
+    "pad_token": "padding",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
 _BLOCK = 32  # numbers per scale of q8_0; a row must be a multiple of it
 _COUNTS = {
     "context_length": "context_length",
@@ -137,19 +146,23 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         )
     vocab, merges = tokenizer.bpe
     names = {id: name for name, id in vocab.items()}
-    special = set(tokenizer.special_tokens.values())
+    special, added = set(tokenizer.special_tokens.values()), set(tokenizer.added_tokens.values())
     keys: dict[str, Any] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": [names.get(id, f"[PAD{id}]") for id in range(vocab_size)],
         "tokenizer.ggml.token_type": [
-            _CONTROL if id in special else _NORMAL if id in names else _UNUSED for id in range(vocab_size)
+            _CONTROL if id in special else _USER_DEFINED if id in added else _NORMAL if id in names else _UNUSED
+            for id in range(vocab_size)
         ],
     }
     if merges:
         keys["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
     if tokenizer.end_of_text is not None:
         keys |= {f"tokenizer.ggml.{which}_token_id": tokenizer.end_of_text for which in ("bos", "eos")}
+    for role, key in _ROLE_KEYS.items():
+        if role != "eos_token" and (id := vocab.get(tokenizer.named_tokens.get(role, ""))) is not None:
+            keys[f"tokenizer.ggml.{key}_token_id"] = id
     return keys
 
 
@@ -186,8 +199,14 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
             f"{file.path} holds a broken tokenizer: a token occurs twice, or a merge is not a pair; "
             "put the model's tokenizer.json into the same folder."
         )
-    special = [token for token, id in vocab.items() if types[id] in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
+    special = [token for token, id in vocab.items() if types[id] in (_UNKNOWN, _CONTROL)]
+    added = [token for token, id in vocab.items() if types[id] == _USER_DEFINED]
+    ids = {role: keys.get(f"tokenizer.ggml.{key}_token_id") for role, key in _ROLE_KEYS.items()}
+    names = {id: token for token, id in vocab.items()}
+    named = {role: names[id] for role, id in ids.items() if isinstance(id, int) and names.get(id) in special}
     end = keys.get("tokenizer.ggml.eos_token_id")
     where = f"the vocabulary and the merges in {file.path}"
     end = end if isinstance(end, int) and end in vocab.values() else None
-    return Tokenizer.from_bpe(vocab, merges, where=where, special=special, end_of_text=end)
+    return Tokenizer.from_bpe(
+        vocab, merges, where=where, special=special, added=added, end_of_text=end, named_tokens=named
+    )

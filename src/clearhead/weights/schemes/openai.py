@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
+from clearhead.tokenizer.definition import END_OF_TEXT
+from clearhead.tokenizer.files import SETTINGS_FILES
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights import writing
 from clearhead.weights.formats.tensorflow import TensorFlowFile, index_in, shard_path, write_tensorflow
@@ -221,7 +223,10 @@ def _write_weights(prefix: Path, plan: ConversionPlan, what: str) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: SavesItself | None) -> None:
-    """Write a tokenizer's files under OpenAI's names; under its own names if it is not a byte-level BPE."""
+    """Write a tokenizer's files under OpenAI's names; under its own names if it is not a byte-level BPE.
+
+    OpenAI's files cannot hold added tokens; if there are any, Hugging Face's settings files describe them.
+    """
     if tokenizer is None:
         return
     tokenizer.save(folder)
@@ -231,8 +236,11 @@ def _write_tokenizer(folder: Path, tokenizer: SavesItself | None) -> None:
     # In ASCII, as OpenAI's own file is: OpenAI's code reads it in the system's encoding.
     _write_text(folder / "encoder.json", json.dumps(json.loads(vocab.read_text(encoding="utf-8"))))
     _write_text(folder / "vocab.bpe", merges.read_text(encoding="utf-8"))
+    added = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["added_tokens_decoder"]
+    only_end_of_text = {token["content"] for token in added.values()} <= {END_OF_TEXT}
+    kept = ("encoder.json", "vocab.bpe", *(() if only_end_of_text else SETTINGS_FILES))
     for path in list(folder.iterdir()):
-        if path.name not in ("encoder.json", "vocab.bpe"):
+        if path.name not in kept:
             path.unlink()
 
 
