@@ -264,7 +264,8 @@ class TestTokenizerInGGUF:
         own = weights.open(self.rewrite(tmp_path / "x.gguf", tmp_path / "y.gguf", changes)).tokenizer()
         assert own is not None and own.end_of_text == 286
         assert own.encode("the<|chat|>", special=True)[-1] == 286
-        assert own.encode("<|chat|>one two") == tokenizer.encode("<|chat|>one two")
+        assert own.encode("<|chat|>one two") == [*tokenizer.encode("<|chat|>"), 285]  # a token in every text
+        assert own.added_tokens == {"one two": 285} and 285 not in own.special_tokens.values()
 
     def test_what_cannot_be_used(self, folder: Path, tmp_path: Path) -> None:
         convert(folder, tmp_path / "x.gguf", "--to", "gguf")

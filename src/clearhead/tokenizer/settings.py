@@ -85,8 +85,9 @@ class TokenizerSettings:
                 continue
             known[entry["content"]] = entry
             self._append(definition, vocab, entry, None)
-        # GPT-2's end of text is a special token, even if it is only listed in the vocabulary.
-        if END_OF_TEXT in vocab and END_OF_TEXT not in known:
+        # GPT-2's end of text is a special token, even if it is only listed in the vocabulary, unless others replace it.
+        replaced = all(role in self._named for role in ("bos_token", "eos_token", "unk_token"))
+        if END_OF_TEXT in vocab and END_OF_TEXT not in known and not replaced:
             definition["added_tokens"].append(special_token(END_OF_TEXT, vocab[END_OF_TEXT]))
 
     def _is_missing_end_of_text(self, entry: Mapping[str, Any], vocab: Mapping[str, int]) -> bool:
