@@ -24,6 +24,7 @@ from clearhead.cli.generate import generate
 from clearhead.cli.new import new
 from clearhead.cli.params import params
 from clearhead.cli.runs import runs
+from clearhead.cli.score import score
 from clearhead.cli.tokenize import tokenize
 from clearhead.cli.tour import tour
 from clearhead.cli.train import train
@@ -44,7 +45,22 @@ Each command explains its options: [bold]clearhead generate --help[/]
 """
 
 # In the order in which `--help` lists them.
-VERBS = (generate, tokenize, params, diagram, architecture, walk, tour, new, train, runs, evaluate, classify, bench)
+VERBS = (
+    generate,
+    tokenize,
+    params,
+    diagram,
+    architecture,
+    walk,
+    tour,
+    new,
+    train,
+    runs,
+    evaluate,
+    score,
+    classify,
+    bench,
+)
 
 
 def main() -> None:

@@ -105,12 +105,19 @@ class LogitScorer:
             logits = self.runner.logits(slot.ids)[before:]
             last[row] = logits[-1]
             scored = logits[task.start : task.start + len(task.targets)]
-            parts = [score_rows(scored[:0], (), top, n_choices)]
-            for first in range(0, len(scored), SCORED_ROWS):
-                rows = slice(first, first + SCORED_ROWS)
-                parts.append(score_rows(scored[rows], task.targets[rows], top, n_choices))
-            found.append(join_scores(parts))
+            found.append(score_in_blocks(scored, task.targets, top, n_choices))
         return last, found
+
+
+def score_in_blocks(
+    logits: npt.NDArray[np.float32], targets: Sequence[int], top: int, n_choices: int | None
+) -> TokenScores:
+    """Score one target per row of logits, with a few rows in float64 at a time; see `logprobs.score_rows`."""
+    parts = [score_rows(logits[:0], (), top, n_choices)]
+    for first in range(0, len(logits), SCORED_ROWS):
+        rows = slice(first, first + SCORED_ROWS)
+        parts.append(score_rows(logits[rows], targets[rows], top, n_choices))
+    return join_scores(parts)
 
 
 def group_logprobs(logits: npt.NDArray[np.float32], groups: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

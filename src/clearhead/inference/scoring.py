@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.inference.declaration import is_whole
-from clearhead.inference.logit_scores import LogitScorer
+from clearhead.inference.logit_scores import LogitScorer, group_logprobs, score_in_blocks
 from clearhead.inference.logprobs import join_scores
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores
 
@@ -59,12 +59,14 @@ class ScoreOptions:
         n_choices: count only ids below this in ranks and top; None for all rows of the model.
         stride: how many tokens each window after the first scores; None for half the context.
         batch_size: how many sequences run together; it changes the speed, not the numbers.
+        groups: sets of tokens, bool [G, V], whose probabilities are wanted at each scored position.
     """
 
     top: int = 0
     n_choices: int | None = None
     stride: int | None = None
     batch_size: int = _BATCH_SIZE
+    groups: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,11 +77,13 @@ class SequenceScores:
         scores: N of each.
         contexts: int64 [N], from how many tokens before it each one was predicted.
         windows: int64 [N], the index of the window that scored it.
+        groups: float64 [N, G], the log-probability of each group in the distribution that the token comes from.
     """
 
     scores: TokenScores
     contexts: npt.NDArray[np.int64]
     windows: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,10 @@ class _Window:
     first: int
     scored: int
     last: int
+
+
+_Part = tuple[TokenScores, npt.NDArray[np.float64]]
+"""The scores of one window, and its groups' log-probabilities [N, G]."""
 
 
 def score_sequences(
@@ -167,10 +175,11 @@ def _score_buffer(
     for number, request in enumerate(requests):
         cuts = windows(len(request.ids), context_length, stride, request.first)
         pieces += [_Window(number, index, *cut) for index, cut in enumerate(cuts)]
-    found: list[dict[int, TokenScores]] = [{} for _ in requests]
+    found: list[dict[int, _Part]] = [{} for _ in requests]
+    run = _run if options.groups is None else _run_with_groups
     for batch in _batches(pieces, requests, options.batch_size):
-        for window, scores in zip(batch, _run(scorer, requests, batch, options), strict=True):
-            found[window.request][window.index] = scores
+        for window, part in zip(batch, run(scorer, requests, batch, options), strict=True):
+            found[window.request][window.index] = part
     by_request: list[list[_Window]] = [[] for _ in requests]
     for window in pieces:
         by_request[window.request].append(window)
@@ -204,9 +213,23 @@ def _batches(pieces: Sequence[_Window], requests: Sequence[ScoreRequest], batch_
         yield batch
 
 
-def _run(
+def _run_with_groups(
     scorer: Any, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions
-) -> list[TokenScores]:
+) -> list[_Part]:
+    """Score one batch from whole rows of logits, which the probabilities of groups need."""
+    runner = scorer.runner if isinstance(scorer, LogitScorer) else scorer
+    assert options.groups is not None
+    parts = []
+    for window in batch:
+        ids = requests[window.request].ids
+        logits = runner.logits(ids[window.first : window.last])[window.scored - 1 - window.first :]
+        targets = ids[window.scored : window.last + 1]
+        scores = score_in_blocks(logits, targets, options.top, options.n_choices)
+        parts.append((scores, group_logprobs(logits, options.groups)))
+    return parts
+
+
+def _run(scorer: Any, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions) -> list[_Part]:
     """Score one batch in one call of the Runner, and one more for contexts that several of its windows share."""
     slots: list[Slot] = []
     shared: dict[tuple[int, ...], Slot] = {}
@@ -232,14 +255,14 @@ def _run(
             targets = ids[window.scored : window.last + 1]
             work.append(ScoreTask(slot, ids[begin : window.last], targets, window.scored - 1 - begin))
         _, found = scorer.score(work, top=options.top, n_choices=options.n_choices)
-        return list(found)
+        return [(scores, np.zeros((len(scores.logprobs), 0))) for scores in found]
     finally:
         for slot in [*slots, *shared.values()]:
             scorer.close(slot)
 
 
-def _joined(request: ScoreRequest, parts: Sequence[TokenScores], cuts: Sequence[_Window]) -> SequenceScores:
-    scores = join_scores(parts)
+def _joined(request: ScoreRequest, parts: Sequence[_Part], cuts: Sequence[_Window]) -> SequenceScores:
+    scores, groups = join_scores([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
     if not np.isfinite(scores.logprobs).all():
         index = int(np.flatnonzero(~np.isfinite(scores.logprobs))[0])
         raise WeightsError(
@@ -249,7 +272,7 @@ def _joined(request: ScoreRequest, parts: Sequence[TokenScores], cuts: Sequence[
         )
     contexts = [np.arange(cut.scored, cut.last + 1) - cut.first for cut in cuts]
     numbers = [np.full(cut.last + 1 - cut.scored, index) for index, cut in enumerate(cuts)]
-    return SequenceScores(scores, np.concatenate(contexts), np.concatenate(numbers))
+    return SequenceScores(scores, np.concatenate(contexts), np.concatenate(numbers), groups)
 
 
 # --------------------------------------------------------------------------------------------------------------

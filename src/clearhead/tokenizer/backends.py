@@ -238,6 +238,10 @@ class TokenizersBackend:
         encodings = self._library(special).encode_batch_fast(list(texts), add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
+    def character_ends(self, text: str) -> list[int]:
+        """Return the index of the character after each token."""
+        return [int(end) for _, end in self._plain.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids that are in the vocabulary."""
         return str(self._plain.decode([operator.index(id) for id in ids], skip_special_tokens=False))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -359,6 +359,19 @@ class Tokenizer:
                 + (", and that one is not used." if 0 <= id < self.vocab_size else ".")
             )
         return name
+
+    def names(self) -> Iterator[tuple[int, str]]:
+        """Yield every id that is used, with its token as the vocabulary writes it."""
+        return ((id, name) for id, name in enumerate(self._names) if name is not None)
+
+    def character_ends(self, text: str) -> list[int] | None:
+        """Return the index of the character after each token of a text, as the `tokenizers` library records it.
+
+        None if another backend encodes; then the bytes of the tokens say it.
+        """
+        if not isinstance(self._backend, TokenizersBackend):
+            return None
+        return self._backend.character_ends(check_unicode(text))
 
     def stream(self) -> StreamDecoder:
         """Return a decoder for ids that come one at a time."""

@@ -8,7 +8,6 @@ assert found.ok
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -210,11 +209,7 @@ def count_encodable(tokenizer: Tokenizer) -> int:
         made = {left + right for left, right in merges}
         return sum(token in made or len(token) == 1 for token in vocabulary)
     special = set(tokenizer.special_tokens.values())
-    count = 0
-    for id in range(tokenizer.vocab_size):
-        with contextlib.suppress(TokenizerError):  # an id without a token
-            count += bool(tokenizer.token_name(id)) and id not in special
-    return count
+    return sum(id not in special for id, _ in tokenizer.names())
 
 
 def _published_files(folder: Path) -> tuple[str, ...]:

@@ -1,0 +1,190 @@
+"""`clearhead score`: the surprisal of tokens, words or regions of many texts, as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clearhead.cli.options import Model, flatten
+
+if TYPE_CHECKING:
+    from clearhead.evaluation.surprisal import InputText, Row, SurprisalOptions, SurprisalTable
+    from clearhead.gpt import GPT
+
+EPILOG = """
+Examples:
+
+[bold]clearhead score story.txt[/]                                          one row a token, as JSON lines
+
+[bold]clearhead score items.csv --id item --text sentence --by word -o words.csv[/]
+
+[bold]clearhead score *.txt --model gpt2 --top 5 -o scores.parquet[/]
+"""
+
+
+class By(StrEnum):
+    """What a row of the table is."""
+
+    TOKEN = "token"
+    WORD = "word"
+    REGION = "region"
+
+
+class Correction(StrEnum):
+    """How the corrected surprisal of a word is computed."""
+
+    PAPER = "paper"
+    MINICONS = "minicons"
+
+
+Files = Annotated[list[Path], typer.Argument(help="Text files, or tables (.csv, .tsv, .jsonl).")]
+Output = Annotated[
+    str, typer.Option("--output", "-o", help="A file (.parquet, .csv, .jsonl); - prints JSON lines.", metavar="FILE")
+]
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How the files are read."""
+
+    lines: Annotated[bool, typer.Option("--lines", help="Each line of a text file is a text of its own.")] = False
+    text: Annotated[str, typer.Option(help="The column of a table with the text.", metavar="COLUMN")] = "text"
+    id: Annotated[str | None, typer.Option(help="The column that names each text.", metavar="COLUMN")] = None
+    context: Annotated[
+        str | None, typer.Option(help="The column with text before it, which is not scored.", metavar="COLUMN")
+    ] = None
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """What a row is, and what it contains."""
+
+    by: Annotated[By, typer.Option(help="One row for each token, word or region.")] = By.TOKEN
+    words: Annotated[str, typer.Option(help="How words are found: whitespace or jieba.")] = "whitespace"
+    regions: Annotated[
+        Path | None,
+        typer.Option(help="A table of regions: text_id, start, end (in characters) and region.", metavar="FILE"),
+    ] = None
+    top: Annotated[int, typer.Option(min=0, help="List this many of the most likely tokens.")] = 0
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens that each window after the first scores. Half the context by default.")
+    ] = None
+    bos: Annotated[
+        bool, typer.Option("--bos/--no-bos", help="Put the tokenizer's end-of-text token before each text.")
+    ] = True
+    correction: Annotated[
+        Correction, typer.Option(help="How a word's surprisal is corrected for the space before it.")
+    ] = Correction.PAPER
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model and how it runs."""
+
+    model: Model = None
+    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory.")] = "float32"
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; as many as cores by default.")] = None
+
+
+@flatten
+def score(files: Files, *, output: Output = "-", source: InputOptions, row: RowOptions, run: ModelOptions) -> None:
+    """Compute the surprisal of every token, word or region of texts.
+
+    Surprisal is in bits and in nats; a row also has the entropy of the prediction and the rank of the token. Words are
+    found in the text, not from tokens. The corrected surprisal of a word counts the space after it in place of the one
+    before it (Pimentel and Meister 2024; Oh and Schuler 2024). A text file is one text. An interrupted job resumes if
+    the same command is given again. What decides the numbers is stored with them: in the Parquet file, or in
+    <output>.metadata.json.
+    """
+    from clearhead.evaluation.surprisal import SurprisalTable
+    from clearhead.evaluation.text_inputs import Columns, read_texts
+    from clearhead.loading import load
+
+    options = _table_options(row)
+    columns = Columns(source.text, source.id, source.context)
+    for _ in read_texts(files, columns, lines=source.lines):
+        break  # fail early: a missing file or column is found before the model is loaded
+    gpt = load(run.model, dtype=run.dtype, threads=run.threads)
+    table = SurprisalTable(gpt, options)
+    texts = read_texts(files, columns, lines=source.lines)
+    if output == "-":
+        _print(table, texts)
+    else:
+        job = {
+            "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+            "source": dataclasses.asdict(source),
+            "rows": {**dataclasses.asdict(row), "regions": str(row.regions)},
+        }
+        _write(table, texts, Path(output), job, _metadata(gpt, table, run))
+
+
+def _table_options(row: RowOptions) -> SurprisalOptions:
+    from clearhead.evaluation.surprisal import SurprisalOptions
+    from clearhead.evaluation.text_inputs import read_regions
+
+    if (row.by is By.REGION) != (row.regions is not None):
+        raise typer.BadParameter("--by region and --regions FILE belong together.")
+    return SurprisalOptions(
+        by=row.by.value,
+        words=row.words,
+        regions={} if row.regions is None else read_regions(row.regions),
+        top=row.top,
+        stride=row.stride,
+        bos=row.bos,
+        correction=row.correction.value,
+    )
+
+
+def _print(table: SurprisalTable, texts: Iterator[InputText]) -> None:
+    for rows in table.rows(texts):
+        for row in rows:
+            print(json.dumps(row))
+    print(f"clearhead: {json.dumps(table.metadata())}", file=sys.stderr)
+
+
+def _write(
+    table: SurprisalTable, texts: Iterator[InputText], output: Path, job: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    from clearhead.cli.console import notice
+    from clearhead.evaluation.table_files import TableWriter
+    from clearhead.utils.progress import Progress
+
+    writer = TableWriter(output, {**job, "metadata": metadata}, metadata)
+    if writer.done:
+        notice(f"resuming after {writer.done:,} texts that {writer.folder} has.")
+        for _ in zip(range(writer.done), texts, strict=False):
+            pass
+    with Progress("scoring", None) as progress:
+
+        def counted() -> Iterator[list[Row]]:
+            rows = texts_done = 0
+            for more in table.rows(texts):
+                rows, texts_done = rows + len(more), texts_done + 1
+                progress.advance(1, f"{texts_done:,} texts, {rows:,} rows")
+                yield more
+
+        writer.write(counted())
+
+
+def _metadata(gpt: GPT, table: SurprisalTable, run: ModelOptions) -> dict[str, Any]:
+    from clearhead import weights
+    from clearhead.evaluation.provenance import weights_digest
+    from clearhead.loading import bundled
+    from clearhead.version import __version__
+
+    source = weights.open(bundled() if run.model is None else run.model)
+    return {
+        "model": "bundled" if run.model is None else run.model,
+        "weights_sha256": weights_digest(source),
+        "dtype": run.dtype,
+        "clearhead": __version__,
+        **table.metadata(),
+    }
