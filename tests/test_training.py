@@ -32,6 +32,7 @@ from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.training.checkpoint import checkpoints, read_state
 from clearhead.training.optimizer import Muon, make_optimizers, orthogonalised
+from clearhead.training.precision import _product_rates, choose_precision, dtype_name
 from clearhead.training.recipe import FineTuneRecipe, TrainingRecipe
 from clearhead.training.recipe_reader import RANGES, parse_recipe, read_recipe
 from clearhead.training.schedule import rate_at
@@ -223,6 +224,60 @@ def test_bfloat16_autocast_learns_as_float32_does(corpus: Corpus, tmp_path: Path
         losses.append([one_step(run).loss for _ in range(4)])
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "checkpoint", "expected"),
+    [
+        (90.0, 300.0, None, "bfloat16"),
+        (90.0, 100.0, None, "float32"),
+        (90.0, 3.0, None, "float32"),
+        (90.0, 300.0, "float32", "float32 is slow on this machine"),
+        (90.0, 120.0, "float32", "float32"),
+        (90.0, 80.0, "bfloat16", "bfloat16"),
+        (90.0, 3.0, "bfloat16", "bfloat16 is slow on this machine"),
+        (90.0, 3.0, "float16", "float16"),
+    ],
+)
+def test_auto_takes_the_measured_precision_or_the_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, float32: float, bfloat16: float, checkpoint: str | None, expected: str
+) -> None:
+    rates = {torch.float32: float32 * 1e9, torch.bfloat16: bfloat16 * 1e9}
+    monkeypatch.setattr("clearhead.training.precision._product_rates", lambda device: rates)
+    if "slow" in expected:
+        with pytest.raises(TrainingError, match=r"which is slow on this machine .* set precision = "):
+            choose_precision("auto", torch.device("cpu"), checkpoint)
+    else:
+        assert dtype_name(choose_precision("auto", torch.device("cpu"), checkpoint).dtype) == expected
+    named = choose_precision("float32", torch.device("cpu"), checkpoint)
+    assert (named.dtype, named.reason) == (torch.float32, "")
+
+
+def test_the_precision_is_measured() -> None:
+    rates = _product_rates(torch.device("cpu"))
+    assert rates.keys() == {torch.float32, torch.bfloat16}
+    assert all(1e7 < rate < 1e14 for rate in rates.values())
+
+
+def test_a_run_resumes_in_the_precision_of_its_checkpoint(
+    data: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` keeps it; a recipe that names another precision switches."""
+    rates = {torch.float32: 9e10, torch.bfloat16: 2e11}
+    monkeypatch.setattr("clearhead.training.precision._product_rates", lambda device: rates)
+
+    def run(steps: int, precision: str, *, resume: bool = True) -> str:
+        changes = (("steps = 12", f"steps = {steps}"), ("decay_steps = 4", "decay_steps = 0"), ("float32", precision))
+        train(recipe(*changes), data, tmp_path, corpus_folder=corpus.folder, resume=resume)
+        return str(read_state(checkpoints(tmp_path)[-1])["precision"])
+
+    assert run(4, "auto", resume=False) == "bfloat16"
+    rates[torch.bfloat16] = 8e10
+    assert run(5, "auto") == "bfloat16"
+    rates[torch.bfloat16] = 1e9
+    with pytest.raises(TrainingError, match="computed in bfloat16, which is slow on this machine"):
+        run(6, "auto")
+    assert run(6, "float32") == "float32"
 
 
 # ---------------------------------------------------------------------------------------------------------------

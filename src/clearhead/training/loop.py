@@ -32,7 +32,7 @@ from clearhead.training.distributed import Processes
 from clearhead.training.environment import environment
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import make_optimizers
-from clearhead.training.precision import autocast, dtype_name, product_dtype
+from clearhead.training.precision import PrecisionChoice, autocast, choose_precision, dtype_name
 from clearhead.training.recipe import RESUMABLE_KEYS, Recipe
 from clearhead.training.record import RunRecord
 from clearhead.training.run_folder import write_text
@@ -55,9 +55,18 @@ class Run:
         out: the run's folder.
         group: the processes that share the work.
         model: the model to train; None for one with random weights.
+        precision: the precision of the matrix products; None to choose it.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, out: Path, group: Processes, model: GPTModel | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        out: Path,
+        group: Processes,
+        model: GPTModel | None = None,
+        precision: PrecisionChoice | None = None,
+    ) -> None:
         self.recipe, self.task, self.out, self.group = recipe, task, out, group
         t = recipe.training
         encode_prompts(task.tokenizer, t.samples)  # fail early on prompts that cannot be encoded
@@ -72,7 +81,8 @@ class Run:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute)
         spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
-        self.dtype = product_dtype(t.precision, group.device)
+        self.precision = precision or choose_precision(t.precision, group.device)
+        self.dtype = self.precision.dtype
         dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
         self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout)
         self.record = RunRecord(out, group.is_first, t.steps)
@@ -94,6 +104,9 @@ class Run:
             self.step, self.tokens = state["step"], state["tokens"]
             self.stepper.restore(state)
             self.clock.restore(state["clock"])
+            before = state.get("precision", dtype_name(self.dtype))  # earlier versions did not store it
+        if before != dtype_name(self.dtype):
+            self.record.say(f"the products were in {before} and are in {dtype_name(self.dtype)} from here on.")
         load_tensors(newest, state, tensors_by_name(self.model, self.stepper.optimizers), self.group)
         self.record.resume_from(self.step)
 
@@ -268,9 +281,10 @@ class Run:
         some = f" ({learned:,} of them trained)" if learned < self.parameters else ""
         start = f" from step {self.step:,}" if self.step else ""
         together = f", {self.group.world} processes" if self.group.world > 1 else ""
+        reason = f" ({self.precision.reason})" if self.precision.reason else ""
         return (
             f"{self.parameters:,} parameters{some}, {t.steps:,} steps of {t.batch_size} windows{start} "
-            f"({self.task.describe(t.steps)}), {dtype_name(self.dtype)} on {self.group.device.type}{together}"
+            f"({self.task.describe(t.steps)}), {dtype_name(self.dtype)}{reason} on {self.group.device.type}{together}"
         )
 
     def _card(self, scores: Scores) -> str:

@@ -4,32 +4,100 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from clearhead.errors import TrainingError
 from clearhead.training.recipe import Precision
+from clearhead.training.throughput import synchronize
+
+_MEASURED = 0.05  # seconds
+_MATRIX = {"cpu": 192, "cuda": 4096, "mps": 1024}  # rows of the measured matrices
+_WORTHWHILE = 1.3  # times as fast, from which on bfloat16 is chosen: casting the weights costs time too
+_MUCH_SLOWER = 0.5  # the share of the fastest rate below which a run does not resume without being asked
 
 
-def product_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type of the matrix products: float32, or the type that autocast replaces it with."""
-    if precision == "auto":
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+@dataclass(frozen=True, slots=True)
+class PrecisionChoice:
+    """The precision of a run's matrix products.
+
+    Attributes:
+        dtype: float32, or the type that autocast replaces it with.
+        reason: how it was chosen, for the first line of a run; "" if the recipe names it.
+    """
+
+    dtype: torch.dtype
+    reason: str = ""
+
+
+def choose_precision(precision: Precision, device: torch.device, checkpoint: str | None = None) -> PrecisionChoice:
+    """Choose the precision of the matrix products.
+
+    `auto` measures products in float32 and in bfloat16 for a twentieth of a second and takes the faster: instructions
+    alone are no proof, as a library may not use them. A run that resumes keeps the precision of its checkpoint.
+
+    Args:
+        precision: the recipe's setting.
+        device: the device of the run.
+        checkpoint: the precision of the checkpoint that the run resumes from; None if there is none.
+
+    Raises:
+        TrainingError: if the setting is `auto` and the checkpoint's precision is much slower here than another.
+    """
+    if precision != "auto":
+        return PrecisionChoice(getattr(torch, precision))
+    measured = _product_rates(device)
+    words = ", ".join(f"{dtype_name(dtype)} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in measured.items())
+    fastest = torch.float32
+    if measured[torch.bfloat16] > _WORTHWHILE * measured[torch.float32]:
+        fastest = torch.bfloat16
+    if checkpoint is None:
+        return PrecisionChoice(fastest, words)
+    dtype: torch.dtype = getattr(torch, checkpoint, torch.float32)
+    if dtype in measured and measured[dtype] < _MUCH_SLOWER * measured[fastest]:
+        raise TrainingError(
+            f"the checkpoint was computed in {checkpoint}, which is slow on this machine ({words}); set precision = "
+            f'"{dtype_name(fastest)}" in the recipe to resume in that, or "{checkpoint}" to resume all the same.'
+        )
+    return PrecisionChoice(dtype, "as in the checkpoint")
+
+
+def _product_rates(device: torch.device) -> dict[torch.dtype, float]:
+    """Measure matrix products in float32 and bfloat16 by turns; return the FLOP/s of the best of each.
+
+    On a CPU one thread is measured: the ratio is the same, and other processes disturb it less.
+    """
+    size = _MATRIX.get(device.type, 256)
+    pairs = {
+        dtype: (torch.randn(size, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    best = dict.fromkeys(pairs, math.inf)
+    try:
+        for a, b in pairs.values():
+            a @ b  # prepares the library
+        synchronize(device)
+        end = time.perf_counter() + _MEASURED
+        while time.perf_counter() < end or math.inf in best.values():
+            for dtype, (a, b) in pairs.items():
+                start = time.perf_counter()
+                a @ b
+                synchronize(device)
+                best[dtype] = min(best[dtype], time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return {dtype: 2 * size**3 / seconds for dtype, seconds in best.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Return `float32` and so on, without torch's prefix."""
     return str(dtype).removeprefix("torch.")
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether products in bfloat16 are faster than in float32 (without instructions, 100 times slower)."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return False
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:

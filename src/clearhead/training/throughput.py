@@ -26,7 +26,7 @@ def training_flops(config: GPTConfig) -> int:
     return 6 * (L * block + config.vocab_size * C) + 12 * L * C * config.context_length
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = _MEASURED, size: int = 0) -> float:
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the floating-point operations per second of a large square matrix product.
 
     This is what the machine reaches on the most favourable work, in the run's precision and on the threads that torch
@@ -35,18 +35,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = _MEASU
     Args:
         device: the device.
         dtype: the type of the matrices.
-        seconds: how long to measure.
-        size: the matrices' number of rows; 0 for one that reaches the peak.
     """
-    size = size or _SIZE.get(device.type, 1024)
+    size = _SIZE.get(device.type, 1024)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, end = math.inf, time.perf_counter() + seconds
+    best, end = math.inf, time.perf_counter() + _MEASURED
     a @ b
-    _synchronize(device)
+    synchronize(device)
     while time.perf_counter() < end or best == math.inf:
         start = time.perf_counter()
         a @ b
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -63,7 +61,8 @@ def memory_used(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -15,14 +16,15 @@ from clearhead.data.corpus import Corpus
 from clearhead.data.corpus_builder import corpus_folder as folder_of_corpus
 from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.errors import TrainingError
-from clearhead.training.checkpoint import checkpoints
+from clearhead.training.checkpoint import checkpoints, read_state
 from clearhead.training.distributed import Processes, connect_processes
 from clearhead.training.environment import environment
 from clearhead.training.find_lr import find_rate, save_search
 from clearhead.training.finetune import begin_finetuning, resolve_start
 from clearhead.training.loop import Run
 from clearhead.training.memory import memory_errors_explained
-from clearhead.training.recipe import Recipe
+from clearhead.training.precision import PrecisionChoice, choose_precision
+from clearhead.training.recipe import Precision, Recipe
 from clearhead.training.run_folder import ENVIRONMENT, RECIPE, run_lock, write_text
 from clearhead.training.task import PretrainingTask
 from clearhead.weights.tensors import SAVED
@@ -63,7 +65,8 @@ def train(
                 _check_settings(recipe, dtype, group.device)
                 held.enter_context(run_lock(out))
                 _check_folder(out, resume)
-        run = _new_run(recipe, data, out, corpus_folder, group)
+        precision = _choose_precision(recipe, out, resume, group)
+        run = _new_run(recipe, data, out, corpus_folder, group, precision)
         if resume:
             run.resume()
         with group.first_alone() as first:
@@ -120,13 +123,32 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise TrainingError(f"there is no checkpoint in {out} to resume from; start the run without --resume.")
 
 
-def _new_run(recipe: Recipe, data: Path, out: Path, corpus_folder: Path | None, group: Processes) -> Run:
+def _choose_precision(recipe: Recipe, out: Path, resume: bool, group: Processes) -> PrecisionChoice:
+    """Choose the precision in the first process, for all."""
+    choice = None
+    with group.first_alone() as first:
+        if first:
+            checkpoint = read_state(checkpoints(out)[-1]).get("precision") if resume else None
+            if checkpoint is not None and checkpoint not in get_args(Precision):
+                raise TrainingError(f"the checkpoint in {out} names the unknown precision {checkpoint!r}; delete it.")
+            choice = choose_precision(recipe.training.precision, group.device, checkpoint)
+    return group.from_first(choice)
+
+
+def _new_run(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    corpus_folder: Path | None,
+    group: Processes,
+    precision: PrecisionChoice | None = None,
+) -> Run:
     """Return a run that has not begun: of a new model, or of an existing one."""
     if recipe.finetune is not None:
         start = begin_finetuning(recipe, data)
-        return Run(start.recipe, start.task, out, group, start.model)
+        return Run(start.recipe, start.task, out, group, start.model, precision)
     corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
-    return Run(recipe, PretrainingTask(recipe, corpus), out, group)
+    return Run(recipe, PretrainingTask(recipe, corpus), out, group, precision=precision)
 
 
 def _corpus(recipe: Recipe, data: Path, folder: Path, group: Processes) -> Corpus:
