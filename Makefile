@@ -1,39 +1,57 @@
-# Two commands on a fresh machine: `make demo` writes a story, `make test` runs all that CI checks.
+# Two commands on a fresh machine: `make demo` writes a story, `make test` runs everything that CI checks.
+#
+# PIP_OPTIONS are further options for pip. PyTorch's installation page gives those that select its build for the CPU.
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
+PYTHON      ?= python3
+PIP_OPTIONS ?=
+VENV        := .venv
+BIN         := $(VENV)/bin
+PIP         := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
+PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test lint format clean
+.PHONY: demo test check lint format fuzz test-machines clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/clearhead generate --demo
 
-test: $(VENV)/.installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: lint
+	$(PYTEST) -n 2 --cov --cov-report=term:skip-covered
+
+# Before every commit: a minute at most.
+check: lint
+	$(PYTEST) -n 2 -m "not slow" -x
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-timings
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The stamp is older than pyproject.toml when the dependencies may have changed.
+# Damaged files for every reader: nothing but success or a ClearheadError.
+fuzz: $(VENV)/.installed-test
+	$(PYTEST) -m fuzz
+
+# The tests that a CPU, a locale or a file system could change, on as many kinds of machine as this one can imitate.
+test-machines: $(VENV)/.installed-test
+	$(BIN)/python tests/machines.py $(MACHINES)
+
+# The stamp is older than pyproject.toml if the dependencies may have changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || echo "1/2  making $(VENV) ..."
+	@test -x $(BIN)/python || echo "1/2  creating $(VENV) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "2/2  installing Clearhead and what it needs (PyTorch is the large part; a minute or two, once) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable .
+	@echo "2/2  installing Clearhead and its dependencies (half a minute, once) ..."
+	@$(PIP) --editable .
 	@touch $@
 	@echo
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	@echo "Adding what the tests need (transformers, pytest, ruff, mypy) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@echo "Adding PyTorch and what the tests need (a minute or two, once) ..."
+	@$(PIP) --editable '.[test]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

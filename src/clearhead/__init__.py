@@ -37,7 +37,12 @@ if not TYPE_CHECKING:  # a type checker would take every unknown name for `Any`
             return import_module("clearhead.weights")
         if name not in _HOME:
             raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
-        value = getattr(import_module(_HOME[name]), name)
+        try:
+            value = getattr(import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            from clearhead.utils.packages import missing_package
+
+            raise missing_package(error, f"clearhead.{name}") from None
         globals()[name] = value
         return value
 

@@ -13,6 +13,10 @@ class ConfigError(ClearheadError, ValueError):
     """A model's shape or settings are invalid: a head count that does not divide, an unknown size."""
 
 
+class MissingPackageError(ClearheadError, ImportError):
+    """A package that only a part of Clearhead needs is not installed."""
+
+
 class WeightsError(ClearheadError):
     """A file of weights is missing, broken, or does not fit the model."""
 

@@ -34,6 +34,7 @@ from clearhead.inference.options import (
 )
 from clearhead.inference.requests import Request, Sample
 from clearhead.inference.scoring import Score, ScoreOptions, TextToScore, score_texts
+from clearhead.utils.packages import need_torch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,6 +176,7 @@ class GPT:
         If the compiled engine runs the model, the network is made now, from the same weights in float32. Changes to it
         do not reach the engine: to train a model and generate with it, load it with backend="torch".
         """
+        need_torch("the network as a PyTorch module")
         from clearhead.model import GPTModel
 
         if not isinstance(self._model, GPTModel):
@@ -390,6 +392,7 @@ class GPT:
             InputError: if a name is unknown (the message lists near matches), or the text is empty or too long.
             TokenizerError: if the text cannot be encoded.
         """
+        need_torch("watching activations")
         from clearhead import lens
 
         ids = self._ids(text)
@@ -426,6 +429,7 @@ class GPT:
         Raises:
             InputError: if a name is unknown, a head or position is out of range, or the change does not fit.
         """
+        need_torch("editing activations")
         from clearhead import lens
 
         original = self.runner
@@ -447,6 +451,7 @@ class GPT:
         Raises:
             WeightsError, TokenizerError: if the folder cannot be written, or the dtype is unknown.
         """
+        need_torch("saving a model")
         from clearhead import weights
         from clearhead.model_weights import ModelTensors
 

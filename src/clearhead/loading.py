@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import GPT, check_vocabulary
+from clearhead.utils.packages import need_torch
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,9 @@ def find_device(name: str) -> torch.device:
 
     Raises:
         InputError: if it is not available here.
+        MissingPackageError: if PyTorch is not installed.
     """
+    need_torch("the backend torch")
     import torch
 
     try:

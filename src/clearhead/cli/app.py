@@ -30,6 +30,7 @@ from clearhead.cli.tour import tour
 from clearhead.cli.train import train
 from clearhead.cli.walk import walk
 from clearhead.errors import ClearheadError
+from clearhead.utils.packages import missing_package
 from clearhead.version import __version__
 
 EPILOG = """
@@ -76,6 +77,10 @@ def main() -> None:
                 sys.stdout.flush()
     except ClearheadError as error:
         _fail(str(error), USAGE)
+    except ModuleNotFoundError as error:
+        if isinstance(missing := missing_package(error, "this command"), ClearheadError):
+            _fail(str(missing), USAGE)
+        raise
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:

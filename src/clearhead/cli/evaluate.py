@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clearhead.cli.console import write_json
+from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Device, Json, Model
 
 EPILOG = """
@@ -33,10 +34,9 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
     from clearhead.data.documents import encode_documents
     from clearhead.errors import InputError
     from clearhead.evaluation.perplexity import evaluate_perplexity
-    from clearhead.loading import load
     from clearhead.utils.progress import Progress
 
-    gpt = load(model, backend="torch", device=device)  # the loss is computed by the PyTorch model
+    gpt = load_model(model, backend="torch", device=device)  # the loss is computed by the PyTorch model
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
     if not as_json:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import notice, read_prompt, write_json
+from clearhead.cli.console import read_prompt, write_json
+from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import MODEL_PANEL, Device, Json, Model, PromptFile, flatten
 from clearhead.errors import InputError
 from clearhead.inference.options import PromptOptions
@@ -64,13 +65,8 @@ class LoadOptions:
     ] = None
 
     def load(self) -> GPT:
-        """Load the model, and print the notes about it on standard error."""
-        from clearhead.loading import load
-
-        gpt = load(self.model, device=self.device, dtype=self.dtype, backend=self.backend, threads=self.threads)
-        for note in gpt.notes:
-            notice(note)
-        return gpt
+        """Load the model."""
+        return load_model(self.model, device=self.device, dtype=self.dtype, backend=self.backend, threads=self.threads)
 
 
 @flatten

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clearhead.config import HUB_NAMES, RELEASED, GPTConfig
 from clearhead.errors import WeightsError
@@ -12,6 +12,7 @@ from clearhead.errors import WeightsError
 if TYPE_CHECKING:
     from clearhead import weights
     from clearhead.anatomy import ParameterTree
+    from clearhead.gpt import GPT
     from clearhead.tokenizer import Tokenizer
 
 _CONFIG_FILES = ("config.json", "hparams.json")
@@ -100,10 +101,38 @@ def open_weights(argument: str) -> weights.Source:
     from clearhead import weights
     from clearhead.cli.console import notice
 
-    opened = weights.open(argument)
+    opened = weights.open(model_path(argument))
     for note in opened.notes:
         notice(note)
     return opened
+
+
+def model_path(argument: str) -> str:
+    """Return what `weights.open` opens for the name that a user gives: `bundled`, a size, a path, a name on the hub."""
+    if Path(argument).expanduser().exists():
+        return argument
+    if argument == "bundled":
+        from clearhead.loading import bundled
+
+        return str(bundled())
+    names = {size: name for name, size in HUB_NAMES.items()}
+    return names.get(argument, argument)
+
+
+def load_model(argument: str | None, **options: Any) -> GPT:
+    """Load the model that a user names, and print the notes about how it was read on standard error.
+
+    Args:
+        argument: the name; None for the bundled model.
+        options: the keyword arguments of `clearhead.load`.
+    """
+    from clearhead.cli.console import notice
+    from clearhead.loading import load
+
+    gpt = load(None if argument is None else model_path(argument), **options)
+    for note in gpt.notes:
+        notice(note)
+    return gpt
 
 
 def short_name(source: weights.Source) -> str:

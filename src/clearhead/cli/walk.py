@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import notice, output, read_prompt, write_json
+from clearhead.cli.console import output, read_prompt, write_json
+from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Device, Model, PromptFile, flatten
 from clearhead.errors import InputError
 from clearhead.utils.progress import busy
@@ -96,15 +97,11 @@ def walk(
     what each depth would predict, temperature and top-k. In the terminal for one block and head, or as a page to
     explore.
     """
-    from clearhead.loading import load
-
     params = sampling.params()
     text = read_prompt(prompt, file)
     if not text:
         raise InputError("the prompt is empty; give some text to follow.")
-    gpt = load(model, backend="torch", device=device)  # the PyTorch model is the one that can be watched
-    for note in gpt.notes:
-        notice(note)
+    gpt = load_model(model, backend="torch", device=device)  # the PyTorch model is the one that can be watched
     with busy("walking through the model"):
         found = _walk(gpt, text, view, params)
     found = {"name": model, "prompt": text, **found}

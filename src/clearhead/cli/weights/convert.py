@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clearhead.cli.model_argument import model_path
 from clearhead.cli.options import WeightsSource
 from clearhead.errors import InputError, WeightsError
 
@@ -61,7 +62,7 @@ def convert_weights(
     check(to, dtype or DTYPES.get(to, ("float32",))[0])
     dest = dest.expanduser()
     _refuse_occupied(dest, to, force)
-    opened = weights.open(source, config=None if config is None else GPTConfig.from_file(config))
+    opened = weights.open(model_path(source), config=None if config is None else GPTConfig.from_file(config))
     for note in opened.notes:
         notice(note)
     if dtype is None:

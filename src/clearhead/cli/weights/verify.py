@@ -9,7 +9,9 @@ import typer
 
 from clearhead.cli.console import notice, output, read_text, write_json
 from clearhead.cli.exit_codes import USAGE
+from clearhead.cli.model_argument import model_path
 from clearhead.cli.options import WeightsSource
+from clearhead.utils.packages import need_torch
 
 if TYPE_CHECKING:
     from clearhead.verification.checks import Check, Verification
@@ -62,14 +64,16 @@ def verify_weights(
 
 
 def _verify(source: str, text: Path | None, run: bool, device: str) -> Verification:
+    path = model_path(source)
     if not run:
         from clearhead.verification import verify_weights as check_weights
 
-        return check_weights(source)
+        return check_weights(path)
+    need_torch("running the model (leave it out with --no-run)")
     from clearhead.verification.model_checks import verify
     from clearhead.verification.reference_text import TEXT
 
-    return verify(source, device=device, text=TEXT if text is None else read_text(None, text, "text"))
+    return verify(path, device=device, text=TEXT if text is None else read_text(None, text, "text"))
 
 
 def _print(found: Verification) -> None:

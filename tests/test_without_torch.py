@@ -1,0 +1,126 @@
+"""Clearhead where PyTorch is not installed: what works, and the sentence of what does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import run
+
+import clearhead
+
+HIDE = """
+import sys
+
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "peft", "tensorboard"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Hide())
+"""
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory, compiled_engine: None) -> dict[str, str]:
+    """Return the environment of a process in which no import of torch succeeds."""
+    folder = tmp_path_factory.mktemp("hide")
+    (folder / "sitecustomize.py").write_text(HIDE)
+    package = Path(clearhead.__file__).parent.parent
+    return {"PYTHONPATH": f"{folder}:{package}"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "Once", "-n", "3"],
+        ["generate", "Once", "-n", "3", "--dtype", "int8", "--json"],
+        ["tokenize", "Once upon a time"],
+        ["params", "bundled"],
+        ["diagram", "124M"],
+        ["weights", "inspect", "bundled"],
+        ["weights", "map", "bundled"],
+        ["weights", "verify", "bundled", "--no-run"],
+        ["weights", "convert", "bundled", "copy", "--to", "huggingface"],
+        ["corpus", "build", "text.txt", "-o", "corpus", "-t", "bytes", "-v", "tail:0.5"],
+        ["corpus", "inspect", "corpus"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_what_needs_no_torch_works(
+    words: list[str],
+    hidden: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "without-torch"
+    folder.mkdir(exist_ok=True)
+    (folder / "text.txt").write_text("One line of text.\n" * 50)
+    monkeypatch.chdir(folder)
+    if words[:2] == ["corpus", "inspect"]:
+        run("corpus", "build", "text.txt", "-o", "corpus", "-t", "bytes", "-v", "tail:0.5", env=hidden)
+    result = run(*words, env=hidden)
+    assert result.returncode == 0, result.stderr.decode()
+    assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "Once", "--backend", "torch"],
+        ["generate", "Once", "--dtype", "float16"],
+        ["walk", "Once"],
+        ["new", "model", "--size", "124M"],
+        ["train", "recipe.toml", "--data", ".", "--out", "run"],
+        ["evaluate", "text.txt"],
+        ["classify", "text", "-m", "."],
+        ["weights", "verify", "bundled"],
+        ["weights", "convert", "bundled", "gpt.pth", "--to", "book"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_what_needs_torch_says_so(
+    words: list[str], hidden: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("One line of text.\n")
+    result = run(*words, env=hidden)
+    error = result.stderr.decode()
+    assert result.returncode == 2, error
+    assert error.startswith("clearhead: ") and error.count("\n") == 1, error
+    assert "PyTorch, which is not installed; install it with: pip install 'clearhead[torch]'" in error
+
+
+def test_methods_work_or_say_what_is_missing(hidden: dict[str, str], tmp_path: Path) -> None:
+    code = f"""
+import clearhead
+
+gpt = clearhead.load()
+assert gpt.generate("Once", max_new_tokens=3).text
+assert "".join(gpt.stream("Once", max_new_tokens=3))
+assert gpt.score("Once upon a time").bits_per_byte > 0
+assert gpt.config.n_layers == 6
+assert clearhead.weights.open({str(Path(clearhead.__file__).parent / "bundled")!r}).plan()
+for name, call in {{
+    "model": lambda: gpt.model,
+    "watch": lambda: gpt.watch("Once"),
+    "edit": lambda: gpt.edit("*", 0).__enter__(),
+    "verify": lambda: clearhead.verify("x"),
+    "load": lambda: clearhead.load(backend="torch"),
+}}.items():
+    try:
+        call()
+    except clearhead.ClearheadError as error:
+        assert "pip install 'clearhead[torch]'" in str(error), (name, error)
+    else:
+        raise SystemExit(f"{{name}} did not say that PyTorch is missing")
+"""
+    import os
+
+    environment = {**os.environ, **hidden, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
