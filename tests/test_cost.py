@@ -23,7 +23,8 @@ from clearhead.anatomy import Cost, CostModel
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.engine import building
 from clearhead.engine.attention import PAGE
-from clearhead.engine.runner import page_sizes
+from clearhead.engine.cache import page_numbers
+from clearhead.engine.products import PANEL
 from clearhead.errors import InputError
 from clearhead.inference.torch_runner import CacheRows, TorchRunner
 from clearhead.model import GPTModel
@@ -213,11 +214,10 @@ def test_whole_numbers_take_what_the_engine_takes(dtype: str, size: str, tied: b
         for name, (dtype, shape) in arrays.items()
         if name not in ("tokens.bias", "head.bias")
     }
-    filled = 2 * 3 * (config.emb_dim + 8)
+    filled = 2 * PANEL * (config.emb_dim + 8)
     weights, cache = costs.memory_to_run().parts
     assert sum(held.values()) - filled <= weights.amount <= sum(held.values())
-    keys, values = page_sizes(config)
-    assert cache.amount == 2 * (keys + values) * (config.context_length // PAGE)
+    assert cache.amount == 2 * page_numbers(config) * (config.context_length // PAGE)
     read = sum(size for name, size in held.items() if name != "positions" and (tied or not name.startswith("tokens")))
     moved = {part.name: part.amount for part in costs.decoding_bytes().parts}
     assert read - filled <= sum(moved[name] for name in ("matrices", "their scales", "biases and norms")) <= read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,17 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearhead.config import GPTConfig
-from clearhead.engine import runner as engine_runner
+from clearhead.engine import cache as engine_cache
+from clearhead.engine import pool as engine_pool
+from clearhead.engine.attention import PAGE
 from clearhead.engine.building import build, weights_of
 from clearhead.engine.calibration import moments
-from clearhead.engine.dtypes import DTYPES, GROUP, pack, padded_columns, storage
+from clearhead.engine.dtypes import pack, padded_columns, storage
+from clearhead.engine.products import GROUPS, PANEL
 from clearhead.engine.runner import EngineRunner
-from clearhead.engine.tiles import PANEL
+from clearhead.engine.variants import VARIANT
 from clearhead.errors import InputError
+from clearhead.inference.runner import ScoreTask
 from clearhead.inference.torch_runner import TorchRunner
 from clearhead.model import GPTModel
 from clearhead.model_weights import ModelTensors
-from clearhead.utils import system as places
+from clearhead.utils.system import usable_cores
 
 SHAPES = {
     "small": GPTConfig(vocab_size=101, context_length=150, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True),
@@ -40,8 +45,32 @@ def _model(config: GPTConfig) -> GPTModel:
     return model
 
 
-def _runner(model: GPTModel, dtype: str = "float32", threads: int = 2) -> EngineRunner:
-    return EngineRunner(model.config, weights_of(build(model.config, ModelTensors(model), dtype, 1)), threads)
+STORAGES = [
+    ("float32", VARIANT.activations),
+    ("bfloat16", VARIANT.activations),
+    ("int8", "8bit"),
+    ("int8", "16bit"),
+    ("int4", "8bit"),
+    ("int4", "16bit"),
+]
+"""Every way to store weights, with the activations that it multiplies."""
+
+
+def _runner(
+    model: GPTModel,
+    dtype: str = "float32",
+    threads: int = 2,
+    activations: str = VARIANT.activations,
+    cache_tokens: int | None = None,
+) -> EngineRunner:
+    weights = weights_of(build(model.config, ModelTensors(model), dtype, 1, activations))
+    return EngineRunner(model.config, weights, threads, cache_tokens)
+
+
+@functools.cache
+def _shared(dtype: str = "float32", activations: str = VARIANT.activations, threads: int = 2) -> EngineRunner:
+    """A runner of the small model that tests share."""
+    return _runner(_model(SHAPES["small"]), dtype, threads, activations)
 
 
 def _ids(n: int, vocab_size: int, seed: int = 0) -> list[int]:
@@ -56,20 +85,16 @@ def test_float32_equals_pytorch(shape: str) -> None:
     assert np.abs(_runner(model).logits(ids) - expected).max() < 1e-4
 
 
-RUNNERS = {dtype: _runner(_model(SHAPES["small"]), dtype) for dtype in DTYPES}
-ALONE = {dtype: _runner(_model(SHAPES["small"]), dtype, threads=1) for dtype in DTYPES}
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=10)
+@pytest.mark.parametrize(("dtype", "activations"), STORAGES)
+@settings(deadline=None, max_examples=8)
 @given(data=st.data())
-def test_same_bits_in_any_batch_cut_and_number_of_threads(dtype: str, data: st.DataObject) -> None:
+def test_same_bits_in_any_batch_cut_and_number_of_threads(dtype: str, activations: str, data: st.DataObject) -> None:
     """Whatever runs together, and in whatever pieces, each token's logits are those of the sequence run alone."""
     vocab_size = SHAPES["small"].vocab_size
-    runner = RUNNERS[dtype]
-    lengths = data.draw(st.lists(st.integers(1, 150), min_size=1, max_size=4))
+    runner, alone = _shared(dtype, activations), _shared(dtype, activations, threads=1)
+    lengths = data.draw(st.lists(st.integers(1, 150), min_size=1, max_size=8))
     sequences = [_ids(length, vocab_size, seed) for seed, length in enumerate(lengths)]
-    alone = [ALONE[dtype].logits(ids) for ids in sequences]
+    expected = [alone.logits(ids) for ids in sequences]
     slots = [runner.open() for _ in sequences]
     done = [0] * len(sequences)
     while any(at < len(ids) for at, ids in zip(done, sequences, strict=True)):
@@ -79,45 +104,143 @@ def test_same_bits_in_any_batch_cut_and_number_of_threads(dtype: str, data: st.D
         work = [(slots[i], sequences[i][done[i] : done[i] + n]) for i, n in zip(chosen, pieces, strict=True)]
         for i, n, logits in zip(chosen, pieces, runner.extend(work), strict=True):
             done[i] += n
-            assert (logits == alone[i][done[i] - 1]).all()
+            assert (logits == expected[i][done[i] - 1]).all()
     for slot in slots:
         runner.close(slot)
 
 
+@pytest.mark.parametrize(("dtype", "activations"), STORAGES)
+def test_scores_are_those_of_the_logits(dtype: str, activations: str) -> None:
+    """Log-probabilities, entropies, ranks and the best tokens, for texts that are scored together and in pieces."""
+    runner, vocab_size = _shared(dtype, activations), SHAPES["small"].vocab_size
+    texts = [_ids(length, vocab_size, seed) for seed, length in enumerate((150, 2, 64, 90))]
+    slots = [runner.open() for _ in texts]
+    tasks = [
+        ScoreTask(slot, ids, ids[4:], start=3) if len(ids) > 100 else ScoreTask(slot, ids, ids[1:])
+        for slot, ids in zip(slots, texts, strict=True)
+    ]
+    last, scores = runner.score(tasks, top=7, n_choices=90)
+    for ids, task, logits, found in zip(texts, tasks, last, scores, strict=True):
+        expected = runner.logits(ids)
+        assert (logits == expected[-1]).all()
+        rows = expected[task.start : task.start + len(task.targets)].astype(np.float64)
+        shifted = rows - rows.max(1, keepdims=True)
+        logprobs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        chosen = np.arange(len(rows)), np.array(task.targets)
+        assert np.abs(found.logprobs - logprobs[chosen]).max() < 1e-6
+        assert np.abs(found.entropies + (np.exp(logprobs) * logprobs).sum(1)).max() < 1e-6
+        assert (found.ranks == (rows[:, :90] > rows[chosen][:, None]).sum(1)).all()
+        assert (found.top_ids == np.argsort(-rows[:, :90], axis=1, kind="stable")[:, :7]).all()
+        assert np.abs(found.top_logprobs - np.take_along_axis(logprobs, found.top_ids, 1)).max() < 1e-6
+    for slot in slots:
+        runner.close(slot)
+    pieces, slot = [], runner.open()
+    for start in range(0, 150, 40):
+        ids, targets = texts[0][start : start + 40], texts[0][start + 1 : start + 41]
+        pieces.append(runner.score([ScoreTask(slot, ids, targets)])[1][0].logprobs)
+    assert (np.concatenate(pieces)[3:] == scores[0].logprobs).all()
+    runner.close(slot)
+
+
+def test_a_fork_and_its_source_go_on_as_if_alone() -> None:
+    runner, vocab_size = _shared(), SHAPES["small"].vocab_size
+    for length in (1, PAGE - 1, PAGE, PAGE + 5):
+        beginning, endings = _ids(length, vocab_size), [_ids(20, vocab_size, seed) for seed in (1, 2, 3)]
+        source = runner.open()
+        runner.extend([(source, beginning)])
+        slots = [source, runner.fork(source), runner.fork(source)]
+        for slot, ids in zip(slots, endings, strict=True):  # one after another: each must leave the others' pages alone
+            runner.extend([(slot, ids[:10])])
+        runner.close(source)
+        after = runner.extend(list(zip(slots[1:], [ids[10:] for ids in endings[1:]], strict=True)))
+        for ids, logits in zip(endings[1:], after, strict=True):
+            assert (logits == _shared(threads=1).logits(beginning + ids)[-1]).all()
+        for slot in slots[1:]:
+            runner.close(slot)
+    with pytest.raises(InputError, match="was closed"):
+        runner.fork(source)
+
+
+def test_forks_share_memory() -> None:
+    runner = _runner(_model(SHAPES["small"]), cache_tokens=5 * PAGE)
+    source = runner.open()
+    runner.extend([(source, _ids(2 * PAGE, 101))])
+    forks = [runner.fork(source) for _ in range(3)]
+    runner.extend([(fork, [7]) for fork in forks])  # a page each, and the two that all share
+    with pytest.raises(InputError, match="cache is full"):
+        runner.extend([(source, [7])])
+    runner.close(forks[0])
+    expected = _shared().logits([*_ids(2 * PAGE, 101), 7])[-1]
+    assert (runner.extend([(source, [7])])[0] == expected).all()
+
+
+def test_a_cache_limit_is_refused_or_kept() -> None:
+    with pytest.raises(InputError, match="cache_tokens is 100"):
+        _runner(_model(SHAPES["small"]), cache_tokens=100)
+    runner = _runner(_model(SHAPES["small"]), cache_tokens=150)
+    first, second = runner.open(), runner.open()
+    runner.extend([(first, _ids(120, 101))])
+    with pytest.raises(InputError, match="128 tokens are needed, 64 of cache_tokens' 192 are free"):
+        runner.extend([(second, _ids(100, 101))])
+    assert second.length == 0
+    assert (runner.extend([(first, [5])])[0] == _shared().logits([*_ids(120, 101), 5])[-1]).all()
+    runner.close(first)
+    assert (runner.extend([(second, _ids(100, 101))])[0] == _shared().logits(_ids(100, 101))[-1]).all()
+
+
 def test_threads_that_are_late_hold_nobody_up_and_change_nothing() -> None:
     """Many more threads than cores: most of them come to a pass when it is over, or find the cache replaced."""
-    runner = _runner(_model(SHAPES["small"]), threads=3 * places.usable_cores() + 1)
+    runner = _runner(_model(SHAPES["small"]), threads=3 * usable_cores() + 1)
     sequences = [_ids(3 + 7 * i, 101, seed=i) for i in range(20)]
     slots = [runner.open() for _ in sequences]  # none is closed, so the cache grows on the way
     for ids, slot in zip(sequences, slots, strict=True):
-        expected = ALONE["float32"].logits(ids)
+        expected = _shared(threads=1).logits(ids)
         for at, token in enumerate(ids):
             assert (runner.extend([(slot, [token])])[0] == expected[at]).all()
 
 
-@pytest.mark.parametrize("what", ["worker_loop", "Cache"])
-def test_what_breaks_off_leaves_a_runner_that_works(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C before a pass begins, and memory that runs out while the cache grows."""
+@pytest.mark.parametrize("what", ["worker_loop", "_add_block"])
+def test_an_interrupted_call_leaves_a_runner_that_works(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before a pass begins, and memory that runs out while the cache grows; no page is lost by it."""
     runner = _runner(_model(SHAPES["small"]))
     ids = _ids(140, 101)
     slot = runner.open()
     first = runner.extend([(slot, ids[:3])])
-    begun = getattr(engine_runner, what)
+    begun = engine_pool.worker_loop
 
-    def broken(*arguments: Any) -> Any:
-        if what == "worker_loop" and arguments[0] != 0:
+    def interrupted(*arguments: Any) -> Any:
+        if arguments[0] != 0:
             return begun(*arguments)  # the threads that help are not interrupted
-        raise KeyboardInterrupt if what == "worker_loop" else MemoryError
+        raise KeyboardInterrupt
 
-    for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, MemoryError)):
-            patch.setattr(engine_runner, what, broken)
-            runner.extend([(runner.open(), ids)])
+    def out_of_memory(*_: Any) -> Any:
+        raise MemoryError
+
+    for n in range(400):
+        with monkeypatch.context() as patch:
+            if what == "worker_loop":
+                patch.setattr(engine_pool, what, interrupted)
+            else:
+                patch.setattr(engine_cache.PageCache, what, out_of_memory)
+            if what == "worker_loop" or n == 0:
+                with pytest.raises((KeyboardInterrupt, MemoryError)):
+                    runner.extend([(runner.open(), ids) for _ in range(1 if what == "worker_loop" else 50)])
+    assert runner.cache_bytes < 20_000_000
     again = runner.open()
-    alone = ALONE["float32"].logits(ids)
+    alone = _shared(threads=1).logits(ids)
     assert (runner.extend([(again, ids)])[0] == alone[-1]).all()
     assert (first[0] == alone[2]).all()
     assert (runner.extend([(slot, ids[3:])])[0] == alone[-1]).all()
+
+
+def test_a_slot_that_never_ran_can_be_closed() -> None:
+    runner = _shared()
+    slot = runner.open()
+    with pytest.raises(InputError, match="vocabulary"):
+        runner.extend([(slot, [10**6, 3])])
+    runner.close(slot)
+    runner.close(slot)
+    runner.close(runner.open())
 
 
 def test_a_closed_sequence_leaves_nothing_behind() -> None:
@@ -132,28 +255,32 @@ def test_a_closed_sequence_leaves_nothing_behind() -> None:
     assert (runner.extend([(again, ids)]) == before).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_formats_stay_close_to_float32(dtype: str) -> None:
-    model = _model(SHAPES["small"])
+@pytest.mark.parametrize(("dtype", "activations"), STORAGES[1:4])
+def test_dtypes_stay_close_to_float32(dtype: str, activations: str) -> None:
     ids = _ids(60, 101)
-    expected = TorchRunner(model).logits(ids)
-    assert np.abs(_runner(model, dtype).logits(ids) - expected).max() < 0.05 * expected.std() * 3
+    expected = TorchRunner(_model(SHAPES["small"])).logits(ids)
+    assert np.abs(_shared(dtype, activations).logits(ids) - expected).max() < 0.15 * expected.std()
 
 
 def test_unreadable_numbers_are_refused() -> None:
     model = _model(SHAPES["small"])
     with torch.no_grad():
         model.get_parameter("blocks.1.feed_forward.up.weight")[3, 4] = torch.nan
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="NaN or infinity"):
         _runner(model, "int8")
 
 
 @pytest.mark.parametrize(
     ("work", "message"),
-    [([[]], "no tokens"), ([[101]], "not in the vocabulary"), ([[-1]], "not in the vocabulary"), ([[1] * 151], "151")],
+    [
+        ([[]], "no tokens"),
+        ([[101]], "not in the model's vocabulary"),
+        ([[-1]], "not in the model's vocabulary"),
+        ([[1] * 151], "151"),
+    ],
 )
 def test_what_cannot_run_is_refused(work: Sequence[Sequence[int]], message: str) -> None:
-    runner = RUNNERS["float32"]
+    runner = _shared()
     slots = [runner.open() for _ in work]
     try:
         with pytest.raises(InputError, match=message):
@@ -163,27 +290,29 @@ def test_what_cannot_run_is_refused(work: Sequence[Sequence[int]], message: str)
             runner.close(slot)
 
 
-def test_int4_errs_less_where_the_inputs_are_known() -> None:
-    """On inputs that go together, what int4 changes in a product is smaller with their moments than without."""
+@pytest.mark.parametrize("activations", ["8bit", "16bit"])
+def test_int4_errs_less_if_the_inputs_are_known(activations: str) -> None:
+    """On inputs that are correlated, what int4 changes in a product is smaller with their moments than without."""
     draw = np.random.default_rng(0)
     inputs = (draw.standard_normal((400, 10)) @ draw.standard_normal((10, 90))).astype(np.float32)
     inputs += 0.1 * draw.standard_normal(inputs.shape).astype(np.float32)
     matrix = draw.standard_normal((21, 90)).astype(np.float32)
     errors = []
     for known in (None, inputs.T @ inputs):
-        arrays = {name: np.zeros(n, dtype) for name, (dtype, n) in storage("int4", 21, 90).items()}
+        arrays = {name: np.zeros(n, dtype) for name, (dtype, n) in storage("int4", activations, 21, 90).items()}
         pack("int4", matrix, arrays["weights"], arrays["scales"], 2, known)
-        errors.append(np.abs(inputs @ (_unpacked(arrays, 21, 90) - matrix).T).mean())
+        found = _unpacked(arrays, 21, 90, 4 if activations == "8bit" else 2)
+        errors.append(np.abs(inputs @ (found - matrix).T).mean())
     assert errors[1] < 0.6 * errors[0]
 
 
-def _unpacked(arrays: dict[str, np.ndarray], rows: int, columns: int) -> np.ndarray:
-    """The numbers that the documented layout of int4 stands for."""
-    signed = arrays["weights"].view(np.int8).astype(np.int32).reshape(-1, GROUP // 2)
-    whole = np.concatenate([((signed & 15) ^ 8) - 8, signed >> 4], axis=1)  # [chunks, 32]
-    scales = (arrays["scales"].astype(np.uint32) << 16).view(np.float32)
-    chunks = (whole * scales[:, None]).reshape(-1, padded_columns(columns) // GROUP, PANEL, GROUP)
-    return chunks.transpose(0, 2, 1, 3).reshape(-1, padded_columns(columns))[:rows, :columns]
+def _unpacked(arrays: dict[str, np.ndarray], rows: int, columns: int, side: int) -> np.ndarray:
+    """Read int4 weights by the documented layout."""
+    group, padded = GROUPS["int4"], padded_columns(columns)
+    steps = arrays["weights"].view(np.uint8).reshape(-1, padded // group, group // 2 // side, PANEL, side)
+    whole = np.concatenate([steps & 15, steps >> 4], axis=2).astype(np.int32) - 8  # [panel, group, step, row, side]
+    scales = (arrays["scales"].astype(np.uint32) << 16).view(np.float32).reshape(-1, padded // group, 1, PANEL, 1)
+    return (whole * scales).transpose(0, 3, 1, 2, 4).reshape(-1, padded)[:rows, :columns]
 
 
 def test_moments_are_those_of_what_comes_into_each_layer() -> None:

@@ -18,10 +18,11 @@ import clearhead
 from clearhead.config import GPTConfig
 from clearhead.engine import building, store
 from clearhead.engine.runner import EngineRunner
+from clearhead.engine.variants import runnable
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
-from clearhead.utils import system as places
+from clearhead.utils.system import usable_cores
 
 CONFIG = GPTConfig(vocab_size=101, context_length=40, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True)
 _OUTSIDE = dict(os.environ)
@@ -148,6 +149,36 @@ def test_kept_weights_of_a_model_that_changed_are_made_anew(tmp_path: Path, cach
     assert len(list(cache.iterdir())) == 1
 
 
+def test_kept_weights_of_a_model_changed_in_place_are_made_anew(tmp_path: Path) -> None:
+    """The same path, size and modification time prove nothing."""
+    torch.manual_seed(2)
+    GPT(GPTModel(CONFIG)).save(tmp_path / "model")
+    before = _logits(clearhead.load(tmp_path / "model"))
+    file = tmp_path / "model" / "model.safetensors"
+    stat = file.stat()
+    torch.manual_seed(3)
+    GPT(GPTModel(CONFIG)).save(tmp_path / "other")
+    with file.open("r+b") as target:
+        target.write((tmp_path / "other" / "model.safetensors").read_bytes())
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    after = _logits(clearhead.load(tmp_path / "model"))
+    assert (before != after).any()
+    assert (after == _logits(clearhead.load(tmp_path / "other"))).all()
+
+
+def test_kept_weights_with_flipped_bits_are_made_anew(
+    folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = _logits(clearhead.load(folder, dtype="int8"))
+    (kept,) = cache.iterdir()
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 1
+    kept.write_bytes(data)
+    assert (_logits(clearhead.load(folder, dtype="int8")) == first).all()
+    assert "is damaged" in capsys.readouterr().err
+
+
 def test_a_cache_that_cannot_be_written_does_not_matter(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,15 +188,15 @@ def test_a_cache_that_cannot_be_written_does_not_matter(
 
 
 def test_more_threads_than_cores_are_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cores = places.usable_cores()
+    cores = usable_cores()
     gpt = clearhead.load(folder, threads=cores + 1)
     assert f"{cores + 1} threads were asked for" in capsys.readouterr().err
     assert (_logits(gpt) == _logits(clearhead.load(folder, threads=1))).all()
 
 
 def test_the_usual_variable_sets_the_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for told, expected in (("1", 1), ("1000", places.usable_cores()), ("", places.usable_cores())):
-        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    for value, expected in (("1", 1), ("1000", usable_cores()), ("", usable_cores()), ("²", usable_cores())):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
         runner = clearhead.load(folder).runner
         assert isinstance(runner, EngineRunner)
         assert runner.threads == expected
@@ -189,7 +220,7 @@ def test_what_cannot_be_had_is_refused(folder: Path, options: dict[str, Any], se
 
 def test_too_little_memory_is_said_before_anything_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "free_memory", lambda: 1_000_000)
-    with pytest.raises(InputError, match="1 MB are free; take a smaller format"):
+    with pytest.raises(InputError, match="1 MB are free; take a smaller dtype"):
         clearhead.load(folder)
 
 
@@ -215,28 +246,95 @@ def test_several_threads_may_call_one_runner(folder: Path) -> None:
 
 _SCRIPT = """
 import sys
+import numpy as np
 import clearhead
 gpt = clearhead.load(sys.argv[1], dtype=sys.argv[2])
-print(gpt.generate([1, 2, 3], max_new_tokens=20, temperature=0).ids)
+ids = list(range(1, 38))
+logits = gpt.runner.logits(ids)
+slot = gpt.runner.open()
+assert all((gpt.runner.extend([(slot, [id])])[0] == row).all() for id, row in zip(ids, logits))
+np.save(sys.argv[3], logits)
 print("torch" in sys.modules)
 """
 
 
-def _run(folder: Path, dtype: str, **environment: str) -> list[str]:
+def _run(folder: Path, dtype: str, **environment: str) -> tuple[np.ndarray, str, str]:
+    """Run a model in a process of its own: its logits, and both streams."""
+    result = folder / "logits.npy"
     made = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(folder), dtype],
+        [sys.executable, "-c", _SCRIPT, str(folder), dtype, str(result)],
         env=_OUTSIDE | environment,  # where the compiled code is kept already
         capture_output=True,
         text=True,
-        check=True,
     )
-    return made.stdout.splitlines()
+    assert made.returncode == 0, made.stderr
+    return np.load(result), made.stdout, made.stderr
 
 
-def test_generating_imports_no_torch(folder: Path) -> None:
-    assert _run(folder, "float32")[1] == "False"
+def test_the_engine_imports_no_torch(folder: Path) -> None:
+    assert _run(folder, "float32")[1] == "False\n"
 
 
-def test_a_cpu_without_anything_special_computes_the_same(folder: Path) -> None:
-    """On the plainest CPU of this kind: no AVX, no fused multiply-add."""
-    assert _run(folder, "int8", NUMBA_CPU_NAME="generic") == _run(folder, "int8")
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("variant", [*(variant.name for variant in runnable()), "no features"])
+def test_every_variant_that_this_cpu_can_run(folder: Path, variant: str, dtype: str) -> None:
+    """Token by token gives the bits of the whole text, and all variants agree to rounding."""
+    environment = {"NUMBA_CPU_NAME": "generic"} if variant == "no features" else {"CLEARHEAD_KERNELS": variant}
+    expected = _logits_of(clearhead.load(folder, dtype=dtype))
+    found = _run(folder, dtype, **environment)[0]
+    assert np.abs(found - expected).max() < (1e-5 if dtype == "float32" else 0.1 * expected.std())
+
+
+def _logits_of(gpt: GPT) -> np.ndarray:
+    return gpt.runner.logits(list(range(1, 38)))
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"CLEARHEAD_KERNELS": "fast"}, "CLEARHEAD_KERNELS is 'fast', which is no kernel variant; there are avx512"),
+        ({"CLEARHEAD_KERNELS": "avx2", "NUMBA_CPU_NAME": "generic"}, "CLEARHEAD_KERNELS is avx2, and this CPU"),
+    ],
+)
+def test_a_variant_that_cannot_run_is_refused(environment: dict[str, str], sentence: str) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "clearhead", "generate", "Hello", "--max-new-tokens", "1"],
+        env=_OUTSIDE | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 2
+    assert sentence in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_damaged_machine_code_is_compiled_anew(tmp_path: Path) -> None:
+    """Files that are cut short, emptied or flipped, and a disk that cannot be written."""
+    script = "from clearhead.benchmark.bandwidth import read_speeds; print(read_speeds(1, 1, 8000)[0] > 0)"
+
+    def run() -> None:
+        made = subprocess.run(
+            [sys.executable, "-c", script],
+            env=_OUTSIDE | {"CLEARHEAD_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+        )
+        assert (made.returncode, made.stdout) == (0, "True\n"), made.stderr
+
+    run()
+    for damage in (
+        lambda data: data[:50],
+        lambda data: b"",
+        lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+    ):
+        files = list((tmp_path / "cache" / "compiled").rglob("*.nb?"))
+        assert {path.suffix for path in files} == {".nbi", ".nbc"}
+        whole = {path: path.read_bytes() for path in files}
+        for path, data in whole.items():
+            path.write_bytes(damage(data))
+        run()
+        assert all(len(path.read_bytes()) == len(data) for path, data in whole.items())  # they were written anew
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("in the way")
+    run()

@@ -20,7 +20,7 @@ from clearhead.benchmark.speed import Figure, Work
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import PAGE
 from clearhead.engine.building import layout, size
-from clearhead.engine.runner import page_sizes
+from clearhead.engine.cache import page_numbers
 from clearhead.errors import InputError
 from clearhead.utils.system import cache_folder
 
@@ -89,7 +89,7 @@ class Report:
         )
         arrays = layout(config, dtype).items()
         weights = sum(kind.itemsize * math.prod(shape) for name, (kind, shape) in arrays if name not in skipped)
-        cache_numbers = sum(page_sizes(config)) // PAGE  # of one token
+        cache_numbers = page_numbers(config) // PAGE  # of one token
         return weights + batch * context * cache_numbers * (4 if dtype == "float32" else 2)
 
     def share(self, one: FormatReport, figure: Figure) -> float:

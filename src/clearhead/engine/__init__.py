@@ -1,5 +1,5 @@
-"""The compiled CPU Runner: GPT-2 in Numba, in four weight formats.
+"""The compiled CPU Runner: GPT-2 in Numba, with weights in four dtypes.
 
-`runner.py` is the way in. Read in this order: `formats.py` (how weights are stored), `tiles.py` (the products),
+`runner.py` is the entry. Read in this order: `variants.py` (what suits the CPU), `products.py` (matrix products),
 `attention.py`, `elementwise.py`, `forward.py` (the pass that uses them all), `threads.py`, `runner.py`.
 """

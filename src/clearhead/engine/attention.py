@@ -1,9 +1,10 @@
-"""Attention of up to three neighbouring tokens of one sequence to all that the sequence holds.
+"""Attention of neighbouring tokens of one sequence to everything in the sequence, and the key/value cache's layout.
 
-Keys and values lie in *pages* of 64 tokens. In a page, a head's keys are stored number by number: the first number of
-all 64 keys, then the second. So the scores of many keys grow side by side in a vector, each from first to last number,
-and values are read as they lie. Both are one operation: a row of factors times rows of a matrix, added up from the
-first to the last. The order of a sum depends on the query's own place only, not on how many queries run together.
+Keys and values lie in *pages* of 64 tokens. A page holds all layers; a layer's part holds the keys of all heads, then
+the values of all heads. A head's keys are stored number by number: the first number of all 64 keys, then the second.
+So the scores of many keys grow side by side in a vector. Values are stored token by token. Both products are then one
+operation: a row of factors times rows of a matrix, added from the first to the last. The order of a sum depends only on
+the query's own position, not on how many queries run together.
 """
 
 from __future__ import annotations
@@ -21,86 +22,95 @@ from clearhead.engine.llvm import (
     I64,
     LANES,
     Loop,
+    address,
     at,
     bits_as_float,
+    broadcast,
     bytes_on,
-    data,
     float_as_bits,
     load,
     multiply_add,
     row_sum,
     rows_of,
-    splat,
     store,
     widen_bfloat16,
 )
+from clearhead.engine.variants import VARIANT
 from clearhead.utils.jit import inline, kernel
 
 PAGE = 64
 """Tokens whose keys and values lie together."""
-MOST_QUERIES = 3
-WIDE = 4 * LANES
-"""Columns that are added up together: for three queries 12 sums of 8 lanes, as many as the registers hold."""
+MOST_QUERIES = VARIANT.queries
+"""Neighbouring tokens that attend together."""
+_VECTORS = 4
+"""Vectors of keys, or of a value's numbers, that are added up together."""
 
 
-def _accumulate(n_rows: int, width: int) -> Any:
+def _accumulate(vectors: int) -> Any:
     @intrinsic
     def accumulate(
         typing_context: Any,
+        rows: Any,
         a: Any,
         a_row: Any,
         a_start: Any,
         n: Any,
+        stored: Any,
         b: Any,
-        b_start: Any,
         b_stride: Any,
         out: Any,
-        out_row: Any,
         column: Any,
     ) -> Any:
-        """out[out_row + r, column + c] += the sum of a[a_row + r, a_start + i] * b[b_start + i * b_stride + c].
+        """Add to out[r, column + c] the sum over i of a[a_row + r, a_start + i] * b[i * b_stride + c].
 
-        Over i below n, for r below n_rows and c below width. a and out are float32 of two dimensions, b float32 or
-        bfloat16's bits of one.
+        For i below n, r below `rows` (1 to MOST_QUERIES) and c below `vectors` * LANES. a and out are float32 of two
+        dimensions; b is the address of numbers of `stored`'s type, float32 or bfloat16's bits.
         """
-        stored = F32 if b.dtype == types.float32 else I16
+        element = F32 if stored.dtype == types.float32 else I16
 
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            factors, a_bytes = rows_of(context, builder, signature, arguments, 0)
-            target, out_bytes = rows_of(context, builder, signature, arguments, 7)
-            matrix = at(builder, data(context, builder, signature, arguments, 4), arguments[5], stored)
-            lines, targets = [], []
-            for r in range(n_rows):
-                line = bytes_on(builder, factors, builder.mul(builder.add(arguments[1], I64(r)), a_bytes))
-                lines.append(at(builder, line, arguments[2], F32))
-                row = bytes_on(builder, target, builder.mul(builder.add(arguments[8], I64(r)), out_bytes))
-                targets.append(at(builder, row, arguments[9], F32))
-            parts = range(0, width, LANES)
-            start = [load(builder, at(builder, t, I64(p), F32), F32, LANES) for t in targets for p in parts]
-            with Loop(builder, arguments[3], start) as loop:
-                here = at(builder, matrix, builder.mul(loop.count, arguments[6]), stored)
-                # Beside the sums, the factors stay in registers and one vector of columns at a time: 12 + 3 + 1.
-                factors_here = [splat(builder, builder.load(at(builder, li, loop.count, F32)), LANES) for li in lines]
-                for c, p in enumerate(parts):
-                    found = load(builder, at(builder, here, I64(p), stored), stored, LANES)
-                    numbers = found if stored == F32 else widen_bfloat16(builder, found)
-                    for r, factor in enumerate(factors_here):
-                        place = r * len(parts) + c
-                        loop.next[place] = multiply_add(builder, factor, numbers, loop.values[place])
-            place = 0
-            for t in targets:
-                for p in parts:
-                    store(builder, loop.values[place], at(builder, t, I64(p), F32))
-                    place += 1
+            factors, a_bytes = rows_of(context, builder, signature, arguments, 1)
+            target, out_bytes = rows_of(context, builder, signature, arguments, 8)
+            matrix = address(builder, arguments[6])
+            done = builder.append_basic_block("accumulated")
+            choice = builder.switch(arguments[0], done)
+            for n_rows in range(1, MOST_QUERIES + 1):
+                block = builder.append_basic_block(f"rows_{n_rows}")
+                choice.add_case(I64(n_rows), block)
+                builder.position_at_end(block)
+                lines, targets = [], []
+                for r in range(n_rows):
+                    line = bytes_on(builder, factors, builder.mul(builder.add(arguments[2], I64(r)), a_bytes))
+                    lines.append(at(builder, line, arguments[3], F32))
+                    row = bytes_on(builder, target, builder.mul(I64(r), out_bytes))
+                    targets.append(at(builder, row, arguments[9], F32))
+                parts = [I64(v * LANES) for v in range(vectors)]
+                start = [load(builder, at(builder, t, part, F32), F32, LANES) for t in targets for part in parts]
+                with Loop(builder, arguments[4], start) as loop:
+                    here = at(builder, matrix, builder.mul(loop.count, arguments[7]), element)
+                    numbers = [load(builder, at(builder, here, part, element), element, LANES) for part in parts]
+                    if element == I16:
+                        numbers = [widen_bfloat16(builder, bits) for bits in numbers]
+                    for r, line in enumerate(lines):
+                        factor = broadcast(builder, at(builder, line, loop.count, F32), F32)
+                        for v in range(vectors):
+                            index = r * vectors + v
+                            loop.next[index] = multiply_add(builder, factor, numbers[v], loop.values[index])
+                sums = iter(loop.values)
+                for t in targets:
+                    for part in parts:
+                        store(builder, next(sums), at(builder, t, part, F32))
+                builder.branch(done)
+            builder.position_at_end(done)
             return context.get_dummy_value()
 
         whole = types.int64
-        return types.void(a, whole, whole, whole, b, whole, whole, out, whole, whole), code
+        return types.void(whole, a, whole, whole, whole, stored, whole, whole, out, whole), code
 
     return accumulate
 
 
-_three_wide, _one_wide, _one_narrow = _accumulate(3, WIDE), _accumulate(1, WIDE), _accumulate(1, LANES)
+_accumulate_wide, _accumulate_narrow = _accumulate(_VECTORS), _accumulate(1)
 
 
 @kernel
@@ -110,85 +120,88 @@ def _accumulate_rows(
     a_row: int,
     a_start: int,
     n: int,
-    b: Any,
-    b_start: int,
+    stored: Any,
+    b: int,
     b_stride: int,
     out: Any,
     column: int,
     width: int,
 ) -> None:
-    """`accumulate` into out[:rows], for 1 to 3 rows and any width that is a multiple of 8."""
+    """Accumulate into out[:rows, column : column + width], for a width that is a multiple of LANES."""
     done = 0
+    while done + _VECTORS * LANES <= width:
+        _accumulate_wide(rows, a, a_row, a_start, n, stored, b + done * stored.itemsize, b_stride, out, column + done)
+        done += _VECTORS * LANES
     while done < width:
-        if done + WIDE > width:
-            for r in range(rows):
-                _one_narrow(a, a_row + r, a_start, n, b, b_start + done, b_stride, out, r, column + done)
-            done += LANES
-        elif rows == 3:
-            _three_wide(a, a_row, a_start, n, b, b_start + done, b_stride, out, 0, column + done)
-            done += WIDE
-        else:
-            for r in range(rows):
-                _one_wide(a, a_row + r, a_start, n, b, b_start + done, b_stride, out, r, column + done)
-            done += WIDE
+        _accumulate_narrow(rows, a, a_row, a_start, n, stored, b + done * stored.itemsize, b_stride, out, column + done)
+        done += LANES
 
 
 @inline
+def padded_head(head_dim: int) -> int:
+    """Return the numbers that a value takes in a page: its own, filled up to whole vectors."""
+    return (head_dim + LANES - 1) // LANES * LANES
+
+
+@inline
+def layer_numbers(heads: int, head_dim: int) -> int:
+    """Return how many numbers one layer has in a page: keys, then values."""
+    return heads * PAGE * (head_dim + padded_head(head_dim))
+
+
+@kernel
 def attend(
     queries: Any,
     row: int,
     rows: int,
     head: int,
+    heads: int,
     head_dim: int,
-    place: int,
-    keys: Any,
-    values: Any,
+    position: int,
     layer: int,
-    n_layers: int,
-    key_page: int,
-    value_page: int,
-    table: Any,
-    slot: int,
+    stored: Any,
+    pages: Any,
     scores: Any,
     mixed: Any,
     out: Any,
 ) -> None:
-    """Mixes values for the queries of up to three neighbouring tokens, whose own keys are in the cache already.
+    """Mix values for the queries of some neighbouring tokens, whose own keys are in the cache already.
 
     softmax(q K^T / sqrt(D)) V, Vaswani et al. 2017, equation 1.
 
     Args:
-        queries: float32, a token a row; the head's query is in columns head * head_dim and after.
-        row, rows: the first token's row, and how many tokens.
-        head, head_dim: which head, and its width D.
-        place: the first token's position in its sequence.
-        keys, values: the cache, one dimension.
-        layer, n_layers: which layer's part of a page, and how many there are.
-        key_page, value_page: how many numbers of keys, and of values, one layer has in a page.
-        table: the pages of each sequence, int64 [slots, pages].
-        slot: the sequence.
-        scores: scratch, float32 [3, tokens], as long as the context and the rest of a page.
-        mixed: scratch, float32 [3, D and up to 7 more].
-        out: float32, a token a row; the head's columns are written.
+        queries: float32, a token per row; the head's query is in columns head * head_dim and after.
+        row, rows: the first token's row, and how many tokens, at most MOST_QUERIES.
+        head, heads, head_dim: which head, of how many, and its width D.
+        position: the first token's position in its sequence.
+        layer: which layer's part of a page.
+        stored: an empty array of the type of the cache's numbers.
+        pages: int64, the addresses of the sequence's pages.
+        scores: scratch, float32 [MOST_QUERIES, tokens], as long as the context and the rest of a page.
+        mixed: scratch, float32 [MOST_QUERIES, D with padding].
+        out: float32, a token per row; the head's columns are written.
     """
-    wide = (head_dim + 7) // 8 * 8
+    wide = padded_head(head_dim)
     scale = np.float32(1) / np.float32(np.sqrt(np.float32(head_dim)))
-    length = place + rows
-    pages = (length + PAGE - 1) // PAGE
+    length = position + rows
+    n_pages = (length + PAGE - 1) // PAGE
+    first = layer * layer_numbers(heads, head_dim)
+    keys = (first + head * head_dim * PAGE) * stored.itemsize
+    values = (first + heads * head_dim * PAGE + head * wide * PAGE) * stored.itemsize
     for r in range(rows):
-        for t in range(pages * PAGE):
+        for t in range(n_pages * PAGE):
             scores[r, t] = np.float32(0)
         for d in range(wide):
             mixed[r, d] = np.float32(0)
-    for page in range(pages):
-        start = (table[slot, page] * n_layers + layer) * key_page + head * head_dim * PAGE
-        _accumulate_rows(rows, queries, row, head * head_dim, head_dim, keys, start, PAGE, scores, page * PAGE, PAGE)
+    for page in range(n_pages):
+        start = pages[page] + keys
+        _accumulate_rows(rows, queries, row, head * head_dim, head_dim, stored, start, PAGE, scores, page * PAGE, PAGE)
     for r in range(rows):
-        _softmax(scores, r, place + r + 1, length, scale)
-    for page in range(pages):
-        start = (table[slot, page] * n_layers + layer) * value_page + head * wide * PAGE
+        _softmax(scores, r, position + r + 1, length, scale)
+    for page in range(n_pages):
+        start = pages[page] + values
         seen = min(PAGE, length - page * PAGE)
-        _accumulate_rows(rows, scores, 0, page * PAGE, seen, values, start, wide, mixed, 0, wide)
+        _accumulate_rows(rows, scores, 0, page * PAGE, seen, stored, start, wide, mixed, 0, wide)
     for r in range(rows):
         for d in range(head_dim):
             out[row + r, head * head_dim + d] = mixed[r, d]
@@ -196,38 +209,95 @@ def attend(
 
 @inline
 def _in_order(bits: Any) -> Any:
-    """A float32's bits as a whole number that is greater for a greater number, and back."""
+    """Turn a float32's bits into an integer that is greater for a greater number, and back."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @kernel
 def _softmax(scores: Any, row: int, seen: int, length: int, scale: Any) -> None:
-    """scores[row, :seen] to weights that sum to 1; scores[row, seen:length], and what fills the last 8, to 0."""
+    """Turn scores[row, :seen] into weights that sum to 1; the rest up to `length` and of the last vector becomes 0."""
     most = np.int32(-0x80000000)
     for t in range(seen):
-        most = max(most, _in_order(float_as_bits(scores[row, t])))  # of whole numbers it is found eight at a time
+        most = max(most, _in_order(float_as_bits(scores[row, t])))  # a maximum of integers becomes vector instructions
     greatest = bits_as_float(_in_order(most))
     for t in range(seen):
         scores[row, t] = exponential((scores[row, t] - greatest) * scale)
-    for t in range(seen, max(length, (seen + 7) // 8 * 8)):
+    padded = (seen + LANES - 1) // LANES * LANES
+    for t in range(seen, max(length, padded)):
         scores[row, t] = np.float32(0)
-    inverse = np.float32(1) / row_sum(scores, row, (seen + 7) // 8 * 8)
+    inverse = np.float32(1) / row_sum(scores, row, padded)
     for t in range(seen):
         scores[row, t] *= inverse
 
 
-def put_number(store: Any, place: Any, number: Any) -> Any:
-    """store[place] = number, rounded to bfloat16 (half to even) where the store holds bfloat16's bits."""
+# --------------------------------------------------------------------------------------------------------------
+# Writing the cache
+# --------------------------------------------------------------------------------------------------------------
 
 
-@overload(put_number)
-def _put_number(store: Any, place: Any, number: Any) -> Any:
-    return _put_float32 if store.dtype == types.float32 else _put_bfloat16
+@kernel
+def write_kv(
+    projected: Any,
+    row: int,
+    first: int,
+    last: int,
+    heads: int,
+    head_dim: int,
+    position: int,
+    layer: int,
+    stored: Any,
+    pages: Any,
+) -> None:
+    """Write the keys and values in projected[row, first:last], which has q, k and v side by side, to the cache.
+
+    Args:
+        projected: float32, a token per row.
+        row, first, last: which numbers.
+        heads, head_dim: of the model.
+        position: the token's position in its sequence.
+        layer: which layer's part of a page.
+        stored: an empty array of the type of the cache's numbers.
+        pages: int64, the addresses of the sequence's pages.
+    """
+    width, wide = heads * head_dim, padded_head(head_dim)
+    inside = position % PAGE
+    page = pages[position // PAGE]
+    start = layer * layer_numbers(heads, head_dim)
+    for i in range(max(first, width), min(last, 2 * width)):
+        write_number(stored, page, start + (i - width) * PAGE + inside, projected[row, np.uint64(i)])
+    done, end = max(first, 2 * width) - 2 * width, last - 2 * width
+    while done < end:
+        head = done // head_dim
+        value = start + width * PAGE + (head * PAGE + inside) * wide - head * head_dim
+        stop = min(end, (head + 1) * head_dim)
+        for i in range(done, stop):
+            write_number(stored, page, value + i, projected[row, np.uint64(2 * width + i)])
+        done = stop
 
 
-def _put_float32(store: Any, place: Any, number: Any) -> Any:
-    store[place] = number
+def write_number(stored: Any, start: Any, index: Any, number: Any) -> Any:
+    """Write a float32 as number `index` of the array of `stored`'s type at address `start`; bfloat16 is rounded."""
 
 
-def _put_bfloat16(store: Any, place: Any, number: Any) -> Any:
-    store[place] = round_to_bfloat16(number)
+@overload(write_number, inline="always")
+def _write_number(stored: Any, start: Any, index: Any, number: Any) -> Any:
+    return _write_float32 if stored.dtype == types.float32 else _write_bfloat16
+
+
+def _write_float32(stored: Any, start: Any, index: Any, number: Any) -> Any:
+    _poke(stored, start, index, number)
+
+
+def _write_bfloat16(stored: Any, start: Any, index: Any, number: Any) -> Any:
+    _poke(stored, start, index, round_to_bfloat16(number))
+
+
+@intrinsic
+def _poke(typing_context: Any, stored: Any, start: Any, index: Any, number: Any) -> Any:
+    element = F32 if stored.dtype == types.float32 else I16
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[3], at(builder, address(builder, arguments[1]), arguments[2], element))
+        return context.get_dummy_value()
+
+    return types.void(stored, types.int64, types.int64, stored.dtype), code

@@ -1,4 +1,4 @@
-"""A model's weights in the engine's arrays: which there are, and how they are filled."""
+"""A model's weights in the engine's arrays: which arrays there are, and how they are filled."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
-from clearhead.engine.dtypes import pack, padded_columns, padded_rows, storage
-from clearhead.engine.forward import Matrix, Norm, Weights
+from clearhead.engine.arrays import Matrix, Norm, Weights
+from clearhead.engine.dtypes import pack, padded_rows, storage
+from clearhead.engine.variants import VARIANT
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -23,13 +24,15 @@ _BLOCK_MATRICES = {
 """The engine's name of each matrix of a block, and its canonical name there."""
 
 
-def layout(config: GPTConfig, dtype: str) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """The type and shape of every array of a model in a format, by name; layers lie along the first axis."""
+def layout(
+    config: GPTConfig, dtype: str, activations: str = VARIANT.activations
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Return the type and shape of every array of a model in a dtype, by name; layers are the first axis."""
     found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     float32 = np.dtype(np.float32)
 
     def matrix(name: str, layers: int, rows: int, columns: int) -> None:
-        for part, (kind, size) in storage(dtype, rows, columns).items():
+        for part, (kind, size) in storage(dtype, activations, rows, columns).items():
             found[f"{name}.{part}"] = (kind, (layers, size))
         found[f"{name}.bias"] = (float32, (layers, padded_rows(rows)))
 
@@ -52,8 +55,9 @@ def layout(config: GPTConfig, dtype: str) -> dict[str, tuple[np.dtype[Any], tupl
 
 
 def size(config: GPTConfig, dtype: str) -> int:
-    """The bytes of a model's weights in a format."""
-    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in layout(config, dtype).values())
+    """Return the bytes of a model's weights in a dtype."""
+    arrays = layout(config, dtype, VARIANT.activations).values()
+    return sum(kind.itemsize * int(np.prod(shape)) for kind, shape in arrays)
 
 
 def build(
@@ -61,21 +65,23 @@ def build(
     tensors: Mapping[str, npt.NDArray[Any]],
     dtype: str,
     threads: int,
+    activations: str = VARIANT.activations,
     moments: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Arrays:
-    """Fills the arrays of a format.
+    """Fill the arrays of a dtype.
 
     Args:
         config: the model's shape.
         tensors: by canonical name; float32, in any order. Each is asked for once, so they may be read as needed.
-        dtype: one of `formats.DTYPES`.
+        dtype: one of `dtypes.DTYPES`.
         threads: how many share the work.
-        moments: for int4, what `calibration.moments` found; it rounds better with them.
+        activations: one of `dtypes.ACTIVATIONS`, which int8 and int4 weights will be multiplied by.
+        moments: for int4, what `calibration.moments` found; rounding is better with them.
 
     Raises:
-        InputError: where the format cannot store a tensor's numbers.
+        InputError: if the dtype cannot store a tensor's numbers.
     """
-    arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(config, dtype).items()}
+    arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(config, dtype, activations).items()}
 
     def matrix(name: str, layer: int, canonical: str) -> None:
         weights = np.asarray(tensors[f"{canonical}.weight"], np.float32)
@@ -100,7 +106,7 @@ def build(
 
 
 def weights_of(arrays: Arrays) -> Weights:
-    """The arrays as the kernels take them; without a head of its own the token embedding is the head."""
+    """Return the arrays as the kernels take them; without a head of its own the token embedding is the head."""
 
     def matrix(name: str) -> Matrix:
         return Matrix(arrays[f"{name}.weights"], arrays[f"{name}.scales"], arrays[f"{name}.bias"])
@@ -120,6 +126,3 @@ def weights_of(arrays: Arrays) -> Weights:
         final_norm=norm("final_norm"),
         head=matrix("head" if "head.weights" in arrays else "tokens"),
     )
-
-
-__all__ = ["Arrays", "build", "layout", "padded_columns", "size", "weights_of"]

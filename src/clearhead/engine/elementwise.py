@@ -1,6 +1,6 @@
-"""What happens to one token's vector at a time: norms, activations, and rounding to whole numbers.
+"""Norms, activation functions and rounding: the steps that take one token's vector at a time.
 
-Each function handles one row and no other, in one order: so a row's bits do not depend on its neighbours.
+Each function handles one row, in one order, so a row's bits do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -10,9 +10,31 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
-from clearhead.engine.llvm import LANES, bits_as_float, float_as_bits, row_square_sum, row_sum
+from clearhead.engine.llvm import (
+    F32,
+    I8,
+    I32,
+    I64,
+    LANES,
+    Loop,
+    at,
+    bits_as_float,
+    bytes_on,
+    call,
+    constant,
+    float_as_bits,
+    greatest_lane,
+    load,
+    row_square_sum,
+    row_sum,
+    rows_of,
+    splat,
+    store,
+    sum_lanes,
+    vector,
+)
 from clearhead.utils.jit import inline, kernel
 
 _ROUND = np.float32(12582912.0)  # 1.5 · 2²³: added and taken away again it rounds to a whole number, half to even
@@ -27,7 +49,7 @@ _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
 
 @inline
 def exponential(x: Any) -> Any:
-    """e to the x in float32, to about two units of the last place; below -87 as at -87.
+    """Return e to the x in float32, to about two units of the last place; below -87 as at -87.
 
     x = n ln 2 + r with |r| at most ln 2 / 2; e^r by its Taylor series to r^7 (the remainder is under 1e-8); 2^n by its
     bits. There is no branch, so that a loop over a row becomes vector instructions.
@@ -48,7 +70,7 @@ def exponential(x: Any) -> Any:
 
 @kernel
 def round_to_bfloat16(number: Any) -> Any:
-    """The bits of the nearest bfloat16, half to even; NaN stays NaN."""
+    """Return the bits of the nearest bfloat16, half to even; NaN stays NaN."""
     bits = np.uint32(float_as_bits(np.float32(number)))
     if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
         return np.uint16((bits >> np.uint32(16)) | np.uint32(64))
@@ -58,7 +80,7 @@ def round_to_bfloat16(number: Any) -> Any:
 
 @kernel
 def normalize(x: Any, row: int, width: int, weight: Any, bias: Any, eps: float, out: Any) -> None:
-    """LayerNorm (Ba et al. 2016, equation 4) of x[row, :width] into out[row, :width]; the rest of the row is 0."""
+    """Write LayerNorm (Ba et al. 2016, equation 4) of x[row, :width] to out[row, :width]; the rest of the row is 0."""
     padded = (width + LANES - 1) // LANES * LANES
     mean = row_sum(x, row, padded) / np.float32(width)  # x is 0 beyond its width
     for i in range(width):
@@ -73,12 +95,12 @@ def normalize(x: Any, row: int, width: int, weight: Any, bias: Any, eps: float, 
 
 @kernel
 def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
-    """The tanh dtype of GELU (Hendrycks and Gimpel 2016) on y[row, first:last].
+    """Apply the tanh form of GELU (Hendrycks and Gimpel 2016) to y[row, first:last].
 
     0.5 x (1 + tanh u) = x / (1 + e^(-2u)), with u = sqrt(2/pi) (x + 0.044715 x³).
     """
-    for place in range(first, last):
-        i = np.uint64(place)  # it cannot count from the end, so nothing is to be checked, and the loop becomes vectors
+    for column in range(first, last):
+        i = np.uint64(column)  # an unsigned index needs no check for negative values, so the loop becomes vectors
         x = y[row, i]
         u = _SQRT_2_OVER_PI * (x + _CUBIC * x * x * x)
         y[row, i] = x / (_ONE + exponential(np.float32(-2) * u))
@@ -86,18 +108,18 @@ def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
 
 @kernel
 def gelu_exact(y: Any, row: int, first: int, last: int) -> None:
-    """x times the share of a normal distribution below x, on y[row, first:last]."""
-    for place in range(first, last):
-        i = np.uint64(place)
+    """Apply x times the standard normal CDF at x to y[row, first:last]."""
+    for column in range(first, last):
+        i = np.uint64(column)
         x = y[row, i]
         y[row, i] = x * _HALF * (_ONE + np.float32(math.erf(x * np.float32(math.sqrt(0.5)))))
 
 
 @kernel
 def relu(y: Any, row: int, first: int, last: int) -> None:
-    """max(x, 0) on y[row, first:last]; NaN stays NaN."""
-    for place in range(first, last):
-        i = np.uint64(place)
+    """Apply max(x, 0) to y[row, first:last]; NaN stays NaN."""
+    for column in range(first, last):
+        i = np.uint64(column)
         x = y[row, i]
         y[row, i] = np.float32(0) if x < np.float32(0) else x
 
@@ -105,42 +127,129 @@ def relu(y: Any, row: int, first: int, last: int) -> None:
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu")
 """The activation functions, in the order of the numbers that kernels know them by."""
 
+ZERO_POINTS = {types.uint8: 128, types.int32: 8, types.uint32: 8}
+"""The whole number that stands for a weight of 0, by the type of the weights' array, if it is not 0."""
+GROUP_COLUMNS = {types.uint8: 64, types.int32: 32, types.uint32: 32}
+"""Columns that share an exact sum, likewise; a scale of 8-bit activations too."""
+_INT4_GROUP = GROUP_COLUMNS[types.int32]
+
 
 def quantize_activations(
-    source: Any, row: int, width: int, padded: int, limit: float, ready: Any, scales: Any, to: int
+    weights: Any, source: Any, row: int, width: int, padded: int, out: Any, scales: Any, offsets: Any, to: int
 ) -> None:
-    """Puts source[row, :width] into ready[to] in the dtype that the weights' format multiplies.
+    """Write source[row, :width] to out[to] in the form in which it is multiplied by such weights.
 
-    float32 is copied. For int16 the numbers are divided by scales[to] = (greatest magnitude) / limit and rounded.
-    ready[to, width:padded] becomes 0.
+    Args:
+        weights: an array whose type names the storage; it is not read.
+        source: float32, a token per row.
+        row, width: which numbers.
+        padded: out[to, width:padded] becomes 0.
+        out: float32: the numbers are copied. int16: they are divided by scales[to, 0] = (greatest magnitude) / limit
+            and rounded. int8: likewise in groups, each with a scale of its own and a limit of 127.
+        scales: float32 [tokens, 1 or groups].
+        offsets: int32 [tokens, groups]; set to minus the zero point of the weights times each group's sum.
+        to: the row of out, scales and offsets.
     """
 
 
 @overload(quantize_activations, inline="never")
 def _quantize_activations(
-    source: Any, row: Any, width: Any, padded: Any, limit: Any, ready: Any, scales: Any, to: Any
+    weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
-    if ready.dtype == types.float32:
-        return _copy
-    return _quantize
+    if out.dtype == types.float32:
+        return _copy_row
+    if out.dtype == types.int8:
+        return _round_in_groups
+    return _round_row if weights.dtype == types.int8 else _round_row_and_sum
 
 
-def _copy(source: Any, row: Any, width: Any, padded: Any, limit: Any, ready: Any, scales: Any, to: Any) -> Any:
+def _copy_row(
+    weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
+) -> Any:
     for i in range(width):
-        ready[to, i] = source[row, i]
+        out[to, i] = source[row, i]
     for i in range(width, padded):
-        ready[to, i] = np.float32(0)
+        out[to, i] = np.float32(0)
 
 
-def _quantize(source: Any, row: Any, width: Any, padded: Any, limit: Any, ready: Any, scales: Any, to: Any) -> Any:
+def _round_row(
+    weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
+) -> Any:
+    _round_to_int16(source, row, width, padded, out, scales, to)
+
+
+def _round_row_and_sum(
+    weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
+) -> Any:
+    _round_to_int16(source, row, width, padded, out, scales, to)
+    for group in range(padded // _INT4_GROUP):
+        total = np.int32(0)
+        for i in range(group * _INT4_GROUP, (group + 1) * _INT4_GROUP):
+            total += np.int32(out[to, i])
+        offsets[to, group] = np.int32(-8) * total
+
+
+@kernel
+def _round_to_int16(source: Any, row: int, width: int, padded: int, out: Any, scales: Any, to: int) -> None:
+    """Round a row with one scale: as finely as 127 times it, `padded` times, stays under 2³¹, and it fits 16 bits."""
+    limit = np.float32(min(32767, (2**31 - 1) // (127 * padded)))
     bits = np.int32(0)
     for i in range(width):
-        # Magnitudes are ordered as their bits are, and the greatest of whole numbers is found eight at a time.
+        # Magnitudes are ordered as their bits are, and a maximum of integers becomes vector instructions.
         bits = np.int32(max(bits, np.int32(float_as_bits(source[row, i]) & np.int32(0x7FFFFFFF))))
     greatest = bits_as_float(bits)
-    scales[to] = greatest / np.float32(limit)
-    inverse = np.float32(limit) / greatest if greatest > 0 else np.float32(0)
+    scales[to, 0] = greatest / limit
+    inverse = limit / greatest if greatest > 0 else np.float32(0)
     for i in range(width):
-        ready[to, i] = np.int16(np.int32((source[row, i] * inverse + _ROUND) - _ROUND))
+        out[to, i] = np.int16(np.int32((source[row, i] * inverse + _ROUND) - _ROUND))
     for i in range(width, padded):
-        ready[to, i] = np.int16(0)
+        out[to, i] = np.int16(0)
+
+
+def _round_in_groups(
+    weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
+) -> Any:
+    for i in range(width, padded):
+        source[row, i] = np.float32(0)
+    _round_groups(weights, source, row, padded, out, scales, offsets, to)
+
+
+@intrinsic
+def _round_groups(
+    typing_context: Any, weights: Any, source: Any, row: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
+) -> Any:
+    """Round source[row, :padded] to int8 in groups: round(x * 127 / max|x|)."""
+    group, zero_point = GROUP_COLUMNS[weights.dtype], ZERO_POINTS[weights.dtype]
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lines = []
+        for index, number in ((1, 2), (4, 7), (5, 7), (6, 7)):
+            base, stride = rows_of(context, builder, signature, arguments, index)
+            lines.append(bytes_on(builder, base, builder.mul(arguments[number], stride)))
+        x, q, scale, offset = lines
+        floats, wholes = vector(F32, LANES), vector(I32, LANES)
+        with Loop(builder, builder.sdiv(arguments[3], I64(group)), []) as loop:
+            start = builder.mul(loop.count, I64(group))
+            columns = [builder.add(start, I64(i)) for i in range(0, group, LANES)]
+            parts = [load(builder, at(builder, x, column, F32), F32, LANES) for column in columns]
+            greatest = constant(I32, 0, LANES)
+            for part in parts:
+                magnitude = builder.and_(builder.bitcast(part, wholes), constant(I32, 0x7FFFFFFF, LANES))
+                greatest = builder.select(builder.icmp_signed(">", magnitude, greatest), magnitude, greatest)
+            most = builder.bitcast(greatest_lane(builder, greatest), F32)
+            inverse = builder.select(
+                builder.fcmp_ordered(">", most, F32(0.0)), builder.fdiv(F32(127.0), most), F32(0.0)
+            )
+            total = constant(I32, 0, LANES)
+            for column, part in zip(columns, parts, strict=True):
+                scaled = builder.fmul(part, splat(builder, inverse, LANES))
+                whole = builder.fptosi(call(builder, f"llvm.rint.v{LANES}f32", floats, [scaled]), wholes)
+                total = builder.add(total, whole)
+                store(builder, builder.trunc(whole, vector(I8, LANES)), at(builder, q, column, I8))
+            builder.store(builder.fdiv(most, F32(127.0)), at(builder, scale, loop.count, F32))
+            negative = builder.mul(sum_lanes(builder, total), I32(-zero_point))
+            builder.store(negative, at(builder, offset, loop.count, I32))
+        return context.get_dummy_value()
+
+    number = types.int64
+    return types.void(weights, source, number, number, out, scales, offsets, number), code

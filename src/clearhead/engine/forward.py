@@ -1,195 +1,141 @@
 """One pass of the whole model over some tokens, as each of the threads runs it.
 
-All threads run `forward` at the same time. It is a chain of phases; each is cut into pieces that the threads take as
-they come (see `threads.py`): some tokens' rows where a step needs a whole vector, some rows of a matrix in a product,
-some heads in attention.
+All threads run `forward` at the same time. It is a chain of phases; each is cut into pieces that the threads take one
+after another (see `threads.py`): tokens' rows if a step needs a whole vector, rows of a matrix in a product, heads in
+attention.
 
-A pass knows no batch and no prompt. It has rows, each a token with a sequence and a place in it: forty sequences'
-next tokens, a piece of one prompt, or both.
+A pass knows no batch and no prompt. It has rows, each a token with a sequence and a position: forty sequences' next
+tokens, a piece of one prompt, or both.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, put_number
+from clearhead.engine.arrays import Norm
+from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, write_kv
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, normalize, quantize_activations, relu
 from clearhead.engine.llvm import atomic_write
+from clearhead.engine.products import COLUMNS, PANEL, multiply, read_row
+from clearhead.engine.scores import combine_blocks, score_blocks, score_targets
 from clearhead.engine.threads import JOB, finish, next_job, open_next, pieces_of, take, take_next
-from clearhead.engine.tiles import COLUMNS, PANEL, multiply, read_row
 from clearhead.utils.jit import entry, inline, kernel
 
-Array = npt.NDArray[Any]
 
-
-class Matrix(NamedTuple):
-    """The linear layers of one kind, a layer a row: panels (see `tiles.py`), scales, and biases."""
-
-    weights: Array
-    scales: Array
-    bias: Array
-
-
-class Norm(NamedTuple):
-    """Weights and biases of one kind of norm, float32 [layers, C]."""
-
-    weight: Array
-    bias: Array
-
-
-class Weights(NamedTuple):
-    """A whole model, in the order in which a token meets it."""
-
-    tokens: Matrix  # [1, V rows of C]
-    positions: Array  # float32 [context_length, C]
-    norm_1: Norm
-    qkv: Matrix
-    out: Matrix
-    norm_2: Norm
-    up: Matrix
-    down: Matrix
-    final_norm: Norm  # [1, C]
-    head: Matrix  # [1, V rows of C]; the same arrays as `tokens` where they are tied
-
-
-class Shape(NamedTuple):
-    """The numbers that the pass needs of a config."""
-
-    n_layers: int
-    n_heads: int
-    width: int
-    ff_width: int
-    vocab_size: int
-    eps: float
-    activation: int  # an index of elementwise.ACTIVATIONS
-
-
-class Cache(NamedTuple):
-    """Keys and values; `attention.py` has their layout. A page holds all layers and heads."""
-
-    keys: Array  # float32 or bfloat16's bits, [pages * page_stride of keys]
-    values: Array
-    table: Array  # int64 [slots, pages of a sequence]
-
-
-class Work(NamedTuple):
-    """What to run, a row a token. The rows of one sequence stand together, in order."""
-
-    tokens: Array  # int64 [rows]
-    places: Array  # int64 [rows]: position in the sequence
-    slots: Array  # int64 [rows]: row in the cache's table
-    row_index: Array  # int64 [rows]: 0, 1, 2, ...
-    wanted: Array  # int64 [rows]: the rows whose logits are asked for, in order
-    counts: Array  # int64 [2]: rows, wanted rows
-
-
-class Scratch(NamedTuple):
-    """Room for what is between the steps; kept from pass to pass, so that a pass allocates nothing."""
-
-    x: Array  # float32 [rows, C]: the residual stream
-    normed: Array  # float32 [rows, C]: a norm's or the attention's output
-    projected: Array  # float32 [rows, 3C or ff_dim]: a product's output
-    quantized_input: Array  # float32 or int16 [rows, C or ff_dim]: what is multiplied by a matrix
-    scales: Array  # float32 [rows]
-    logits: Array  # float32 [rows, V]
-    scores: Array  # float32 [threads, 3, tokens]
-    mixed: Array  # float32 [threads, 3, D]
+@inline
+def padded(columns: int) -> int:
+    """Return the columns of a matrix with padding."""
+    return (columns + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
 @inline
-def _limit(padded: int) -> float:
-    """How great a rounded activation may be: 127 times it, `padded` times, stays under 2³¹, and it fits 16 bits."""
-    return min(32767, (2**31 - 1) // (127 * padded)) * 1.0
+def forward(team: Any, thread: int, weights: Any, shape: Any, work: Any, scratch: Any) -> None:
+    """Run a pass, together with the other threads.
 
-
-@inline
-def forward(team: Any, thread: int, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any) -> int:
-    """Runs a pass, together with the other threads, and returns how many phases it had.
-
-    When they are done, the cache has the new keys and values, and scratch.logits the rows that are wanted.
+    Afterwards the cache has the new keys and values, scratch.logits the rows that are wanted, and scratch.scores the
+    rows that are scored. A pass over no rows takes what the last one left in scratch.x.
     """
-    n, n_wanted = work.counts[0], work.counts[1]
+    n, n_wanted, n_scored = work.counts[0], work.counts[1], work.counts[2]
     width, ff_width = shape.width, shape.ff_width
-    padded, ff_padded = (width + COLUMNS - 1) // COLUMNS * COLUMNS, (ff_width + COLUMNS - 1) // COLUMNS * COLUMNS
-    limit, ff_limit = _limit(padded), _limit(ff_padded)
-    x, normed, projected, logits = scratch.x, scratch.normed, scratch.projected, scratch.logits
-    groups = _groups(n, work)
+    normed, projected = scratch.normed, scratch.projected
     phase = 0
-    _embed_all(team, phase, n, weights, shape, padded, work, x)
-    for layer in range(shape.n_layers):
-        _norm(team, phase + 1, work.row_index, n, weights.norm_1, layer, shape, padded, limit, scratch)
-        _product(
-            team, phase + 2, weights.qkv, layer, 3 * width, padded, n, STORE_KV, projected, shape, cache, work, scratch
-        )
-        _attention(team, phase + 3, thread, n, groups, layer, shape, cache, work, scratch)
-        _round(team, phase + 4, n, normed, width, padded, limit, scratch)
-        _product(team, phase + 5, weights.out, layer, width, padded, n, ADD, projected, shape, cache, work, scratch)
-        _norm(team, phase + 6, work.row_index, n, weights.norm_2, layer, shape, padded, limit, scratch)
-        _product(team, phase + 7, weights.up, layer, ff_width, padded, n, GELU, projected, shape, cache, work, scratch)
-        _round(team, phase + 8, n, projected, ff_width, ff_padded, ff_limit, scratch)
-        _product(team, phase + 9, weights.down, layer, width, ff_padded, n, ADD, projected, shape, cache, work, scratch)
-        phase += 9
-    _norm(team, phase + 1, work.wanted, n_wanted, weights.final_norm, 0, shape, padded, limit, scratch)
-    _product(
-        team, phase + 2, weights.head, 0, shape.vocab_size, padded, n_wanted, STORE, logits, shape, cache, work, scratch
-    )
-    return phase + 3
+    _embed_all(team, phase, n, weights, shape, work, scratch.x)
+    if n > 0:
+        groups = _count_groups(n, work)
+        for layer in range(shape.n_layers):
+            _norm(team, phase + 1, work.row_index, n, weights.norm_1, layer, weights.qkv, shape, scratch)
+            _product(
+                team, phase + 2, weights.qkv, layer, 3 * width, width, n, STORE_KV, projected, shape, work, scratch
+            )
+            _attention(team, phase + 3, thread, n, groups, layer, shape, work, scratch)
+            _quantize(team, phase + 4, n, normed, width, weights.out, scratch)
+            _product(team, phase + 5, weights.out, layer, width, width, n, ADD, projected, shape, work, scratch)
+            _norm(team, phase + 6, work.row_index, n, weights.norm_2, layer, weights.up, shape, scratch)
+            _product(team, phase + 7, weights.up, layer, ff_width, width, n, ACTIVATE, projected, shape, work, scratch)
+            _quantize(team, phase + 8, n, projected, ff_width, weights.down, scratch)
+            _product(team, phase + 9, weights.down, layer, width, ff_width, n, ADD, projected, shape, work, scratch)
+            phase += 9
+    if n_wanted > 0:
+        head, vocab = weights.head, shape.vocab_size
+        _norm(team, phase + 1, work.wanted, n_wanted, weights.final_norm, 0, head, shape, scratch)
+        _product(team, phase + 2, head, 0, vocab, width, n_wanted, STORE, scratch.logits, shape, work, scratch)
+        phase += 2
+    if n_scored > 0:
+        _norm(team, phase + 1, work.scored, n_scored, weights.final_norm, 0, weights.head, shape, scratch)
+        score_targets(team, phase + 2, n_scored, weights.head, padded(width), work, scratch)
+        score_blocks(team, phase + 3, thread, n_scored, weights.head, padded(width), shape.vocab_size, work, scratch)
+        combine_blocks(team, phase + 4, n_scored, shape.vocab_size, work, scratch)
 
 
+@inline
 def phases_of(n_layers: int) -> int:
-    """How many phases `forward` has."""
-    return 9 * n_layers + 3
+    """Return the greatest number of phases that `forward` has."""
+    return 9 * n_layers + 7
 
 
 # What is done with a product's columns as soon as they are there.
-STORE, STORE_KV, ADD, GELU = range(4)
+STORE, STORE_KV, ADD, ACTIVATE = range(4)
 _ROW_WORK = 8  # multiplications that one number of a row is worth, in a norm or when it is rounded
 
 
 @kernel
-def _embed_all(team: Any, phase: int, n: int, weights: Any, shape: Any, padded: int, work: Any, x: Any) -> None:
-    """The first phase: each token's vector."""
+def _embed_all(team: Any, phase: int, n: int, weights: Any, shape: Any, work: Any, x: Any) -> None:
+    """Run the first phase: each token's vector plus its position's."""
     control, number, threads = team
     pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for row in range(n * piece // pieces, n * (piece + 1) // pieces):
-            _embed(weights, work.tokens[row], work.places[row], shape.width, padded, x, row)
+            tokens, width, position = weights.tokens, shape.width, work.positions[row]
+            read_row(tokens.weights[0], tokens.scales[0], work.tokens[row], padded(width), width, x, row)
+            for i in range(width):
+                x[row, i] += weights.positions[position, i]
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
 
 @kernel
 def _norm(
-    team: Any, phase: int, rows: Any, n: int, norm: Any, layer: int, shape: Any, padded: int, limit: float, scratch: Any
+    team: Any, phase: int, rows: Any, n: int, norm: Norm, layer: int, matrix: Any, shape: Any, scratch: Any
 ) -> None:
-    """A norm of n rows of the residual stream, made ready to be multiplied; there they stand together."""
+    """Normalize n rows of the residual stream and quantize them for a matrix, one after another from row 0 on."""
     control, number, threads = team
-    pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
+    width, inputs = shape.width, scratch.inputs
+    pieces = pieces_of(n, n * width * _ROW_WORK, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for i in range(n * piece // pieces, n * (piece + 1) // pieces):
             row = rows[i]
-            normalize(scratch.x, row, shape.width, norm.weight[layer], norm.bias[layer], shape.eps, scratch.normed)
+            normalize(scratch.x, row, width, norm.weight[layer], norm.bias[layer], shape.eps, scratch.normed)
             quantize_activations(
-                scratch.normed, row, shape.width, padded, limit, scratch.quantized_input, scratch.scales, i
+                matrix.weights,
+                scratch.normed,
+                row,
+                width,
+                padded(width),
+                inputs.numbers,
+                inputs.scales,
+                inputs.offsets,
+                i,
             )
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
 
 @kernel
-def _round(team: Any, phase: int, n: int, source: Any, width: int, padded: int, limit: float, scratch: Any) -> None:
-    """Makes rows ready to be multiplied."""
+def _quantize(team: Any, phase: int, n: int, source: Any, width: int, matrix: Any, scratch: Any) -> None:
+    """Quantize n rows for a matrix."""
     control, number, threads = team
+    inputs = scratch.inputs
     pieces = pieces_of(n, n * width * _ROW_WORK, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for row in range(n * piece // pieces, n * (piece + 1) // pieces):
-            quantize_activations(source, row, width, padded, limit, scratch.quantized_input, scratch.scales, row)
+            quantize_activations(
+                matrix.weights, source, row, width, padded(width), inputs.numbers, inputs.scales, inputs.offsets, row
+            )
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
@@ -201,41 +147,31 @@ def _product(
     matrix: Any,
     layer: int,
     rows: int,
-    padded: int,
+    columns: int,
     n: int,
     then: int,
     y: Any,
     shape: Any,
-    cache: Any,
     work: Any,
     scratch: Any,
 ) -> None:
-    """y = what is ready, times a matrix of so many rows, plus its bias; `then` says what comes after."""
+    """Write y = the quantized inputs times a matrix plus its bias, then do with it what `then` says."""
     control, number, threads = team
     panels = (rows + PANEL - 1) // PANEL
-    pieces = pieces_of(panels, n * rows * padded, threads)
+    pieces = pieces_of(panels, n * rows * columns, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         first, last = panels * piece // pieces, panels * (piece + 1) // pieces
-        multiply(
-            matrix.weights[layer],
-            matrix.scales[layer],
-            matrix.bias[layer],
-            padded,
-            first,
-            last,
-            scratch.quantized_input,
-            scratch.scales,
-            n,
-            y,
-        )
+        multiply(matrix, layer, padded(columns), first, last, scratch.inputs, 0, n, y, 0, 0)
         a, b = first * PANEL, min(rows, last * PANEL)
         if then == ADD:
             _add(scratch.x, y, n, a, b)
         elif then == STORE_KV:
+            heads, head_dim = shape.n_heads, shape.width // shape.n_heads
             for row in range(n):
-                write_kv(y, row, a, b, shape, layer, cache, work)
-        elif then == GELU:
+                pages = work.pages[work.sequences[row]]
+                write_kv(y, row, a, b, heads, head_dim, work.positions[row], layer, scratch.stored, pages)
+        elif then == ACTIVATE:
             for row in range(n):
                 if shape.activation == 0:
                     gelu_tanh(y, row, a, b)
@@ -249,105 +185,62 @@ def _product(
 
 @inline
 def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
-    """x += y for the columns from `first` to before `last` of n rows: the shortcut."""
+    """Add the columns from `first` to before `last` of n rows of y to x: the shortcut connection."""
     for row in range(n):
-        for place in range(first, last):
-            i = np.uint64(place)  # it cannot count from the end, so the loop becomes vectors
+        for column in range(first, last):
+            i = np.uint64(column)  # an unsigned index needs no check for negative values, so the loop becomes vectors
             x[row, i] += y[row, i]
 
 
 @inline
-def _embed(weights: Any, token: int, place: int, width: int, columns: int, x: Any, row: int) -> None:
-    """x[row] = the token's vector plus the place's."""
-    read_row(weights.tokens.weights[0], weights.tokens.scales[0], token, columns, width, x, row)
-    for i in range(width):
-        x[row, i] += weights.positions[place, i]
-
-
-@inline
-def write_kv(wide: Any, row: int, first: int, last: int, shape: Any, layer: int, cache: Any, work: Any) -> None:
-    """Puts the keys and values among wide[row, first:last] into the cache."""
-    width, heads = shape.width, shape.n_heads
-    head_dim = width // heads
-    place = work.places[row]
-    page = cache.table[work.slots[row], place // PAGE] * shape.n_layers + layer
-    inside = place % PAGE
-    value_dim = (head_dim + 7) // 8 * 8
-    for i in range(max(first, width), min(last, 2 * width)):
-        put_number(cache.keys, np.uint64((page * width + i - width) * PAGE + inside), wide[row, np.uint64(i)])
-    done, end = max(first, 2 * width) - 2 * width, last - 2 * width
-    while done < end:
-        head = done // head_dim
-        start = ((page * heads + head) * PAGE + inside) * value_dim - head * head_dim
-        stop = min(end, (head + 1) * head_dim)
-        for i in range(done, stop):
-            put_number(cache.values, np.uint64(start + i), wide[row, np.uint64(2 * width + i)])
-        done = stop
-
-
-@inline
-def _together(row: int, n: int, work: Any) -> int:
-    """How many rows, this one and those after it, are one sequence's and attend together."""
+def _group_size(row: int, n: int, work: Any) -> int:
+    """Return how many rows, this one and those after it, are one sequence's and attend together."""
     rows = 1
-    while rows < MOST_QUERIES and row + rows < n and work.slots[row + rows] == work.slots[row]:
+    while rows < MOST_QUERIES and row + rows < n and work.sequences[row + rows] == work.sequences[row]:
         rows += 1
     return rows
 
 
 @inline
-def _groups(n: int, work: Any) -> int:
-    """How many such groups the rows are."""
+def _count_groups(n: int, work: Any) -> int:
+    """Return how many such groups the rows are."""
     groups, row = 0, 0
     while row < n:
-        row += _together(row, n, work)
+        row += _group_size(row, n, work)
         groups += 1
     return groups
 
 
 @kernel
 def _attention(
-    team: Any,
-    phase: int,
-    thread: int,
-    n: int,
-    groups: int,
-    layer: int,
-    shape: Any,
-    cache: Any,
-    work: Any,
-    scratch: Any,
+    team: Any, phase: int, thread: int, n: int, groups: int, layer: int, shape: Any, work: Any, scratch: Any
 ) -> None:
-    """Attention. A piece is some heads of one group of rows, or where there are many groups, all heads of some."""
+    """Run attention. A piece is some heads of one group of rows, or if there are many groups, all heads of some."""
     control, number, threads = team
     heads = shape.n_heads
     head_dim = shape.width // heads
-    value_dim = (head_dim + 7) // 8 * 8
     units = groups * heads  # in the order of the groups
     pieces = pieces_of(units, units * head_dim * 2 * PAGE, threads)
-    row, rows, group = 0, _together(0, n, work), 0
+    row, rows, group = 0, _group_size(0, n, work), 0
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for unit in range(units * piece // pieces, units * (piece + 1) // pieces):
             while group < unit // heads:
                 row += rows
-                rows = _together(row, n, work)
+                rows = _group_size(row, n, work)
                 group += 1
             attend(
                 scratch.projected,
                 row,
                 rows,
                 unit % heads,
+                heads,
                 head_dim,
-                work.places[row],
-                cache.keys,
-                cache.values,
+                work.positions[row],
                 layer,
-                shape.n_layers,
-                heads * head_dim * PAGE,
-                heads * value_dim * PAGE,
-                cache.table,
-                work.slots[row],
-                scratch.scores[thread],
+                scratch.stored,
+                work.pages[work.sequences[row]],
+                scratch.attention_scores[thread],
                 scratch.mixed[thread],
                 scratch.normed,
             )
@@ -357,12 +250,12 @@ def _attention(
 
 @entry
 def worker_loop(
-    thread: int, threads: int, control: Any, number: int, weights: Any, shape: Any, cache: Any, work: Any, scratch: Any
+    thread: int, threads: int, control: Any, number: int, weights: Any, shape: Any, work: Any, scratch: Any
 ) -> int:
-    """What each thread calls; the only function that Python calls, so that there is one to compile.
+    """Run passes as thread number `thread`; the only function that Python calls, so that there is one to compile.
 
-    Thread 0 calls the others to pass `number`, runs its part of it and returns. Any other thread runs its part of each
-    pass after `number`, until none has come for a while, and returns the number of the last one.
+    Thread 0 starts pass `number`, runs its part of it and returns. Any other thread runs its part of each pass after
+    `number`, until none has come for a while, and returns the number of the last one.
     """
     patient = True  # this thread was woken for a pass that is about to come
     while True:
@@ -373,7 +266,7 @@ def worker_loop(
             if job < 0:
                 return number
             number, patient = job, False
-        phases = forward((control, number, threads), thread, weights, shape, cache, work, scratch)
+        forward((control, number, threads), thread, weights, shape, work, scratch)
         if thread == 0:
-            open_next(control, number + 1, phases)
+            open_next(control, number + 1, phases_of(shape.n_layers))
             return number

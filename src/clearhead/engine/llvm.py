@@ -1,129 +1,178 @@
-"""What the kernels need and Python cannot say: vectors, atomic counters, and the bits of a number.
+"""Building blocks that Python cannot express: vectors, atomic counters, and the bits of a number.
 
-Numba turns Python into LLVM's intermediate code; an *intrinsic* is a function whose intermediate code is written
-by hand. Vectors here are LLVM's own, of a fixed number of lanes: on a CPU whose registers are narrower LLVM uses
-several, so the same code runs on AVX2, AVX-512, NEON and plain SSE2, and gives the same bits on each run of one.
+Numba turns Python into LLVM's intermediate representation (IR). An *intrinsic* is a function whose IR is written by
+hand. Vectors have as many lanes as the kernel variant says; if the CPU's registers are narrower, LLVM uses several.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from clearhead.engine.variants import VARIANT
+
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
-LANES = 8
-"""Partial sums that a product is cut into: 8 float32 fill one AVX2 register. Part of what makes results repeatable."""
+LANES = VARIANT.lanes
+"""32-bit numbers in a vector."""
+
+
+Builder: TypeAlias = Any
+"""llvmlite's `IRBuilder`, which has no types."""
 
 
 def vector(element: ir.Type, lanes: int) -> ir.VectorType:
-    """The type of `lanes` numbers side by side."""
+    """Return the type of `lanes` numbers side by side."""
     return ir.VectorType(element, lanes)
 
 
-def data(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, place: int) -> Any:
-    """The address of the first element of the array that is argument number `place`."""
-    array = context.make_array(signature.args[place])(context, builder, arguments[place])
-    return array.data
+def constant(element: ir.Type, value: Any, lanes: int) -> Any:
+    """Return a vector with the same constant in every lane."""
+    return ir.Constant(vector(element, lanes), [value] * lanes)
 
 
-def rows_of(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, place: int) -> tuple[Any, Any]:
-    """The address of a two-dimensional array and the bytes from one row to the next."""
-    array = context.make_array(signature.args[place])(context, builder, arguments[place])
+def data(context: Any, builder: Builder, signature: Any, arguments: Any, index: int) -> Any:
+    """Return the address of the first element of the array that is argument number `index`."""
+    return context.make_array(signature.args[index])(context, builder, arguments[index]).data
+
+
+def rows_of(context: Any, builder: Builder, signature: Any, arguments: Any, index: int) -> tuple[Any, Any]:
+    """Return the address of a two-dimensional array and the bytes from one row to the next."""
+    array = context.make_array(signature.args[index])(context, builder, arguments[index])
     return array.data, cgutils.unpack_tuple(builder, array.strides)[0]
 
 
-def at(builder: ir.IRBuilder, pointer: Any, offset: Any, element: ir.Type) -> Any:
-    """The address `offset` elements on, as a pointer to `element`."""
+def address(builder: Builder, number: Any) -> Any:
+    """Turn an int64 into a pointer."""
+    return builder.inttoptr(number, I8.as_pointer())
+
+
+def at(builder: Builder, pointer: Any, offset: Any, element: ir.Type) -> Any:
+    """Return a pointer to `element`, `offset` elements further."""
     return builder.gep(builder.bitcast(pointer, element.as_pointer()), [offset])
 
 
-def bytes_on(builder: ir.IRBuilder, pointer: Any, offset: Any) -> Any:
-    """The address `offset` bytes on."""
+def bytes_on(builder: Builder, pointer: Any, offset: Any) -> Any:
+    """Return the pointer `offset` bytes further."""
     return builder.gep(builder.bitcast(pointer, I8.as_pointer()), [offset])
 
 
-def opaque(builder: ir.IRBuilder, value: Any) -> Any:
-    """The same number, which the compiler must take for another one: what is read through it is read anew."""
+def opaque(builder: Builder, value: Any) -> Any:
+    """Return the same number in a form that the compiler cannot see through, so that it reads memory again."""
     unknown = ir.FunctionType(value.type, [value.type])
     return builder.asm(unknown, "", "=r,0", [value], side_effect=True)  # no instruction, on any machine
 
 
-def load(builder: ir.IRBuilder, pointer: Any, element: ir.Type, lanes: int) -> Any:
-    """Reads `lanes` numbers that lie side by side; the address needs no alignment beyond one element's."""
+def load(builder: Builder, pointer: Any, element: ir.Type, lanes: int) -> Any:
+    """Read `lanes` numbers that lie side by side; the pointer needs no alignment beyond one element's."""
     read = builder.load(builder.bitcast(pointer, vector(element, lanes).as_pointer()))
     read.align = max(1, getattr(element, "width", 32) // 8)
     return read
 
 
-def store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
-    """Writes a vector."""
+def store(builder: Builder, value: Any, pointer: Any) -> None:
+    """Write a vector."""
     written = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
     element = value.type.element
     written.align = max(1, getattr(element, "width", 32) // 8)
 
 
-def splat(builder: ir.IRBuilder, number: Any, lanes: int) -> Any:
-    """A vector with the same number in every lane."""
+def splat(builder: Builder, number: Any, lanes: int) -> Any:
+    """Return a vector with the same number in every lane."""
     empty = ir.Constant(vector(number.type, lanes), ir.Undefined)
     first = builder.insert_element(empty, number, I32(0))
     return builder.shuffle_vector(first, empty, ir.Constant(vector(I32, lanes), [0] * lanes))
 
 
-def shuffle(builder: ir.IRBuilder, a: Any, b: Any, lanes: list[int]) -> Any:
-    """A vector of the named lanes of two: 0, 1, ... are a's, and b's go on from there."""
+def broadcast(builder: Builder, pointer: Any, element: ir.Type, lanes: int = LANES) -> Any:
+    """Read one number into every lane; it needs no alignment."""
+    read = builder.load(builder.bitcast(pointer, element.as_pointer()))
+    read.align = 1
+    return splat(builder, read, lanes)
+
+
+def shuffle(builder: Builder, a: Any, b: Any, lanes: list[int]) -> Any:
+    """Return a vector of the named lanes of two: 0, 1, ... are a's, and b's follow."""
     return builder.shuffle_vector(a, b, ir.Constant(vector(I32, len(lanes)), lanes))
 
 
-def multiply_add(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c on vectors of float32, rounded once where the CPU has such an instruction."""
-    name = f"llvm.fmuladd.v{a.type.count}f32"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
-    return builder.call(function, [a, b, c])
+def call(builder: Builder, name: str, result: ir.Type, arguments: list[Any]) -> Any:
+    """Call one of LLVM's own functions."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
-def multiply_pairs(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
-    """int16 [2n] times int16 [2n], neighbours added: int32 [n]. One instruction (pmaddwd) on x86.
+def multiply_add(builder: Builder, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c on vectors of float32, rounded once if the CPU has such an instruction."""
+    return call(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, [a, b, c])
 
-    No sum can overflow: 2 * 32767² < 2³¹.
+
+def add_pair_products(builder: Builder, sums: Any, a: Any, b: Any) -> Any:
+    """Return sums, int32 [n], plus the products of int16 [2n] and int16 [2n], neighbours added.
+
+    LLVM makes one or two instructions of it on x86 (vpdpwssd, or pmaddwd and paddd). No sum of two products overflows:
+    2 * 32767² < 2³¹.
     """
-    n = a.type.count
-    wide = vector(I32, n)
+    n = sums.type.count
+    wide = vector(I32, 2 * n)
     products = builder.mul(builder.sext(a, wide), builder.sext(b, wide), flags=["nsw"])
-    even = shuffle(builder, products, products, list(range(0, n, 2)))
-    odd = shuffle(builder, products, products, list(range(1, n, 2)))
-    return builder.add(even, odd)
+    even = shuffle(builder, products, products, list(range(0, 2 * n, 2)))
+    odd = shuffle(builder, products, products, list(range(1, 2 * n, 2)))
+    return builder.add(sums, builder.add(even, odd))
 
 
-def widen_bfloat16(builder: ir.IRBuilder, bits: Any) -> Any:
-    """bfloat16 as 16 bits to float32: the same number with sixteen more bits of mantissa, all 0."""
+def add_quad_products(builder: Builder, sums: Any, unsigned: Any, signed: Any) -> Any:
+    """Return sums, int32 [n], plus the products of uint8 [4n] and int8 [4n], each four neighbours added. All is exact.
+
+    `unsigned` has zero points added, see `zero_point`; both come as int32 [n], four bytes in each.
+    """
+    n = sums.type.count
+    if VARIANT.dot:
+        quads = vector(I8, 4 * n)
+        return call(
+            builder, VARIANT.dot, sums.type, [sums, builder.bitcast(unsigned, quads), builder.bitcast(signed, quads)]
+        )
+    pairs, eight = vector(I16, 2 * n), constant(I16, 8, 2 * n)
+    w, x = builder.bitcast(unsigned, pairs), builder.bitcast(signed, pairs)
+    low, high = builder.and_(w, constant(I16, 255, 2 * n)), builder.lshr(w, eight)
+    sums = add_pair_products(builder, sums, low, builder.ashr(builder.shl(x, eight), eight))
+    return add_pair_products(builder, sums, high, builder.ashr(x, eight))
+
+
+def widen_bfloat16(builder: Builder, bits: Any) -> Any:
+    """Turn bfloat16's 16 bits into float32: the same number with sixteen more bits of mantissa, all 0."""
     n = bits.type.count
-    wide = builder.shl(builder.zext(bits, vector(I32, n)), ir.Constant(vector(I32, n), [16] * n))
+    wide = builder.shl(builder.zext(bits, vector(I32, n)), constant(I32, 16, n))
     return builder.bitcast(wide, vector(F32, n))
 
 
-def sum_lanes_of_four(builder: ir.IRBuilder, rows: list[Any]) -> Any:
-    """Four vectors of 8 to one of 4, each lane the sum of one vector's; always added in the same order."""
-    add = builder.fadd if rows[0].type.element == F32 else builder.add
-    halves = [add(shuffle(builder, r, r, [0, 1, 2, 3]), shuffle(builder, r, r, [4, 5, 6, 7])) for r in rows]
-    pairs = [
-        add(shuffle(builder, a, b, [0, 2, 4, 6]), shuffle(builder, a, b, [1, 3, 5, 7]))  # a0+a1 a2+a3 b0+b1 b2+b3
-        for a, b in (halves[:2], halves[2:])
-    ]
-    return add(shuffle(builder, pairs[0], pairs[1], [0, 2, 4, 6]), shuffle(builder, pairs[0], pairs[1], [1, 3, 5, 7]))
+def sum_lanes(builder: Builder, numbers: Any) -> Any:
+    """Return the sum of a vector's lanes; halves are added until one lane is left, so always in the same order."""
+    add = builder.fadd if numbers.type.element == F32 else builder.add
+    n = numbers.type.count
+    while n > 1:
+        n //= 2
+        low, high = list(range(n)), list(range(n, 2 * n))
+        numbers = add(shuffle(builder, numbers, numbers, low), shuffle(builder, numbers, numbers, high))
+    return builder.extract_element(numbers, I32(0))
+
+
+def greatest_lane(builder: Builder, numbers: Any) -> Any:
+    """Return the greatest lane of a vector of int32."""
+    return call(builder, f"llvm.vector.reduce.smax.v{numbers.type.count}i32", I32, [numbers])
 
 
 class Loop:
-    """A counted loop with numbers that change from turn to turn: `with Loop(builder, n, start) as loop`.
+    """A counted loop with values that change from turn to turn: `with Loop(builder, n, start) as loop`.
 
     Attributes:
         count: the turn, int64, from 0.
-        values: what `start` gave in the first turn and what the last turn left in `next` after that.
+        values: `start` in the first turn, then what the last turn left in `next`; after the loop, the final ones.
     """
 
     def __init__(self, builder: ir.IRBuilder, turns: Any, start: list[Any]) -> None:
@@ -162,7 +211,7 @@ class Loop:
 
 @intrinsic
 def bits_as_float(typing_context: Any, bits: Any) -> Any:
-    """The float32 whose 32 bits are these."""
+    """Return the float32 with these 32 bits."""
     if bits != types.int32:
         return None
 
@@ -174,7 +223,7 @@ def bits_as_float(typing_context: Any, bits: Any) -> Any:
 
 @intrinsic
 def float_as_bits(typing_context: Any, number: Any) -> Any:
-    """The 32 bits of a float32."""
+    """Return the 32 bits of a float32."""
     if number != types.float32:
         return None
 
@@ -190,14 +239,13 @@ def _lane_sum(squared: bool) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             base, stride = rows_of(context, builder, signature, arguments, 0)
             line = bytes_on(builder, base, builder.mul(arguments[1], stride))
-            zero = ir.Constant(vector(F32, LANES), [0.0] * LANES)
-            with Loop(builder, builder.sdiv(arguments[2], I64(LANES)), [zero]) as loop:
+            with Loop(builder, builder.sdiv(arguments[2], I64(LANES)), [constant(F32, 0.0, LANES)]) as loop:
                 x = load(builder, at(builder, line, builder.mul(loop.count, I64(LANES)), F32), F32, LANES)
                 if squared:
                     loop.next[0] = multiply_add(builder, x, x, loop.values[0])
                 else:
                     loop.next[0] = builder.fadd(loop.values[0], x)
-            return builder.extract_element(sum_lanes_of_four(builder, [loop.values[0]] * 4), I32(0))
+            return sum_lanes(builder, loop.values[0])
 
         return types.float32(numbers, types.int64, types.int64), code
 
@@ -205,14 +253,14 @@ def _lane_sum(squared: bool) -> Any:
 
 
 row_sum = _lane_sum(squared=False)
-"""row_sum(numbers, row, n): the sum of numbers[row, :n] in float32, in 8 partial sums; n is a multiple of 8."""
+"""row_sum(numbers, row, n): the sum of numbers[row, :n] in float32, in LANES partial sums; n is a multiple of LANES."""
 row_square_sum = _lane_sum(squared=True)
-"""row_square_sum(numbers, row, n): the same of the squares."""
+"""row_square_sum(numbers, row, n): the sum of the squares, likewise."""
 
 
 @intrinsic
-def atomic_add(typing_context: Any, counters: Any, place: Any, amount: Any) -> Any:
-    """Adds to counters[place] so that no other thread's addition is lost; returns what was there before."""
+def atomic_add(typing_context: Any, counters: Any, index: Any, amount: Any) -> Any:
+    """Add to counters[index] so that no other thread's addition is lost; return the value before."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = at(builder, data(context, builder, signature, arguments, 0), arguments[1], I64)
@@ -222,14 +270,14 @@ def atomic_add(typing_context: Any, counters: Any, place: Any, amount: Any) -> A
 
 
 @intrinsic
-def atomic_read(typing_context: Any, counters: Any, place: Any) -> Any:
-    """counters[place] as the other threads left it, and with it all that they wrote before."""
+def atomic_read(typing_context: Any, counters: Any, index: Any) -> Any:
+    """Return counters[index], and make visible what other threads wrote before they set it."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = at(builder, data(context, builder, signature, arguments, 0), arguments[1], I64)
         found = builder.load_atomic(pointer, "seq_cst", 8)
-        # No instruction: what was read from anywhere before this must be read anew after it. LLVM may conclude from a
-        # function that only loads from one address that it reads nothing else, and keep what others have changed.
+        # No instruction, but memory must be read again after it. From a function that only loads one address LLVM may
+        # conclude that nothing else is read, and keep values that other threads have changed.
         builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
         return found
 
@@ -237,8 +285,8 @@ def atomic_read(typing_context: Any, counters: Any, place: Any) -> Any:
 
 
 @intrinsic
-def atomic_write(typing_context: Any, counters: Any, place: Any, value: Any) -> Any:
-    """counters[place] = value, after all that this thread wrote before."""
+def atomic_write(typing_context: Any, counters: Any, index: Any, value: Any) -> Any:
+    """Set counters[index], after everything that this thread wrote before."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = at(builder, data(context, builder, signature, arguments, 0), arguments[1], I64)
@@ -249,8 +297,8 @@ def atomic_write(typing_context: Any, counters: Any, place: Any, value: Any) -> 
 
 
 @intrinsic
-def atomic_swap(typing_context: Any, counters: Any, place: Any, expected: Any, value: Any) -> Any:
-    """counters[place] = value where `expected` was there, in one step for all threads; returns whether it was."""
+def atomic_swap(typing_context: Any, counters: Any, index: Any, expected: Any, value: Any) -> Any:
+    """Set counters[index] if it is `expected`, in one step for all threads; return whether it was."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = at(builder, data(context, builder, signature, arguments, 0), arguments[1], I64)
@@ -265,7 +313,7 @@ _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
 @intrinsic
 def yield_core(typing_context: Any) -> Any:
-    """Lets the operating system run another thread on this core, where it offers that."""
+    """Let the operating system run another thread on this core, if it offers that."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if binding.address_of_symbol(_YIELD):

@@ -1,4 +1,4 @@
-"""`EngineRunner`: the compiled Runner, and how a model's weights come into it."""
+"""`EngineRunner`: the compiled Runner."""
 
 from __future__ import annotations
 
@@ -6,134 +6,93 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clearhead.config import GPTConfig
-from clearhead.engine.attention import MOST_QUERIES, PAGE
+from clearhead.engine.arrays import BlockScores, Scratch, Shape, Vectors, Weights, Work, float_rows
+from clearhead.engine.attention import MOST_QUERIES, PAGE, padded_head
+from clearhead.engine.cache import EngineSlot, PageCache
 from clearhead.engine.dtypes import padded_columns, padded_rows
 from clearhead.engine.elementwise import ACTIVATIONS
-from clearhead.engine.forward import Cache, Scratch, Shape, Weights, Work, phases_of, worker_loop
-from clearhead.engine.threads import JOB, STOP, new_control
+from clearhead.engine.forward import phases_of
+from clearhead.engine.pool import ThreadPool
+from clearhead.engine.products import GROUPS, PANEL
+from clearhead.engine.scores import BLOCK, TOKENS
 from clearhead.errors import InputError
-from clearhead.inference.runner import Slot
+from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_score_work, check_work
 from clearhead.utils.jit import compile_notice
 
-MOST_ROWS = 128
-"""Tokens in one pass; a longer prompt is several."""
-_LINE = 64  # bytes
+MOST_ROWS = 512
+"""Tokens in one pass; a longer prompt takes several."""
+_LOGIT_ROWS = 32
+"""Tokens whose logits a pass computes; more take passes that run the head only."""
+_SCORE_ROWS = 128
+"""Tokens that a pass scores, likewise."""
 
 
-@dataclass(eq=False)
-class EngineSlot:
-    """One sequence: its row in the table of pages, and how many tokens are there."""
+@dataclass
+class _Pass:
+    """What one pass runs: rows of tokens, and what is asked of some of them.
 
-    row: int
-    length: int = 0
-    open: bool = True
+    Attributes:
+        rows: how many tokens there are.
+        wanted: rows whose logits are wanted, and the row of the result each goes to.
+        scored: rows that predict a target, the target, and the task and index that its scores go to.
+        done: slots, and how many tokens each has more after the pass.
+    """
+
+    rows: int = 0
+    wanted: list[tuple[int, int]] = field(default_factory=list)
+    scored: list[tuple[int, int, int, int]] = field(default_factory=list)
+    done: list[tuple[EngineSlot, int]] = field(default_factory=list)
 
 
-class ThreadPool:
-    """The threads of one runner besides the one that calls it."""
+@dataclass
+class _Task:
+    """Tokens for a slot, and what is asked of them.
 
-    def __init__(self, threads: int, phases: int, arguments: tuple[Any, ...]) -> None:
-        self._threads = threads
-        self._process = os.getpid()
-        self._control = new_control(phases)
-        self._arguments = arguments
-        self._passes = 0
-        self._asleep = 0
-        self._leaving = self._held = False
-        self._change = threading.Condition()
-        for thread in range(1, threads):
-            threading.Thread(target=self._run_worker, args=(thread,), daemon=True, name=f"clearhead-{thread}").start()
+    Attributes:
+        slot, ids: the sequence and its new tokens.
+        wanted: the row of the result for the last token's logits; with `all_logits`, for the first token's.
+        all_logits: whether each token's logits are wanted.
+        targets, start: as in `ScoreTask`.
+    """
 
-    def run(self) -> None:
-        """One pass, by all threads; returns when it is done."""
-        try:
-            with self._change:
-                self._passes = int(self._control[JOB]) + 1
-                if self._asleep:
-                    self._change.notify_all()
-            worker_loop(0, self._threads, self._control, self._passes, *self._arguments)
-        finally:
-            # One that was interrupted before it began, while it was compiled perhaps, leaves its number to the next.
-            self._passes = int(self._control[JOB])
-
-    @property
-    def cache(self) -> Cache:
-        """The keys and values that the threads work with."""
-        cache: Cache = self._arguments[2]
-        return cache
-
-    def replace(self, arguments: tuple[Any, ...]) -> None:
-        """Gives the threads other arrays for the next pass; not while one runs."""
-        try:
-            self._control[STOP] = 1
-            with self._change:
-                self._held = True
-                self._change.wait_for(lambda: self._asleep == self._threads - 1)
-                self._arguments = arguments
-        finally:
-            self._held = False
-            self._control[STOP] = 0
-
-    def leave(self) -> None:
-        """Ends the threads; not while a pass runs. Returns at once, so that a garbage collector can call it."""
-        if self._process != os.getpid():  # a fork has no threads but its own, and the lock may be held by one of them
-            return
-        self._leaving = True
-        self._control[STOP] = 1
-        with self._change:
-            self._change.notify_all()
-
-    def _run_worker(self, thread: int) -> None:
-        seen = 0
-        while True:
-            with self._change:
-                self._asleep += 1
-                self._change.notify_all()
-                # The number of the pass is told before it begins, so a thread cannot fall asleep and miss it. A thread
-                # that is late may not have seen a pass that is over, and must wait all the same while it is held.
-                while (self._held or self._passes <= seen) and not self._leaving:
-                    self._change.wait()
-                self._asleep -= 1
-                if self._leaving:
-                    return
-                arguments = self._arguments
-            try:
-                seen = worker_loop(thread, self._threads, self._control, seen, *arguments)
-            except BaseException:
-                with self._change:  # it counts as asleep for good: it holds no piece, and nobody waits for it
-                    self._asleep += 1
-                    self._change.notify_all()
-                raise
+    slot: EngineSlot
+    ids: npt.NDArray[np.int64]
+    wanted: int
+    all_logits: bool = False
+    targets: Sequence[int] = ()
+    start: int = 0
 
 
 class EngineRunner:
-    """Runs a GPT-2 on the CPU in compiled code. Implements `clearhead.inference.runner.Runner`.
+    """Run a GPT-2 on the CPU in compiled code. Implements `clearhead.inference.runner.ScoringRunner`.
 
-    The results for a sequence have the same bits whatever else runs with it, however its tokens are cut into calls,
-    and for any number of threads.
+    The results for a sequence have the same bits whatever else runs with it, however its tokens are divided among
+    calls, and for any number of threads.
 
     Args:
         config: the model's shape.
-        weights: as `store.py` makes them.
+        weights: as `building.weights_of` makes them.
         threads: how many share the work.
+        cache_tokens: the most tokens in the key/value cache, of all sequences together; None for no limit.
+
+    Raises:
+        InputError: if `cache_tokens` is less than the context length.
     """
 
-    def __init__(self, config: GPTConfig, weights: Weights, threads: int) -> None:
+    def __init__(self, config: GPTConfig, weights: Weights, threads: int, cache_tokens: int | None = None) -> None:
         self._config = config
         self._weights = weights
         self._lock = threading.Lock()
-        self._slots: dict[int, EngineSlot] = {}
-        self._n_pages = -(-config.context_length // PAGE)
-        self._free: list[int] = []
         self.threads = threads
-        whole = weights.qkv.weights.dtype in (np.int8, np.uint8)
-        self._stored = np.float32 if weights.qkv.weights.dtype == np.float32 else np.uint16
+        stored = np.float32 if weights.qkv.weights.dtype == np.float32 else np.uint16
+        self._cache = PageCache(config, stored, cache_tokens)
         self._shape = Shape(
             n_layers=config.n_layers,
             n_heads=config.n_heads,
@@ -143,11 +102,8 @@ class EngineRunner:
             eps=config.norm_eps,
             activation=ACTIVATIONS.index(config.activation),
         )
-        self._work = _work()
-        self._scratch = _scratch(config, threads, whole)
-        self._cache = Cache(
-            np.zeros(0, self._stored), np.zeros(0, self._stored), np.zeros((0, self._n_pages), np.int64)
-        )
+        self._work = _new_work(-(-config.context_length // PAGE))
+        self._scratch = _new_scratch(config, threads, weights.qkv.weights.dtype, stored)
         self._pool: ThreadPool | None = None
         self._process = os.getpid()
 
@@ -156,25 +112,37 @@ class EngineRunner:
         """The model's shape."""
         return self._config
 
+    @property
+    def cache_bytes(self) -> int:
+        """The memory of the key/value cache, used or free."""
+        return self._cache.allocated_bytes
+
     def open(self) -> EngineSlot:
-        """A new, empty sequence."""
+        """Open a new, empty sequence."""
         with self._lock:
-            row = next(r for r in range(len(self._slots) + 1) if r not in self._slots)
-            slot = self._slots[row] = EngineSlot(row)
-            return slot
+            return self._cache.open()
+
+    def fork(self, slot: Slot) -> EngineSlot:
+        """Open a new sequence with the same tokens, which shares the pages of the cache until one of the two writes.
+
+        Raises:
+            InputError: if the slot is closed.
+        """
+        ours = _own_slot(slot)
+        with self._lock:
+            if not ours.open:
+                raise InputError("this sequence was closed; open a new one.")
+            return self._cache.fork(ours)
 
     def close(self, slot: Slot) -> None:
-        """Forgets a sequence; its memory serves the next one. Closing twice does nothing."""
-        ours = _ours(slot)
+        """Forget a sequence; its memory serves the next one. Closing twice does nothing."""
+        ours = _own_slot(slot)
         with self._lock:
             if ours.open:
-                ours.open = False
-                del self._slots[ours.row]
-                used = -(-ours.length // PAGE)
-                self._free.extend(int(page) for page in self._cache.table[ours.row, :used])
+                self._cache.close(ours)
 
-    def extend(self, work: Sequence[tuple[Slot, Sequence[int]]]) -> np.ndarray:
-        """Appends tokens to each sequence; returns the logits after each one's last token.
+    def extend(self, work: Sequence[tuple[Slot, Sequence[int]]]) -> npt.NDArray[np.float32]:
+        """Append tokens to each sequence and return the logits after each one's last token.
 
         Args:
             work: pairs of a slot and the ids to append, at least one each; no slot twice.
@@ -183,177 +151,211 @@ class EngineRunner:
             float32 [len(work), V]
 
         Raises:
-            InputError: where ids are empty or outside the vocabulary, a sequence would grow past
-                `config.context_length`, or a slot is closed or stands twice in `work`. Nothing has changed then.
+            InputError: if ids are missing or outside the vocabulary, a sequence would grow past
+                `config.context_length`, the cache is full, or a slot is closed or appears twice. Nothing has changed
+                then.
         """
-        tasks = [(_ours(slot), np.asarray(ids, np.int64)) for slot, ids in work]
+        tasks = [_Task(_own_slot(slot), np.asarray(ids, np.int64), index) for index, (slot, ids) in enumerate(work)]
         with self._lock:
-            self._check(tasks)
-            logits = np.empty((len(tasks), self._config.vocab_size), np.float32)
-            self._reserve(tasks)
-            rows = [(index, slot, ids) for index, (slot, ids) in enumerate(tasks)]
-            self._run_all(rows, logits, all_positions=False)
-        return logits
+            check_work(self._config, [(task.slot, task.ids) for task in tasks])
+            return self._run(tasks, len(tasks), [])
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """The logits at every token of a whole sequence: float32 [T, V].
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return the logits at every token of a whole sequence, which is not kept: float32 [T, V].
 
         Raises:
             InputError: as `extend`.
         """
         slot = self.open()
         try:
-            tokens = np.asarray(ids, np.int64)
+            task = _Task(slot, np.asarray(ids, np.int64), 0, all_logits=True)
             with self._lock:
-                self._check([(slot, tokens)])
-                found = np.empty((len(tokens), self._config.vocab_size), np.float32)
-                self._reserve([(slot, tokens)])
-                self._run_all([(0, slot, tokens)], found, all_positions=True)
-            return found
+                check_work(self._config, [(slot, task.ids)])
+                return self._run([task], len(ids), [])
         finally:
             self.close(slot)
 
-    def _run_all(self, rows: list[tuple[int, EngineSlot, np.ndarray]], logits: np.ndarray, all_positions: bool) -> None:
-        """Fill passes with tokens until all have run; `all_positions` asks for each token's logits, else the last's."""
-        work, n = self._work, 0
-        wanted: list[tuple[int, int]] = []
-        done: list[tuple[EngineSlot, int]] = []
+    def score(
+        self, work: Sequence[ScoreTask], *, top: int = 0, n_choices: int | None = None
+    ) -> tuple[npt.NDArray[np.float32], list[TokenScores]]:
+        """Append tokens to each sequence and score the targets, without holding the logits of all tokens.
 
-        def run() -> None:
+        The scores are computed from the same bits that `extend` and `logits` return.
+
+        Args:
+            work: at least one task; no slot twice.
+            top: how many of the most likely tokens to return at each position.
+            n_choices: count only ids below this in ranks and top; None for all.
+
+        Returns:
+            the logits after each task's last token, float32 [len(work), V], and the scores of each task's targets.
+
+        Raises:
+            InputError: as `extend`; or if a target is outside the vocabulary, or there are more targets than tokens.
+        """
+        tasks = [
+            _Task(_own_slot(task.slot), np.asarray(task.ids, np.int64), index, targets=task.targets, start=task.start)
+            for index, task in enumerate(work)
+        ]
+        choices = self._config.vocab_size if n_choices is None else min(n_choices, self._config.vocab_size)
+        top = min(top, choices)
+        with self._lock:
+            check_score_work(self._config, [(ours.slot, task) for ours, task in zip(tasks, work, strict=True)])
+            self._work.counts[3:] = top, choices
+            self._make_score_room(top)
+            scores = [_empty_scores(len(task.targets), top) for task in tasks]
+            return self._run(tasks, len(tasks), scores), scores
+
+    def _run(self, tasks: Sequence[_Task], results: int, scores: list[TokenScores]) -> npt.NDArray[np.float32]:
+        """Fill passes with tokens until all have run."""
+        logits = np.empty((results, self._config.vocab_size), np.float32)
+        self._cache.reserve([(task.slot, len(task.ids)) for task in tasks])
+        work, one = self._work, _Pass()
+        for index, task in enumerate(tasks):
+            position, taken = task.slot.length, 0
+            while taken < len(task.ids):
+                count = min(len(task.ids) - taken, MOST_ROWS - one.rows)
+                rows = slice(one.rows, one.rows + count)
+                work.tokens[rows] = task.ids[taken : taken + count]
+                work.positions[rows] = np.arange(position + taken, position + taken + count)
+                work.sequences[rows] = one.rows
+                work.pages[one.rows, : len(task.slot.pages)] = task.slot.pages
+                one.done.append((task.slot, count))
+                if task.all_logits:
+                    one.wanted.extend((one.rows + i, taken + i) for i in range(count))
+                elif taken + count == len(task.ids):
+                    one.wanted.append((one.rows + count - 1, task.wanted))
+                for i in range(max(0, task.start - taken), min(count, task.start + len(task.targets) - taken)):
+                    at = taken + i - task.start
+                    one.scored.append((one.rows + i, int(task.targets[at]), index, at))
+                one.rows += count
+                taken += count
+                if one.rows == MOST_ROWS:
+                    self._run_pass(one, logits, scores)
+                    one = _Pass()
+        if one.rows:
+            self._run_pass(one, logits, scores)
+        return logits
+
+    def _run_pass(self, one: _Pass, logits: npt.NDArray[np.float32], scores: list[TokenScores]) -> None:
+        """Run a pass, and further ones for what is asked of more rows than one pass can answer."""
+        work, n = self._work, one.rows
+        first = 0
+        while first == 0 or first * _LOGIT_ROWS < len(one.wanted) or first * _SCORE_ROWS < len(one.scored):
+            wanted = one.wanted[first * _LOGIT_ROWS : (first + 1) * _LOGIT_ROWS]
+            scored = one.scored[first * _SCORE_ROWS : (first + 1) * _SCORE_ROWS]
             work.wanted[: len(wanted)] = [row for row, _ in wanted]
-            work.counts[:] = n, len(wanted)
-            self._pass()
-            for place, (_, target) in enumerate(wanted):
-                logits[target] = self._scratch.logits[place, : self._config.vocab_size]
-            for slot, count in done:
-                slot.length += count
+            work.scored[: len(scored)] = [row for row, *_ in scored]
+            work.targets[: len(scored)] = [target for _, target, *_ in scored]
+            work.counts[:3] = n, len(wanted), len(scored)
+            self._start_pass()
+            for index, (_, result) in enumerate(wanted):
+                logits[result] = self._scratch.logits[index, : self._config.vocab_size]
+            self._keep_scores(scored, scores)
+            first, n = first + 1, 0
+        for slot, count in one.done:
+            slot.length += count
 
-        for place, slot, ids in rows:
-            start, taken = 0, slot.length
-            while start < len(ids):
-                count = min(len(ids) - start, MOST_ROWS - n)
-                work.tokens[n : n + count] = ids[start : start + count]
-                work.places[n : n + count] = np.arange(taken + start, taken + start + count)
-                work.slots[n : n + count] = slot.row
-                done.append((slot, count))
-                if all_positions:
-                    wanted.extend((n + i, start + i) for i in range(count))
-                elif start + count == len(ids):
-                    wanted.append((n + count - 1, place))
-                n += count
-                start += count
-                if n == MOST_ROWS:
-                    run()
-                    n, wanted, done = 0, [], []
-        if n:
-            run()
+    def _keep_scores(self, scored: Sequence[tuple[int, int, int, int]], scores: list[TokenScores]) -> None:
+        found, top = self._scratch.scores, int(self._work.counts[3])
+        for row, (_, _, task, index) in enumerate(scored):
+            kept = scores[task]
+            kept.logprobs[index], kept.entropies[index] = found.results[row]
+            kept.ranks[index] = found.ranks[row]
+            kept.top_ids[index] = found.best_ids[row, :top]
+            kept.top_logprobs[index] = found.best_logprobs[row, :top]
 
-    def _pass(self) -> None:
+    def _start_pass(self) -> None:
         if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
             self._pool = ThreadPool(self.threads, phases_of(self._config.n_layers), self._arguments())
-            weakref.finalize(self, self._pool.leave).atexit = False
+            weakref.finalize(self, self._pool.close).atexit = False
             with compile_notice("Compiling the engine for this machine, once; this takes some ten seconds …"):
                 self._pool.run()
         else:
-            if self._pool.cache is not self._cache:
-                self._pool.replace(self._arguments())
             self._pool.run()
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self._weights, self._shape, self._cache, self._work, self._scratch
+        return self._weights, self._shape, self._work, self._scratch
 
-    def _reserve(self, tasks: Sequence[tuple[EngineSlot, np.ndarray]]) -> None:
-        """Gives each sequence the pages that its new tokens need."""
-        needs = [
-            (slot, page)
-            for slot, ids in tasks
-            for page in range(-(-slot.length // PAGE), -(-(slot.length + len(ids)) // PAGE))
-        ]
-        rows = 1 + max(slot.row for slot, _ in tasks)
-        if rows > len(self._cache.table) or len(needs) > len(self._free):
-            self._grow(rows, len(needs))
-        for slot, page in needs:
-            self._cache.table[slot.row, page] = self._free.pop()
-
-    def _grow(self, rows: int, needed: int) -> None:
-        """Makes the cache larger, by half at least where pages run out."""
-        config, old = self._config, self._cache
-        key_page, value_page = page_sizes(config)
-        had = pages = len(old.keys) // key_page
-        if needed > len(self._free):
-            pages += max(needed - len(self._free), had // 2, 1)
-        table = np.zeros((max(rows, len(old.table)), self._n_pages), np.int64)
-        table[: len(old.table)] = old.table
-        keys, values = old.keys, old.values
-        if pages * key_page > len(keys):
-            keys, values = np.zeros(pages * key_page, self._stored), np.zeros(pages * value_page, self._stored)
-            keys[: len(old.keys)], values[: len(old.values)] = old.keys, old.values
-        self._cache = Cache(keys, values, table)
-        self._free.extend(range(pages - 1, had - 1, -1))  # when they are there: memory may have run out before
-
-    def _check(self, tasks: Sequence[tuple[EngineSlot, np.ndarray]]) -> None:
-        config = self._config
-        if len({id(slot) for slot, _ in tasks}) < len(tasks):
-            raise InputError("a sequence stands twice in one call; give all of its new tokens in one piece.")
-        for slot, ids in tasks:
-            if not slot.open:
-                raise InputError("this sequence was closed; open a new one.")
-            if not len(ids):
-                raise InputError("there are no tokens to run; give at least one.")
-            if slot.length + len(ids) > config.context_length:
-                raise InputError(
-                    f"{slot.length + len(ids):,} tokens do not fit into the model's context of "
-                    f"{config.context_length:,}; shorten the sequence."
-                )
-            outside = ids[(ids < 0) | (ids >= config.vocab_size)]
-            if len(outside):
-                raise InputError(f"token id {outside[0]} is not in the vocabulary of {config.vocab_size:,} (from 0).")
+    def _make_score_room(self, top: int) -> None:
+        """Have memory for scores with `top` tokens each; there is none before the first call."""
+        had = self._scratch.scores
+        if len(had.ranks) == 0 or had.best_ids.shape[1] < top:
+            scores = _score_scratch(self._config, self.threads, _SCORE_ROWS, top)
+            self._scratch = self._scratch._replace(scores=scores)
+            if self._pool is not None and self._process == os.getpid():
+                self._pool.replace(self._arguments())
 
 
-def page_sizes(config: GPTConfig) -> tuple[int, int]:
-    """How many numbers of keys, and of values, a page of the cache has."""
-    value_dim = (config.head_dim + 7) // 8 * 8
-    return config.n_layers * config.emb_dim * PAGE, config.n_layers * config.n_heads * value_dim * PAGE
+def _empty_scores(n: int, top: int) -> TokenScores:
+    return TokenScores(
+        np.empty(n), np.empty(n), np.empty(n, np.int64), np.empty((n, top), np.int64), np.empty((n, top))
+    )
 
 
-def _work() -> Work:
-    def row() -> np.ndarray:
+def _new_work(n_pages: int) -> Work:
+    def row() -> npt.NDArray[np.int64]:
         return np.zeros(MOST_ROWS, np.int64)
 
-    row_index = np.arange(MOST_ROWS, dtype=np.int64)
     return Work(
-        tokens=row(), places=row(), slots=row(), row_index=row_index, wanted=row(), counts=np.zeros(2, np.int64)
+        tokens=row(),
+        positions=row(),
+        sequences=row(),
+        pages=np.zeros((MOST_ROWS, n_pages), np.int64),
+        row_index=np.arange(MOST_ROWS, dtype=np.int64),
+        wanted=row(),
+        scored=row(),
+        targets=row(),
+        counts=np.zeros(5, np.int64),
     )
 
 
-def _scratch(config: GPTConfig, threads: int, whole: bool) -> Scratch:
+def _new_scratch(config: GPTConfig, threads: int, weights: np.dtype[Any], stored: npt.DTypeLike) -> Scratch:
     tokens = -(-config.context_length // PAGE) * PAGE
-    dtype: type = np.int16 if whole else np.float32
+    columns = max(padded_columns(config.emb_dim), padded_columns(config.ff_dim))
+    rows = max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim), columns)
+    quads, floats = weights in (np.uint8, np.uint32), weights in (np.float32, np.uint16)
+    groups = columns // min(GROUPS.values())
+    kind: type = np.float32 if floats else np.int8 if quads else np.int16
     return Scratch(
-        x=_rows(padded_columns(config.emb_dim), np.float32),
-        normed=_rows(padded_columns(config.emb_dim), np.float32),
-        projected=_rows(max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim)), np.float32),
-        quantized_input=_rows(max(padded_columns(config.emb_dim), padded_columns(config.ff_dim)), dtype),
-        scales=np.zeros(MOST_ROWS, np.float32),
-        logits=_rows(padded_rows(config.vocab_size), np.float32),
-        scores=np.zeros((threads, MOST_QUERIES, tokens), np.float32),
-        mixed=np.zeros((threads, MOST_QUERIES, (config.head_dim + 7) // 8 * 8), np.float32),
+        x=float_rows(MOST_ROWS, padded_rows(padded_columns(config.emb_dim)), np.float32),
+        normed=float_rows(MOST_ROWS, padded_columns(config.emb_dim), np.float32),
+        projected=float_rows(MOST_ROWS, rows, np.float32),
+        inputs=Vectors(
+            numbers=float_rows(MOST_ROWS, columns, kind),
+            scales=np.zeros((MOST_ROWS, groups if quads else 1), np.float32),
+            offsets=np.zeros((MOST_ROWS, groups), np.int32),
+        ),
+        logits=float_rows(_LOGIT_ROWS, padded_rows(config.vocab_size), np.float32),
+        attention_scores=np.zeros((threads, MOST_QUERIES, tokens), np.float32),
+        mixed=np.zeros((threads, MOST_QUERIES, int(padded_head.py_func(config.head_dim))), np.float32),
+        stored=np.zeros(0, stored),
+        scores=_score_scratch(config, threads, 0, 0),
     )
 
 
-def _rows(length: int, dtype: type) -> np.ndarray:
-    """[MOST_ROWS, at least length], zeros, with an odd number of cache lines from one row to the next.
+def _score_scratch(config: GPTConfig, threads: int, rows: int, top: int) -> BlockScores:
+    blocks = -(-config.vocab_size // BLOCK)
+    in_block = min(top, BLOCK)
+    return BlockScores(
+        target_logits=np.zeros(rows, np.float32),
+        greatest=np.zeros((rows, blocks), np.float32),
+        sums=np.zeros((rows, blocks), np.float32),
+        products=np.zeros((rows, blocks), np.float32),
+        above=np.zeros((rows, blocks), np.int64),
+        top_logits=np.zeros((rows, blocks, in_block), np.float32),
+        top_ids=np.zeros((rows, blocks, in_block), np.int64),
+        logits=np.zeros((threads, TOKENS, 2 * BLOCK), np.float32),
+        panel=np.zeros((rows, PANEL), np.float32),
+        results=np.zeros((rows, 2)),
+        ranks=np.zeros(rows, np.int64),
+        best_logprobs=np.zeros((rows, top)),
+        best_ids=np.zeros((rows, top), np.int64),
+    )
 
-    A cache keeps a line in one of a few places that the address's lower bits name. A product writes a few columns of
-    many rows; were the rows opaque by a multiple of 4096 bytes, as 768 * 4 numbers are, all would want the same places.
-    """
-    in_line = _LINE // np.dtype(dtype).itemsize
-    lines = -(-length // in_line) | 1
-    return np.zeros((MOST_ROWS, lines * in_line), dtype)
 
-
-def _ours(slot: Slot) -> EngineSlot:
+def _own_slot(slot: Slot) -> EngineSlot:
     if not isinstance(slot, EngineSlot):
         raise TypeError(f"a slot of EngineRunner was expected, not a {type(slot).__name__}.")
     return slot

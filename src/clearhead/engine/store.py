@@ -1,4 +1,8 @@
-"""From an opened model to a Runner: weights are made once for a format, kept on disk, and mapped at the next start."""
+"""From an opened model to a Runner: weights are packed once for a dtype, kept on disk, and mapped at the next start.
+
+A kept file is used only if the model's files still hold the bytes that it was made from, and if its own numbers have
+the checksums that it was written with. Otherwise the weights are packed anew.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clearhead.errors import InputError, WeightsError
+from clearhead.utils.atomic import atomic_path
 from clearhead.utils.system import cache_folder, free_memory, usable_cores
+from clearhead.weights.fingerprint import ContentRecord
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.tensors import TensorInfo
 
@@ -25,40 +30,58 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 3
+VERSION = 4
 """Of the arrays' layout; a file of another version is made anew."""
 
-_SHARE = 0.1
-"""All weights that are kept take at most this share of the disk's free space; the longest unused go first."""
-_ROOM = 200_000_000  # bytes for everything but the weights
+_DISK_SHARE = 0.1
+"""All kept weights take at most this share of the disk's free space; the longest unused go first."""
+_BLOCK_BYTES = 1 << 20
+"""Bytes whose checksum is computed together."""
+_OTHER_BYTES = 200_000_000
+"""Memory for everything but the weights."""
 
 
-def open_runner(source: Source, dtype: str, threads: int | None = None) -> EngineRunner:
-    """A Runner of a model's weights in a format.
+def open_runner(
+    source: Source,
+    dtype: str,
+    threads: int | None = None,
+    activations: str | None = None,
+    cache_tokens: int | None = None,
+) -> EngineRunner:
+    """Return a Runner of a model's weights in a dtype.
 
     Args:
         source: the model, opened.
-        dtype: one of float32, bfloat16, int8, int4.
-        threads: how many share the work; where it is None, what OMP_NUM_THREADS says, and at most (or else) as many
-            as the cores that this process may use.
+        dtype: float32, bfloat16, int8 or int4.
+        threads: how many share the work; None for as many as OMP_NUM_THREADS says, and at most, or else, as many as
+            the cores that this process may use.
+        activations: how finely activations are rounded for int8 and int4, "8bit" or "16bit"; None for what suits the
+            CPU.
+        cache_tokens: the most tokens in the key/value cache, of all sequences together; None for no limit.
 
     Raises:
-        InputError: where the number of threads is below 1, or the memory does not suffice.
-        WeightsError: where the weights cannot be read.
+        InputError: if an argument is out of range, or there is not enough memory.
+        WeightsError: if the weights cannot be read.
     """
-    n_threads = _threads(threads)
+    n_threads = _thread_count(threads)
     from clearhead.engine.building import weights_of
+    from clearhead.engine.dtypes import ACTIVATIONS
     from clearhead.engine.runner import EngineRunner
+    from clearhead.engine.variants import VARIANT
 
-    arrays = _load(source, dtype) or _make(source, dtype, n_threads)
-    return EngineRunner(source.config, weights_of(arrays), n_threads)
+    if activations is None:
+        activations = VARIANT.activations
+    if activations not in ACTIVATIONS:
+        raise InputError(f"activations is {activations!r}; give {' or '.join(ACTIVATIONS)}.")
+    arrays = _load(source, dtype, activations) or _make(source, dtype, activations, n_threads)
+    return EngineRunner(source.config, weights_of(arrays), n_threads, cache_tokens)
 
 
-def _threads(asked: int | None) -> int:
+def _thread_count(asked: int | None) -> int:
     cores = usable_cores()
     if asked is None:
-        told = os.environ.get("OMP_NUM_THREADS", "")  # what NumPy and PyTorch go by too
-        return min(cores, int(told)) if told.isdigit() and int(told) > 0 else cores
+        wanted = os.environ.get("OMP_NUM_THREADS", "").strip()  # NumPy and PyTorch follow it too
+        return min(cores, int(wanted)) if wanted.isascii() and wanted.isdecimal() and int(wanted) > 0 else cores
     if asked < 1:
         raise InputError(f"threads is {asked}; give a whole number of at least 1.")
     if asked > cores:
@@ -70,116 +93,150 @@ def _threads(asked: int | None) -> int:
     return asked
 
 
-def _place(source: Source, dtype: str) -> tuple[Path, str]:
-    """Where a model's weights in a format are kept, and the key that says what they were made from."""
-    stat_of = [path for path in sorted(source.folder.iterdir()) if path.is_file()] if source.layout else []
-    files = [source.path, *(path for path in stat_of if path.suffix not in (".md", ".txt") and path != source.path)]
-    told = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
-    key = json.dumps([VERSION, dtype, source.layout, repr(source.config), told])
-    name = hashlib.sha256(json.dumps([str(source.path.resolve()), dtype]).encode()).hexdigest()[:24]
-    return cache_folder() / "weights" / f"{name}.safetensors", hashlib.sha256(key.encode()).hexdigest()
-
-
 def keep_rounded(source: Source, dtype: str, threads: int) -> None:
-    """Keeps a model's weights in a format on disk with every weight rounded for itself.
+    """Keep a model's weights in a dtype on disk with every weight rounded on its own.
 
-    So int4 takes seconds, and not the minutes of `calibration.py`: for a model whose numbers do not matter.
+    So int4 takes seconds, and not the time that `calibration.py` needs: for a model whose numbers do not matter.
 
     Raises:
         InputError, WeightsError: as `open_runner`.
     """
     from clearhead.engine.building import build
+    from clearhead.engine.variants import VARIANT
 
-    _keep(source, dtype, build(source.config, source.lazy(row_major=False), dtype, threads))
+    arrays = build(source.config, source.lazy(row_major=False), dtype, threads)
+    _keep(source, dtype, VARIANT.activations, arrays)
 
 
 def forget(source: Source) -> None:
-    """Removes what was kept on disk of a model, in every format."""
-    from clearhead.engine.dtypes import DTYPES
+    """Remove what is kept on disk of a model, in every dtype."""
+    from clearhead.engine.dtypes import ACTIVATIONS, DTYPES
 
     for dtype in DTYPES:
-        _place(source, dtype)[0].unlink(missing_ok=True)
+        for activations in ACTIVATIONS:
+            _kept_path(source, dtype, activations).unlink(missing_ok=True)
 
 
-def _load(source: Source, dtype: str) -> Arrays | None:
-    """The arrays as they were kept, mapped and not read; None where there are none that fit."""
+# --------------------------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------------------------
+
+
+def _kept_path(source: Source, dtype: str, activations: str) -> Path:
+    """Return where a model's weights are kept: a file for each dtype and each layout in memory."""
+    from clearhead.engine.products import PANEL
+
+    layout = [PANEL, activations if dtype in ("int8", "int4") else ""]
+    name = json.dumps([str(source.path.resolve()), dtype, layout])
+    return cache_folder() / "weights" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _settings(source: Source, dtype: str) -> str:
+    """Return everything besides the model's files that decides what the arrays hold."""
+    return json.dumps([VERSION, dtype, source.layout, repr(source.config)])
+
+
+def _files_of(source: Source) -> list[Path]:
+    """Return the files that a model's weights may be read from."""
+    beside = [path for path in sorted(source.folder.iterdir()) if path.is_file()] if source.layout else []
+    return [source.path, *(path for path in beside if path.suffix not in (".md", ".txt") and path != source.path)]
+
+
+def _checksum(array: np.ndarray) -> str:
+    import google_crc32c
+
+    flat, checksum = array.reshape(-1).view(np.uint8), 0
+    for start in range(0, len(flat), _BLOCK_BYTES):
+        checksum = google_crc32c.extend(checksum, flat[start : start + _BLOCK_BYTES].tobytes())
+    return f"{checksum:08x}"
+
+
+def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
+    """Return the arrays as they were kept, mapped from the file; None if there are none that may be used."""
     from clearhead.engine.building import layout
 
-    path, key = _place(source, dtype)
+    path = _kept_path(source, dtype, activations)
     if not path.is_file():
         return None
     try:
         file = SafetensorsFile(path)
-        if file.metadata.get("made_from") != key:
+        if file.metadata.get("settings") != _settings(source, dtype):
+            return None
+        if not ContentRecord.from_text(file.metadata.get("made_from", "")).holds(_files_of(source)):
             return None
         arrays = {name: file.read(name) for name in file.tensors}
-    except (WeightsError, OSError) as error:
+        checksums = json.loads(file.metadata.get("checksums", "{}"))
+    except (WeightsError, OSError, ValueError) as error:
         print(f"The kept {dtype} weights are made anew: {error}", file=sys.stderr)
+        return None
+    expected = layout(source.config, dtype, activations)
+    if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
+        print(f"The kept {dtype} weights are made anew: {path} has another layout.", file=sys.stderr)
+        return None
+    if damaged := next((name for name, array in arrays.items() if checksums.get(name) != _checksum(array)), None):
+        print(f"The kept {dtype} weights are made anew: {damaged} in {path} is damaged.", file=sys.stderr)
         return None
     with contextlib.suppress(OSError):
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now
-    expected = layout(source.config, dtype)
-    if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
-        print(f"The kept {dtype} weights are made anew: {path} is of another version.", file=sys.stderr)
-        return None
     return arrays
 
 
-def _make(source: Source, dtype: str, threads: int) -> Arrays:
+def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
     from clearhead.engine.building import build, size
     from clearhead.utils.jit import compile_notice
 
-    need, there = size(source.config, dtype) + _ROOM, free_memory()
-    if there is not None and need > there:
+    needed, free = size(source.config, dtype) + _OTHER_BYTES, free_memory()
+    if free is not None and needed > free:
         raise InputError(
-            f"the weights in {dtype} and what runs them need {need / 1e6:,.0f} MB of memory and {there / 1e6:,.0f} MB "
-            "are free; take a smaller format (int8, int4) or a smaller model."
+            f"the weights in {dtype} and what runs them need {needed / 1e6:,.0f} MB of memory and {free / 1e6:,.0f} MB "
+            "are free; take a smaller dtype (int8, int4) or a smaller model."
         )
-    with compile_notice(f"Compiling what stores weights as {dtype}, once for this machine …"):
-        arrays = build(source.config, source.lazy(row_major=False), dtype, threads)
+    with compile_notice(f"Compiling the code that packs weights as {dtype}, once for this machine …"):
+        arrays = build(source.config, source.lazy(row_major=False), dtype, threads, activations)
         if dtype == "int4":
-            arrays = _rounded_better(source, arrays, threads)
-    with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
-        _keep(source, dtype, arrays)
+            arrays = _calibrated(source, arrays, activations, threads)
+    with contextlib.suppress(OSError):  # without the kept file the next start is slower, no more
+        _keep(source, dtype, activations, arrays)
     return arrays
 
 
-def _rounded_better(source: Source, arrays: Arrays, threads: int) -> Arrays:
-    """int4 once more, by how the model uses its weights on a text that it writes itself (see `calibration.py`)."""
+def _calibrated(source: Source, arrays: Arrays, activations: str, threads: int) -> Arrays:
+    """Return int4 weights rounded by how the model uses them on a text that it writes itself (see `calibration.py`)."""
     from clearhead.engine.building import build, weights_of
     from clearhead.engine.calibration import moments, write_text
     from clearhead.engine.runner import EngineRunner
     from clearhead.utils.progress import Progress
 
     with Progress(f"Rounding {source.name} to int4, once", None) as progress:
-        progress.note("it writes a text to see how its weights are used")
+        progress.note("the model writes a text that shows how its weights are used")
         ids = write_text(EngineRunner(source.config, weights_of(arrays), threads))
-        progress.note("what comes into each matrix is measured")
+        progress.note("measuring the inputs of each matrix")
         used = moments(source.config, source.lazy(), ids)
-        progress.note("each weight's error is made up for by those after it")
-        return build(source.config, source.lazy(row_major=False), "int4", threads, used)
+        progress.note("rounding, with each weight's error made up for by those after it")
+        return build(source.config, source.lazy(row_major=False), "int4", threads, activations, used)
 
 
-def _keep(source: Source, dtype: str, arrays: Arrays) -> None:
-    path, key = _place(source, dtype)
+def _keep(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:
+    path = _kept_path(source, dtype, activations)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not _room_for(sum(array.nbytes for array in arrays.values()), path):
+    if not _has_room(sum(array.nbytes for array in arrays.values()), path):
         return
     infos = {name: TensorInfo(array.shape, np.dtype(array.dtype).name) for name, array in arrays.items()}
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        write_safetensors(Path(beside), infos, arrays.items(), {"made_from": key, "model": str(source.name)})
-        Path(beside).replace(path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    metadata = {
+        "settings": _settings(source, dtype),
+        "made_from": ContentRecord.of(_files_of(source)).to_text(),
+        "checksums": json.dumps({name: _checksum(array) for name, array in arrays.items()}),
+        "model": str(source.name),
+    }
+    with atomic_path(path) as temporary:
+        write_safetensors(temporary, infos, arrays.items(), metadata)
 
 
-def _room_for(size: int, path: Path) -> bool:
-    """Whether a file of this size may be kept at a place; removes those that were not used for the longest time."""
+def _has_room(size: int, path: Path) -> bool:
+    """Return whether a file of this size may be kept; remove the longest unused ones to make room."""
     others = {file: file.stat() for file in path.parent.glob("*.safetensors") if file != path}
     taken = sum(stat.st_size for stat in others.values())
-    most = _SHARE * (shutil.disk_usage(path.parent).free + taken)
+    most = _DISK_SHARE * (shutil.disk_usage(path.parent).free + taken)
     if size > most:
         return False
     for file in sorted(others, key=lambda file: others[file].st_atime):

@@ -1,0 +1,465 @@
+"""The products of a matrix with tokens' vectors: two vectors of rows by some tokens at a time.
+
+A *panel* is `PANEL` rows of a matrix, twice the lanes of a vector. It is stored so that one vector holds neighbouring
+columns of as many rows as it has lanes: a tile broadcasts these columns of a token to all lanes, multiplies, and adds
+to one sum per row. No sum runs across a vector, and a panel is read from its first byte to its last.
+
+A *tile* is what stays in registers while a panel is read once: the sums of its rows for one or more tokens. The
+order in which the products of one row and one token are added does not depend on how many tokens the tile has, on the
+panel's index, or on the thread. This is why a token's result has the same bits alone and in a batch.
+
+    storage        weights                              activations                  sums
+    float32        float32                              float32                      float32, in blocks of 64 columns
+    bfloat16       the upper 16 bits, in pairs          float32                      float32, in blocks of 64 columns
+    int8 pairs     int8, a scale per row                int16, a scale per token     int32 over the row, exact
+    int8 quads     uint8 with zero point 128,           int8, a scale per token and  int32 in groups of 64, exact; the
+                   a scale per row                      64 columns                   groups in float32
+    int4 pairs     uint4 with zero point 8, a scale     int16, a scale per token     int32 in groups of 32, exact; the
+                   per row and 32 columns                                            groups in float32
+    int4 quads     the same                             int8, a scale per token and  the same
+                                                        32 columns
+
+*Pairs* and *quads* say how many columns of a row lie side by side, which is what one instruction multiplies and adds.
+A group's sum starts at minus the zero point times the sum of the activations, so that no correction is needed later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from clearhead.engine.llvm import (
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    Builder,
+    Loop,
+    add_pair_products,
+    add_quad_products,
+    at,
+    bits_as_float,
+    broadcast,
+    bytes_on,
+    constant,
+    data,
+    load,
+    multiply_add,
+    rows_of,
+    store,
+    vector,
+    widen_bfloat16,
+)
+from clearhead.engine.variants import VARIANT
+from clearhead.utils.jit import inline, kernel
+
+VECTORS = 2
+"""Vectors of rows in a panel."""
+PANEL = VECTORS * LANES
+"""Rows in a panel."""
+COLUMNS = 64
+"""Columns are padded with zeros to a multiple of this; float32 sums restart as often, which keeps their error small."""
+GROUPS = {"int8": 64, "int4": 32}
+"""Columns that share a sum of whole numbers, and a scale of 8-bit activations."""
+
+_L2_BYTES = 512 << 10
+"""Activations that go through all panels together; they stay in a core's second-level cache."""
+_ZERO = constant(I32, 0, LANES)
+_FLOAT_ZERO = constant(F32, 0.0, LANES)
+
+
+class Token:
+    """Where a tile finds one token's data, as pointers.
+
+    Attributes:
+        x: the activations at the current columns.
+        scale: its scale, or that of the current group.
+        offset: what the current group's sum starts with.
+    """
+
+    def __init__(self, x: Any, scale: Any = None, offset: Any = None) -> None:
+        self.x, self.scale, self.offset = x, scale, offset
+
+
+class _Floats:
+    """float32 or bfloat16 weights times float32 activations."""
+
+    activations = types.float32
+    tokens = VARIANT.float_tokens
+    step = COLUMNS
+    unroll = 8
+
+    def __init__(self, element: ir.Type) -> None:
+        self.element = element
+        self.step_bytes = PANEL * self.step * (4 if element == F32 else 2)
+
+    def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
+        zeros = [_FLOAT_ZERO] * len(sums)
+        with Loop(b, I64(self.step // self.unroll), zeros) as loop:
+            first = b.mul(loop.count, I64(self.unroll))
+            here = at(b, weights, b.mul(first, I64(PANEL)), self.element)
+            block = list(loop.values)
+            for i in range(0, self.unroll, 2):
+                for odd in range(2):
+                    rows = [self._weights(b, here, i, odd, v) for v in range(VECTORS)]
+                    for t, token in enumerate(tokens):
+                        x = broadcast(b, at(b, token.x, b.add(first, I64(i + odd)), F32), F32)
+                        for v in range(VECTORS):
+                            block[t * VECTORS + v] = multiply_add(b, rows[v], x, block[t * VECTORS + v])
+            loop.next = block
+        return [b.fadd(total, block) for total, block in zip(sums, loop.values, strict=True)]
+
+    def _weights(self, b: Builder, here: Any, i: int, odd: int, v: int) -> Any:
+        if self.element == F32:
+            return load(b, at(b, here, I64((i + odd) * PANEL + v * LANES), F32), F32, LANES)
+        pairs = load(b, at(b, here, I64(i * PANEL + 2 * v * LANES), I16), I32, LANES)  # [rows][2 columns]
+        bits = b.and_(pairs, constant(I32, 0xFFFF0000, LANES)) if odd else b.shl(pairs, constant(I32, 16, LANES))
+        return b.bitcast(bits, vector(F32, LANES))
+
+    def finish(self, b: Builder, total: Any, row_scales: Any, token: Token, bias: Any) -> Any:
+        return b.fadd(total, bias)
+
+
+class _Int8Pairs:
+    """int8 weights with a scale per row times int16 activations with a scale per token."""
+
+    activations = types.int16
+    tokens = VARIANT.pair_tokens
+    step = 16
+    step_bytes = PANEL * step
+
+    def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
+        sums = list(sums)
+        for pair in range(self.step // 2):
+            for v in range(VECTORS):
+                narrow = load(b, at(b, weights, I64(2 * (pair * PANEL + v * LANES)), I8), I8, 2 * LANES)
+                w = b.sext(narrow, vector(I16, 2 * LANES))
+                for t, token in enumerate(tokens):
+                    x = b.bitcast(broadcast(b, at(b, token.x, I64(pair), I32), I32), vector(I16, 2 * LANES))
+                    sums[t * VECTORS + v] = add_pair_products(b, sums[t * VECTORS + v], w, x)
+        return sums
+
+    def finish(self, b: Builder, total: Any, row_scales: Any, token: Token, bias: Any) -> Any:
+        scale = b.fmul(row_scales, broadcast(b, token.scale, F32))
+        return multiply_add(b, b.sitofp(total, vector(F32, LANES)), scale, bias)
+
+
+class _Int8Quads:
+    """uint8 weights with a scale per row times int8 activations with a scale per group."""
+
+    activations = types.int8
+    tokens = VARIANT.group_tokens
+    step = GROUPS["int8"]
+    step_bytes = PANEL * step
+
+    def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
+        exact = [broadcast(b, token.offset, I32) for token in tokens for _ in range(VECTORS)]
+        for quad in range(self.step // 4):
+            rows = [load(b, at(b, weights, I64(quad * PANEL + v * LANES), I32), I32, LANES) for v in range(VECTORS)]
+            for t, token in enumerate(tokens):
+                x = broadcast(b, at(b, token.x, I64(quad), I32), I32)
+                for v in range(VECTORS):
+                    exact[t * VECTORS + v] = add_quad_products(b, exact[t * VECTORS + v], rows[v], x)
+        found = []
+        for t, token in enumerate(tokens):
+            scale = broadcast(b, token.scale, F32)
+            for v in range(VECTORS):
+                group = b.sitofp(exact[t * VECTORS + v], vector(F32, LANES))
+                found.append(multiply_add(b, group, scale, sums[t * VECTORS + v]))
+        return found
+
+    def finish(self, b: Builder, total: Any, row_scales: Any, token: Token, bias: Any) -> Any:
+        return multiply_add(b, total, row_scales, bias)
+
+
+class _Int4:
+    """uint4 weights with a scale per row and group, two in a byte, times int16 or int8 activations."""
+
+    step = GROUPS["int4"]
+    step_bytes = PANEL * step // 2
+
+    def __init__(self, quads: bool) -> None:
+        self.quads = quads
+        self.activations = types.int8 if quads else types.int16
+        self.tokens = VARIANT.group_tokens
+
+    def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
+        exact = [broadcast(b, token.offset, I32) for token in tokens for _ in range(VECTORS)]
+        steps = self.step // (
+            4 if self.quads else 2
+        )  # quads or pairs in a group; a byte has numbers i and i + steps / 2
+        for i in range(steps // 2):
+            halves = [self._halves(b, weights, i, v) for v in range(VECTORS)]
+            for half, x_index in enumerate((i, i + steps // 2)):
+                for t, token in enumerate(tokens):
+                    x = broadcast(b, at(b, token.x, I64(x_index), I32), I32)
+                    for v in range(VECTORS):
+                        n = t * VECTORS + v
+                        if self.quads:
+                            exact[n] = add_quad_products(b, exact[n], halves[v][half], x)
+                        else:
+                            x16 = b.bitcast(x, vector(I16, 2 * LANES))
+                            exact[n] = add_pair_products(b, exact[n], halves[v][half], x16)
+        found = []
+        row_scales = [
+            widen_bfloat16(b, load(b, at(b, scales, I64(v * LANES), I16), I16, LANES)) for v in range(VECTORS)
+        ]
+        for t, token in enumerate(tokens):
+            for v in range(VECTORS):
+                scale = b.fmul(row_scales[v], broadcast(b, token.scale, F32)) if self.quads else row_scales[v]
+                group = b.sitofp(exact[t * VECTORS + v], vector(F32, LANES))
+                found.append(multiply_add(b, group, scale, sums[t * VECTORS + v]))
+        return found
+
+    def _halves(self, b: Builder, weights: Any, i: int, v: int) -> tuple[Any, Any]:
+        if self.quads:
+            both = load(b, at(b, weights, I64(i * PANEL + v * LANES), I32), I32, LANES)
+            mask, four = constant(I32, 0x0F0F0F0F, LANES), constant(I32, 4, LANES)
+        else:
+            narrow = load(b, at(b, weights, I64(2 * (i * PANEL + v * LANES)), I8), I8, 2 * LANES)
+            both = b.zext(narrow, vector(I16, 2 * LANES))
+            mask, four = constant(I16, 15, 2 * LANES), constant(I16, 4, 2 * LANES)
+        return b.and_(both, mask), b.and_(b.lshr(both, four), mask)
+
+    def finish(self, b: Builder, total: Any, row_scales: Any, token: Token, bias: Any) -> Any:
+        return b.fadd(total, bias) if self.quads else multiply_add(b, total, broadcast(b, token.scale, F32), bias)
+
+
+KINDS: dict[Any, Any] = {
+    types.float32: _Floats(F32),
+    types.uint16: _Floats(I16),
+    types.int8: _Int8Pairs(),
+    types.uint8: _Int8Quads(),
+    types.int32: _Int4(quads=False),
+    types.uint32: _Int4(quads=True),
+}
+"""How to multiply an array of weights, by the array's type: each storage has one of its own."""
+
+
+def _write_tile(kind: Any, n_tokens: int, context: Any, b: Builder, signature: Any, arguments: Any) -> None:
+    weights, scales, bias = (data(context, b, signature, arguments, index) for index in range(3))
+    panel, first_token = arguments[3], arguments[8]
+    steps = b.sdiv(arguments[4], I64(kind.step))
+    x, x_stride = rows_of(context, b, signature, arguments, 5)
+    x_scales, scales_stride = rows_of(context, b, signature, arguments, 6)
+    offsets, offsets_stride = rows_of(context, b, signature, arguments, 7)
+    y, y_stride = rows_of(context, b, signature, arguments, 9)
+    x_bytes = kind.step * kind.activations.bitwidth // 8
+    numbers = [b.add(first_token, I64(t)) for t in range(n_tokens)]
+    starts = [
+        Token(
+            bytes_on(b, x, b.mul(number, x_stride)),
+            bytes_on(b, x_scales, b.mul(number, scales_stride)),
+            bytes_on(b, offsets, b.mul(number, offsets_stride)),
+        )
+        for number in numbers
+    ]
+    panel_steps = b.mul(panel, steps)
+    weights = bytes_on(b, weights, b.mul(panel_steps, I64(kind.step_bytes)))
+    start = _ZERO if isinstance(kind, _Int8Pairs) else _FLOAT_ZERO
+    with Loop(b, steps, [start] * (VECTORS * n_tokens)) as loop:
+        here = bytes_on(b, weights, b.mul(loop.count, I64(kind.step_bytes)))
+        group_scales = at(b, scales, b.mul(b.add(panel_steps, loop.count), I64(PANEL)), I16)
+        x_on = b.mul(loop.count, I64(x_bytes))
+        tokens = [
+            Token(bytes_on(b, s.x, x_on), at(b, s.scale, loop.count, F32), at(b, s.offset, loop.count, I32))
+            for s in starts
+        ]
+        loop.next = kind.add_step(b, here, group_scales, tokens, loop.values)
+    for v in range(VECTORS):
+        row = b.add(b.mul(panel, I64(PANEL)), I64(v * LANES))
+        row_bias = load(b, at(b, bias, row, F32), F32, LANES)
+        row_scales = load(b, at(b, scales, row, F32), F32, LANES) if isinstance(kind, _Int8Pairs | _Int8Quads) else None
+        for t, token in enumerate(starts):
+            line = bytes_on(b, y, b.mul(b.sub(numbers[t], arguments[10]), y_stride))
+            found = kind.finish(b, loop.values[t * VECTORS + v], row_scales, token, row_bias)
+            store(b, found, at(b, line, b.sub(row, arguments[11]), F32))
+
+
+@intrinsic
+def run_tile(
+    typing_context: Any,
+    weights: Any,
+    scales: Any,
+    bias: Any,
+    panel: Any,
+    columns: Any,
+    x: Any,
+    x_scales: Any,
+    offsets: Any,
+    token: Any,
+    y: Any,
+    y_token: Any,
+    y_row: Any,
+    n: Any,
+) -> Any:
+    """Multiply the rows of a panel by the tokens from `token` to before token + n; n is at most `most_tokens`.
+
+    Args:
+        weights: the panels, one dimension; its type says how they are stored.
+        scales: for int8 float32, one per row; for int4 bfloat16's bits, one per row and group; else unused.
+        bias: float32, one per row.
+        panel: the panel's index.
+        columns: how many each row has, with padding.
+        x: the tokens' vectors, a row each, as long as that.
+        x_scales: float32 [tokens, 1 or groups], the scales of rounded vectors.
+        offsets: int32 [tokens, groups], what each group's sum starts with.
+        token: the first row of x.
+        y: float32; a token's result for a row of the matrix is written to y[token - y_token, row - y_row].
+        n: how many tokens.
+    """
+    kind = KINDS[weights.dtype]
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        done = builder.append_basic_block("tiles_done")
+        choice = builder.switch(arguments[12], done)
+        for size in range(1, kind.tokens + 1):
+            block = builder.append_basic_block(f"tile_{size}")
+            choice.add_case(I64(size), block)
+            builder.position_at_end(block)
+            _write_tile(kind, size, context, builder, signature, arguments)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(weights, scales, bias, whole, whole, x, x_scales, offsets, whole, y, whole, whole, whole), code
+
+
+@intrinsic
+def most_tokens(typing_context: Any, weights: Any) -> Any:
+    """Return how many tokens the largest tile of a storage has."""
+    kind = KINDS[weights.dtype]
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return I64(kind.tokens)
+
+    return types.int64(weights), code
+
+
+@kernel
+def multiply(
+    matrix: Any,
+    layer: int,
+    columns: int,
+    first: int,
+    last: int,
+    vectors: Any,
+    start: int,
+    stop: int,
+    y: Any,
+    y_token: int,
+    y_row: int,
+) -> None:
+    """Multiply the panels from `first` to before `last` of a matrix by the tokens from `start` to before `stop`.
+
+    Args:
+        matrix: see `forward.Matrix`.
+        layer: which of its layers.
+        columns: how many the matrix has, with padding.
+        vectors: the tokens' vectors, see `forward.Vectors`.
+        y, y_token, y_row: where results go, as for `run_tile`.
+    """
+    weights, scales, bias = matrix.weights[layer], matrix.scales[layer], matrix.bias[layer]
+    x, x_scales, offsets = vectors.numbers, vectors.scales, vectors.offsets
+    most = most_tokens(weights)
+    # As many tokens at a time as stay in the second-level cache while all panels pass by.
+    block = max(1, _L2_BYTES // (columns * x.itemsize) // most) * most
+    while start < stop:
+        end = min(stop, start + block)
+        tiles = (end - start + most - 1) // most
+        for panel in range(first, last):
+            token = start
+            for tile in range(tiles):
+                following = start + (end - start) * (tile + 1) // tiles  # tiles of nearly the same size
+                n = following - token
+                run_tile(weights, scales, bias, panel, columns, x, x_scales, offsets, token, y, y_token, y_row, n)
+                token = following
+        start = end
+
+
+def read_row(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    """Write one row of a matrix in panels to out[to, :width], as float32."""
+
+
+@overload(read_row, inline="never")
+def _read_row(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    return {
+        types.float32: _read_float32,
+        types.uint16: _read_bfloat16,
+        types.int8: _read_int8_pairs,
+        types.uint8: _read_int8_quads,
+        types.int32: _read_int4_pairs,
+        types.uint32: _read_int4_quads,
+    }[weights.dtype]
+
+
+@inline
+def panel_index(row: int, column: int, columns: int, side: int) -> int:
+    """Return the index of a number in panels with `side` columns of a row side by side."""
+    lane_group = row // PANEL * columns // side + column // side
+    return (lane_group * PANEL + row % PANEL) * side + column % side
+
+
+@inline
+def group_index(row: int, column: int, columns: int) -> int:
+    """Return the index of the scale of an int4 number."""
+    return (row // PANEL * (columns // _GROUP4) + column // _GROUP4) * PANEL + row % PANEL
+
+
+@inline
+def nibble_index(row: int, column: int, columns: int, side: int) -> tuple[int, int]:
+    """Return the index of the byte of an int4 number, and by how many bits it is shifted there."""
+    inside = column % _GROUP4
+    half = _GROUP4 // 2
+    group = row // PANEL * (columns // _GROUP4) + column // _GROUP4
+    step, high = inside % half // side, inside // half
+    return (group * half + step * side) * PANEL + row % PANEL * side + inside % side, 4 * high
+
+
+_GROUP4 = GROUPS["int4"]
+
+
+def _read_float32(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    for i in range(width):
+        out[to, i] = weights[panel_index(row, i, columns, 1)]
+
+
+def _read_bfloat16(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    for i in range(width):
+        out[to, i] = bits_as_float(np.int32(np.uint32(weights[panel_index(row, i, columns, 2)]) << np.uint32(16)))
+
+
+def _read_int8_pairs(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    for i in range(width):
+        out[to, i] = np.float32(weights[panel_index(row, i, columns, 2)]) * scales[row]
+
+
+def _read_int8_quads(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    for i in range(width):
+        out[to, i] = np.float32(np.int32(weights[panel_index(row, i, columns, 4)]) - 128) * scales[row]
+
+
+def _read_int4_pairs(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    for i in range(width):
+        out[to, i] = _read_nibble(weights, scales, row, i, columns, 2)
+
+
+def _read_int4_quads(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
+    for i in range(width):
+        out[to, i] = _read_nibble(weights, scales, row, i, columns, 4)
+
+
+@inline
+def _read_nibble(weights: Any, scales: Any, row: int, column: int, columns: int, side: int) -> Any:
+    """Read an int4 number from an array of 32-bit words."""
+    index, shift = nibble_index(row, column, columns, side)
+    number = (np.int64(weights[index // 4]) >> (index % 4 * 8 + shift)) & 15
+    scale = bits_as_float(np.int32(np.uint32(scales[group_index(row, column, columns)]) << np.uint32(16)))
+    return np.float32(number - 8) * scale
