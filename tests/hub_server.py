@@ -22,6 +22,8 @@ class Hub(ThreadingHTTPServer):
         models: the folder of each model, by name.
         gated: names to which access is refused.
         wrong: what to give in place of a file, by its name.
+        more_files: names of files that are listed and do not exist.
+        portal: a page with which every request is answered, with status 200.
         requests: every request so far, as `GET /path`.
     """
 
@@ -31,6 +33,8 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.wrong: dict[str, bytes] = {}
         self.broken = False
+        self.more_files: list[str] = []
+        self.portal = b""
 
     @property
     def url(self) -> str:
@@ -70,7 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         api = re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/([^/]+)/?)?", path)
         file = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path)
-        if self.server.broken:
+        if self.server.portal:
+            self._send(200, self.server.portal, {"Content-Type": "text/html"})
+        elif self.server.broken:
             self._send(503, b"{}")
         elif api and self._may_see(api[1]):
             if api[3] not in (None, "main", COMMIT):
@@ -79,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json([self._entry(p) for p in self._files(api[1])])
             else:
                 siblings = [self._sibling(p) for p in self._files(api[1])]
+                siblings += [{"rfilename": file, "size": 3} for file in self.server.more_files]
                 self._send_json({"id": api[1], "modelId": api[1], "sha": COMMIT, "siblings": siblings})
         elif file and self._may_see(file[1]):
             self._send_file(self.server.models[file[1]] / file[3])

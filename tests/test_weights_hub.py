@@ -269,3 +269,41 @@ class TestIntoAFolder:
             status, out, err = call("fetch", "owner/none", "--from", "hub")
             assert (status, out) == (2, "") and "no visible model of that name" in err
             assert call("fetch", "355M", "--from", "hub", "--mirror", "https://x")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        "model-x/../../../../evil-1-of-1",
+        "model-..\\..\\evil-1-of-1",
+        "model-\x1b[2J-1-of-1",
+        "model-" + "x" * 300 + "-1-of-1",
+        "model-[a-z]*-1-of-1",
+    ],
+)
+def test_a_file_name_that_leaves_the_folder_is_refused(models: dict[str, Path], tmp_path: Path, evil: str) -> None:
+    with serving(models) as hub:
+        hub.more_files = [evil]
+        (answer,) = fetch(tmp_path, hub.url, "owner/shards")
+        assert answer["error"] == "HubError" and "which Clearhead does not download" in answer["text"]
+        assert "\x1b" not in answer["text"]
+        assert not [request for request in hub.requests if "/resolve/" in request]
+        hub.more_files = ["onnx/model.onnx", "../README.md", "\x1b[2J"]  # names that nobody needs do no harm
+        (answer,) = fetch(tmp_path, hub.url, "owner/shards")
+        assert answer["layers"] == 2
+        (answer,) = fetch(tmp_path, hub.url, "owner/empty")
+        assert "has no model.safetensors" in answer["text"] and "\x1b" not in answer["text"]
+
+
+def test_a_page_to_sign_in_is_not_taken_for_the_hub(models: dict[str, Path], tmp_path: Path) -> None:
+    with serving(models) as hub:
+        for page in (b"<html><body>Sign in to the hotel network</body></html>", b"[]", b"{}", b"\x00\xff"):
+            hub.portal = page
+            (answer,) = fetch(tmp_path, hub.url, "tiny")
+            assert answer["error"] in ("HubError", "WeightsError"), answer
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "owner/" + "y" * 5000, "a\0b", "~nobody-of-that-name/model"])
+def test_names_that_no_path_can_have(name: str, tmp_path: Path) -> None:
+    (answer,) = fetch(tmp_path, CLOSED, name)
+    assert answer["error"] in ("HubError", "WeightsError") and len(answer["text"]) < 600

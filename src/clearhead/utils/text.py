@@ -1,10 +1,15 @@
-"""Decode text files: UTF-8, with or without a byte-order mark."""
+"""Decode text files (UTF-8, with or without a byte-order mark), and print text from strangers."""
 
 from __future__ import annotations
 
 import codecs
 
 from clearhead.errors import InputError
+
+
+def printable(text: str) -> str:
+    """Return a text from an untrusted file for a message: control characters, which a terminal obeys, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def decode_text(data: bytes, name: str, *, offset: int = 0) -> str:

@@ -27,11 +27,16 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
         HubError: if the model cannot be fetched.
     """
     text = os.fspath(source)
-    path = Path(source).expanduser()
-    if text and path.exists():
-        return path
-    if text and (index := index_in(path)):  # TensorFlow names a checkpoint by the common start of its files' names
-        return index
+    try:
+        path = Path(source).expanduser()
+        if text and path.exists():
+            return path
+        if text and (index := index_in(path)):  # TensorFlow names a checkpoint by the common start of its files' names
+            return index
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, an unknown ~user, a NUL character
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        shown = text if len(text) <= 80 else f"{text[:80]}…"
+        raise WeightsError(f"{shown!r} is not a usable path ({reason}); give a model's folder or file.") from None
     if not isinstance(source, str) or looks_like_path(text):
         if not text:
             raise WeightsError("no model was named; give a folder, a file, or a model on the hub such as gpt2.")

@@ -53,6 +53,7 @@ class PyTorchFile:
         self.aliases: dict[str, str] = {}
         seen: dict[tuple[int, tuple[int, ...], str], str] = {}
         for name, tensor in self._values.items():
+            _check_data(path, name, tensor)
             dtype = str(tensor.dtype).removeprefix("torch.")
             if dtype not in NUMPY_TYPES:
                 raise WeightsError(
@@ -171,6 +172,31 @@ def _state_dict(path: Path, contents: Any) -> Mapping[str, torch.Tensor]:
         f"{path} contains {_describe(contents)}; a mapping of names to tensors, as torch.save(model.state_dict(), …) "
         "writes it, was expected."
     )
+
+
+def _check_data(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """Check that a tensor's values are in the file, each at its own offset.
+
+    Raises:
+        WeightsError: if it has no values, is sparse or nested, or repeats stored values (which could fill any memory).
+    """
+    import torch
+
+    if tensor.is_meta:
+        raise WeightsError(
+            f"{path} stores {name!r} without values (a meta tensor); save the state dict of a model whose weights "
+            "are loaded."
+        )
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else "sparse"
+        raise WeightsError(
+            f"{path} stores {name!r} as a {kind} tensor; make it an ordinary one first, for instance with to_dense()."
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{path} stores {name!r} as a tensor of {tensor.numel():,} values that repeats fewer stored ones; "
+            "save its clone() instead."
+        )
 
 
 def _describe(contents: Any) -> str:

@@ -47,6 +47,29 @@ def check_is_data(path: Path) -> None:
         )
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raise for a file of weights in a format that is not read here, and say how to convert it.
+
+    Raises:
+        WeightsError: if it is one.
+    """
+    if path.suffix == ".msgpack" or detect_format(path) == "hdf5":
+        framework, option = ("Flax", "from_flax") if path.suffix == ".msgpack" else ("TensorFlow 2 (HDF5)", "from_tf")
+        raise WeightsError(
+            f"{path} is in the format of {framework}, which Clearhead does not read; convert it with version 4 of "
+            f"transformers: GPT2LMHeadModel.from_pretrained(folder, {option}=True).save_pretrained(new_folder)."
+        )
+    if path.suffix == ".meta":
+        raise WeightsError(
+            f"{path} is the graph of a TensorFlow checkpoint without its weights; "
+            f"put {path.stem}.index and {path.stem}.data-00000-of-00001 into the same folder."
+        )
+    if path.name == "checkpoint" and first_bytes(path).startswith(b"model_checkpoint_path"):
+        raise WeightsError(
+            f"{path} only names a TensorFlow checkpoint; put the .index and .data files of that into {path.parent}."
+        )
+
+
 def detect_format(path: Path) -> str:
     """Return the file format: `pytorch`, `gguf`, `hdf5`, `llm.c`, `safetensors`, or `unknown`."""
     head = first_bytes(path)

@@ -403,7 +403,7 @@ def _field(number: int, value: int | bytes) -> bytes:
 
 
 def index_in(path: Path) -> Path | None:
-    """Find the index that a folder, an index, a data file or their common prefix means; None if there is none.
+    """Find the index that a folder, a file of a checkpoint, or their common prefix means; None if there is none.
 
     In a folder it is the one that the file `checkpoint` names, otherwise the one with the highest number at its
     end (the training step), otherwise the newest.
@@ -414,6 +414,8 @@ def index_in(path: Path) -> Path | None:
             return index
         found = [index for index in path.glob("*.index") if index.is_file()]
         return max(found, key=_age, default=None)
+    if path.name == "checkpoint" and path.is_file():
+        return index_in(path.parent)
     if path.name.endswith(".index"):
         return path if path.is_file() else None
     prefix = re.sub(r"\.(data-\d{5}-of-\d{5}|meta)$", "", path.name)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from clearhead.errors import HubError, WeightsError
 from clearhead.tokenizer.files import TOKENIZER_FILES
+from clearhead.utils.text import printable
 from clearhead.weights.hub.folder_lock import lock_folder
 from clearhead.weights.schemes.huggingface import WEIGHT_FILES, weights_in
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 _TIMEOUT = 10.0  # seconds without an answer after which the hub counts as unreachable
 _CHUNK = 2**20  # bytes
@@ -204,22 +207,46 @@ def _model_files(name: str, revision: str | None) -> tuple[ModelInfo, list[RepoS
     Raises:
         WeightsError: if it has no weights in a format that can be read.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, errors
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
     api = HfApi(library_name="clearhead")
-    info = api.model_info(name, revision=revision, timeout=_TIMEOUT, files_metadata=True)
+    try:
+        info = api.model_info(name, revision=revision, timeout=_TIMEOUT, files_metadata=True)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, errors.HFValidationError):
+            raise
+        raise HubError(
+            f"{_endpoint()} did not answer as a hub does when it was asked for {name!r}; if the network has a page to "
+            "sign in, sign in there, and check HF_ENDPOINT."
+        ) from None
     names = [sibling.rfilename for sibling in info.siblings or ()]
     weights = next((file for file in WEIGHT_FILES if file in names), None)
     if weights is None:
         raise WeightsError(
             f"{name!r} on {_endpoint()} has no {' or '.join(list(WEIGHT_FILES)[:3])}; "
-            f"it has {', '.join(sorted(names)[:8]) or 'no files'}."
+            f"it has {', '.join(map(printable, sorted(names)[:8])) or 'no files'}."
         )
     shards = [weights.removesuffix(".safetensors.index.json").removesuffix(".bin.index.json") + "-*-of-*"]
     wanted = [*_SMALL_FILES, weights, *(shards if weights.endswith(".index.json") else [])]
-    return info, [s for s in info.siblings or () if any(fnmatch(s.rfilename, pattern) for pattern in wanted)]
+    files = [file for file in info.siblings or () if any(fnmatch(file.rfilename, pattern) for pattern in wanted)]
+    for file in files:
+        check_file_name(file.rfilename, name)
+    return info, files
+
+
+def check_file_name(file: str, name: str) -> None:
+    """Check a file name that the hub chose: it must stay in the folder into which it is downloaded.
+
+    Raises:
+        HubError: if it has a separator, or anything but letters, digits, dots, hyphens and underscores.
+    """
+    if not _PLAIN_NAME.fullmatch(file):
+        raise HubError(
+            f"{name!r} on {_endpoint()} has a file named {file!r}, which Clearhead does not download: a name of "
+            "letters, digits, dots, hyphens and underscores was expected."
+        )
 
 
 def _say_size(name: str, files: list[RepoSibling]) -> None:

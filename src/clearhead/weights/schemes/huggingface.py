@@ -23,7 +23,7 @@ from clearhead.weights import writing
 from clearhead.weights.formats.pytorch import PyTorchFile
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.formats.sharded import ShardedFile
-from clearhead.weights.formats.sniff import check_is_data, detect_format
+from clearhead.weights.formats.sniff import check_is_data, detect_format, refuse_foreign
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import ConversionPlan
 from clearhead.weights.planning import make_plan
@@ -60,6 +60,7 @@ def open_weights(path: Path) -> TensorFile:
         ]
         return opener(path)
     check_is_data(path)
+    refuse_foreign(path)
     return PyTorchFile(path) if detect_format(path) == "pytorch" else SafetensorsFile(path)
 
 
@@ -109,6 +110,12 @@ def no_weights(folder: Path) -> str:
     shards = [name for name in there if re.search(r"-\d{5}-of-\d{5}\.(safetensors|bin)$", name)]
     if shards:
         return f"{folder} holds shards ({shards[0]}, …) but no index of them, *.index.json; download that too."
+    for name in there:
+        if name.endswith((".h5", ".msgpack", ".meta")) or name == "checkpoint":
+            refuse_foreign(folder / name)
+    inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and weights_in(path)]
+    if inside:
+        return f"{folder} has no weights itself, but {', '.join(inside[:4])} in it has; give that folder."
     listed = ", ".join(there[:8]) + (", …" if len(there) > 8 else "")
     return f"{folder} has no {' or '.join(list(WEIGHT_FILES)[:3])}; it holds {listed or 'nothing'}."
 

@@ -46,6 +46,8 @@ def is_checkpoint(path: Path) -> bool:
     """Return whether a folder or a file is a TensorFlow checkpoint, or a part of one."""
     if path.is_dir():
         return index_in(path) is not None or _stray_data(path) is not None
+    if path.name == "checkpoint" or path.suffix == ".meta":
+        return index_in(path) is not None
     return path.name.endswith(".index") or _DATA_FILE.fullmatch(path.name) is not None
 
 
