@@ -1,4 +1,4 @@
-"""`clearhead tour`: ten chapters about how a GPT-2 works, in a browser, and a check that their code runs."""
+"""`clearhead tour`: eleven chapters about how a GPT-2 works, in a browser, and a check that their code runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tour(
     check: Check = False,
     write: Write = False,
 ) -> None:
-    """Read ten short chapters on how a GPT-2 works, each step shown by code that runs.
+    """Read eleven short chapters on how a GPT-2 works, each step shown by code that runs.
 
     They are served to a browser on this machine only, until Ctrl-C.
     """

@@ -1,4 +1,4 @@
-"""The tour: ten short chapters on a GPT-2, whose code runs and whose output is checked.
+"""The tour: eleven short chapters on a GPT-2, whose code runs and whose output is checked.
 
 `chapters.py` finds the chapters, `cells.py` runs them and compares, `site.py` turns them into pages, and `server.py`
 serves the pages to a browser on the same machine. The chapters are in `docs/tour` of the project.
