@@ -79,7 +79,7 @@ class LabelledArray:
 
     def __repr__(self) -> str:
         shape = " × ".join(f"{len(names)} {axis}s" for axis, names in zip(self.axes, self.labels, strict=True))
-        lines = [f"{', '.join(names)}: {value:+.4f}" for names, value in self.top(5)]
+        lines = [f"{', '.join(names)}: {value:+.3f}" for names, value in self.top(5)]
         more = [] if self.values.size <= 5 else ["..."]
         return "\n".join([f"{self.title or 'values'} ({shape}), largest first", *lines, *more])
 
