@@ -20,6 +20,7 @@ from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import GPT
 from clearhead.inference.logit_scores import group_logprobs
 from clearhead.inference.logprobs import score_rows
+from clearhead.inference.runner import ScoreTask, Slot, TokenScores
 from clearhead.inference.scoring import ScoreOptions, ScoreRequest, score_sequences, windows
 from clearhead.loading import bundled
 from clearhead.tokenizer import Tokenizer
@@ -45,12 +46,37 @@ def expected(peer: GPT2LMHeadModel, ids: Sequence[int]) -> torch.Tensor:
         return peer(torch.tensor([list(ids)])).logits[0].double().log_softmax(-1)
 
 
+class FakeSlot:
+    """A sequence that nothing is remembered of."""
+
+    length = 0
+
+
 class FakeRunner:
     """A Runner whose logits depend on the last token alone."""
 
     def __init__(self, logits: np.ndarray, context_length: int) -> None:
         self.table = logits
         self.config = GPTConfig(len(logits), context_length, 8, 1, 1)
+
+    def open(self) -> FakeSlot:
+        return FakeSlot()
+
+    def fork(self, slot: Slot) -> FakeSlot:
+        return FakeSlot()
+
+    def close(self, slot: Slot) -> None:
+        pass
+
+    def extend(self, work: Sequence[tuple[Slot, Sequence[int]]]) -> np.ndarray:
+        return np.stack([self.table[ids[-1]] for _, ids in work])
+
+    def score(
+        self, work: Sequence[ScoreTask], *, top: int = 0, n_choices: int | None = None
+    ) -> tuple[np.ndarray, list[TokenScores]]:
+        rows = [self.table[list(task.ids[task.start :])][: len(task.targets)] for task in work]
+        scores = [score_rows(one, task.targets, top, n_choices) for one, task in zip(rows, work, strict=True)]
+        return self.extend([(task.slot, task.ids) for task in work]), scores
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         return self.table[list(ids)]

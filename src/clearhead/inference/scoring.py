@@ -12,16 +12,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.inference.declaration import is_whole
-from clearhead.inference.logit_scores import LogitScorer, group_logprobs, score_in_blocks
+from clearhead.inference.logit_scores import group_logprobs, score_in_blocks
 from clearhead.inference.logprobs import join_scores
-from clearhead.inference.runner import ScoreTask, Slot, TokenScores
+from clearhead.inference.runner import ScoreTask, ScoringRunner, Slot, TokenScores
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
@@ -102,14 +102,14 @@ _Part = tuple[TokenScores, npt.NDArray[np.float64]]
 
 
 def score_sequences(
-    runner: Any, requests: Iterable[ScoreRequest], options: ScoreOptions = ScoreOptions()
+    runner: ScoringRunner, requests: Iterable[ScoreRequest], options: ScoreOptions = ScoreOptions()
 ) -> Iterator[SequenceScores]:
     """Score many sequences; yield the results in the order of the requests.
 
     Consecutive requests with the same context, as the endings of one question have, run it once.
 
     Args:
-        runner: a `ScoringRunner`, or one that has only `logits`.
+        runner: runs the model.
         requests: may be endless; a limited number is in memory at a time.
         options: how they are scored.
 
@@ -117,7 +117,6 @@ def score_sequences(
         InputError: if a request has no token to score, or an option is out of range.
         WeightsError: if a log-probability is NaN or infinite.
     """
-    scorer = runner if hasattr(runner, "score") and hasattr(runner, "fork") else LogitScorer(runner)
     stride = check_stride(options.stride, runner.config.context_length)
     choices = runner.config.vocab_size if options.n_choices is None else options.n_choices
     if not 0 <= options.top <= choices:
@@ -132,9 +131,9 @@ def score_sequences(
         buffer.append(request)
         tokens += len(request.ids)
         if tokens >= _BUFFERED_TOKENS:
-            yield from _score_buffer(scorer, buffer, options, stride)
+            yield from _score_buffer(runner, buffer, options, stride)
             buffer, tokens = [], 0
-    yield from _score_buffer(scorer, buffer, options, stride)
+    yield from _score_buffer(runner, buffer, options, stride)
 
 
 def check_stride(stride: int | None, context_length: int) -> int:
@@ -168,9 +167,9 @@ def windows(length: int, context_length: int, stride: int, start: int = 1) -> It
 
 
 def _score_buffer(
-    scorer: Any, requests: Sequence[ScoreRequest], options: ScoreOptions, stride: int
+    runner: ScoringRunner, requests: Sequence[ScoreRequest], options: ScoreOptions, stride: int
 ) -> Iterator[SequenceScores]:
-    context_length = scorer.config.context_length
+    context_length = runner.config.context_length
     pieces: list[_Window] = []
     for number, request in enumerate(requests):
         cuts = windows(len(request.ids), context_length, stride, request.first)
@@ -178,7 +177,7 @@ def _score_buffer(
     found: list[dict[int, _Part]] = [{} for _ in requests]
     run = _run if options.groups is None else _run_with_groups
     for batch in _batches(pieces, requests, options.batch_size):
-        for window, part in zip(batch, run(scorer, requests, batch, options), strict=True):
+        for window, part in zip(batch, run(runner, requests, batch, options), strict=True):
             found[window.request][window.index] = part
     by_request: list[list[_Window]] = [[] for _ in requests]
     for window in pieces:
@@ -214,10 +213,9 @@ def _batches(pieces: Sequence[_Window], requests: Sequence[ScoreRequest], batch_
 
 
 def _run_with_groups(
-    scorer: Any, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions
+    runner: ScoringRunner, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions
 ) -> list[_Part]:
     """Score one batch from whole rows of logits, which the probabilities of groups need."""
-    runner = scorer.runner if isinstance(scorer, LogitScorer) else scorer
     assert options.groups is not None
     parts = []
     for window in batch:
@@ -229,7 +227,9 @@ def _run_with_groups(
     return parts
 
 
-def _run(scorer: Any, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions) -> list[_Part]:
+def _run(
+    runner: ScoringRunner, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions
+) -> list[_Part]:
     """Score one batch in one call of the Runner, and one more for contexts that several of its windows share."""
     slots: list[Slot] = []
     shared: dict[tuple[int, ...], Slot] = {}
@@ -240,25 +240,22 @@ def _run(scorer: Any, requests: Sequence[ScoreRequest], batch: Sequence[_Window]
             counts[context] = counts.get(context, 0) + 1
         for context, count in counts.items():
             if count > 1 and len(context) >= _SHARED_TOKENS:
-                shared[context] = scorer.open()
-        if shared and not isinstance(scorer, LogitScorer):
-            scorer.extend([(slot, context) for context, slot in shared.items()])
-        elif shared:
-            for context, slot in shared.items():
-                slot.ids += context  # type: ignore[attr-defined]
+                shared[context] = runner.open()
+        if shared:
+            runner.extend([(slot, context) for context, slot in shared.items()])
         work = []
         for window, context in zip(batch, contexts, strict=True):
-            slot = scorer.fork(shared[context]) if context in shared else scorer.open()
+            slot = runner.fork(shared[context]) if context in shared else runner.open()
             slots.append(slot)
             ids = requests[window.request].ids
             begin = window.scored - 1 if context in shared else window.first
             targets = ids[window.scored : window.last + 1]
             work.append(ScoreTask(slot, ids[begin : window.last], targets, window.scored - 1 - begin))
-        _, found = scorer.score(work, top=options.top, n_choices=options.n_choices)
+        _, found = runner.score(work, top=options.top, n_choices=options.n_choices)
         return [(scores, np.zeros((len(scores.logprobs), 0))) for scores in found]
     finally:
         for slot in [*slots, *shared.values()]:
-            scorer.close(slot)
+            runner.close(slot)
 
 
 def _joined(request: ScoreRequest, parts: Sequence[_Part], cuts: Sequence[_Window]) -> SequenceScores:
@@ -376,7 +373,7 @@ class TextToScore:
 
 
 def score_texts(
-    runner: Any,
+    runner: ScoringRunner,
     texts: Iterable[TextToScore],
     *,
     options: ScoreOptions = ScoreOptions(),
