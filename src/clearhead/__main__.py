@@ -1,6 +1,10 @@
 """`python -m clearhead` is the command `clearhead`."""
 
-from clearhead.cli import main
+import sys
 
-if __name__ == "__main__":
+try:
+    from clearhead.cli import main
+
     main()
+except KeyboardInterrupt:  # during the import
+    sys.exit(130)

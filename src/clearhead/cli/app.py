@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -19,7 +21,7 @@ from clearhead.cli.classify import classify
 from clearhead.cli.console import printable
 from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
-from clearhead.cli.exit_codes import FAILED, INTERRUPTED, USAGE
+from clearhead.cli.exit_codes import FAILED, USAGE
 from clearhead.cli.generate import generate
 from clearhead.cli.new import new
 from clearhead.cli.params import params
@@ -64,33 +66,45 @@ VERBS = (
 )
 
 
-def main() -> None:
-    """Run the command line of this process and exit: 0, 2 for what the user can correct, 130 after Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no × shows a ? instead of a crash
+def run() -> None:
+    """Run the command and turn every expected error into one sentence and an exit status."""
+    _prepare_streams()
     try:
         try:
             make_app()(prog_name="clearhead")
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except ClearheadError as error:
         _fail(str(error), USAGE)
     except ModuleNotFoundError as error:
         if isinstance(missing := missing_package(error, "this command"), ClearheadError):
             _fail(str(missing), USAGE)
         raise
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader has closed the pipe. What is still buffered must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(FAILED)
     except OSError as error:
-        _fail(f"{error.filename + ': ' if error.filename else ''}{error.strerror or error}.", FAILED)
+        if error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG) and error.filename is None:
+            _discard_output()
+        _fail(f"{str(error.filename) + ': ' if error.filename else ''}{error.strerror or error}.", FAILED)
     except MemoryError:
         _fail("there is not enough memory for this; use a smaller model.", FAILED)
+
+
+def _prepare_streams() -> None:
+    """Make sure that the standard streams exist and can print every character."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stdout is None:
+        _fail("standard output is closed; send it to a file or to /dev/null.", FAILED)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no × shows a ? instead of a crash
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: its reader is gone, or the disk is full, and writing it again would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_app() -> typer.Typer:
