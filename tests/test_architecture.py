@@ -334,6 +334,20 @@ def test_files_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path: Path) ->
         read_architecture(tmp_path / "odd.safetensors")
 
 
+def test_a_quantized_checkpoint_is_named(tmp_path: Path) -> None:
+    shapes = write_folder(tmp_path / "tiny", "llama")
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = read_architecture(tmp_path / "tiny")
+    assert {tensor.name for tensor in found.tensors} == set(shapes)
+    assert found.notes == (
+        "Its weights are stored quantized (gptq); the chart shows the matrices that they stand for.",
+    )
+    with pytest.raises(WeightsError, match=r"quantized checkpoint .*0\.self_attn\.q_proj\.qweight"):
+        architecture_from_tensors({"model.layers.0.self_attn.q_proj.qweight": (4, 32)}, "tiny")
+
+
 def test_every_family_has_a_title_of_its_own() -> None:
     titles = [family.title for family in FAMILIES.values()]
     assert len(titles) == len(set(titles))

@@ -135,6 +135,8 @@ def _print(models: list[Architecture], lang: str) -> None:
         rows = [(label, *(column.get(label, "") for column in columns)) for label in labels]
         _table(("", *(model.name for model in models)), rows)
     for model in models:
+        if len(models) > 1 and model.family == "gpt2":
+            continue
         title = words["difference"] if len(models) == 1 else f"{model.name}: {words['difference']}"
         console.print(f"\n{title}")
         for sentence in (*differences(model, lang), *model.notes):

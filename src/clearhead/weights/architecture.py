@@ -48,7 +48,18 @@ def read_architecture(source: str | os.PathLike[str]) -> Architecture:
         assert weights is not None
         return architecture_from_tensors(_shapes(_open(weights).tensors), name)
     values = _read_config(config)
+    if "quantization_config" in values:
+        return _quantized(values, name)
     return _with_weights(values, name, None if weights is None else _shapes(_open(weights).tensors))
+
+
+def _quantized(config: dict[str, Any], name: str) -> Architecture:
+    """Return the architecture from the config alone: the file's tensors are codes and scales, not matrices."""
+    settings = config["quantization_config"]
+    method = settings.get("quant_method", "unknown method") if isinstance(settings, dict) else "unknown method"
+    architecture = architecture_from_config(config, name)
+    note = f"Its weights are stored quantized ({method}); the chart shows the matrices that they stand for."
+    return replace(architecture, notes=(*architecture.notes, note))
 
 
 def _find(path: Path) -> tuple[Path | None, Path | None]:

@@ -38,6 +38,11 @@ def architecture_from_tensors(
     Raises:
         WeightsError: if there is no token embedding or no block among the tensors.
     """
+    if quantized := next((key for key in shapes if key.endswith((".qweight", ".qzeros", ".weight.absmax"))), None):
+        raise WeightsError(
+            f"{name} is a quantized checkpoint (GPTQ, AWQ or bitsandbytes: it has {quantized}), whose shapes are not "
+            "those of the matrices; put its config.json in the same folder, which says enough."
+        )
     tensors = classify(shapes)
     layers = {tensor.layer for tensor in tensors if tensor.layer is not None}
     embedding = [t for t in tensors if t.role == "token_embedding" and len(t.shape) == 2]
