@@ -78,9 +78,9 @@ class PeerRunner:
         self.slots.append(ListSlot())
         return self.slots[-1]
 
-    def fork(self, slot: Slot) -> Slot:
+    def fork(self, slot: Slot, length: int | None = None) -> Slot:
         assert isinstance(slot, ListSlot) and any(slot is one for one in self.slots)
-        self.slots.append(ListSlot(list(slot.ids)))
+        self.slots.append(ListSlot(slot.ids[:length]))
         return self.slots[-1]
 
     def close(self, slot: Slot) -> None:
@@ -173,8 +173,10 @@ def test_live_sequences_run_in_one_batch_up_to_the_limit() -> None:
     wide, narrow = runner(), runner()
     generate(wide, None, requests)
     generate(narrow, None, requests, max_live=4)
-    assert wide.batches == [6, 6, 6]
-    assert narrow.batches == [4, 4, 4, 2, 2, 2]
+    # The prompt of each request runs once, and its samples are forks of it.
+    assert wide.batches == [3, 6, 6]
+    assert max(narrow.batches) == 4 and sum(narrow.batches) == sum(wide.batches)
+    assert sum(len(ids) == 1 for ids in wide.seen) == sum(len(ids) == 1 for ids in narrow.seen) == 3
     with pytest.raises(InputError, match="max_live is 0"):
         generate(runner(), None, requests, max_live=0)
 

@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_a_type_checker_finds_mistakes_in_calls(tmp_path: Path) -> None:
     assert found == {5, 6, 7, 8, 9}
 
 
-@pytest.mark.parametrize("name", ["generate", "stream", "request"])
+@pytest.mark.parametrize("name", ["generate", "stream", "astream", "request"])
 def test_help_shows_every_option_with_its_default_and_meaning(name: str) -> None:
     method = getattr(GPT, name)
     parameters = inspect.signature(method).parameters
@@ -114,6 +115,7 @@ def test_every_option_has_a_range_a_help_in_two_languages_and_a_group(option: ob
 
 def test_an_unknown_option_is_answered_with_the_nearest_name() -> None:
     gpt = clearhead.load()
-    for method in (gpt.generate, gpt.stream, gpt.request):
+    methods: list[Any] = [gpt.generate, gpt.stream, gpt.astream, gpt.request]
+    for method in methods:
         with pytest.raises(clearhead.ClearheadError, match=r"'max_tokens' is not .* did you mean 'max_new_tokens'\?"):
-            method("a", max_tokens=3)  # type: ignore[call-arg, call-overload]
+            method("a", max_tokens=3)

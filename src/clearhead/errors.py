@@ -35,3 +35,7 @@ class InputError(ClearheadError, ValueError):
 
 class TrainingError(ClearheadError):
     """A corpus, a recipe or a checkpoint does not allow training to start or to continue."""
+
+
+class OverloadedError(ClearheadError):
+    """Too many requests are waiting, or the server is shutting down; the same request may succeed later."""

@@ -12,7 +12,7 @@ print(gpt.score("The cat sat on the mat.").bits_per_byte)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from clearhead.inference.runner import ScoringRunner
+    from clearhead.inference.scheduler import Scheduler
     from clearhead.inference.torch_runner import TorchRunner
     from clearhead.lens import Trace
     from clearhead.lens.editing import Change
@@ -165,6 +166,7 @@ class GPT:
             runner = _torch_runner(model)
         check_vocabulary(runner.config, tokenizer)
         self.runner: ScoringRunner = runner
+        self._scheduler: Scheduler | None = None
         self._model = model
         self.tokenizer = tokenizer
         self.notes = tuple(notes)
@@ -251,6 +253,39 @@ class GPT:
         if asked.n != 1:
             raise InputError(f"n is {asked.n}, but a stream has one text; use generate for several.")
         return TextStream(self, self._request(asked))
+
+    @takes(PromptedOptions)
+    def astream(self, asked: PromptedOptions) -> AsyncIterator[str]:
+        """Continue a prompt from asynchronous code, and yield the text piece by piece.
+
+        Several streams run together, token by token, and each gives the same text as if it ran alone. Leaving the loop
+        early frees the memory that generation uses.
+
+        Args:
+            prompt: text, or token ids.
+
+        Raises:
+            InputError: if an option is unknown or out of range, `n` is not 1, or there is no tokenizer.
+            TokenizerError: if the prompt cannot be encoded.
+            OverloadedError: if too many streams wait.
+        """
+        self._need_tokenizer("a stream of text")
+        if asked.n != 1:
+            raise InputError(f"n is {asked.n}, but a stream has one text; use generate for several.")
+        return self._astream(self._request(asked))
+
+    async def _astream(self, request: Request) -> AsyncIterator[str]:
+        from clearhead.inference.scheduler import Scheduler
+
+        if self._scheduler is None or self._scheduler.runner is not self.runner:
+            self._scheduler = Scheduler(self.runner, self.tokenizer)
+        ticket = self._scheduler.submit(request)
+        try:
+            async for _, event in ticket:
+                if event.text:
+                    yield event.text
+        finally:
+            ticket.cancel()
 
     @takes(PromptedOptions)
     def request(self, asked: PromptedOptions) -> Request:

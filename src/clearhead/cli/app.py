@@ -27,6 +27,7 @@ from clearhead.cli.new import new
 from clearhead.cli.params import params
 from clearhead.cli.runs import runs
 from clearhead.cli.score import score
+from clearhead.cli.serve import serve
 from clearhead.cli.tokenize import tokenize
 from clearhead.cli.tour import tour
 from clearhead.cli.train import train
@@ -62,6 +63,7 @@ VERBS = (
     evaluate,
     score,
     classify,
+    serve,
     bench,
 )
 

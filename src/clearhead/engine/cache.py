@@ -73,10 +73,10 @@ class PageCache:
         self._slots.add(slot)
         return slot
 
-    def fork(self, slot: EngineSlot) -> EngineSlot:
-        """Return a new slot that shares another one's pages."""
+    def fork(self, slot: EngineSlot, length: int) -> EngineSlot:
+        """Return a new slot that shares the pages of another one's first tokens."""
         copy = self.open()
-        copy.length, copy.pages = slot.length, slot.pages[: -(-slot.length // PAGE)]
+        copy.length, copy.pages = length, slot.pages[: -(-length // PAGE)]
         self._users.update(copy.pages)
         return copy
 

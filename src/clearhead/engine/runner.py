@@ -22,8 +22,7 @@ from clearhead.engine.forward import phases_of
 from clearhead.engine.pool import ThreadPool
 from clearhead.engine.products import GROUPS, PANEL
 from clearhead.engine.scores import BLOCK, TOKENS
-from clearhead.errors import InputError
-from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_score_work, check_work
+from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_fork, check_score_work, check_work
 from clearhead.utils.jit import compile_notice
 
 MOST_ROWS = 512
@@ -122,17 +121,17 @@ class EngineRunner:
         with self._lock:
             return self._cache.open()
 
-    def fork(self, slot: Slot) -> EngineSlot:
-        """Open a new sequence with the same tokens, which shares the pages of the cache until one of the two writes.
+    def fork(self, slot: Slot, length: int | None = None) -> EngineSlot:
+        """Open a new sequence with the tokens of an open one, or its first ones.
+
+        The two share pages of the cache until one of them writes to a page.
 
         Raises:
-            InputError: if the slot is closed.
+            InputError: if the slot is closed, or has fewer tokens.
         """
         ours = _own_slot(slot)
         with self._lock:
-            if not ours.open:
-                raise InputError("this sequence was closed; open a new one.")
-            return self._cache.fork(ours)
+            return self._cache.fork(ours, check_fork(ours, length))
 
     def close(self, slot: Slot) -> None:
         """Forget a sequence; its memory serves the next one. Closing twice does nothing."""

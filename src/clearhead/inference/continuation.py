@@ -36,6 +36,13 @@ class Continuation:
         config: of the model that will run.
         tokenizer: turns ids into text; None for ids only.
 
+    Attributes:
+        ids: the tokens generated so far.
+        window: the tokens of the current sequence: prompt and generated ones, as far as the context holds them.
+        feed: the ids to run next.
+        n_choices: only ids below this are chosen and listed.
+        finish_reason: None while generation goes on.
+
     Raises:
         InputError: if the request does not fit the model: an id beyond its vocabulary, stop strings without a
             tokenizer, or more tokens than the context holds with `strict_context`.
@@ -52,7 +59,7 @@ class Continuation:
         self._context_length = config.context_length
         # A model may have more rows than its tokenizer has tokens (a vocabulary padded to a round number);
         # those rows have no text and are never chosen.
-        self._n_choices = config.vocab_size if tokenizer is None else min(config.vocab_size, tokenizer.vocab_size)
+        self.n_choices = config.vocab_size if tokenizer is None else min(config.vocab_size, tokenizer.vocab_size)
         self._stop_ids = set(request.stop_ids or ())
         if tokenizer is not None and request.stop_at_end_of_text and tokenizer.end_of_text is not None:
             self._stop_ids.add(tokenizer.end_of_text)
@@ -63,15 +70,15 @@ class Continuation:
         self._logprobs: list[TokenLogprob] = []
         self._notices: list[str] = []
         self._n_reported = 0
-        self._window = list(request.prompt_ids[-config.context_length :])
-        if len(self._window) < len(request.prompt_ids):
+        self.window = list(request.prompt_ids[-config.context_length :])
+        if len(self.window) < len(request.prompt_ids):
             self._notices.append(
                 f"The prompt has {len(request.prompt_ids):,} tokens and the model reads {config.context_length:,}; "
                 f"only the last {config.context_length:,} were used."
             )
         self._context_moved = False
-        self.feed = Feed(list(self._window), fresh=True)
-        self._sampler = Sampler(request, vocab_size=self._n_choices, prompt_ids=self._window, sample_index=sample_index)
+        self.feed = Feed(list(self.window), fresh=True)
+        self._sampler = Sampler(request, vocab_size=self.n_choices, prompt_ids=self.window, sample_index=sample_index)
 
     def accept(self, logits: npt.NDArray[np.float32]) -> Event:
         """Choose the next token.
@@ -85,13 +92,13 @@ class Continuation:
         Raises:
             WeightsError: if the logits are NaN or infinite.
         """
-        token = self._sampler.sample(logits[: self._n_choices])
+        token = self._sampler.sample(logits[: self.n_choices])
         if token in self._stop_ids:
             return self._end("stop", token)
         self.ids.append(token)
         logprob = None
         if self.request.logprobs is not None:
-            logprob = token_logprob(logits, token, self.request.logprobs, self._n_choices)
+            logprob = token_logprob(logits, token, self.request.logprobs, self.n_choices)
             self._logprobs.append(logprob)
         text = "" if self._decoder is None else self._filter.push(self._decoder.push(token))
         if self._filter.matched is not None:
@@ -118,13 +125,13 @@ class Continuation:
 
     def _advance(self, token: int) -> None:
         """Set `feed` to the new token or, if the context is full, to the newest half of all tokens."""
-        if len(self._window) < self._context_length:
-            self._window.append(token)
+        if len(self.window) < self._context_length:
+            self.window.append(token)
             self.feed = Feed([token], fresh=False)
             return
         remaining = max(1, self._context_length // 2)
-        self._window = [*self._window, token][-remaining:]
-        self.feed = Feed(list(self._window), fresh=True)
+        self.window = [*self.window, token][-remaining:]
+        self.feed = Feed(list(self.window), fresh=True)
         if not self._context_moved:
             self._context_moved = True
             self._notices.append(

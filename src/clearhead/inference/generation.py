@@ -2,8 +2,8 @@
 
 A `Request` says what is wanted. For each of its samples there is a `Continuation`, a small state machine that says
 which ids to run next (`feed`), takes the logits that result (`accept`), and answers with an `Event`. `generate` and
-`stream` drive any number of continuations together, one `Runner.extend` per step; the server's scheduler does the
-same.
+`stream` drive any number of continuations together in a `Batch`, one `Runner.extend` per step. The samples of one
+request share its prompt, which runs once.
 
 **The end of the context.** GPT-2 has learned positions, so the cache of a full sequence cannot be shifted. When a
 sequence has filled `context_length`, the newest half of its tokens is run again as a new sequence and generation goes
@@ -13,21 +13,16 @@ result, or is an error with `strict_context`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from clearhead.errors import InputError
+from clearhead.inference.batching import MAX_LIVE, Batch
 from clearhead.inference.continuation import Continuation
-from clearhead.inference.declaration import is_whole
 from clearhead.inference.requests import Completion, Event, Request
-from clearhead.inference.runner import Runner, Slot
+from clearhead.inference.runner import Runner
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
-
-MAX_LIVE = 32
-"""How many sequences run together unless the caller says otherwise; each has a cache in memory."""
 
 
 class Streamed(NamedTuple):
@@ -54,7 +49,7 @@ def generate(
         WeightsError: if the model's logits are NaN or infinite.
     """
     groups = _continuations(runner, tokenizer, requests)
-    for _ in _drive(runner, [one for group in groups for one in group], max_live):
+    for _ in _drive(runner, groups, max_live):
         pass
     return [
         Completion(tuple(request.prompt_ids), tuple(one.result() for one in group))
@@ -71,13 +66,13 @@ def stream(
     an exception or dropping it, frees the Runner's memory.
     """
     groups = _continuations(runner, tokenizer, requests)
-    owners = [(index, one.sample_index) for index, group in enumerate(groups) for one in group]
-    steps = _drive(runner, [one for group in groups for one in group], max_live)
+    indices = {id(one): (index, one.sample_index) for index, group in enumerate(groups) for one in group}
+    steps = _drive(runner, groups, max_live)
 
     def events() -> Generator[Streamed, None, None]:
         try:
-            for index, event in steps:
-                yield Streamed(*owners[index], event)
+            for continuation, event in steps:
+                yield Streamed(*indices[id(continuation)], event)
         finally:
             steps.close()
 
@@ -92,26 +87,19 @@ def _continuations(
     ]
 
 
-def _drive(runner: Runner, work: Sequence[Continuation], max_live: int) -> Generator[tuple[int, Event], None, None]:
-    """Run continuations to their ends, at most `max_live` together; yield (index in `work`, event)."""
-    if not is_whole(max_live) or max_live < 1:
-        raise InputError(f"max_live is {max_live!r}; give a whole number of at least 1.")
-    waiting = deque(range(len(work)))
-    slots: dict[int, Slot] = {}
+def _drive(
+    runner: Runner, groups: Sequence[Sequence[Continuation]], max_live: int
+) -> Generator[tuple[Continuation, Event], None, None]:
+    """Run continuations to their ends, at most `max_live` together; yield their events."""
+    batch = Batch(runner, max_live=max_live)
+    for group in groups:
+        batch.add(group)
     try:
-        while waiting or slots:
-            while waiting and len(slots) < max_live:
-                slots[waiting.popleft()] = runner.open()
-            for index in [index for index, slot in slots.items() if work[index].feed.fresh and slot.length]:
-                runner.close(slots.pop(index))
-                slots[index] = runner.open()
-            running = list(slots)
-            logits = runner.extend([(slots[index], work[index].feed.ids) for index in running])
-            for index, row in zip(running, logits, strict=True):
-                event = work[index].accept(row)
-                if event.finish_reason is not None:
-                    runner.close(slots.pop(index))
-                yield index, event
+        while batch.busy:
+            for outcome in batch.step():
+                if outcome.error is not None:
+                    raise outcome.error
+                assert outcome.event is not None
+                yield outcome.entry.continuation, outcome.event
     finally:
-        for slot in slots.values():
-            runner.close(slot)
+        batch.close()

@@ -40,14 +40,14 @@ class Runner(Protocol):
     def open(self) -> Slot:
         """Open a new, empty sequence."""
 
-    def fork(self, slot: Slot) -> Slot:
-        """Open a new sequence with the same tokens as an open one.
+    def fork(self, slot: Slot, length: int | None = None) -> Slot:
+        """Open a new sequence with the tokens of an open one, or with its first `length` tokens.
 
         A Runner may let the two share what is cached until one of them grows. From then on each gives what it would
         give had it been run alone, and closing one does not affect the other.
 
         Raises:
-            InputError: if the slot is closed.
+            InputError: if the slot is closed, or has fewer tokens.
         """
 
     def close(self, slot: Slot) -> None:
@@ -134,6 +134,19 @@ class ScoringRunner(Runner, Protocol):
         Raises:
             InputError: as `extend`.
         """
+
+
+def check_fork(slot: KnownSlot, length: int | None) -> int:
+    """Check what `Runner.fork` is given, and return the number of tokens of the new sequence.
+
+    Raises:
+        InputError: as `Runner.fork`.
+    """
+    if not slot.open:
+        raise InputError("this sequence was closed; open a new one.")
+    if length is not None and not 0 <= length <= slot.length:
+        raise InputError(f"length is {length:,}, but the sequence has {slot.length:,} tokens; give at most as many.")
+    return slot.length if length is None else length
 
 
 class KnownSlot(Slot, Protocol):

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.config import GPTConfig
-from clearhead.errors import InputError
 from clearhead.inference.logprobs import SCORED_ROWS, join_scores, score_rows
-from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_score_work, check_work
+from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_fork, check_score_work, check_work
 from clearhead.model import GPTModel
 
 
@@ -55,13 +54,13 @@ class CacheRows:
         slot = self._slots[row] = TorchSlot(row)
         return slot
 
-    def copy(self, slot: TorchSlot) -> TorchSlot:
-        """Take another row and copy a sequence's keys and values into it."""
+    def copy(self, slot: TorchSlot, length: int) -> TorchSlot:
+        """Take another row and copy the keys and values of a sequence's first tokens into it."""
         new = self.open()
         for layers in (self.keys, self.values):
             for layer in layers:
-                layer[new.row, :, : slot.length] = layer[slot.row, :, : slot.length]
-        new.length = slot.length
+                layer[new.row, :, :length] = layer[slot.row, :, :length]
+        new.length = length
         return new
 
     def close(self, slot: TorchSlot) -> None:
@@ -177,17 +176,15 @@ class TorchRunner:
         """Open a new, empty sequence."""
         return self._cache.open()
 
-    def fork(self, slot: Slot) -> TorchSlot:
-        """Open a new sequence with the same tokens; its keys and values are copied.
+    def fork(self, slot: Slot, length: int | None = None) -> TorchSlot:
+        """Open a new sequence with the tokens of an open one, or its first ones; their keys and values are copied.
 
         Raises:
-            InputError: if the slot is closed.
+            InputError: if the slot is closed, or has fewer tokens.
         """
         own = _own_slot(slot)
-        if not own.open:
-            raise InputError("this sequence was closed; open a new one.")
         with torch.inference_mode():
-            return self._cache.copy(own)
+            return self._cache.copy(own, check_fork(own, length))
 
     def close(self, slot: Slot) -> None:
         """Forget a sequence; its memory serves the next one. Closing twice does nothing."""
