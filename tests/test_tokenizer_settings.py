@@ -183,7 +183,7 @@ def test_conversions_keep_added_and_special_tokens(base: Path, tmp_path: Path, t
     ("files", "sentence"),
     [
         ({"added_tokens.json": {"<x>": 5}}, "gives the added token '<x>' the id 5, but .* next free one, is 340"),
-        ({"added_tokens.json": {"<x>": 10**9}}, "the id 1000000000"),
+        ({"added_tokens.json": {"<x>": 10**9}}, "the token id 1000000000"),
         ({"added_tokens.json": {"<x>": 10**10}}, "has the token id 10000000000"),
         ({"added_tokens.json": {"<x>": "y"}}, "has the token id 'y'"),
         ({"added_tokens.json": {"<x>": None}}, "has the token id None"),

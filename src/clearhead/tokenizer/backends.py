@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
@@ -16,6 +17,7 @@ from clearhead.errors import TokenizerError
 from clearhead.tokenizer.byte_letters import LETTER_OF_BYTE
 from clearhead.tokenizer.definition import is_character_level
 from clearhead.tokenizer.tiktoken_ranks import mergeable_ranks
+from clearhead.utils.text import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,27 +190,41 @@ class CharacterBackend(DirectBackend):
         )
 
 
+@contextlib.contextmanager
+def _library_errors(use: str) -> Iterator[None]:
+    """Turn whatever `tokenizers` raises into `TokenizerError`: bare exceptions, and panics, which are BaseExceptions.
+
+    A pattern that would backtrack for ever ends in a panic too.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, TokenizerError):
+        raise
+    except BaseException as error:
+        raise TokenizerError(
+            f"the tokenizer's definition cannot be {use} ({shown(error, 200)}); "
+            "a tokenizer.json as the tokenizers library writes it was expected."
+        ) from None
+
+
 class TokenizersBackend:
     """Encodes with `tokenizers`, which opens every kind of `tokenizer.json`."""
 
     def __init__(self, definition: Mapping[str, Any]) -> None:
-        self._json = json.dumps(definition)
+        with _library_errors("opened"):
+            self._json = json.dumps(definition)
         self._plain = self._open(special=False)
         self._with_special: Any = None
-        added = self._plain.get_added_tokens_decoder()
+        with _library_errors("opened"):
+            added = self._plain.get_added_tokens_decoder()
+            self.vocabulary: dict[str, int] = self._plain.get_vocab(with_added_tokens=True)
         self.special_tokens: dict[str, int] = {token.content: id for id, token in added.items() if token.special}
-        self.vocabulary: dict[str, int] = self._plain.get_vocab(with_added_tokens=True)
 
     def _open(self, special: bool) -> Any:
         import tokenizers
 
-        try:
+        with _library_errors("opened"):
             opened = tokenizers.Tokenizer.from_str(self._json)
-        except Exception as error:  # the library raises bare exceptions
-            raise TokenizerError(
-                f"the tokenizer's definition cannot be opened ({error}); "
-                "a tokenizer.json as the tokenizers library writes it was expected."
-            ) from None
         opened.encode_special_tokens = not special  # true: special tokens in a text are encoded as text
         return opened
 
@@ -222,7 +238,8 @@ class TokenizersBackend:
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Return the ids of a text; see `Backend`."""
-        return list(self._library(special).encode(text, add_special_tokens=False).ids)
+        with _library_errors("used on this text"):
+            return list(self._library(special).encode(text, add_special_tokens=False).ids)
 
     def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
         """Return the ids of a text as an array; see `Backend`."""
@@ -235,7 +252,8 @@ class TokenizersBackend:
         # The library has threads of its own, whose number it takes from RAYON_NUM_THREADS.
         if threads == 1:
             return [self.encode(text, special) for text in texts]
-        encodings = self._library(special).encode_batch_fast(list(texts), add_special_tokens=False)
+        with _library_errors("used on these texts"):
+            encodings = self._library(special).encode_batch_fast(list(texts), add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
     def character_ends(self, text: str) -> list[int]:
@@ -244,7 +262,8 @@ class TokenizersBackend:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids that are in the vocabulary."""
-        return str(self._plain.decode([operator.index(id) for id in ids], skip_special_tokens=False))
+        with _library_errors("used on these ids"):
+            return str(self._plain.decode([operator.index(id) for id in ids], skip_special_tokens=False))
 
 
 def choose_backend(definition: Mapping[str, Any]) -> Backend:

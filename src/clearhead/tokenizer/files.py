@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer.definition import Definition, byte_level_bpe, is_byte_level_bpe
+from clearhead.tokenizer.validation import check_all_are_made, check_definition, check_merges, check_vocabulary
 from clearhead.utils import atomic
+from clearhead.utils.text import shown
 
 DEFINITION_FILE = "tokenizer.json"
 """The whole tokenizer in one file."""
@@ -80,24 +82,7 @@ def read_definition(path: Path) -> Definition:
         TokenizerError: if the file is missing or broken.
     """
     definition = read_json_object(path)
-    for part in ("model", "added_tokens", "normalizer", "pre_tokenizer", "decoder"):
-        expected = list if part == "added_tokens" else dict
-        if not isinstance(definition.get(part), expected) and (part == "model" or definition.get(part) is not None):
-            raise TokenizerError(
-                f"{path} has no valid {part!r}; a tokenizer.json as the tokenizers library writes it was expected."
-            )
-    definition["added_tokens"] = definition.get("added_tokens") or []
-    for token in definition["added_tokens"]:
-        if not isinstance(token, dict) or not {"id", "content"} <= token.keys():
-            raise TokenizerError(
-                f"{path} has the added token {token!r}; an object with 'id' and 'content' was expected."
-            )
-    model = definition["model"]
-    if model.get("type") == "BPE":
-        check_vocabulary(model.get("vocab"), str(path))
-        model["merges"] = parse_merges(model.get("merges"), str(path))
-        check_merges(model["vocab"], model["merges"], f"the vocabulary and the merges in {path}")
-        model["dropout"] = None
+    check_definition(definition, str(path))
     definition["truncation"] = definition["padding"] = None
     return definition
 
@@ -126,7 +111,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not valid JSON ({error}); it may be cut short: download it again.") from None
+        raise TokenizerError(
+            f"{path} is not valid JSON ({shown(error)}); it may be cut short: download it again."
+        ) from None
     if not isinstance(values, dict):
         raise TokenizerError(f"{path} has a JSON {type(values).__name__} at its top level; an object was expected.")
     return values
@@ -155,90 +142,11 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         parts = line.split(" ")
         if len(parts) != 2 or not all(parts):
             raise TokenizerError(
-                f"line {number} of {path} is {line!r}; two tokens with one space between them were expected. "
+                f"line {number} of {path} is {shown(line)}; two tokens with one space between them were expected. "
                 "The file may be cut short: download it again."
             )
         merges.append((parts[0], parts[1]))
     return merges
-
-
-def parse_merges(merges: Any, where: str) -> list[tuple[str, str]]:
-    """Return the merges of a `tokenizer.json` as pairs; it writes them as "a b" or ["a", "b"].
-
-    Raises:
-        TokenizerError: if they are anything else; `where` names their file.
-    """
-    if not isinstance(merges, list):
-        raise TokenizerError(f"{where} has no list of merges; byte-pair encoding needs one.")
-    pairs = []
-    for merge in merges:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(p and isinstance(p, str) for p in parts):
-            raise TokenizerError(f"{where} has the merge {merge!r}; two tokens were expected.")
-        pairs.append((parts[0], parts[1]))
-    return pairs
-
-
-# --- checking ------------------------------------------------------------------------------------
-
-
-def check_vocabulary(vocab: Any, where: str) -> None:
-    """Check that a vocabulary maps tokens to distinct ids.
-
-    Raises:
-        TokenizerError: if it does not; `where` names its file.
-    """
-    if not isinstance(vocab, dict) or not vocab:
-        raise TokenizerError(f"{where} has no tokens; a JSON object from tokens to ids was expected.")
-    for token, id in vocab.items():
-        if not isinstance(id, int) or isinstance(id, bool) or id < 0:
-            raise TokenizerError(f"{where} gives token {token!r} the id {id!r}; a whole number from 0 on was expected.")
-    if len(set(vocab.values())) != len(vocab):
-        seen: dict[int, str] = {}
-        for token, id in vocab.items():
-            if id in seen:
-                raise TokenizerError(
-                    f"{where} gives the id {id} to two tokens, {seen[id]!r} and {token!r}; each needs its own."
-                )
-            seen[id] = token
-
-
-def check_merges(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], where: str) -> None:
-    """Check that the vocabulary has both parts and the result of every merge.
-
-    Raises:
-        TokenizerError: if it does not; `where` names the files.
-    """
-    for number, (left, right) in enumerate(merges, 1):
-        if left in vocab and right in vocab and left + right in vocab:
-            continue
-        missing = next(token for token in (left, right, left + right) if token not in vocab)
-        raise TokenizerError(
-            f"{where} do not match: merge {number} joins {left!r} and {right!r}, "
-            f"but {missing!r} is not in the vocabulary; take both from the same model."
-        )
-
-
-_MAX_UNMADE_SHARE = 0.01
-
-
-def check_all_are_made(vocab: Iterable[str], merges: Sequence[tuple[str, str]], where: str) -> None:
-    """Check that merges make the tokens; otherwise the file of merges was probably cut short.
-
-    Single letters need no merge, and neither do names in <> or [], which mark special tokens. A few other tokens may
-    be left over: words that were added to a vocabulary by hand. No text gives them, in `transformers` neither.
-
-    Raises:
-        TokenizerError: if tokens are left over; `where` names the files.
-    """
-    made = {left + right for left, right in merges}
-    tokens = list(vocab)
-    unmade = [t for t in tokens if t not in made and len(t) > 1 and t[0] + t[-1] not in ("<>", "[]")]
-    if len(unmade) > max(1, _MAX_UNMADE_SHARE * len(tokens)):
-        raise TokenizerError(
-            f"{where} do not match: no merge makes {len(unmade)} of the tokens (such as {unmade[0]!r}); "
-            "the file of merges may be cut short or belong to another model."
-        )
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from clearhead.tokenizer.definition import (
     vocabulary_of,
 )
 from clearhead.tokenizer.files import read_json_object
+from clearhead.tokenizer.validation import MAX_ID
+from clearhead.utils.text import shown
 
 _EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 _MAX_ADDED_TOKENS = 100_000
@@ -123,7 +125,7 @@ class TokenizerSettings:
             id = max(len(vocab), last + 1)
         if stated is not None and stated != id:
             raise TokenizerError(
-                f"{self._folder} gives the added token {entry['content']!r} the id {stated}, but its id in the "
+                f"{self._folder} gives the added token {shown(entry['content'])} the id {stated}, but its id in the "
                 f"vocabulary, or the next free one, is {id}; the files belong to different models, or one is missing."
             )
         tokens.append({"id": id, **entry})
@@ -140,8 +142,8 @@ class TokenizerSettings:
             name = entry["content"]
             if name not in vocabulary:
                 raise TokenizerError(
-                    f"the tokenizer's settings name {name!r} as the end of text, but the vocabulary has no such token; "
-                    "correct eos_token in tokenizer_config.json or special_tokens_map.json."
+                    f"the tokenizer's settings name {shown(name)} as the end of text, but the vocabulary has no such "
+                    "token; correct eos_token in tokenizer_config.json or special_tokens_map.json."
                 )
             return vocabulary[name]
         if END_OF_TEXT in vocabulary:
@@ -174,8 +176,10 @@ def _extra_entries(tokens: Any) -> Iterator[dict[str, Any]]:
 
 def _id(value: Any, path: Path) -> int:
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
-        raise TokenizerError(f"{path} has the token id {value!r}; a whole number from 0 on was expected.")
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_ID:
+        raise TokenizerError(
+            f"{path} has the token id {shown(value)}; a whole number from 0 to {MAX_ID:,} was expected."
+        )
     return number
 
 

@@ -31,9 +31,6 @@ from clearhead.tokenizer.definition import (
     is_byte_level_bpe,
 )
 from clearhead.tokenizer.files import (
-    check_all_are_made,
-    check_merges,
-    check_vocabulary,
     read_bpe_files,
     read_definition,
     read_folder,
@@ -43,6 +40,7 @@ from clearhead.tokenizer.gpt2 import gpt2_definition
 from clearhead.tokenizer.settings import TokenizerSettings
 from clearhead.tokenizer.stream import StreamDecoder, WindowDecoder
 from clearhead.tokenizer.unicode import check_unicode
+from clearhead.tokenizer.validation import check_all_are_made, check_merges, check_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer.byte_letters import LETTER_OF_BYTE
 from clearhead.tokenizer.definition import END_OF_TEXT, Definition, byte_level_bpe
-from clearhead.tokenizer.files import parse_merges
 from clearhead.tokenizer.unicode import check_unicode
+from clearhead.tokenizer.validation import parse_merges
 
 
 def learn_merges(texts: Iterable[str], vocab_size: int, show_progress: bool) -> Definition:

@@ -12,6 +12,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """Return a value from an untrusted file as Python writes it, short and printable, for a message."""
+    text = printable(str(value) if isinstance(value, BaseException) else repr(value))
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def decode_text(data: bytes, name: str, *, offset: int = 0) -> str:
     """Return the text of a file, or of a part of it; a byte-order mark at the beginning of the file is dropped.
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clearhead.errors import WeightsError
+from clearhead.utils.text import printable
 from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, widen_bfloat16
 
@@ -151,7 +152,7 @@ def _missing_bytes(path: Path) -> int:
 
 def _first_sentence(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return text[0].strip().rstrip(".") if text else type(error).__name__
+    return printable(text[0].strip().rstrip("."))[:200] if text else type(error).__name__
 
 
 def _state_dict(path: Path, contents: Any) -> Mapping[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, TokenizerError, WeightsError
+from clearhead.utils.text import printable, shown
 from clearhead.weights.formats.gguf import GGUFFile, write_gguf
 from clearhead.weights.plan import ConversionPlan
 
@@ -49,17 +50,18 @@ def config_of(file: GGUFFile) -> tuple[GPTConfig, tuple[str, ...]]:
     keys = file.keys
     kind = keys.get("general.architecture")
     if kind != "gpt2":
-        raise WeightsError(f"{file.path} holds a model of the architecture {kind!r}; Clearhead reads 'gpt2' only.")
-    if keys.get("split.count", 1) > 1:
+        raise WeightsError(f"{file.path} holds a model of the architecture {shown(kind)}; Clearhead reads 'gpt2' only.")
+    if (parts := _number(file, "split.count", 1)) > 1:
         raise WeightsError(
-            f"{file.path} is one of {keys['split.count']} parts; join them first, with llama.cpp's llama-gguf-split."
+            f"{file.path} is one of {parts:,} parts; join them first, with llama.cpp's llama-gguf-split."
         )
     values: dict[str, Any] = {ours: keys.get(f"gpt2.{theirs}") for ours, theirs in _COUNTS.items()}
     missing = [f"gpt2.{_COUNTS[name]}" for name, value in values.items() if value is None and name != "ff_dim"]
     embedding = file.tensors.get("token_embd.weight")
     if missing or embedding is None:
         raise WeightsError(f"{file.path} lacks {', '.join(missing) or 'token_embd.weight'}; convert the model again.")
-    epsilon = np.float32(keys.get("gpt2.attention.layer_norm_epsilon", 1e-5))
+    with np.errstate(over="ignore"):  # the config refuses what is infinite
+        epsilon = np.float32(_number(file, "gpt2.attention.layer_norm_epsilon", 1e-5))
     try:
         config = GPTConfig(
             vocab_size=embedding.shape[0],
@@ -71,6 +73,13 @@ def config_of(file: GGUFFile) -> tuple[GPTConfig, tuple[str, ...]]:
     except ConfigError as error:
         raise WeightsError(f"the keys of {file.path} are impossible: {error}") from None
     return config, _notes(file)
+
+
+def _number(file: GGUFFile, key: str, default: float) -> float:
+    value = file.keys.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise WeightsError(f"the key {key} of {file.path} is {shown(value)}; a number was expected.")
+    return value
 
 
 def _notes(file: GGUFFile) -> tuple[str, ...]:
@@ -176,7 +185,20 @@ def why_no_tokenizer(keys: Mapping[str, Any]) -> str:
     kind, cut = keys.get("tokenizer.ggml.model", "none"), keys.get("tokenizer.ggml.pre", "gpt-2")
     if kind == "none" or (kind == "gpt2" and cut == "gpt-2"):
         return ""
-    return f"the file's own tokenizer ({kind}, {cut}) is not like GPT-2's and is not used."
+    return (
+        f"the file's own tokenizer ({printable(str(kind))}, {printable(str(cut))}) is not like GPT-2's and is not used."
+    )
+
+
+def _listed(file: GGUFFile, key: str, kind: type, default: list[Any]) -> list[Any]:
+    """Return a key that is a list of values of one type."""
+    value = file.keys.get(key, default)
+    if not isinstance(value, list) or not all(type(item) is kind for item in value):
+        raise TokenizerError(
+            f"the key {key} of {file.path} is not a list of {'texts' if kind is str else 'whole numbers'}; "
+            "put the model's tokenizer.json into the same folder."
+        )
+    return value
 
 
 def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
@@ -190,10 +212,15 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
         return None
     from clearhead.tokenizer import Tokenizer
 
-    tokens = keys.get("tokenizer.ggml.tokens", [])
-    types = keys.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    tokens = _listed(file, "tokenizer.ggml.tokens", str, [])
+    types = _listed(file, "tokenizer.ggml.token_type", int, [_NORMAL] * len(tokens))
+    if len(types) != len(tokens):
+        raise TokenizerError(
+            f"{file.path} has {len(tokens):,} tokens and the types of {len(types):,}; "
+            "put the model's tokenizer.json into the same folder."
+        )
     vocab = {token: id for id, (token, type_) in enumerate(zip(tokens, types, strict=False)) if type_ != _UNUSED}
-    merges = [tuple(merge.split(" ")) for merge in keys.get("tokenizer.ggml.merges", [])]
+    merges = [tuple(merge.split(" ")) for merge in _listed(file, "tokenizer.ggml.merges", str, [])]
     if any(len(pair) != 2 for pair in merges) or len(vocab) != len(tokens) - types.count(_UNUSED):
         raise TokenizerError(
             f"{file.path} holds a broken tokenizer: a token occurs twice, or a merge is not a pair; "
