@@ -31,9 +31,10 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Damaged files for every reader: nothing but success or a ClearheadError.
+# Damaged files for every reader, FUZZ_INPUTS of each kind: nothing but success or a ClearheadError.
+FUZZ_INPUTS ?= 10000
 fuzz: $(VENV)/.installed-test
-	$(PYTEST) -m fuzz
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(PYTEST) tests/fuzz
 
 # The tests that a CPU, a locale or a file system could change, on as many kinds of machine as this one can imitate.
 test-machines: $(VENV)/.installed-test
