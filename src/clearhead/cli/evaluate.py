@@ -1,38 +1,96 @@
-"""`clearhead evaluate`: the loss of a model on held-out texts."""
+"""`clearhead evaluate`: the loss of a model on held-out texts, and standard benchmarks from local files."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import write_json
+from clearhead.cli.console import notice, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Device, Json, Model
+from clearhead.cli.options import Device, Json, Model, flatten
+from clearhead.errors import InputError
+
+if TYPE_CHECKING:
+    from clearhead.evaluation.published_scores import Agreement
+    from clearhead.evaluation.results import TaskResult
+    from clearhead.gpt import GPT
 
 EPILOG = """
 Examples:
 
 [bold]clearhead evaluate held_out.txt[/]
 
-[bold]clearhead evaluate wiki.test.raw --model gpt2 --json[/]
+[bold]clearhead evaluate lambada_test.jsonl --task lambada --model gpt2 --published[/]
+
+[bold]clearhead evaluate blimp.zip --task blimp --markdown[/]
 """
 
-Files = Annotated[list[Path], typer.Argument(help="Text files; a line <|endoftext|> separates documents.")]
+Files = Annotated[
+    list[Path], typer.Argument(help="Text files; a line <|endoftext|> separates documents. Or the files of a task.")
+]
 
 
-def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json: Json = False) -> None:
-    """Measure a model's loss on texts that it was not trained on.
+@dataclass(frozen=True)
+class TaskChoice:
+    """Which task runs, and how."""
+
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="perplexity (sliding windows), lambada, hellaswag, hellaswag-completion, wikitext2 or blimp.",
+            metavar="TASK",
+        ),
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items of a task.")] = None
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens that each window after the first scores, in tasks with one text.")
+    ] = None
+    bos: Annotated[bool, typer.Option("--bos", help="Put the end-of-text token before every context.")] = False
+    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory, for tasks.")] = "float32"
+
+
+@dataclass(frozen=True)
+class ResultChoice:
+    """How results are printed."""
+
+    as_json: Json = False
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the results of tasks as a Markdown table.")] = (
+        False
+    )
+    published: Annotated[
+        bool, typer.Option("--published", help="Show what others measured with this model, and whether it agrees.")
+    ] = False
+
+
+@flatten
+def evaluate(
+    files: Files, model: Model = None, device: Device = "cpu", *, choice: TaskChoice, show: ResultChoice
+) -> None:
+    """Measure a model on texts that it was not trained on.
 
     Perplexity is the number of equally likely tokens that would be as hard to guess; it depends on the vocabulary. Bits
     per byte does not, so models with different tokenizers can be compared by it. The text is cut into windows of the
     context length, and each token is predicted from those before it in its window.
+
+    With --task, a benchmark runs on its own files: the results follow lm-evaluation-harness and have standard errors.
     """
+    if choice.task is not None:
+        _run_tasks(files, model, device, choice, show)
+        return
+    if show.markdown or show.published or choice != TaskChoice():
+        raise typer.BadParameter("--limit, --stride, --bos, --dtype, --markdown and --published need --task.")
+    _held_out(files, model, device, show.as_json)
+
+
+def _held_out(files: Sequence[Path], model: str | None, device: str, as_json: bool) -> None:
     import numpy as np
 
     from clearhead.data.documents import encode_documents
-    from clearhead.errors import InputError
     from clearhead.evaluation.perplexity import evaluate_perplexity
     from clearhead.utils.progress import Progress
 
@@ -66,3 +124,91 @@ def evaluate(files: Files, model: Model = None, device: Device = "cpu", as_json:
                 f"{found.bits_per_byte:9.4f} {found.perplexity:11.3f} {found.tokens:10,} {text_bytes:11,}  {file}",
                 flush=True,
             )
+
+
+def _run_tasks(files: Sequence[Path], model: str | None, device: str, choice: TaskChoice, show: ResultChoice) -> None:
+    from clearhead.evaluation.published_scores import compare_published
+    from clearhead.evaluation.tasks import TASKS, TaskOptions, run_task
+
+    if choice.task not in TASKS:
+        raise InputError(f"there is no task named {choice.task!r}; the tasks are {', '.join(TASKS)}.")
+    gpt = load_model(model, device=device, dtype=choice.dtype)
+    size = _published_size(gpt) if show.published else None
+    options = TaskOptions(limit=choice.limit, stride=choice.stride, bos=choice.bos)
+    for file, result in zip(files, run_task(gpt, choice.task, files, options), strict=True):
+        agreements = [] if size is None else compare_published(size, result)
+        if show.as_json:
+            write_json(_as_json(file, model, choice.dtype, result, agreements))
+        else:
+            (_print_markdown if show.markdown else _print_table)(result, agreements)
+            if not show.markdown:
+                notice(f"{file.name}: {json.dumps(dict(result.settings))}")
+
+
+def _published_size(gpt: GPT) -> str:
+    from clearhead.config import RELEASED
+    from clearhead.weights.hub.official import same_shape
+
+    size = next((size for size, shape in RELEASED.items() if same_shape(shape, gpt.config)), None)
+    if size is None:
+        raise InputError("--published compares with OpenAI's models, and this model has another shape; leave it out.")
+    return size
+
+
+def _as_json(
+    file: Path, model: str | None, dtype: str, result: TaskResult, agreements: Sequence[Agreement]
+) -> dict[str, Any]:
+    from clearhead.version import __version__
+
+    found = {
+        "file": str(file),
+        "model": model or "bundled",
+        "dtype": dtype,
+        "clearhead": __version__,
+        **result.as_json(),
+    }
+    if agreements:
+        found["published"] = [
+            {
+                "metric": one.metric,
+                "value": one.published.value,
+                "source": one.published.source,
+                "agrees": one.agrees,
+            }
+            for one in agreements
+        ]
+    return found
+
+
+def _rows(result: TaskResult, agreements: Sequence[Agreement]) -> list[list[str]]:
+    beside = {one.metric: one for one in agreements}
+    rows = []
+    for name, metrics in {result.task: result.metrics, **result.groups}.items():
+        for metric in metrics:
+            error = "" if metric.standard_error is None else f"{metric.standard_error:.4f}"
+            known = beside.get(metric.name) if name == result.task else None
+            published = "" if known is None else f"{known.published.value:g}, {'agrees' if known.agrees else 'differs'}"
+            rows.append([name, metric.name, f"{metric.value:.4f}", error, published])
+    return rows
+
+
+_HEADER = ["task", "metric", "value", "± stderr", "published"]
+
+
+def _print_table(result: TaskResult, agreements: Sequence[Agreement]) -> None:
+    rows = [_HEADER, *_rows(result, agreements)]
+    shown = 5 if agreements else 4
+    widths = [max(len(row[column]) for row in rows) for column in range(shown)]
+    for row in rows:
+        cells = [
+            text.rjust(width) if column in (2, 3) else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _print_markdown(result: TaskResult, agreements: Sequence[Agreement]) -> None:
+    print("| " + " | ".join(_HEADER) + " |")
+    print("|---|---|---:|---:|---|")
+    for row in _rows(result, agreements):
+        print("| " + " | ".join(row) + " |")
