@@ -27,6 +27,7 @@ from clearhead.training.checkpoint import (
     tensors_by_name,
 )
 from clearhead.training.clock import Clock
+from clearhead.training.cpu_kernels import use_cpu_kernels
 from clearhead.training.display import Status
 from clearhead.training.distributed import Processes
 from clearhead.training.environment import environment
@@ -78,11 +79,14 @@ class Run:
             self.model, self._skeleton = model, _without_values(model)
         else:
             self.model = model.to(group.device)
+        self.precision = precision or choose_precision(t.precision, group.device)
+        self.dtype = self.precision.dtype
+        self.kernels: list[str] = []
+        if group.device.type == "cpu" and not t.compile:
+            self.kernels = use_cpu_kernels(self.model, recipe.model, self.dtype)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute)
         spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
-        self.precision = precision or choose_precision(t.precision, group.device)
-        self.dtype = self.precision.dtype
         dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
         self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout)
         self.record = RunRecord(out, group.is_first, t.steps)
@@ -122,6 +126,8 @@ class Run:
         """
         t = self.recipe.training
         self.record.say(self._introduction())
+        if self.kernels:
+            self.record.say(f"on this device: {'; '.join(self.kernels)}")
         self.clock.start(t.steps - self.step)
         with self.record, handle_stop_signals() as stop:
             if self._is_validated() and not self.group.from_first(self.record.contains(self.step, "valid")):

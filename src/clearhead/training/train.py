@@ -132,7 +132,8 @@ def _choose_precision(recipe: Recipe, out: Path, resume: bool, group: Processes)
             if checkpoint is not None and checkpoint not in get_args(Precision):
                 raise TrainingError(f"the checkpoint in {out} names the unknown precision {checkpoint!r}; delete it.")
             choice = choose_precision(recipe.training.precision, group.device, checkpoint)
-    return group.from_first(choice)
+    chosen: PrecisionChoice = group.from_first(choice)
+    return chosen
 
 
 def _new_run(
