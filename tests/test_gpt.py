@@ -18,8 +18,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import clearhead
 from clearhead import loading
 from clearhead.errors import InputError, WeightsError
-from clearhead.gpt import GPT, Generation
+from clearhead.gpt import GPT
 from clearhead.inference.options import OPTIONS
+from clearhead.inference.results import Generation
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 
@@ -289,3 +290,62 @@ def test_importing_clearhead_is_light() -> None:
     assert public == expected and listed
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         getattr(clearhead, "laod")  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        (b"text", "the prompt is a bytes; give a list of token ids"),
+        (None, "the prompt is a NoneType; give text, token ids, or a list of prompts"),
+        (5, "the prompt is a int; give text"),
+        ({1: 2}, "the prompt is a dict; give text"),
+        ([1.5, 2], "the prompt contains 1.5"),
+        ([10**6, 3], "the prompt contains token 1000000, which is not in the model's vocabulary"),
+        ([10**30, 3], "is not in the model's vocabulary"),
+        ([-1, 3], "the prompt contains -1"),
+        ([[1, 2], None], "the prompt is a NoneType"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_in_a_sentence(gpt: GPT, prompt: Any, sentence: str) -> None:
+    for method in (gpt.generate, gpt.score):
+        with pytest.raises(InputError, match=sentence):
+            method(prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"repetition_penalty": 1e39}, "repetition_penalty is 1e.39; give a number from 0.001 to 1000"),
+        ({"presence_penalty": -1e39}, "presence_penalty is -1e.39; give a number from -1000 to 1000"),
+        ({"logit_bias": {1: 1e39}}, "logit_bias for token 1 is 1e.39"),
+        ({"n": 10**9}, "n is 1000000000; give a whole number from 1 to 10000"),
+        ({"stop": 5}, "stop is 5; give a string"),
+        ({"stop": b"x"}, "stop is b'x'; give a string"),
+        ({"stop_ids": 5}, "stop_ids is a int; give a list"),
+        ({"stop_at_end_of_text": 1}, "stop_at_end_of_text is 1; give True or False"),
+        ({"max_length": 5}, "'max_length' is not an option of generate"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_in_a_sentence(gpt: GPT, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        gpt.generate("it", **options)
+
+
+def test_stop_may_be_none_and_special_tokens_are_read_when_asked_for(gpt: GPT) -> None:
+    assert gpt.tokenizer is not None
+    whole = gpt.generate("it", temperature=0, max_new_tokens=5, seed=1)
+    assert gpt.generate("it", temperature=0, max_new_tokens=5, seed=1, stop=None, stop_ids=None) == whole
+    text = "it<|endoftext|>a"
+    assert gpt.request(text, special=True).prompt_ids == tuple(gpt.tokenizer.encode(text, special=True))
+    assert gpt.tokenizer.end_of_text in gpt.request(text, special=True).prompt_ids
+    assert gpt.tokenizer.end_of_text not in gpt.request(text).prompt_ids
+    with pytest.raises(TypeError, match="one positional argument"):
+        gpt.request("it", 5)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("threads", [0, 100_000, "2", 1.5])
+def test_a_number_of_threads_that_cannot_be_is_refused(folder: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match="give a whole number from 1 to"):
+        clearhead.load(folder, threads=threads)
+    with pytest.raises(InputError, match="the source is a int"):
+        clearhead.load(5)  # type: ignore[arg-type]

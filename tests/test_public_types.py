@@ -44,8 +44,8 @@ report = clearhead.verify("somewhere")
 
 REVEALED = [
     "def (source: str | os.PathLike[str] | None =",
-    '"clearhead.gpt.Generation"',
-    '"list[clearhead.gpt.Generation]"',
+    '"clearhead.inference.results.Generation"',
+    '"list[clearhead.inference.results.Generation]"',
     "Trace[numpy.ndarray[",
     "torch._tensor.Tensor",
     "temperature: float =, top_k: int | None =",

@@ -62,7 +62,7 @@ class FakeRunner:
     def open(self) -> FakeSlot:
         return FakeSlot()
 
-    def fork(self, slot: Slot) -> FakeSlot:
+    def fork(self, slot: Slot, length: int | None = None) -> FakeSlot:
         return FakeSlot()
 
     def close(self, slot: Slot) -> None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
-from clearhead.inference.declaration import is_whole
-from clearhead.inference.generation import generate, stream
+from clearhead.inference.generation import generate
 from clearhead.inference.options import (
     GenerationOptions,
     ManyPromptedOptions,
@@ -32,7 +31,9 @@ from clearhead.inference.options import (
     takes,
     token_ids,
 )
-from clearhead.inference.requests import Request, Sample
+from clearhead.inference.requests import Request
+from clearhead.inference.results import Generation, TextStream
+from clearhead.inference.runner import check_token_ids
 from clearhead.inference.scoring import Score, ScoreOptions, TextToScore, score_texts
 from clearhead.utils.packages import need_torch
 
@@ -48,87 +49,6 @@ if TYPE_CHECKING:
     from clearhead.lens.editing import Change
     from clearhead.model import GPTModel
     from clearhead.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """The result for one prompt; `str` of it is the text of the first sample.
-
-    Attributes:
-        prompt: as given.
-        prompt_ids: its tokens.
-        samples: one, or the `n` that were asked for.
-    """
-
-    prompt: Prompt
-    prompt_ids: tuple[int, ...]
-    samples: tuple[Sample, ...]
-
-    def __str__(self) -> str:
-        sample = self.samples[0]
-        return " ".join(map(str, sample.ids)) if sample.text is None else sample.text
-
-    @property
-    def text(self) -> str | None:
-        """The first sample's text, without the prompt; None without a tokenizer."""
-        return self.samples[0].text
-
-    @property
-    def texts(self) -> tuple[str | None, ...]:
-        """The text of each sample."""
-        return tuple(sample.text for sample in self.samples)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The first sample's tokens."""
-        return self.samples[0].ids
-
-    @property
-    def seed(self) -> int:
-        """With this seed and the same arguments, generation gives the same texts."""
-        return self.samples[0].seed
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What the user should know, such as that the prompt was shortened; each sentence once."""
-        return tuple(dict.fromkeys(notice for sample in self.samples for notice in sample.notices))
-
-
-class TextStream(Iterator[str]):
-    """Pieces of text as they are generated, never half a character and never part of a stop string.
-
-    Closing it early, by `close`, `with` or dropping it, frees the memory that generation uses.
-
-    Attributes:
-        notices: what the user should know, added as it happens.
-        finish_reason: "stop" or "length" at the end; None before.
-        seed: with this seed and the same arguments, generation gives the same text.
-    """
-
-    def __init__(self, gpt: GPT, request: Request) -> None:
-        assert request.seed is not None  # a request draws one
-        self.seed: int = request.seed
-        self.notices: list[str] = []
-        self.finish_reason: str | None = None
-        self._events = stream(gpt.runner, gpt.tokenizer, [request])
-
-    def __next__(self) -> str:
-        for _, _, event in self._events:
-            self.notices.extend(event.notices)
-            self.finish_reason = event.finish_reason
-            if event.text:
-                return event.text
-        raise StopIteration
-
-    def close(self) -> None:
-        """End generation now; nothing more is yielded."""
-        self._events.close()
-
-    def __enter__(self) -> TextStream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class GPT:
@@ -252,7 +172,7 @@ class GPT:
         self._need_tokenizer("a stream of text")
         if asked.n != 1:
             raise InputError(f"n is {asked.n}, but a stream has one text; use generate for several.")
-        return TextStream(self, self._request(asked))
+        return TextStream(self.runner, self.tokenizer, self._request(asked))
 
     @takes(PromptedOptions)
     def astream(self, asked: PromptedOptions) -> AsyncIterator[str]:
@@ -499,7 +419,9 @@ class GPT:
 
     def _ids(self, prompt: Prompt, special: bool = False) -> tuple[int, ...]:
         if not isinstance(prompt, str):
-            return token_ids("the prompt", prompt)
+            ids = token_ids("the prompt", prompt)
+            check_token_ids(ids, self.config.vocab_size, "the prompt")
+            return ids
         return tuple(self._need_tokenizer("text").encode(prompt, special=special))
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
@@ -549,7 +471,11 @@ def _torch_runner(model: GPTModel) -> TorchRunner:
 
 
 def _is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Return whether this is one prompt: text, or a sequence of ids."""
-    if not hasattr(prompt, "__len__"):
+    """Return whether this is one prompt: text, or a sequence of ids.
+
+    Raises:
+        InputError: if it is neither that nor a sequence of prompts.
+    """
+    if not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
         raise InputError(f"the prompt is a {type(prompt).__name__}; give text, token ids, or a list of prompts.")
-    return isinstance(prompt, (str, bytes)) or (len(prompt) > 0 and is_whole(prompt[0]))
+    return isinstance(prompt, (str, bytes)) or (len(prompt) > 0 and not hasattr(prompt[0], "__len__"))

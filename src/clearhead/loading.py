@@ -51,6 +51,8 @@ def load(
     chosen = _backend(backend, device, dtype)
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
         raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}.")
+    if source is not None and not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"the source is a {type(source).__name__}; give a path, or a name on the hub.")
     torch_device = find_device(device) if chosen == "torch" else None
     from clearhead import weights
 

@@ -15,8 +15,9 @@ from clearhead.errors import InputError
 from clearhead.inference.options import PromptOptions
 
 if TYPE_CHECKING:
-    from clearhead.gpt import GPT, Generation
+    from clearhead.gpt import GPT
     from clearhead.inference.logprobs import TokenLogprob
+    from clearhead.inference.results import Generation
     from clearhead.tokenizer import Tokenizer
 
 EPILOG = """

@@ -359,6 +359,8 @@ def takes(options: Callable[P, T]) -> Callable[[Callable[[S, T], R]], Callable[C
     def decorate(method: Callable[[S, T], R]) -> Callable[Concatenate[S, P], R]:
         @functools.wraps(method)
         def wrapper(self: S, /, *args: P.args, **given: P.kwargs) -> R:
+            if len(args) > 1:
+                raise TypeError(f"{method.__name__} takes one positional argument, the prompt; give options by name.")
             check_names({name: value for name, value in given.items() if name != "prompt"}, method.__name__)
             return method(self, options(*args, **given))
 
