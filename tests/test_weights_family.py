@@ -118,7 +118,7 @@ class TestHeads:
         state |= {"v_head.summary.weight": torch.randn(1, 48), "v_head.summary.bias": torch.randn(1)}
         save_file(state, tmp_path / "model.safetensors")
         assert_same_logits(tmp_path, logits_of(model), ("torch",))
-        assert "value head" in weights.open(tmp_path).plan().ignored["v_head.summary.weight"]
+        assert "a value head" in weights.open(tmp_path).plan().ignored["v_head.summary.weight"]
 
     def test_a_head_under_another_name(self, tmp_path: Path) -> None:
         model = random_model(config(tie_word_embeddings=False))

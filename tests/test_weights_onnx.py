@@ -178,7 +178,12 @@ def test_numbers_in_a_file_beside(folder: Path, session: Session, tmp_path: Path
     monkeypatch.setattr(formats.onnx, "_MOST_INSIDE", 1000)
     source, out = weights.open(folder / "hf"), tmp_path / "out"
     saved = source.save(out, "onnx")
-    assert [path.name for path in saved.files] == ["model.onnx_data", "config.json", "model.onnx"]
+    assert [path.name for path in saved.files] == [
+        "generation_config.json",
+        "model.onnx_data",
+        "config.json",
+        "model.onnx",
+    ]
     onnx.checker.check_model(out / "model.onnx", full_check=True)
     assert (out / "model.onnx").stat().st_size < 50_000
     np.testing.assert_array_equal(whole(Session(out), IDS), whole(session, IDS))
@@ -188,7 +193,12 @@ def test_numbers_in_a_file_beside(folder: Path, session: Session, tmp_path: Path
     assert begins == sorted(begins) and not any(begin % 4096 for begin in begins)
     # A second save leaves the first one whole until it is whole itself, so its numbers have another name.
     source.save(out, "onnx")
-    assert {path.name for path in out.iterdir()} == {"model.onnx", "model.onnx_data_1", "config.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "model.onnx",
+        "model.onnx_data_1",
+        "config.json",
+        "generation_config.json",
+    }
     assert weights.compare(source.plan(), weights.open(out).plan()).changed == 0
     (out / "model.onnx_data_1").write_bytes((out / "model.onnx_data_1").read_bytes()[:-10])
     with pytest.raises(WeightsError, match=r"model\.onnx_data_1 is cut short: 'final_norm\.bias' ends at"):
@@ -198,7 +208,7 @@ def test_numbers_in_a_file_beside(folder: Path, session: Session, tmp_path: Path
         weights.open(out)
     monkeypatch.undo()
     source.save(out, "onnx")
-    assert {path.name for path in out.iterdir()} == {"model.onnx", "config.json"}
+    assert {path.name for path in out.iterdir()} == {"model.onnx", "config.json", "generation_config.json"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -11,8 +11,9 @@ print(gpt.score("The cat sat on the mat.").bits_per_byte)
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -35,6 +36,7 @@ from clearhead.inference.requests import Request
 from clearhead.inference.results import Generation, TextStream
 from clearhead.inference.runner import check_token_ids
 from clearhead.inference.scoring import Score, ScoreOptions, TextToScore, score_texts
+from clearhead.utils.atomic import write_text
 from clearhead.utils.packages import need_torch
 
 if TYPE_CHECKING:
@@ -60,11 +62,15 @@ class GPT:
         tokenizer: turns text into ids and back; without one, prompts and results are ids.
         runner: runs generation and scores; by default PyTorch on the model's device.
         notes: as the attribute.
+        generation_config: as the attribute.
+        end_ids: as the attribute.
 
     Attributes:
         tokenizer: as given.
         runner: runs generation and scores.
         notes: sentences about what was decided when the model was loaded.
+        generation_config: the model's `generation_config.json`, which `save` writes again.
+        end_ids: further tokens that end a text, besides the tokenizer's end of text.
 
     Raises:
         WeightsError: if the tokenizer has ids that the model has no rows for.
@@ -77,6 +83,8 @@ class GPT:
         *,
         runner: ScoringRunner | None = None,
         notes: Sequence[str] = (),
+        generation_config: Mapping[str, Any] | None = None,
+        end_ids: Sequence[int] = (),
     ) -> None:
         if runner is None:
             from clearhead.model import GPTModel
@@ -90,6 +98,8 @@ class GPT:
         self._model = model
         self.tokenizer = tokenizer
         self.notes = tuple(notes)
+        self.generation_config = dict(generation_config or {})
+        self.end_ids = tuple(end_ids)
 
     @property
     def model(self) -> GPTModel:
@@ -222,6 +232,8 @@ class GPT:
 
     def _request(self, asked: PromptedOptions) -> Request:
         options = {one.name: getattr(asked, one.name) for one in fields(GenerationOptions)}
+        if asked.stop_at_end_of_text:
+            options["stop_ids"] = (*options["stop_ids"], *self.end_ids)
         return Request(self._ids(asked.prompt, asked.special), **options)
 
     @overload
@@ -412,10 +424,13 @@ class GPT:
 
         end = None if self.tokenizer is None else self.tokenizer.end_of_text
         # Written even if there is none: transformers would assume 50256, beyond the end of a small vocabulary.
-        special = {"bos_token_id": end, "eos_token_id": end}
+        special = {"bos_token_id": end, "eos_token_id": list(self.end_ids) or end}
         weights.save_huggingface(Path(folder), self.config, ModelTensors(self.model), dtype=dtype, extra_config=special)
         if self.tokenizer is not None:
             self.tokenizer.save(Path(folder))
+        if self.generation_config:
+            text = json.dumps(self.generation_config, indent=2) + "\n"
+            write_text(Path(folder) / "generation_config.json", text)
 
     def _ids(self, prompt: Prompt, special: bool = False) -> tuple[int, ...]:
         if not isinstance(prompt, str):

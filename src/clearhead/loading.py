@@ -59,12 +59,18 @@ def load(
     opened = weights.open(bundled() if source is None else source, revision=revision)
     tokenizer = opened.tokenizer()
     check_vocabulary(opened.config, tokenizer)
+    companions = opened.companions
+    around: dict[str, Any] = {
+        "notes": opened.notes,
+        "generation_config": companions.generation_config(),
+        "end_ids": companions.end_ids(),
+    }
     if torch_device is not None:
-        return GPT(_model(opened, torch_device, dtype), tokenizer, notes=opened.notes)
+        return GPT(_model(opened, torch_device, dtype), tokenizer, **around)
     from clearhead.engine.store import open_runner
 
     runner: Any = open_runner(opened, dtype, threads)
-    return GPT(lambda: _model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, notes=opened.notes)
+    return GPT(lambda: _model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, **around)
 
 
 def _backend(backend: str, device: str, dtype: str) -> str:

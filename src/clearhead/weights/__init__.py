@@ -18,6 +18,7 @@ from clearhead.weights.location import locate, looks_like_path
 from clearhead.weights.opening import convert, open
 from clearhead.weights.plan import ConversionPlan, LazyTensors, PlanRow
 from clearhead.weights.planning import invert_plan
+from clearhead.weights.read_back import ReadBack, read_back
 from clearhead.weights.saving import SaveResult, save
 from clearhead.weights.schemes.huggingface import save_huggingface
 from clearhead.weights.schemes.openai import save_openai
@@ -29,6 +30,7 @@ __all__ = [
     "Identity",
     "LazyTensors",
     "PlanRow",
+    "ReadBack",
     "SaveResult",
     "Source",
     "TensorInfo",
@@ -44,6 +46,7 @@ __all__ = [
     "locate",
     "looks_like_path",
     "open",
+    "read_back",
     "save",
     "save_huggingface",
     "save_openai",

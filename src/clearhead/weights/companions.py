@@ -1,8 +1,7 @@
-"""What belongs to a model besides its tensors: its tokenizer, and the ids of its special tokens."""
+"""What belongs to a model besides a GPT-2's tensors: tokenizer, generation settings, special ids, a head's labels."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from clearhead.tokenizer.files import TOKENIZER_FILES, has_tokenizer_files
 from clearhead.tokenizer.gpt2 import VOCAB_SIZES as GPT2_VOCAB_SIZES
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.schemes import gguf
+from clearhead.weights.schemes.huggingface import read_json
 from clearhead.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 SETTINGS_FILES = ("config.json", "hparams.json", "adapter_config.json")
 """Files beside weights that state the model's shape, or how its tensors are to be used."""
 
+GENERATION_FILE = "generation_config.json"
+"""How `transformers` generates with a model by default."""
+
+_HEAD_SETTINGS = (
+    "architectures",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+)
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -55,6 +70,11 @@ class Companions:
 
             return Tokenizer.gpt2()
         return None
+
+    def has_tokenizer(self) -> bool:
+        """Return whether the model has a tokenizer; its files may still be broken."""
+        in_file = isinstance(self.file, GGUFFile) and gguf.has_tokenizer(self.file.keys)
+        return has_tokenizer_files(self.folder) or in_file or self.has_implied_tokenizer()
 
     def has_implied_tokenizer(self) -> bool:
         """Return whether there is no tokenizer, and the model has the number of tokens of GPT-2's own."""
@@ -95,8 +115,43 @@ class Companions:
         if isinstance(self.file, GGUFFile):
             ids = {which: self.file.keys.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos")}
             return {f"{which}_token_id": id for which, id in ids.items() if id is not None}
-        try:
-            values = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {n: values[n] for n in _SPECIAL_IDS if isinstance(values, dict) and type(values.get(n)) is int}
+        values = read_json(self.folder / "config.json")
+        return {n: values[n] for n in _SPECIAL_IDS if _ids(values.get(n))}
+
+    def generation_config(self) -> dict[str, Any]:
+        """Return the contents of `generation_config.json`; empty if there is none."""
+        return read_json(self.folder / GENERATION_FILE)
+
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text, if `generation_config.json`, or else `config.json`, lists several.
+
+        `transformers` stops at any of them. A single id is left to the tokenizer, whose files say the end of text more
+        reliably. Ids that the model does not have are left out.
+        """
+        for name in (GENERATION_FILE, "config.json"):
+            if (found := _ids(read_json(self.folder / name).get("eos_token_id"))) is not None:
+                return tuple(id for id in found if id < self.vocab_size) if len(found) > 1 else ()
+        return ()
+
+    def head_settings(self) -> dict[str, Any]:
+        """Return the keys of `config.json` that describe a head other than the output head, such as labels."""
+        values = read_json(self.folder / "config.json")
+        return {key: values[key] for key in _HEAD_SETTINGS if key in values}
+
+    def write_files(self, folder: Path) -> None:
+        """Write the tokenizer and `generation_config.json` into a folder.
+
+        Raises:
+            TokenizerError: if a GGUF file's tokenizer is broken.
+            OSError: if a file cannot be written.
+        """
+        self.write_tokenizer(folder)
+        if self.generation_config():
+            shutil.copyfile(self.folder / GENERATION_FILE, folder / GENERATION_FILE)
+
+
+def _ids(value: object) -> tuple[int, ...] | None:
+    """Return token ids from a JSON value: one id or a list of ids; None for anything else."""
+    values = list(value) if isinstance(value, list) else [value]
+    ids = tuple(id for id in values if type(id) is int and id >= 0)
+    return ids if ids and len(ids) == len(values) else None

@@ -35,11 +35,13 @@ class Ignored:
 
     Attributes:
         pattern: a regular expression for the whole name, without the layout's prefixes.
-        reason: why nothing is lost.
+        reason: why a GPT-2 does not need them.
+        is_head: whether they are a head besides the output head, which other programs use.
     """
 
     pattern: str
     reason: str
+    is_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class Layout:
         bare = self._prefix.sub("", name)
         return self.aliases.get(bare, bare)
 
+    def is_head(self, name: str) -> bool:
+        """Return whether a tensor of this name is a head besides the output head."""
+        return any(rule.is_head and re.fullmatch(rule.pattern, self.bare(name)) for rule in self.ignored)
+
     def reason_to_ignore(self, name: str) -> str | None:
         """Return why a tensor of this name is not needed, or None."""
         bare = self.bare(name)
@@ -108,11 +114,19 @@ LAYOUTS: dict[str, Layout] = {
             aliases={"lm_head.decoder.weight": "lm_head.weight"},
             keeps_qkv_bias=True,
             ignored=(
-                Ignored(r"score\.weight", "the head of a classifier; `clearhead classify` reads it"),
-                Ignored(r"v_head\..+", "the value head of reinforcement learning; generating text does not need it"),
-                Ignored(r"multiple_choice_head\..+", "the multiple-choice head; generating text does not need it"),
-                Ignored(r"classifier\..+", "the head of a token classifier; generating text does not need it"),
-                Ignored(r"qa_outputs\..+", "the head for question answering; generating text does not need it"),
+                Ignored(r"score\.weight", "the head of a classifier; `clearhead classify` reads it", is_head=True),
+                Ignored(
+                    r"v_head\..+",
+                    "a value head, for reinforcement learning",
+                    is_head=True,
+                ),
+                Ignored(
+                    r"multiple_choice_head\..+",
+                    "a multiple-choice head",
+                    is_head=True,
+                ),
+                Ignored(r"classifier\..+", "the head of a token classifier", is_head=True),
+                Ignored(r"qa_outputs\..+", "a head for question answering", is_head=True),
                 Ignored(r"h\.\d+\.attn\.bias", "the causal mask, a constant that older files hold"),
                 Ignored(
                     r"h\.\d+\.attn\.masked_bias", "the value for masked positions, a constant that older files hold"

@@ -82,6 +82,7 @@ def convert(
     layout: str | None = None,
     config: GPTConfig | None = None,
     revision: str | None = None,
+    lossy: bool = False,
 ) -> SaveResult:
     """Open a model and write it in another layout; see `open` and `Source.save`.
 
@@ -92,7 +93,7 @@ def convert(
     """
     check(to, dtype)
     opened = open(source, layout, config=config, revision=revision)
-    saved = opened.save(dest, to, dtype)
+    saved = opened.save(dest, to, dtype, lossy=lossy)
     return replace(saved, notes=(*opened.notes, *saved.notes))
 
 

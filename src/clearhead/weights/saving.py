@@ -15,10 +15,11 @@ from typing import Any
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
-from clearhead.errors import WeightsError
+from clearhead.errors import TokenizerError, WeightsError
 from clearhead.utils.atomic import atomic_path
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights.companions import Companions
+from clearhead.weights.fidelity import losses, notes
 from clearhead.weights.formats.gguf import GGUF_DTYPES
 from clearhead.weights.formats.llmc import write_llmc
 from clearhead.weights.formats.onnx import KINDS
@@ -45,7 +46,6 @@ FOLDERS = ("huggingface", "openai", "onnx")
 """The layouts that are written as a folder; the others are one file."""
 
 _USUAL_NAMES = {"nanogpt": "ckpt.pt", "llmc": "model.bin", "gguf": "model.gguf"}
-_ASSUMED = {"norm_eps": 1e-5, "activation": "gelu_tanh"}  # what readers assume if a layout has no such setting
 
 
 @dataclass(frozen=True)
@@ -113,48 +113,83 @@ def save(
     return save_plan(dest, huggingface.plan_from_arrays(config, tensors, to), dtype, Companions(folder))
 
 
-def save_plan(dest: Path, plan: ConversionPlan, dtype: str, companions: Companions) -> SaveResult:
+def save_plan(
+    dest: Path,
+    plan: ConversionPlan,
+    dtype: str,
+    companions: Companions,
+    lossy: bool = False,
+    head: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> SaveResult:
     """Write the tensors that a plan makes, and the files around them.
 
     Args:
         dest: the folder for one of `FOLDERS`, else the file.
         plan: its `to` is the layout.
         dtype: one of `DTYPES[plan.to]`.
-        companions: the model's tokenizer and special token ids.
+        companions: what belongs to the model besides its tensors.
+        lossy: whether to write the model even if the layout cannot hold every part of it.
+        head: the tensors of a head besides the output head, which a Hugging Face folder holds too.
 
     Raises:
         WeightsError: if the layout cannot hold this model, or `dest` cannot be written.
     """
     check(plan.to, dtype)
     _refuse_other_widths(plan)
+    lost = losses(plan, companions)
+    if lost and not lossy:
+        raise WeightsError(
+            f"{LAYOUTS[plan.to].title}'s layout cannot hold {'; '.join(lost)}; give lossy=True (--lossy) to write the "
+            "model without, or save it as a Hugging Face folder."
+        )
+    remarks = (*(f"not in the result: {clause}." for clause in lost), *notes(plan, companions))
     if plan.to in FOLDERS:
-        return SaveResult(dest, plan.to, dtype, tuple(_save_folder(dest, plan, dtype, companions)))
+        return SaveResult(dest, plan.to, dtype, tuple(_save_folder(dest, plan, dtype, companions, head)), remarks)
     if dest.is_dir():
         usual = _USUAL_NAMES.get(plan.to, "model.pth")
         raise WeightsError(
             f"{dest} is a folder, and the layout {plan.to} is one file; give its name, such as {dest / usual}."
         )
     with write_errors(dest):
-        notes = _save_file(dest, plan, dtype, companions)
-    return SaveResult(dest, plan.to, dtype, (dest,), (*notes, *_lost_settings(plan)))
+        written = _save_file(dest, plan, dtype, companions, lossy)
+    return SaveResult(dest, plan.to, dtype, (dest,), (*written, *remarks))
 
 
-def _save_folder(dest: Path, plan: ConversionPlan, dtype: str, companions: Companions) -> list[Path]:
+def _save_folder(
+    dest: Path,
+    plan: ConversionPlan,
+    dtype: str,
+    companions: Companions,
+    head: Mapping[str, npt.NDArray[Any]] | None,
+) -> list[Path]:
     if plan.to == "openai":
         return openai.write_folder(dest, plan, companions.tokenizer())
-    write = huggingface.write_folder if plan.to == "huggingface" else onnx.write_folder
-    return write(dest, plan, dtype, companions.special_ids(), companions.write_tokenizer)
+    extra = companions.special_ids()
+    if plan.to == "onnx":
+        return onnx.write_folder(dest, plan, dtype, extra, companions.write_files)
+    if head:
+        extra = {**extra, **companions.head_settings()}
+    return huggingface.write_folder(dest, plan, dtype, extra, companions.write_files, head=head)
 
 
-def _save_file(dest: Path, plan: ConversionPlan, dtype: str, companions: Companions) -> tuple[str, ...]:
+def _save_file(dest: Path, plan: ConversionPlan, dtype: str, companions: Companions, lossy: bool) -> tuple[str, ...]:
     dest.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(dest) as path, ByteProgress(f"Saving {dest.name}", plan.used_bytes) as progress:
         plan = plan.with_progress(progress.advance)
         if plan.to == "llmc":
             return _save_llmc(path, plan, dtype)
         if plan.to == "gguf":
-            return gguf.save_gguf(path, plan, dtype, companions.gguf_keys(plan.config.vocab_size), dest.stem)
+            return gguf.save_gguf(path, plan, dtype, _gguf_tokenizer(plan, companions, lossy), dest.stem)
         return state_dicts.SAVERS[plan.to](path, plan, dtype)
+
+
+def _gguf_tokenizer(plan: ConversionPlan, companions: Companions, lossy: bool) -> Mapping[str, Any]:
+    try:
+        return companions.gguf_keys(plan.config.vocab_size)
+    except (TokenizerError, WeightsError):
+        if lossy:
+            return {}
+        raise
 
 
 def _save_llmc(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, ...]:
@@ -173,18 +208,3 @@ def _refuse_other_widths(plan: ConversionPlan) -> None:
             f"{LAYOUTS[plan.to].title} has feed-forward layers of 4 * emb_dim, {4 * plan.config.emb_dim}, and this "
             f"model's have {plan.config.ff_dim}; save it in another layout."
         )
-
-
-def _lost_settings(plan: ConversionPlan) -> tuple[str, ...]:
-    """Return notes on settings that the file does not hold and that its readers assume to be different."""
-    assumed: dict[str, Any] = dict(_ASSUMED)
-    if plan.to == "nanogpt":
-        assumed["activation"] = "gelu_erf"
-    if plan.to == "gguf":
-        del assumed["norm_eps"]
-    title = "a program that builds the model anew" if plan.to == "canonical" else LAYOUTS[plan.to].title
-    return tuple(
-        f"the model has {name} {getattr(plan.config, name)}, which the file does not say; {title} assumes {value}."
-        for name, value in assumed.items()
-        if getattr(plan.config, name) != value
-    )

@@ -14,6 +14,7 @@ from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights.companions import SETTINGS_FILES, Companions
+from clearhead.weights.fidelity import head_tensors
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.plan import ConversionPlan, LazyTensors
 from clearhead.weights.planning import make_plan
@@ -142,17 +143,27 @@ class Source:
         """
         return LazyTensors(self.plan(), row_major)
 
-    def save(self, dest: str | os.PathLike[str], to: str = "huggingface", dtype: str = "float32") -> SaveResult:
+    def save(
+        self,
+        dest: str | os.PathLike[str],
+        to: str = "huggingface",
+        dtype: str = "float32",
+        *,
+        lossy: bool = False,
+    ) -> SaveResult:
         """Write the model in a layout, with one tensor, or one layer of it, in memory at a time.
 
         Args:
             dest: the folder for `huggingface`, `openai` and `onnx`, else the file.
             to: huggingface, openai, onnx, book, nanogpt, llmc, transformerlens, gguf or canonical.
             dtype: float32, float16, bfloat16, for some layouts fewer; for gguf also q8_0.
+            lossy: whether to write the model even if the layout cannot hold every part of it, such as special tokens,
+                a classifier's head or a setting; the result's notes name what is lost.
 
         Raises:
             WeightsError: as `plan`; and if the layout or the dtype is unknown or cannot hold this model, or `dest`
                 cannot be written.
         """
         check(to, dtype)
-        return save_plan(Path(dest).expanduser(), self.stream(to), dtype, self.companions)
+        head = head_tensors(self.file, self.layout)
+        return save_plan(Path(dest).expanduser(), self.stream(to), dtype, self.companions, lossy, head)

@@ -12,7 +12,7 @@ from clearhead.cli.options import WeightsSource
 from clearhead.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
-    from clearhead.weights import SaveResult, Source, WeightsDifference
+    from clearhead.weights import ReadBack, SaveResult, Source
 
 EPILOG = """
 Examples:
@@ -48,11 +48,15 @@ def convert_weights(
         typer.Option("--config", help="A JSON file with the model's shape, if the source does not say all of it."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Write the model even if the layout cannot hold every part of it.")
+    ] = False,
 ) -> None:
     """Write a model in another layout.
 
-    One tensor is in memory at a time. The result is read back and compared with the source, and the last line says how
-    many numbers differ: none if the layout can store the source's dtype.
+    One tensor is in memory at a time. What the layout cannot hold (special tokens, a classifier's head, a setting) is
+    named before anything is written. The result is read back and compared with the source: every number, the settings,
+    the tokenizer and its special tokens, the head.
     """
     from clearhead import weights
     from clearhead.cli.console import notice
@@ -68,11 +72,10 @@ def convert_weights(
     if dtype is None:
         dtype = opened.dtype if opened.dtype in DTYPES[to] else "float32"
     _refuse_itself(opened, dest, to)
-    saved = opened.save(dest, to, dtype)
+    saved = opened.save(dest, to, dtype, lossy=lossy)
     for note in saved.notes:
         notice(note)
-    written = weights.open(saved.path, layout=to, config=opened.config)
-    _print_result(opened, saved, weights.compare(opened.stream(), written.stream(), dest.name))
+    _print_result(saved, weights.read_back(opened, saved))
 
 
 def _refuse_occupied(dest: Path, to: str, force: bool) -> None:
@@ -96,7 +99,7 @@ def _refuse_itself(opened: Source, dest: Path, to: str) -> None:
         raise WeightsError(f"{dest} is the source itself; give another path.")
 
 
-def _print_result(opened: Source, saved: SaveResult, difference: WeightsDifference) -> None:
+def _print_result(saved: SaveResult, found: ReadBack) -> None:
     from clearhead.cli.console import output
     from clearhead.weights.layouts import LAYOUTS
 
@@ -107,4 +110,4 @@ def _print_result(opened: Source, saved: SaveResult, difference: WeightsDifferen
         width = max(len(path.name) for path in saved.files)
         for path in saved.files:
             console.print(f"  {path.name:{width}} {path.stat().st_size:15,}", soft_wrap=True)
-    console.print(f"Read back and compared: {difference}", soft_wrap=True)
+    console.print(f"Read back and compared: {found}", soft_wrap=True)

@@ -64,7 +64,7 @@ def config_of(file: GGUFFile) -> tuple[GPTConfig, tuple[str, ...]]:
         epsilon = np.float32(_number(file, "gpt2.attention.layer_norm_epsilon", 1e-5))
     try:
         config = GPTConfig(
-            vocab_size=embedding.shape[0],
+            vocab_size=embedding.shape[0] if embedding.shape else 0,
             **{**values, "ff_dim": values["ff_dim"] or 0},
             qkv_bias=True,
             tie_weights=True,
@@ -190,40 +190,33 @@ def why_no_tokenizer(keys: Mapping[str, Any]) -> str:
     )
 
 
-def _listed(file: GGUFFile, key: str, kind: type, default: list[Any]) -> list[Any]:
-    """Return a key that is a list of values of one type."""
-    value = file.keys.get(key, default)
-    if not isinstance(value, list) or not all(type(item) is kind for item in value):
-        raise TokenizerError(
-            f"the key {key} of {file.path} is not a list of {'texts' if kind is str else 'whole numbers'}; "
-            "put the model's tokenizer.json into the same folder."
-        )
-    return value
-
-
 def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
     """Return the tokenizer in a file's keys; None if there is none, or it is not a byte-level BPE like GPT-2's.
 
     Raises:
         TokenizerError: if its vocabulary and its merges do not fit each other.
     """
-    keys = file.keys
-    if keys.get("tokenizer.ggml.model", "none") == "none" or why_no_tokenizer(keys):
+    return tokenizer_from_keys(file.keys, str(file.path))
+
+
+def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer | None:
+    """Return the tokenizer in the keys of a file that messages call `where`; see `tokenizer_of`."""
+    if not has_tokenizer(keys) or why_no_tokenizer(keys):
         return None
     from clearhead.tokenizer import Tokenizer
 
-    tokens = _listed(file, "tokenizer.ggml.tokens", str, [])
-    types = _listed(file, "tokenizer.ggml.token_type", int, [_NORMAL] * len(tokens))
+    tokens = _listed(keys, "tokenizer.ggml.tokens", str, [], where)
+    types = _listed(keys, "tokenizer.ggml.token_type", int, [_NORMAL] * len(tokens), where)
     if len(types) != len(tokens):
         raise TokenizerError(
-            f"{file.path} has {len(tokens):,} tokens and the types of {len(types):,}; "
+            f"{where} has {len(tokens):,} tokens and the types of {len(types):,}; "
             "put the model's tokenizer.json into the same folder."
         )
     vocab = {token: id for id, (token, type_) in enumerate(zip(tokens, types, strict=False)) if type_ != _UNUSED}
-    merges = [tuple(merge.split(" ")) for merge in _listed(file, "tokenizer.ggml.merges", str, [])]
+    merges = [tuple(merge.split(" ")) for merge in _listed(keys, "tokenizer.ggml.merges", str, [], where)]
     if any(len(pair) != 2 for pair in merges) or len(vocab) != len(tokens) - types.count(_UNUSED):
         raise TokenizerError(
-            f"{file.path} holds a broken tokenizer: a token occurs twice, or a merge is not a pair; "
+            f"{where} holds a broken tokenizer: a token occurs twice, or a merge is not a pair; "
             "put the model's tokenizer.json into the same folder."
         )
     special = [token for token, id in vocab.items() if types[id] in (_UNKNOWN, _CONTROL)]
@@ -232,8 +225,19 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | None:
     names = {id: token for token, id in vocab.items()}
     named = {role: names[id] for role, id in ids.items() if isinstance(id, int) and names.get(id) in special}
     end = keys.get("tokenizer.ggml.eos_token_id")
-    where = f"the vocabulary and the merges in {file.path}"
+    what = f"the vocabulary and the merges in {where}"
     end = end if isinstance(end, int) and end in vocab.values() else None
     return Tokenizer.from_bpe(
-        vocab, merges, where=where, special=special, added=added, end_of_text=end, named_tokens=named
+        vocab, merges, where=what, special=special, added=added, end_of_text=end, named_tokens=named
     )
+
+
+def _listed(keys: Mapping[str, Any], key: str, kind: type, default: list[Any], where: str) -> list[Any]:
+    """Return a key that is a list of values of one type."""
+    value = keys.get(key, default)
+    if not isinstance(value, list) or not all(type(item) is kind for item in value):
+        raise TokenizerError(
+            f"the key {key} of {where} is not a list of {'texts' if kind is str else 'whole numbers'}; "
+            "put the model's tokenizer.json into the same folder."
+        )
+    return value

@@ -170,10 +170,12 @@ def write_folder(
     extra_config: Mapping[str, Any],
     add_files: AddFiles | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    head: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> list[Path]:
     """Write a plan's targets, which have Hugging Face's names, as `save_huggingface` does; return the files written.
 
-    `add_files` writes what else belongs into the folder, such as a tokenizer.
+    `add_files` writes what else belongs into the folder, such as a tokenizer; `head` has the tensors of a head besides
+    the output head.
     """
     if dtype not in SAVED:
         raise WeightsError(f"weights cannot be saved as {dtype!r}; choose {', '.join(SAVED)}.")
@@ -181,7 +183,7 @@ def write_folder(
     def write(temporary: Path) -> list[str]:
         if add_files is not None:
             add_files(temporary)
-        main_file = _write_weights(temporary, folder, plan, dtype, shard_bytes)
+        main_file = _write_weights(temporary, folder, plan, dtype, shard_bytes, head or {})
         _write_json(temporary / "config.json", {**plan.config.to_huggingface(), "dtype": dtype, **extra_config})
         return ["config.json", main_file]
 
@@ -207,15 +209,23 @@ def plan_from_arrays(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]],
     return make_plan(infos, read, config, "canonical", to, where="the model to save")
 
 
-def _write_weights(temporary: Path, folder: Path, plan: ConversionPlan, dtype: str, shard_bytes: int) -> str:
+def _write_weights(
+    temporary: Path,
+    folder: Path,
+    plan: ConversionPlan,
+    dtype: str,
+    shard_bytes: int,
+    head: Mapping[str, npt.NDArray[Any]],
+) -> str:
     """Write the weights into a temporary folder; return the name of the file by which readers find all others."""
     infos = {name: TensorInfo(shape, dtype) for name, shape in plan.targets.items()}
+    infos |= {name: TensorInfo(values.shape, dtype) for name, values in head.items()}
     shards = _split(infos, shard_bytes)
     names = _shard_names(folder, len(shards))
     total = sum(info.nbytes for info in infos.values())
     with ByteProgress(f"Saving {folder.name}", total) as progress:
         for name, shard in zip(names, shards, strict=True):
-            write_safetensors(temporary / name, shard, _encoded(plan, shard, dtype, progress), {"format": "pt"})
+            write_safetensors(temporary / name, shard, _encoded(plan, shard, dtype, progress, head), {"format": "pt"})
     if len(shards) == 1:
         return names[0]
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
@@ -225,10 +235,14 @@ def _write_weights(temporary: Path, folder: Path, plan: ConversionPlan, dtype: s
 
 
 def _encoded(
-    plan: ConversionPlan, shard: Mapping[str, TensorInfo], dtype: str, progress: ByteProgress
+    plan: ConversionPlan,
+    shard: Mapping[str, TensorInfo],
+    dtype: str,
+    progress: ByteProgress,
+    head: Mapping[str, npt.NDArray[Any]],
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for name, info in shard.items():
-        yield name, encode(plan.read(name, None), dtype, name)
+        yield name, encode(head[name] if name in head else plan.read(name, None), dtype, name)
         progress.advance(info.nbytes)
 
 

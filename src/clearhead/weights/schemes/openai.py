@@ -182,7 +182,7 @@ def write_folder(folder: Path, plan: ConversionPlan, tokenizer: SavesItself | No
     data_file = shard_path(Path(f"{PREFIX}.index"), 0, 1).name
 
     def write(temporary: Path) -> list[str]:
-        _write_tokenizer(temporary, tokenizer)
+        write_tokenizer(temporary, tokenizer)
         _write_text(temporary / "hparams.json", json.dumps(_hparams(config), indent=2) + "\n")
         lines = [f'model_checkpoint_path: "{PREFIX}"', f'all_model_checkpoint_paths: "{PREFIX}"']
         _write_text(temporary / "checkpoint", "\n".join(lines) + "\n")
@@ -224,7 +224,7 @@ def _write_weights(prefix: Path, plan: ConversionPlan, what: str) -> None:
         write_tensorflow(prefix, infos, read)
 
 
-def _write_tokenizer(folder: Path, tokenizer: SavesItself | None) -> None:
+def write_tokenizer(folder: Path, tokenizer: SavesItself | None) -> None:
     """Write a tokenizer's files under OpenAI's names; under its own names if it is not a byte-level BPE.
 
     OpenAI's files cannot hold added tokens; if there are any, Hugging Face's settings files describe them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -177,7 +177,7 @@ def _nanogpt_activation(contents: Mapping[str, Any]) -> tuple[Activation, tuple[
     """
     settings = contents.get("config")
     settings = settings if isinstance(settings, Mapping) else {}
-    if settings.get("activation") in ("gelu_tanh", "gelu_erf"):  # as save_nanogpt writes it
+    if settings.get("activation") in get_args(Activation):  # as save_nanogpt writes it
         return settings["activation"], ()
     if str(settings.get("init_from", "")).startswith("gpt2") and contents.get("iter_num") == 0:
         return "gelu_tanh", (_TANH,)
