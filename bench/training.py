@@ -1,10 +1,11 @@
 """How fast training is: tokens a second of one step, beside transformers' GPT-2 in a plain PyTorch loop, in one run.
 
-    python bench/training.py [--shapes 10M 124M] [--rounds 3] [--compile]
+    python bench/training.py [--shapes 10M 124M] [--rounds 3] [--precision bfloat16] [--compile]
 
-Each way starts from the same shape, takes the same batches in float32, and makes whole steps: forwards, backwards,
-clipping, AdamW. Each has a process of its own, since `clearhead train` sets how its process keeps memory. They take
-turns; the best of the rounds counts, and the ratio is to transformers.
+Each way starts from the same shape, takes the same batches in the same precision, and makes whole steps: forward,
+backward, clipping, AdamW. `clearhead train` lets its process keep the memory that it frees (training/memory.py);
+transformers has a row with the same setting, to which the ratio is, and a row without. Each way has a process
+of its own. They take turns; the best of the rounds counts.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead.config import GPTConfig
 from clearhead.model import GPTModel
+from clearhead.training.cpu_kernels import use_cpu_kernels
 from clearhead.training.distributed import Processes
 from clearhead.training.memory import keep_freed_memory
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import make_optimizers
+from clearhead.training.precision import autocast
 from clearhead.training.recipe import TrainingRecipe
 from clearhead.training.step import Stepper
 from clearhead.training.throughput import peak_flops, training_flops
@@ -36,23 +39,26 @@ SHAPES = {
     "10M": (GPTConfig(8192, 512, 320, 5, 6, qkv_bias=True, tie_weights=True), 1, 512),
     "124M": (GPTConfig.named("124M").replace(drop_rate=0.0), 1, 256),
 }
+PEER = "transformers, memory kept"
 Take = Callable[[], float]
 
 
-def clearhead_step(config: GPTConfig, windows: int, length: int, compiled: bool) -> Take:
+def clearhead_step(config: GPTConfig, windows: int, length: int, dtype: torch.dtype, compiled: bool) -> Take:
     """A step of `clearhead train`."""
     keep_freed_memory()
     torch.manual_seed(1)
     recipe = TrainingRecipe(steps=1000, batch_size=windows, warmup_steps=0, compile=compiled, precision="float32")
     model = GPTModel(config)
+    if not compiled:
+        use_cpu_kernels(model, config, dtype)
     alone = Processes(0, 1, torch.device("cpu"))
     objective = Objective(model, compiled=compiled)
-    stepper = Stepper(objective, make_optimizers(model, recipe), recipe, alone, torch.float32, dropout=False)
+    stepper = Stepper(objective, make_optimizers(model, recipe), recipe, alone, dtype, dropout=False)
     batch = ids_of(config, windows, length)
     return lambda: stepper.take(0, batch).loss
 
 
-def transformers_step(config: GPTConfig, windows: int, length: int) -> Take:
+def transformers_step(config: GPTConfig, windows: int, length: int, dtype: torch.dtype) -> Take:
     """A step as one writes it with transformers: its own loss, torch's AdamW as it comes."""
     torch.manual_seed(1)
     values = {**config.to_huggingface(), "bos_token_id": 0, "eos_token_id": 0}
@@ -61,7 +67,8 @@ def transformers_step(config: GPTConfig, windows: int, length: int) -> Take:
     inputs, targets = map(torch.from_numpy, ids_of(config, windows, length))
 
     def take() -> float:
-        logits = model(inputs, use_cache=False).logits
+        with autocast(torch.device("cpu"), dtype):
+            logits = model(inputs, use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -78,24 +85,26 @@ def ids_of(config: GPTConfig, windows: int, length: int) -> tuple[np.ndarray, np
     return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
-def serve(name: str, way: str, asked: Connection) -> None:
+def serve(name: str, way: str, dtype: torch.dtype, asked: Connection) -> None:
     """Takes a step each time it is asked to, and answers with its seconds."""
     config, windows, length = SHAPES[name]
-    if way == "transformers":
-        take = transformers_step(config, windows, length)
+    if way.startswith("transformers"):
+        if way == PEER:
+            keep_freed_memory()
+        take = transformers_step(config, windows, length, dtype)
     else:
-        take = clearhead_step(config, windows, length, compiled=way.endswith("compiled"))
+        take = clearhead_step(config, windows, length, dtype, compiled=way.endswith("compiled"))
     while asked.recv():
         start = time.perf_counter()
         take()
         asked.send(time.perf_counter() - start)
 
 
-def measured(name: str, ways: list[str], rounds: int) -> dict[str, float]:
+def measured(name: str, ways: list[str], rounds: int, dtype: torch.dtype) -> dict[str, float]:
     """The seconds of the fastest step of each way."""
     spawned = multiprocessing.get_context("spawn")
     pipes = {way: spawned.Pipe() for way in ways}
-    processes = [spawned.Process(target=serve, args=(name, way, pipes[way][1]), daemon=True) for way in ways]
+    processes = [spawned.Process(target=serve, args=(name, way, dtype, pipes[way][1]), daemon=True) for way in ways]
     for process in processes:
         process.start()
     best = dict.fromkeys(ways, math.inf)
@@ -117,22 +126,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--compile", action="store_true", help="measure the compiled loop too; it compiles for a minute"
     )
     arguments = parser.parse_args()
-    peak = peak_flops(torch.device("cpu"), torch.float32)
-    print(f"{torch.get_num_threads()} threads; a large product reaches {peak / 1e9:.0f} GFLOP/s in float32")
+    dtype: torch.dtype = getattr(torch, arguments.precision)
+    peak = peak_flops(torch.device("cpu"), dtype)
+    print(
+        f"{torch.get_num_threads()} threads; a large product reaches {peak / 1e9:.0f} GFLOP/s in {arguments.precision}"
+    )
     for name in arguments.shapes:
         config, windows, length = SHAPES[name]
-        ways = ["transformers", "clearhead", *(["clearhead, compiled"] if arguments.compile else [])]
-        best = measured(name, ways, arguments.rounds)
+        ways = [PEER, "transformers", "clearhead", *(["clearhead, compiled"] if arguments.compile else [])]
+        best = measured(name, ways, arguments.rounds, dtype)
         print(f"\n{name}: {windows} x {length} tokens a step")
         for way, seconds in best.items():
             speed = windows * length / seconds
             share = speed * training_flops(config.replace(context_length=length)) / peak
-            ratio = best["transformers"] / seconds
-            print(f"  {way:<20} {speed:9,.0f} tokens/s   {ratio:.2f} times transformers   {100 * share:3.0f}% of peak")
+            ratio = best[PEER] / seconds
+            print(f"  {way:<29} {speed:9,.0f} tokens/s   {ratio:.2f} times   {100 * share:3.0f}% of peak")
 
 
 if __name__ == "__main__":

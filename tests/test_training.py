@@ -31,12 +31,16 @@ from clearhead.evaluation.perplexity import evaluate_perplexity
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.training.checkpoint import checkpoints, read_state
+from clearhead.training.export import export_checkpoint
+from clearhead.training.length import resolve_steps
 from clearhead.training.optimizer import Muon, make_optimizers, orthogonalised
+from clearhead.training.overview import list_runs
 from clearhead.training.precision import _product_rates, choose_precision, dtype_name
 from clearhead.training.recipe import FineTuneRecipe, TrainingRecipe
 from clearhead.training.recipe_reader import RANGES, parse_recipe, read_recipe
 from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
+from clearhead.training.task import PretrainingTask
 from clearhead.training.train import train
 
 
@@ -77,7 +81,7 @@ def test_the_recipes_of_the_repository_are_good() -> None:
     [
         ("steps = 12", "stepz = 12", "did you mean 'steps'"),
         ("steps = 12", "", "lacks steps"),
-        ("steps = 12", "steps = 0", "at least 1"),
+        ("steps = 12", "steps = 0", "lacks steps"),
         ("steps = 12", "steps = 12\nseed = -1", r"seed in \[training\] is -1; it must be at least 0"),
         ("steps = 12", "steps = 12\nseed = 99999999999999999999", "seed .* does not fit into 64 bits"),
         ("steps = 12", "steps = 12\nbeta_1 = 1.5", "beta_1 .* must be at least 0 and below 1"),
@@ -425,6 +429,44 @@ def test_every_checkpoint_is_a_model(finished: Path) -> None:
         assert (GPT2LMHeadModel.from_pretrained(newest).eval()(ids).logits - expected).abs().max() < 1e-4
         earlier = clearhead.load(checkpoints(finished)[-2]).model(ids)
     assert not torch.equal(earlier, expected)
+
+
+def test_a_run_ends_after_epochs_or_tokens_and_keeps_its_milestones(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """8 windows of 16 tokens a step. The newest two checkpoints stay, and those of milestones."""
+    length = ("steps = 12", 'tokens = 1500\nmilestones = ["200 tokens", "3 steps"]\nkeep_checkpoints = 1')
+    changes = (length, ("decay_steps = 4", "decay_steps = 0"), ("checkpoint_every = 4", "checkpoint_every = 5"))
+    train(recipe(*changes), data, tmp_path / "run", corpus_folder=corpus.folder)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == [f"step-{step:08d}" for step in (2, 3, 12)]
+    assert [read_state(path)["milestone"] for path in checkpoints(tmp_path / "run")] == ["200 tokens", "3 steps", None]
+    assert (list_runs([tmp_path / "run"])[0].steps, list_runs([tmp_path / "run"])[0].state) == (12, "finished")
+    epochs = resolve_steps(
+        recipe(("steps = 12", "epochs = 2"), ("decay_steps = 4", "decay_steps = 0")), PretrainingTask(recipe(), corpus)
+    )
+    tokens = sum(split.tokens for split in corpus.train.values())
+    assert epochs.training.steps == math.ceil(2 * tokens / (8 * 16))
+    for step, name in ((3, "step-00000003"), (None, "step-00000012")):
+        assert export_checkpoint(tmp_path / "run", tmp_path / "model", step).name == name
+        ids = torch.arange(9)[None]
+        with torch.inference_mode():
+            expected = clearhead.load(tmp_path / "run/checkpoints" / name).model(ids)
+            assert torch.equal(clearhead.load(tmp_path / "model").model(ids), expected)
+    with pytest.raises(TrainingError, match="has no checkpoint of step 4; it has those of the steps 2, 3, 12"):
+        export_checkpoint(tmp_path / "run", tmp_path / "model", 4)
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        ("steps = 12\nepochs = 1", "has both steps and epochs"),
+        ("epochs = 0.01", "warmup_steps 2 and decay_steps 4 do not fit into steps 1"),
+        ('steps = 12\nmilestones = ["10 days"]', "the milestone '10 days' is not of the form 1000 steps"),
+    ],
+)
+def test_a_length_or_milestone_that_cannot_be_is_refused(
+    data: Path, corpus: Corpus, tmp_path: Path, new: str, words: str
+) -> None:
+    with pytest.raises(TrainingError, match=words):
+        train(recipe(("steps = 12", new)), data, tmp_path, corpus_folder=corpus.folder)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(corpus: Corpus, tmp_path: Path) -> None:

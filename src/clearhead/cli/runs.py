@@ -16,18 +16,25 @@ Examples:
 [bold]clearhead runs[/]                                      the runs in the folder runs/
 
 [bold]clearhead runs runs/a runs/b --curves both.svg[/]      their curves in one chart
+
+[bold]clearhead runs export runs/a models/a --step 500[/]    the model of a checkpoint, in a folder of its own
 """
 
 Folders = Annotated[
-    list[Path] | None, typer.Argument(help="Folders of runs, or folders that contain some. runs/ if left out.")
+    list[Path] | None,
+    typer.Argument(
+        help="Folders of runs, or folders that contain some. runs/ if left out. Or: export RUN DIR, to copy the "
+        "model of a checkpoint into a folder."
+    ),
 ]
 Curves = Annotated[
     Path | None, typer.Option(help="Draw the curves of these runs into one chart: a file ending in .svg or .png.")
 ]
+Step = Annotated[int | None, typer.Option(help="With export: the checkpoint of this step. The newest if left out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for each run.")]
 
 
-def runs(folders: Folders = None, curves: Curves = None, as_json: Json = False) -> None:
+def runs(folders: Folders = None, curves: Curves = None, step: Step = None, as_json: Json = False) -> None:
     """List training runs, and compare them.
 
     For each run: its state, its last training loss, its newest score on held-out texts (bits per byte; for a
@@ -38,6 +45,9 @@ def runs(folders: Folders = None, curves: Curves = None, as_json: Json = False) 
     from clearhead.training.overview import list_runs
     from clearhead.training.run_folder import read_metrics
 
+    if folders and str(folders[0]) == "export":
+        _export(folders[1:], step)
+        return
     found = list_runs(folders or [Path("runs")])
     if as_json:
         for run in found:
@@ -49,6 +59,15 @@ def runs(folders: Folders = None, curves: Curves = None, as_json: Json = False) 
         save_picture(curves_svg({names[run.folder]: read_metrics(run.folder) for run in found}), curves)
         if not as_json:
             print(f"The curves are in {curves}.")
+
+
+def _export(folders: list[Path], step: int | None) -> None:
+    from clearhead.training.export import export_checkpoint
+
+    if len(folders) != 2:
+        raise typer.BadParameter(f"export needs a run and a folder for its model; {len(folders)} folders were given.")
+    checkpoint = export_checkpoint(folders[0], folders[1], step)
+    print(f"The model of {checkpoint} is in {folders[1]}.")
 
 
 def _names(folders: list[Path]) -> dict[Path, str]:

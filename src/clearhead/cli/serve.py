@@ -59,9 +59,7 @@ class CapacityOptions:
     ] = 256
     cache_tokens: Annotated[
         int,
-        typer.Option(
-            help="Keep this many tokens of ended texts for prompts that begin alike.", min=0, **_CAPACITY
-        ),
+        typer.Option(help="Keep this many tokens of ended texts for prompts that begin alike.", min=0, **_CAPACITY),
     ] = 16384
     max_logprobs: Annotated[
         int, typer.Option(help="The most alternatives per token that a request may ask for.", min=0, **_CAPACITY)

@@ -76,6 +76,16 @@ class WindowBatches:
             self._read(*self._locate(number), row)
         return windows[:, :-1], windows[:, 1:]
 
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of all texts."""
+        return sum(map(len, self.texts))
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The number of tokens of a batch."""
+        return self.batch_size * self.context_length
+
     def epochs(self, step: int) -> list[float]:
         """Return how often each text has been seen after `step` steps."""
         cycles, index = divmod(step * self.batch_size, len(self._pattern))

@@ -35,6 +35,7 @@ from clearhead.training.run_folder import disk_full_explained, write_text
 from clearhead.utils.atomic import TEMPORARY_SUFFIX, flush_to_disk
 
 FOLDER = "checkpoints"
+MODEL_CONFIG = "config.json"
 _STATE = "state.json"
 _TENSORS = "training"
 
@@ -225,7 +226,7 @@ def load_tensors(
     """
     with processes.first_alone() as first:
         if first:
-            _check_digests(checkpoint, state)
+            check_files(checkpoint, state)
     folder = checkpoint / _TENSORS if (checkpoint / _TENSORS).is_dir() else checkpoint  # as earlier versions wrote it
     try:
         for file in folder.glob("*.safetensors"):
@@ -250,7 +251,14 @@ def _digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def _check_digests(checkpoint: Path, state: Mapping[str, Any]) -> None:
+def model_files(checkpoint: Path) -> list[Path]:
+    """Return the files of the model in a checkpoint; none in one of an earlier version."""
+    if not (checkpoint / MODEL_CONFIG).is_file():
+        return []
+    return sorted(path for path in checkpoint.iterdir() if path.is_file() and path.name != _STATE)
+
+
+def check_files(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Compare the files of a checkpoint with their checksums; earlier versions wrote none.
 
     Raises:

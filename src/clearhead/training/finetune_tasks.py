@@ -87,6 +87,14 @@ class MoreText:
             return {}
         return {self.data.valid.name: score_text(model, *self.valid, evaluator, windows, processes)}
 
+    def steps_per_epoch(self) -> float:
+        """Return the tokens of the text over those of a step."""
+        return self.batches.tokens / self.batches.tokens_per_step
+
+    def tokens_per_step(self) -> int | None:
+        """Return the tokens of a batch."""
+        return self.batches.tokens_per_step
+
     def describe(self, steps: int) -> str:
         """Return how often the text is seen."""
         return f"{len(self.ids):,} tokens, epochs: {self.batches.epochs(steps)[0]:.1f}"
@@ -119,6 +127,14 @@ class Instructions:
         """Return the loss on held-out responses."""
         found = _score_examples(self.valid, model, evaluator, windows, processes, accuracy=False)
         return {Path(self.data.recipe.valid).name: found} if found else {}
+
+    def steps_per_epoch(self) -> float:
+        """Return the examples over those of a step."""
+        return len(self.train) / self.batches.batch_size
+
+    def tokens_per_step(self) -> int | None:
+        """Return None: examples have different lengths."""
+        return None
 
     def describe(self, steps: int) -> str:
         """Return how often the examples are seen."""
@@ -156,6 +172,14 @@ class Classes:
         """Return loss and accuracy on held-out texts."""
         found = _score_examples(self.valid, model, evaluator, windows, processes, accuracy=True)
         return {Path(self.data.recipe.valid).name: found} if found else {}
+
+    def steps_per_epoch(self) -> float:
+        """Return the examples over those of a step."""
+        return len(self.train) / self.batches.batch_size
+
+    def tokens_per_step(self) -> int | None:
+        """Return None: examples have different lengths."""
+        return None
 
     def describe(self, steps: int) -> str:
         """Return how often the examples are seen."""

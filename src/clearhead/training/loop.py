@@ -31,6 +31,7 @@ from clearhead.training.cpu_kernels import use_cpu_kernels
 from clearhead.training.display import Status
 from clearhead.training.distributed import Processes
 from clearhead.training.environment import environment
+from clearhead.training.length import find_milestones
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import make_optimizers
 from clearhead.training.precision import PrecisionChoice, autocast, choose_precision, dtype_name
@@ -91,6 +92,7 @@ class Run:
         self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout)
         self.record = RunRecord(out, group.is_first, t.steps)
         self.step = 0
+        self.milestones = {milestone.step: milestone.name for milestone in find_milestones(t.milestones, task)}
         self.clock = Clock()
         self.tokens = 0
         self._peak: float | None = None  # FLOP/s of all processes' devices
@@ -137,7 +139,8 @@ class Run:
                 step = self.stepper.take(self.step, self.task.draw(self.step), lambda: stop.received)
                 self.step += 1
                 self._report(step)
-                if self.step % t.checkpoint_every == 0 or self.step == t.steps or step.stop:
+                ends = self.step == t.steps or step.stop or self.step in self.milestones
+                if ends or self.step % t.checkpoint_every == 0:
                     with self.clock.paused():
                         self.save()
                 if step.stop:
@@ -159,6 +162,7 @@ class Run:
             "clock": self.clock.state(),
             "tokens": self.tokens,
             "step": self.step,
+            "milestone": self.milestones.get(self.step),
         }
         tensors = tensors_by_name(self.model, self.stepper.optimizers)
         whole = self.whole_model()

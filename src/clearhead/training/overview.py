@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from clearhead.errors import ClearheadError, TrainingError
 from clearhead.training.recipe_reader import read_recipe
-from clearhead.training.run_folder import RECIPE, is_in_progress, read_metrics
+from clearhead.training.run_folder import ENVIRONMENT, RECIPE, is_in_progress, read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,13 @@ def _inside(folder: Path) -> list[Path]:
 
 def _steps(folder: Path) -> int:
     try:
-        return read_recipe(folder / RECIPE).training.steps
+        steps = read_recipe(folder / RECIPE).training.steps
     except ClearheadError:
         return 0  # of another version, with other keys
+    if steps:
+        return steps
+    try:  # the recipe gives epochs or tokens
+        steps = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["steps"]
+        return steps if type(steps) is int else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

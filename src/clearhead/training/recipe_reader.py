@@ -48,10 +48,10 @@ class NumberRange:
 
 
 RANGES: Mapping[str, NumberRange] = {
-    **dict.fromkeys(("steps", "batch_size", "sample_tokens", "keep_checkpoints", "tokenizer_bytes"), NumberRange(1)),
+    **dict.fromkeys(("batch_size", "sample_tokens", "keep_checkpoints", "tokenizer_bytes"), NumberRange(1)),
     **dict.fromkeys(("log_every", "evaluate_every", "evaluate_windows", "checkpoint_every"), NumberRange(1)),
-    **dict.fromkeys(("micro_batch_size", "warmup_steps", "decay_steps", "head_chunk", "seed"), NumberRange(0)),
-    **dict.fromkeys(("context_length", "lora_rank", "weight_decay"), NumberRange(0)),
+    **dict.fromkeys(("steps", "micro_batch_size", "warmup_steps", "decay_steps", "head_chunk", "seed"), NumberRange(0)),
+    **dict.fromkeys(("context_length", "lora_rank", "weight_decay", "epochs", "tokens"), NumberRange(0)),
     **dict.fromkeys(("learning_rate", "muon_learning_rate", "clip_norm"), NumberRange(0, open_low=True)),
     **dict.fromkeys(("lora_alpha", "weight"), NumberRange(0, open_low=True)),
     **dict.fromkeys(("beta_1", "beta_2", "lora_dropout"), NumberRange(0, 1)),
@@ -224,18 +224,27 @@ def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
         raise TrainingError('lora_rank needs optimizer = "adamw": Muon is for the matrices of a whole model.')
 
 
-def check_training(t: TrainingRecipe) -> None:
+def check_training(t: TrainingRecipe, *, resolved: bool = False) -> None:
     """Check that the settings of `[training]` fit together.
+
+    Args:
+        t: the settings.
+        resolved: whether the steps were computed from the epochs or tokens.
 
     Raises:
         TrainingError: if they do not.
     """
+    lengths = [key for key in ("steps", "epochs", "tokens") if getattr(t, key)]
+    if not lengths:
+        raise TrainingError("[training] lacks steps; it gives the length of the run as steps, epochs or tokens.")
+    if len(lengths) > 1 and not resolved:
+        raise TrainingError(f"[training] has both {' and '.join(lengths)}; give the length of the run once.")
     if t.schedule == "cosine" and t.decay_steps:
         raise TrainingError(
             f"decay_steps is {t.decay_steps} and the schedule is cosine, which falls from the warm-up to the end; "
             'leave decay_steps out, or set schedule = "wsd".'
         )
-    if t.warmup_steps + t.decay_steps > t.steps:
+    if t.steps and t.warmup_steps + t.decay_steps > t.steps:
         raise TrainingError(
             f"warmup_steps {t.warmup_steps} and decay_steps {t.decay_steps} do not fit into steps {t.steps}."
         )

@@ -45,6 +45,12 @@ class Task(Protocol):
     def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
         """Score the model on the held-out data, or on so many windows of it. All processes call this together."""
 
+    def steps_per_epoch(self) -> float:
+        """Return the number of steps that see as much as all training data once."""
+
+    def tokens_per_step(self) -> int | None:
+        """Return the number of tokens of a step; None if it varies."""
+
     def describe(self, steps: int) -> str:
         """Return what so many steps see, for the first line of a run."""
 
@@ -88,6 +94,14 @@ class PretrainingTask:
             name: score_text(model, self.corpus.tokens(split), split.text_bytes, evaluator, windows, processes)
             for name, split in self.corpus.valid.items()
         }
+
+    def steps_per_epoch(self) -> float:
+        """Return the training tokens over the tokens of a step."""
+        return self.batches.tokens / self.batches.tokens_per_step
+
+    def tokens_per_step(self) -> int | None:
+        """Return the tokens of a batch."""
+        return self.batches.tokens_per_step
 
     def describe(self, steps: int) -> str:
         """Return how often each text is seen."""

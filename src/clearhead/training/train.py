@@ -21,6 +21,7 @@ from clearhead.training.distributed import Processes, connect_processes
 from clearhead.training.environment import environment
 from clearhead.training.find_lr import find_rate, save_search
 from clearhead.training.finetune import begin_finetuning, resolve_start
+from clearhead.training.length import resolve_steps
 from clearhead.training.loop import Run
 from clearhead.training.memory import memory_errors_explained
 from clearhead.training.precision import PrecisionChoice, choose_precision
@@ -75,6 +76,7 @@ def train(
                     run.record.begin()
                 write_text(out / RECIPE, recipe.text)
                 values = {**environment(group, run.dtype), "data": str(data.resolve())}
+                values["steps"] = run.recipe.training.steps
                 values["corpus"] = None if corpus_folder is None else str(corpus_folder.resolve())
                 values["start"] = None if recipe.finetune is None else resolve_start(recipe.finetune.start)
                 write_text(out / ENVIRONMENT, json.dumps(values, indent=1) + "\n")
@@ -147,9 +149,10 @@ def _new_run(
     """Return a run that has not begun: of a new model, or of an existing one."""
     if recipe.finetune is not None:
         start = begin_finetuning(recipe, data)
-        return Run(start.recipe, start.task, out, group, start.model, precision)
+        return Run(resolve_steps(start.recipe, start.task), start.task, out, group, start.model, precision)
     corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
-    return Run(recipe, PretrainingTask(recipe, corpus), out, group, precision=precision)
+    task = PretrainingTask(recipe, corpus)
+    return Run(resolve_steps(recipe, task), task, out, group, precision=precision)
 
 
 def _corpus(recipe: Recipe, data: Path, folder: Path, group: Processes) -> Corpus:
