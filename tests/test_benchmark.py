@@ -17,7 +17,7 @@ from clearhead import weights
 from clearhead.benchmark import run
 from clearhead.benchmark.bandwidth import read_speeds
 from clearhead.benchmark.run import Report, random_model
-from clearhead.benchmark.speed import SHORTEST, Work, time_alone, time_together
+from clearhead.benchmark.speed import SHORTEST, Workload, time_alone, time_together
 from clearhead.config import GPTConfig
 from clearhead.engine import store
 from clearhead.engine.building import build
@@ -67,7 +67,7 @@ class Counting:
 @given(length=st.integers(SHORTEST, 1500), quick=st.booleans())
 def test_work_fits_into_any_context_and_figures_say_what_ran(length: int, quick: bool) -> None:
     runner: Any = Counting(length)
-    work = Work.of(runner.config, quick)
+    work = Workload.of(runner.config, quick)
     figures = [*time_alone(runner, work), *time_together(runner, work)]
     assert len(figures) == work.figures == len({(f.kind, f.context, f.batch) for f in figures})
     assert not runner.opened
@@ -81,7 +81,7 @@ def test_work_fits_into_any_context_and_figures_say_what_ran(length: int, quick:
 
 def test_a_context_too_short_to_measure_is_refused() -> None:
     with pytest.raises(InputError, match="at least 32"):
-        Work.of(TINY.replace(context_length=31), quick=True)
+        Workload.of(TINY.replace(context_length=31), quick=True)
 
 
 def test_random_tensors_are_a_models_and_do_not_depend_on_the_order() -> None:

@@ -26,7 +26,7 @@ from clearhead.errors import InputError, WeightsError
 from clearhead.loading import bundled
 from clearhead.tokenizer import Tokenizer
 from clearhead.verification import verify_weights
-from clearhead.verification.published import PUBLISHED, Continuation
+from clearhead.verification.published import PUBLISHED, PublishedContinuation
 from clearhead.verification.reference_text import GPT2_IDS, TEXT
 from clearhead.weights.hub.official import Official, OfficialTensor
 
@@ -98,8 +98,8 @@ def test_the_published_continuation(published: tuple[Tensors, dict[str, Official
         torch.tensor([prompt]), max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0
     ).tolist()[0][3:]
 
-    def expect(ids: list[int]) -> dict[str, tuple[Continuation, ...]]:
-        return {"124M": (Continuation("a test", "…", "…", tuple(prompt), tuple(ids)),)}
+    def expect(ids: list[int]) -> dict[str, tuple[PublishedContinuation, ...]]:
+        return {"124M": (PublishedContinuation("a test", "…", "…", tuple(prompt), tuple(ids)),)}
 
     found = clearhead.verify(tmp_path, known=known, published=expect(ids))
     assert found["continuation"].verdict == "passed" and "all 9 tokens" in found["continuation"].details[0]

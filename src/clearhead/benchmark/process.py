@@ -38,9 +38,9 @@ def main() -> None:
 
 
 def _measure(runner: Any, job: dict[str, Any]) -> None:
-    from clearhead.benchmark.speed import Work, time_alone, time_together
+    from clearhead.benchmark.speed import Workload, time_alone, time_together
 
-    work = Work.of(runner.config, job["quick"])
+    work = Workload.of(runner.config, job["quick"])
     warm = runner.open()
     runner.extend([(warm, [0])])
     runner.close(warm)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clearhead.benchmark.bandwidth import read_speeds
-from clearhead.benchmark.speed import Figure, Work
+from clearhead.benchmark.speed import Figure, Workload
 from clearhead.config import GPTConfig
 from clearhead.engine.attention import PAGE
 from clearhead.engine.building import layout, size
@@ -141,7 +141,7 @@ def benchmark(
     Raises:
         ClearheadError: where the model cannot be opened or has no room.
     """
-    work = Work.of(config, quick)
+    work = Workload.of(config, quick)
     formats = []
     for dtype in dtypes:
         job = {"model": model, "dtype": dtype, "threads": threads, "quick": quick}
@@ -171,7 +171,7 @@ def benchmark(
 
 def steps(config: GPTConfig, dtypes: Sequence[str], quick: bool) -> int:
     """How many steps `benchmark` tells of."""
-    return len(dtypes) * (Work.of(config, quick).figures + 1) + 1
+    return len(dtypes) * (Workload.of(config, quick).figures + 1) + 1
 
 
 def _times(seconds: list[float]) -> Times:

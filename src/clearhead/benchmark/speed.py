@@ -25,7 +25,7 @@ _STEPS = 12  # tokens that are decoded for one figure
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Workload:
     """What is timed, for a model of some context length.
 
     Attributes:
@@ -45,7 +45,7 @@ class Work:
     steps: int = _STEPS
 
     @classmethod
-    def of(cls, config: GPTConfig, quick: bool) -> Work:
+    def of(cls, config: GPTConfig, quick: bool) -> Workload:
         """The usual work, or the quicker part of it.
 
         Raises:
@@ -104,7 +104,7 @@ class Figure:
         return (self.context if self.kind == "prompt" else self.batch) / self.least_seconds
 
 
-def time_alone(runner: Runner, work: Work) -> Iterator[Figure]:
+def time_alone(runner: Runner, work: Workload) -> Iterator[Figure]:
     """Times prompts, and decoding one sequence after each context."""
     for length in work.prompts:
         times = []
@@ -117,7 +117,7 @@ def time_alone(runner: Runner, work: Work) -> Iterator[Figure]:
         yield _decode(runner, slots, context, work.steps)
 
 
-def time_together(runner: Runner, work: Work) -> Iterator[Figure]:
+def time_together(runner: Runner, work: Workload) -> Iterator[Figure]:
     """Times decoding several sequences together, after each context where that is asked for."""
     contexts = [context for context in work.contexts if work.batches_after(context)]
     for context, slots in _grown(runner, max(work.batches), contexts):

@@ -35,11 +35,11 @@ def write_text(runner: Runner, seed: int = 0) -> npt.NDArray[np.int64]:
     ids = np.full((_SEQUENCES, length), runner.config.vocab_size - 1, np.int64)
     slots = [runner.open() for _ in range(_SEQUENCES)]
     try:
-        for place in range(length - 1):
-            logits = runner.extend([(slot, [int(row[place])]) for slot, row in zip(slots, ids, strict=True)])
+        for position in range(length - 1):
+            logits = runner.extend([(slot, [int(row[position])]) for slot, row in zip(slots, ids, strict=True)])
             sums = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1, dtype=np.float64)
             draws = random.random(_SEQUENCES) * sums[:, -1]
-            ids[:, place + 1] = [
+            ids[:, position + 1] = [
                 np.searchsorted(row[:-1], draw, "right") for row, draw in zip(sums, draws, strict=True)
             ]
     finally:

@@ -46,7 +46,7 @@ class TaskOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _ChoiceScore:
     """The score of one continuation.
 
     Attributes:
@@ -67,13 +67,13 @@ class _Scorer:
         self.gpt, self.options = gpt, options
         self.tokenizer: Tokenizer = gpt.tokenizer
 
-    def score(self, pairs: Sequence[tuple[str, str]], what: str) -> list[_Answer]:
+    def score(self, pairs: Sequence[tuple[str, str]], what: str) -> list[_ChoiceScore]:
         """Return the score of each pair's continuation, in order."""
         found = []
         with Progress(what, len(pairs)) as progress:
             for one in score_sequences(self.gpt.runner, map(self._request, pairs), ScoreOptions()):
                 scores = one.scores
-                found.append(_Answer(float(scores.logprobs.sum()), bool((scores.ranks == 0).all())))
+                found.append(_ChoiceScore(float(scores.logprobs.sum()), bool((scores.ranks == 0).all())))
                 progress.advance(1)
         return found
 

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Ids = npt.NDArray[np.int64]
 
 
-class Scratch:
+class SamplingScratch:
     """Arrays as long as the vocabulary, reused between calls: making them costs as much as filling them."""
 
     def __init__(self, vocab_size: int) -> None:
@@ -31,11 +31,11 @@ class Scratch:
 _of_this_thread = threading.local()
 
 
-def scratch(vocab_size: int) -> Scratch:
+def scratch(vocab_size: int) -> SamplingScratch:
     """Return this thread's scratch arrays for a vocabulary of this size."""
-    cached: Scratch | None = getattr(_of_this_thread, "scratch", None)
+    cached: SamplingScratch | None = getattr(_of_this_thread, "scratch", None)
     if cached is None or len(cached.values) != vocab_size:
-        cached = _of_this_thread.scratch = Scratch(vocab_size)
+        cached = _of_this_thread.scratch = SamplingScratch(vocab_size)
     return cached
 
 

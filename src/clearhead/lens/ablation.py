@@ -58,11 +58,11 @@ def ablate(
         generator = torch.Generator().manual_seed(seed)
         for one in chosen:
             pool = reference_values(cache, one)  # [N, *shape of one token]
-            stack.enter_context(edit(model, one.name, _Replacement(one, pool, kind, generator), heads=heads))
+            stack.enter_context(edit(model, one.name, _AblatedValue(one, pool, kind, generator), heads=heads))
         yield
 
 
-class _Replacement:
+class _AblatedValue:
     """The function from a value to its ablated value, for `edit`."""
 
     def __init__(self, activation: Activation, pool: Tensor, kind: AblationKind, generator: torch.Generator) -> None:

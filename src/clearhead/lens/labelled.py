@@ -46,10 +46,10 @@ class LabelledArray:
     def top(self, n: int = 5) -> list[tuple[tuple[str, ...], float]]:
         """Return the n entries of largest magnitude: their labels, one for each axis, and their values."""
         order = np.argsort(-np.abs(self.values), axis=None, kind="stable")[:n]
-        places = [np.unravel_index(flat, self.values.shape) for flat in order]
+        indices = [np.unravel_index(flat, self.values.shape) for flat in order]
         return [
-            (tuple(names[i] for names, i in zip(self.labels, place, strict=True)), float(self.values[place]))
-            for place in places
+            (tuple(names[i] for names, i in zip(self.labels, index, strict=True)), float(self.values[index]))
+            for index in indices
         ]
 
     def sum(self) -> float:

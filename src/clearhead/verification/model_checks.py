@@ -20,7 +20,7 @@ from clearhead.gpt import GPT
 from clearhead.loading import find_device
 from clearhead.utils.progress import Progress
 from clearhead.verification.checks import Check, CheckFunction, Context, Verification
-from clearhead.verification.published import PUBLISHED, Continuation
+from clearhead.verification.published import PUBLISHED, PublishedContinuation
 from clearhead.verification.reference_text import GPT2_END_OF_TEXT, GPT2_IDS, TEXT
 from clearhead.verification.weights_checks import verify_weights
 from clearhead.weights.hub.official import Official, same_shape, tokenizer_files
@@ -50,7 +50,7 @@ def verify(
     device: str = "cpu",
     text: str = TEXT,
     known: Mapping[str, Official] | None = None,
-    published: Mapping[str, Sequence[Continuation]] = PUBLISHED,
+    published: Mapping[str, Sequence[PublishedContinuation]] = PUBLISHED,
 ) -> Verification:
     """Check a model's files, weights and tokenizer, whether it is a published one, and how well it predicts a text.
 
@@ -81,7 +81,7 @@ def verify(
 class _ModelChecks:
     """The checks that run the model; it is loaded once, when the first of them needs it."""
 
-    def __init__(self, device: str, text: str, published: Mapping[str, Sequence[Continuation]]) -> None:
+    def __init__(self, device: str, text: str, published: Mapping[str, Sequence[PublishedContinuation]]) -> None:
         self.device, self.text, self.published = device, text, published
         self.tokenizer: Tokenizer | None = None
         self.source: Source | None = None
@@ -194,7 +194,7 @@ class _ModelChecks:
             return Check(name, "warning", f"{text}, and its weights are not the published ones.", tuple(details))
         return Check(name, "failed", f"{text}.", tuple(details))
 
-    def _greedy(self, case: Continuation) -> tuple[int, ...]:
+    def _greedy(self, case: PublishedContinuation) -> tuple[int, ...]:
         gpt = GPT(self.model)
         return gpt.generate(case.prompt_ids, max_new_tokens=len(case.ids), temperature=0, stop_at_end_of_text=False).ids
 

@@ -11,7 +11,7 @@ _TURING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Continuation:
+class PublishedContinuation:
     """A greedy continuation that somebody has published.
 
     Attributes:
@@ -33,9 +33,9 @@ def _ids(numbers: str) -> tuple[int, ...]:
     return tuple(map(int, numbers.split()))
 
 
-PUBLISHED: dict[str, tuple[Continuation, ...]] = {
+PUBLISHED: dict[str, tuple[PublishedContinuation, ...]] = {
     "124M": (
-        Continuation(
+        PublishedContinuation(
             "the README of jaymody/picoGPT",
             "Alan Turing theorized that computers would one day become",
             _TURING,
@@ -45,7 +45,7 @@ PUBLISHED: dict[str, tuple[Continuation, ...]] = {
                 "460 1620 777 16765 287 257 835 326 318 845 2092 284 262 1692 3632 13 198"
             ),
         ),
-        Continuation(
+        PublishedContinuation(
             "chapter 6 of rasbt/LLMs-from-scratch",
             "Every effort moves you",
             " forward.\n\nThe first step is to understand the importance of your work",
@@ -54,7 +54,7 @@ PUBLISHED: dict[str, tuple[Continuation, ...]] = {
         ),
     ),
     "355M": (
-        Continuation(
+        PublishedContinuation(
             "examples/gpt2.py of tinygrad",
             "Hello.",
             " I'm a little late to the party, but",
