@@ -31,6 +31,7 @@ from clearhead.cli.serve import serve
 from clearhead.cli.tokenize import tokenize
 from clearhead.cli.tour import tour
 from clearhead.cli.train import train
+from clearhead.cli.verb_command import VerbCommand
 from clearhead.cli.walk import walk
 from clearhead.errors import ClearheadError
 from clearhead.utils.packages import missing_package
@@ -132,7 +133,7 @@ def make_app() -> typer.Typer:
 
 def _add_verbs(app: typer.Typer, verbs: Mapping[str, tuple[Callable[..., None], str]]) -> None:
     for name, (verb, epilog) in verbs.items():
-        app.command(name, help=_paragraphs(verb.__doc__), epilog=epilog)(verb)
+        app.command(name, cls=VerbCommand, help=_paragraphs(verb.__doc__), epilog=epilog)(verb)
 
 
 def _paragraphs(docstring: str | None) -> str:

@@ -56,6 +56,8 @@ def open(
     if layout is not None and layout not in _OPENERS:
         raise WeightsError(f"there is no layout {layout!r}; the layouts are {', '.join(_OPENERS)}.")
     path = locate(source, revision)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise WeightsError(f"{path} is neither a file nor a folder; give the path of a weights file or of a folder.")
     if (adapter := adapters.adapter_file(path)) is not None:
         opened = _open_adapter(adapter, config)
     else:

@@ -1,0 +1,126 @@
+"""The command line at its edges: closed streams, odd encodings, control characters, early interrupts, huge numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import PATIENCE, call, refused, run
+
+COMMAND = f'"{sys.executable}" -m clearhead'
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of the shell."""
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_closed_output_is_one_sentence() -> None:
+    result = shell(f"{COMMAND} params >&-")
+    assert result.returncode == 1
+    assert result.stderr == "clearhead: standard output is closed; send it to a file or to /dev/null.\n"
+
+
+def test_closed_input_is_one_sentence() -> None:
+    result = shell(f"{COMMAND} tokenize <&-")
+    assert result.returncode == 2
+    assert result.stderr.startswith("clearhead: there is no text, and standard input is closed;")
+    assert result.stderr.count("\n") == 1
+
+
+def test_closed_errors_do_not_matter() -> None:
+    result = shell(f"{COMMAND} tokenize Hello --ids 2>&-")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_sentence() -> None:
+    result = shell(f"{COMMAND} params > /dev/full")
+    assert result.returncode == 1
+    assert result.stderr == "clearhead: No space left on device.\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "clearhead.cli.app", "clearhead.cli.generate", "rich"])
+def test_ctrl_c_while_the_program_starts_is_quiet(module: str) -> None:
+    code = f"""
+import runpy, signal, sys
+
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["clearhead", "--help"]
+runpy.run_module("clearhead", run_name="__main__")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_json_keeps_every_character_in_any_encoding() -> None:
+    text = "héllo 你好 🎉"
+    result = run("tokenize", text, "--json", env={"PYTHONIOENCODING": "cp1252"})
+    assert result.returncode == 0
+    assert result.stdout.isascii() and json.loads(result.stdout)["characters"] == len(text)
+    shown = run("generate", text, "-n", "1", "--json", env={"PYTHONIOENCODING": "cp1252"})
+    assert json.loads(shown.stdout)["prompt"] == text
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    name = tmp_path / "\x1b[31mred"
+    assert "\\x1b[31mred" in refused(call("weights", "inspect", name))
+    assert "\\x1b[31mred" in refused(call("generate", "--file", name))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "a", "--threads", "100000"],
+        ["generate", "a", "--presence-penalty", "1e39"],
+        ["generate", "a", "--seed", str(10**20)],
+        ["generate", "a", "--logprobs", str(10**20)],
+        ["walk", "a", "--html", ""],
+        ["walk", "a", "--block", str(10**20)],
+        ["new", "model", "--emb-dim", str(10**11), "--n-heads", "1", "--n-layers", "1"],
+        ["new", "model", "--size", "124M", "--seed", str(10**20)],
+        ["diagram", "--scale", "1e9", "-o", "x.png"],
+        ["diagram", "--out", ""],
+        ["tour", "--port", "99999999"],
+        ["weights", "inspect", "fifo"],
+        ["generate", "a", "-m", "fifo"],
+        ["tokenize", "a", "-m", "fifo"],
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_impossible_values_are_one_sentence(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "fifo" in words:
+        os.mkfifo("fifo")
+    assert refused(call(*words))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["generate", "a", "--temp", "1"], "--temperature"),
+        (["generate", "a", "--max-tokens", "1"], "--max-new-tokens"),
+        (["generate", "Once", "upon", "a", "time"], '"Once upon a time"'),
+    ],
+)
+def test_usage_errors_say_what_was_meant(words: list[str], hint: str) -> None:
+    result = call(*words)
+    assert result.returncode == 2
+    assert hint in " ".join(result.stderr.decode().replace("│", " ").split())
+
+
+def test_hidden_options_are_not_suggested() -> None:
+    assert b"--demo" not in call("generate", "a", "--dem").stderr
