@@ -95,6 +95,7 @@ def boxed(architecture: Architecture) -> int:
     return sum(box.parameters * box.times for box in boxes.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", CONFIGS)
 def test_every_tensor_of_a_model_is_on_its_chart(key: str) -> None:
     config, shapes, n_parameters = reference(key)

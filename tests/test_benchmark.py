@@ -128,6 +128,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     store.forget(weights.open(tmp_path / "tiny"))
 
 
+@pytest.mark.slow
 def test_bench_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_RUNS", 1)
     status, out, _ = _call("bench", folder, "--dtype", "int8", "--quick", "--threads", 1, "--json")
@@ -150,6 +151,7 @@ def test_bench_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("share_of_memory_speed" in figure) == (figure["kind"] == "decode")
 
 
+@pytest.mark.slow
 def test_bench_of_random_weights_is_a_table_and_fits_80_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_RUNS", 1)
     monkeypatch.setattr(run, "_import_torch", lambda: None)

@@ -46,6 +46,7 @@ def count(encoder: BulkEncoder, text: str) -> int:
     return int(bulk._encode(data, *encoder._tables, encoder._words, encoder._count, *encoder._scratch, out))
 
 
+@pytest.mark.slow
 def test_ids_are_the_librarys(encoder: BulkEncoder, peer: tokenizers.Tokenizer) -> None:
     expected = peer.encode(TEXT).ids
     for _ in range(2):  # first merged, then remembered

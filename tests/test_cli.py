@@ -475,6 +475,7 @@ def test_new_does_not_write_over_what_is_there(tmp_path: Path) -> None:
     assert "is a file" in refused(call("new", folder / "notes.txt", *SMALL))
 
 
+@pytest.mark.slow
 def test_new_as_a_process(vocabulary: Path, tmp_path: Path) -> None:
     result = run("new", tmp_path / "model", *SMALL, "--tokenizer", vocabulary)
     assert result.returncode == 0
@@ -512,6 +513,7 @@ def made(*args: object, stdin: bytes = b"") -> dict[str, Any]:
 PROMPT = "The config of a"
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_transformers(model: Path) -> None:
     import torch
     from transformers import AutoTokenizer, GPT2LMHeadModel
@@ -694,6 +696,7 @@ def test_text_appears_as_it_is_made_and_an_interrupt_ends_its_line(model: Path) 
     assert errors == b""
 
 
+@pytest.mark.slow
 def test_terminal_shows_the_prompt_before_the_text(model: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()

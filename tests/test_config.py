@@ -370,6 +370,7 @@ hf_keys = sorted(GPT2Config().to_dict())
 book_keys = [field.name for field in dataclasses.fields(GPTConfig)]
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.sampled_from(hf_keys), json_values, max_size=6)
     | st.dictionaries(st.sampled_from(sorted(OPENAI_355M)), json_values)

@@ -378,6 +378,7 @@ document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to measure with")
 def test_text_stays_in_its_box_in_a_browser(tmp_path: Path) -> None:
     drawings = figures()

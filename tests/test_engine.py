@@ -85,6 +85,7 @@ def test_float32_equals_pytorch(shape: str) -> None:
     assert np.abs(_runner(model).logits(ids) - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "activations"), STORAGES)
 @settings(deadline=None, max_examples=8)
 @given(data=st.data())

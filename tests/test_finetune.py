@@ -99,6 +99,7 @@ def run_of(folder: Path, kind: str, out: Path, more: str = "") -> Run:
     return Run(start.recipe, start.task, out, ALONE, start.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "instructions", "classes"])
 @pytest.mark.parametrize("more", ["", "lora_rank = 4"])
 def test_it_learns_and_leaves_an_ordinary_folder(folder: Path, kind: str, more: str, tmp_path: Path) -> None:
@@ -219,6 +220,7 @@ def test_merging_changes_nothing_but_the_form(folder: Path, tmp_path: Path) -> N
         assert (before - clearhead.load(folder / "model").model(ids)).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", ["", "lora_rank = 4\nlora_dropout = 0.2"])
 def test_a_fine_tuning_that_stops_goes_on_exactly(folder: Path, more: str, tmp_path: Path) -> None:
     whole = recipe(folder, "instructions", more)
@@ -233,6 +235,7 @@ def test_a_fine_tuning_that_stops_goes_on_exactly(folder: Path, more: str, tmp_p
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_goes_on_from_any_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its model by a path from the first folder, or by another; what is held out may change, what is learned not."""
     text = recipe(folder, "instructions").text.replace(str(folder / "model"), "model")

@@ -144,6 +144,7 @@ def test_greedy_is_transformers_greedy(prompt: list[int], penalty: float) -> Non
     assert (sample.finish_reason, sample.text, sample.notices) == ("length", None, ())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.data())
 def test_a_batch_gives_what_each_gives_alone(data: st.DataObject) -> None:
@@ -181,6 +182,7 @@ def test_live_sequences_run_in_one_batch_up_to_the_limit() -> None:
         generate(runner(), None, requests, max_live=0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 200), start=st.integers(0, 60), length=st.integers(1, 12), decoys=st.lists(st.text(max_size=5))

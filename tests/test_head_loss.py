@@ -82,6 +82,7 @@ def test_under_autocast_it_is_the_plain_loss_under_autocast(dtype: torch.dtype) 
         assert (one - other).norm() < 0.02 * other.norm()
 
 
+@pytest.mark.slow
 def test_it_never_holds_all_logits() -> None:
     tokens, vocabulary = 512, 4096
     hidden, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(vocabulary, 8, requires_grad=True)

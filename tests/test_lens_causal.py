@@ -365,6 +365,7 @@ def test_splices_that_cannot_be_are_refused(model: GPTModel) -> None:
         lens.watch(model, CLEAN, "logits")
 
 
+@pytest.mark.slow
 def test_a_probe_finds_what_is_there_and_not_what_is_not() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(600, 8, generator=generator)

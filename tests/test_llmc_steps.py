@@ -49,6 +49,7 @@ def test_the_batch_is_the_beginning_of_tiny_shakespeare(gpt2_files: Path) -> Non
     assert tokenizer.encode(text, special=True) == tokens
 
 
+@pytest.mark.slow
 def test_a_wrong_loss_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpt2_files: Path) -> None:
     """The script compares with the published losses: a random model's first loss is near log V, not near 5.27."""
     torch.manual_seed(0)

@@ -57,6 +57,7 @@ def test_logits_are_those_of_transformers(name: str, plain: bool, tmp_path: Path
             assert (ours(ids) - peer_logits(peer, ids)).abs().max() < TOLERANCE
 
 
+@pytest.mark.slow
 def test_logits_at_the_124m_shape(tmp_path: Path) -> None:
     config = GPTConfig.named("124M")
     peer = peer_of(config)

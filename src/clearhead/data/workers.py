@@ -6,6 +6,7 @@ when its input ends, and so with the process that started it, however that one e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -114,6 +115,9 @@ class _Worker:
         self._ended = True
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # what was not sent cannot be sent any more
+                pipe.close()  # type: ignore[union-attr]
 
 
 def worker_loop() -> None:
