@@ -247,7 +247,7 @@ class TestBook:
         torch.save({"model_state_dict": Book().take(peer).state_dict(), "optimizer_state_dict": {}}, tmp_path / "x.pth")
         source = weights.open(tmp_path)
         assert source.config == CONFIG.replace(n_heads=1)  # 64 numbers a head: not what this model has, and it is said
-        assert "attention heads" in source.notes[0] and "config=" in source.notes[0]
+        assert "attention heads" in source.notes[0] and "put a config.json" in source.notes[0]
         (tmp_path / "config.json").write_text(json.dumps(CONFIG.replace(drop_rate=0.2).to_huggingface()))
         assert weights.open(tmp_path / "x.pth").config == CONFIG.replace(drop_rate=0.2)
 
@@ -325,6 +325,29 @@ class TestNanoGPT:
         source = weights.open(Nano(bias=True).take(peer).save(tmp_path / "ckpt.pt", **around))
         assert source.config.activation == activation
         assert len(source.notes) == 1
+
+    @pytest.mark.parametrize("checkpoint", [False, True], ids=["state dict, as minGPT", "checkpoint"])
+    @pytest.mark.parametrize("name", ["gelu_new", "gelu", "relu"])
+    def test_a_config_in_the_folder_states_the_activation(self, tmp_path: Path, name: str, checkpoint: bool) -> None:
+        peer = random_model(activation_function=name)
+        peer.config.save_pretrained(tmp_path)
+        nano = Nano(bias=True).take(peer)
+        path = nano.save(tmp_path / "model.pt")
+        if not checkpoint:
+            torch.save(nano.state_dict(), path)
+        source = weights.open(path)
+        assert (source.layout, source.notes) == ("nanogpt", ())
+        assert_logits(source, peer)
+
+    def test_the_note_on_the_activation_names_what_every_command_can_do(self, peer: Any, tmp_path: Path) -> None:
+        path = Nano(bias=True).take(peer).save(tmp_path / "model.pt")
+        torch.save(Nano(bias=True).take(peer).state_dict(), path)
+        (tmp_path / "config.json").write_text(GPT2Config(n_embd=C, n_head=H, n_layer=L + 1).to_json_string())
+        notes = " ".join(weights.open(path).notes)
+        assert "another shape than model.pt and is not used" in notes
+        assert 'put a config.json with "activation_function"' in notes and "--config" not in notes
+        (tmp_path / "config.json").write_text("[" * 100_000)
+        assert "is not used: " in weights.open(path).notes[0]
 
     def test_nanogpt_takes_what_is_written(self, erf_peer: GPT2LMHeadModel, tmp_path: Path) -> None:
         erf_peer.save_pretrained(tmp_path / "model")

@@ -21,7 +21,7 @@ from clearhead.weights.tensors import TensorInfo
 NAMED = ("huggingface", "canonical", "book", "nanogpt", "transformerlens")
 """The layouts of files that hold named tensors and nothing that tells the layout."""
 
-_GIVE_CONFIG = "give config=GPTConfig(...), or --config with a JSON file where the command has it"
+_GIVE_CONFIG = "put a config.json with the model's shape (n_head and the rest) into the same folder"
 _HEAD_WIDTH = 64  # numbers per attention head, in all released GPT-2s
 
 
@@ -99,6 +99,14 @@ def has_qkv_bias(layout: str, tensors: Mapping[str, TensorInfo]) -> bool:
     return any(TABLE[match.row].needs == "qkv_bias" for match in _matches(layout, tensors))
 
 
+_SAME_SHAPE = ("emb_dim", "n_layers", "context_length")
+
+
+def same_shape(config: GPTConfig, beside: GPTConfig) -> bool:
+    """Return whether a config found beside weights belongs to them, by width, layers and context."""
+    return all(getattr(config, name) == getattr(beside, name) for name in _SAME_SHAPE)
+
+
 def config_from_shapes(
     path: Path, layout: str, tensors: Mapping[str, TensorInfo], beside: GPTConfig | None = None
 ) -> tuple[GPTConfig, tuple[str, ...]]:
@@ -135,7 +143,7 @@ def config_from_shapes(
         "ff_dim": sizes["F"],
     }
     flags: dict[str, Any] = {"qkv_bias": has_qkv_bias(layout, tensors), "tie_weights": True}
-    if beside is not None and all(getattr(beside, k) == shape[k] for k in ("emb_dim", "n_layers", "context_length")):
+    if beside is not None and all(getattr(beside, name) == shape[name] for name in _SAME_SHAPE):
         return beside.replace(**shape, **flags), ()
     heads, notes = (sizes["H"], ()) if "H" in sizes else _guess_heads(path, sizes["C"])
     return GPTConfig(**shape, n_heads=heads, **flags), notes

@@ -19,7 +19,7 @@ from clearhead.errors import ConfigError, WeightsError
 from clearhead.weights.formats.pytorch import write_pytorch
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import ConversionPlan
-from clearhead.weights.recognize import config_from_shapes, has_qkv_bias, stored_name
+from clearhead.weights.recognize import config_from_shapes, has_qkv_bias, same_shape, stored_name
 from clearhead.weights.tensors import TensorFile, TensorInfo, encode
 
 ConfigAndNotes = tuple[GPTConfig, tuple[str, ...]]
@@ -38,9 +38,18 @@ def config_of(file: TensorFile, folder: Path, layout: str) -> ConfigAndNotes:
         WeightsError: if the shape is unknown, or the tensors are not those of a plain GPT-2.
         ConfigError: if a checkpoint states an impossible shape.
     """
-    if layout == "nanogpt" and (found := _nanogpt_config(file)) is not None:
+    beside, notes = _config_beside(folder)
+    if layout == "nanogpt" and (found := _nanogpt_config(file, beside)) is not None:
         return found
-    config, notes = config_from_shapes(file.path, layout, file.tensors, _config_beside(folder))
+    config, inferred = config_from_shapes(file.path, layout, file.tensors, beside)
+    notes = (*notes, *inferred)
+    if beside is not None and same_shape(config, beside):
+        return config, notes  # it states the activation function too
+    if beside is not None:
+        notes = (
+            *notes,
+            f"{folder / 'config.json'} describes a model of another shape than {file.path.name} and is not used.",
+        )
     if layout == "nanogpt":
         config = config.replace(activation="gelu_erf")
         notes = (*notes, _ERF)
@@ -71,12 +80,13 @@ def settle_qkv_bias(file: TensorFile, layout: str, config: GPTConfig) -> ConfigA
     )
 
 
-def _config_beside(folder: Path) -> GPTConfig | None:
-    """Return the config in the `config.json` in the weights' folder; None if there is none, or not for a GPT-2."""
+def _config_beside(folder: Path) -> tuple[GPTConfig | None, tuple[str, ...]]:
+    """Return the config in the `config.json` in the weights' folder, or None, and a note if it cannot be used."""
+    path = folder / "config.json"
     try:
-        return GPTConfig.from_file(folder / "config.json") if (folder / "config.json").is_file() else None
-    except ConfigError:
-        return None
+        return (GPTConfig.from_file(path) if path.is_file() else None), ()
+    except ConfigError as error:
+        return None, (f"{path} is not used: {error}",)
 
 
 def _refuse_classifier(file: TensorFile) -> None:
@@ -133,8 +143,9 @@ def _constants(config: GPTConfig, layout: str) -> dict[str, npt.NDArray[Any]]:
 # --- nanoGPT ---------------------------------------------------------------------------------------
 
 _ERF = (
-    "nanoGPT computes GELU exactly (erf), so this model is run so too, as gelu_erf; if the weights are OpenAI's and "
-    "were not trained further, give config= (or --config) with activation='gelu_tanh'."
+    "nanoGPT computes GELU exactly (erf), so this model is run with gelu_erf; if it was trained with the tanh "
+    'approximation, as minGPT and OpenAI do, put a config.json with "activation_function": "gelu_new" and the model\'s '
+    "shape into the same folder."
 )
 _TANH = (
     "the checkpoint says that nanoGPT took these weights from OpenAI and did not train them (init_from, iter_num 0); "
@@ -149,7 +160,7 @@ _MODEL_ARGS = {
 }
 
 
-def _nanogpt_config(file: TensorFile) -> ConfigAndNotes | None:
+def _nanogpt_config(file: TensorFile, beside: GPTConfig | None) -> ConfigAndNotes | None:
     """Return the config from a checkpoint's `model_args`; None if the file has none."""
     contents = getattr(file, "contents", None)
     if not isinstance(contents, Mapping) or not isinstance(contents.get("model_args"), Mapping):
@@ -166,6 +177,8 @@ def _nanogpt_config(file: TensorFile) -> ConfigAndNotes | None:
         tie_weights=True,
         activation=activation,
     )
+    if note and beside is not None and same_shape(config, beside):  # the checkpoint does not state it, config.json does
+        return config.replace(activation=beside.activation), ()
     return config, note
 
 
@@ -204,7 +217,7 @@ def save_state_dict(path: Path, plan: ConversionPlan, dtype: str) -> tuple[str, 
     if plan.to != "transformerlens" and (config.emb_dim % 64 or config.n_heads != config.emb_dim // 64):
         notes.append(
             f"the file does not say that the model has {config.n_heads} attention heads; "
-            "give the number when you open it."
+            "put a config.json with the number into its folder."
         )
     return tuple(notes)
 
