@@ -24,6 +24,7 @@ from clearhead.cli.evaluate import evaluate
 from clearhead.cli.exit_codes import FAILED, USAGE
 from clearhead.cli.generate import generate
 from clearhead.cli.new import new
+from clearhead.cli.page import page
 from clearhead.cli.params import params
 from clearhead.cli.runs import runs
 from clearhead.cli.score import score
@@ -57,6 +58,7 @@ VERBS = (
     diagram,
     architecture,
     walk,
+    page,
     tour,
     new,
     train,
