@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -27,6 +30,10 @@ CASES = [
     ("tokenizer", "bpe_files", "tokenizer_config.json"),
     ("tokenizer", "bpe_files", "special_tokens_map.json"),
     ("tokenizer", "bpe_files", "added_tokens.json"),
+    ("tokenizer", "word_piece_files", "vocab.txt"),
+    ("tokenizer", "word_piece_files", "tokenizer_config.json"),
+    ("tokenizer", "sentence_piece", "spiece.model"),
+    ("tokenizer", "nanogpt", "meta.pkl"),
     ("weights", "huggingface", "model.safetensors"),
     ("weights", "huggingface", "config.json"),
     ("weights", "sharded", "model.safetensors.index.json"),
@@ -64,6 +71,7 @@ def make(root: Path) -> dict[str, Path]:
     bpe.save(root / "bpe")
     Tokenizer.of_characters(set("the quick, brown"), end_of_text=True).save(root / "characters")
     _bpe_files(bpe, root / "bpe_files")
+    _family(root)
     _models(bpe, root)
     return {folder.name: folder for folder in root.iterdir()}
 
@@ -76,6 +84,21 @@ def _bpe_files(bpe: Tokenizer, folder: Path) -> None:
         json.dumps({"eos_token": {"content": "<|endoftext|>", "lstrip": False}, "additional_special_tokens": ["<s>"]})
     )
     (folder / "added_tokens.json").write_text(json.dumps({"<pad>": 275, "<s>": 276, "fox": 277}))
+
+
+def _family(root: Path) -> None:
+    for name in ("word_piece_files", "sentence_piece", "nanogpt"):
+        (root / name).mkdir()
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "quick", "a", "##a", "你", "好", "."]
+    (root / "word_piece_files" / "vocab.txt").write_text("\n".join(vocab), encoding="utf-8")
+    (root / "word_piece_files" / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_CORPUS), model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    (root / "sentence_piece" / "spiece.model").write_bytes(model.getvalue())
+    stoi = {character: id for id, character in enumerate("\n abcdefgh,.é你")}
+    (root / "nanogpt" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(stoi), "stoi": stoi}))
 
 
 def _models(bpe: Tokenizer, root: Path) -> None:

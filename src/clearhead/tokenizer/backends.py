@@ -190,6 +190,13 @@ class CharacterBackend(DirectBackend):
         )
 
 
+# Chinese and Japanese characters and their punctuation, full-width forms among them.
+_CHINESE = "\u3001-\u3003\u3005-\u3011\u3014-\u301f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff65"
+_CHINESE += "\U00020000-\U0002ebef\U0002f800-\U0002fa1f"
+_QUOTES = "\u2014\u2018\u2019\u201c\u201d\u2026"  # of Chinese and of other languages
+_CHINESE_SPACE = re.compile(f"(?<=[{_CHINESE}]) (?=\\S)|(?<=\\S) (?=[{_CHINESE}])|(?<=[{_QUOTES}]) (?=[{_QUOTES}])")
+
+
 @contextlib.contextmanager
 def _library_errors(use: str) -> Iterator[None]:
     """Turn whatever `tokenizers` raises into `TokenizerError`: bare exceptions, and panics, which are BaseExceptions.
@@ -213,6 +220,8 @@ class TokenizersBackend:
     def __init__(self, definition: Mapping[str, Any]) -> None:
         with _library_errors("opened"):
             self._json = json.dumps(definition)
+        # WordPiece's decoder puts a space between any two words, and Chinese is written without.
+        self._separates_words = (definition.get("decoder") or {}).get("type") == "WordPiece"
         self._plain = self._open(special=False)
         self._with_special: Any = None
         with _library_errors("opened"):
@@ -263,7 +272,8 @@ class TokenizersBackend:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids that are in the vocabulary."""
         with _library_errors("used on these ids"):
-            return str(self._plain.decode([operator.index(id) for id in ids], skip_special_tokens=False))
+            text = str(self._plain.decode([operator.index(id) for id in ids], skip_special_tokens=False))
+        return _CHINESE_SPACE.sub("", text) if self._separates_words else text
 
 
 def choose_backend(definition: Mapping[str, Any]) -> Backend:

@@ -1,7 +1,8 @@
 """Read and write the files of a tokenizer.
 
 A model's folder has either `tokenizer.json`, or a vocabulary with its merges: `vocab.json` and `merges.txt`, which
-OpenAI calls `encoder.json` and `vocab.bpe`. Both become a definition (see `definition.py`). The settings files beside
+OpenAI calls `encoder.json` and `vocab.bpe`; other kinds of files are in `other_files.py`. All become a definition
+(see `definition.py`). The settings files beside
 them are read in `settings.py`. Importing this module loads no library.
 """
 
@@ -16,6 +17,14 @@ from typing import Any
 
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer.definition import Definition, byte_level_bpe, is_byte_level_bpe
+from clearhead.tokenizer.other_files import (
+    NANOGPT_FILE,
+    SENTENCE_PIECE_FILE,
+    WORD_PIECE_FILE,
+    read_nanogpt_characters,
+    read_sentence_piece,
+    read_word_piece,
+)
 from clearhead.tokenizer.validation import check_all_are_made, check_definition, check_merges, check_vocabulary
 from clearhead.utils import atomic
 from clearhead.utils.text import shown
@@ -29,26 +38,38 @@ BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Settings that complete a vocabulary; they are no tokenizer without one."""
 
-VOCABULARY_FILES = (DEFINITION_FILE, *BPE_FILES[0], *BPE_FILES[1])
-"""The files of which any one shows that a folder is meant to have a tokenizer."""
+VOCABULARY_FILES = (DEFINITION_FILE, *BPE_FILES[0], *BPE_FILES[1], WORD_PIECE_FILE, SENTENCE_PIECE_FILE)
+"""The files of which any one shows that a folder is meant to have a tokenizer, and which `transformers` reads too."""
 
 TOKENIZER_FILES = (*VOCABULARY_FILES, *SETTINGS_FILES)
-"""Every file that belongs to a tokenizer, for copying or downloading a model."""
+"""Every file that belongs to a tokenizer, for downloading a model."""
 
 
 def has_tokenizer_files(folder: Path) -> bool:
     """Return whether a folder has a tokenizer, or a part of one."""
-    return any((folder / name).is_file() for name in VOCABULARY_FILES)
+    names = (*VOCABULARY_FILES, NANOGPT_FILE)
+    return any((folder / name).is_file() for name in names) or _aitextgen_file(folder) is not None
+
+
+def has_huggingface_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has a tokenizer in files that are copied as they are: `tokenizer.json` or BPE files."""
+    return (folder / DEFINITION_FILE).is_file() or any((folder / name).is_file() for pair in BPE_FILES for name in pair)
+
+
+def _aitextgen_file(folder: Path) -> Path | None:
+    """Return the only file whose name ends like aitextgen's `aitextgen.tokenizer.json`."""
+    found = [path for path in folder.glob("*.tokenizer.json") if path.is_file()]
+    return found[0] if len(found) == 1 else None
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
 def read_folder(folder: Path) -> Definition:
-    """Read the definition in a folder: `tokenizer.json` if it exists, otherwise a vocabulary with its merges.
+    """Read the definition in a folder, from the first of the files that it has.
 
-    `tokenizer.json` wins because it alone has every setting. The others have no added tokens before
-    `TokenizerSettings` completes the definition.
+    `tokenizer.json` comes first because it alone has every setting; then a vocabulary with its merges, which have no
+    added tokens before `TokenizerSettings` completes the definition; then the files in `other_files.py`.
 
     Raises:
         TokenizerError: if there are no such files, or they are broken or do not match.
@@ -67,9 +88,18 @@ def read_folder(folder: Path) -> Definition:
             raise TokenizerError(
                 f"{folder} has {present[0]} but not {absent}, and a vocabulary needs both; add {absent}."
             )
+    if (folder / WORD_PIECE_FILE).is_file():
+        config = folder / SETTINGS_FILES[0]
+        return read_word_piece(folder / WORD_PIECE_FILE, read_json_object(config) if config.is_file() else {})
+    if (folder / SENTENCE_PIECE_FILE).is_file():
+        return read_sentence_piece(folder / SENTENCE_PIECE_FILE)
+    if (path := _aitextgen_file(folder)) is not None:
+        return read_definition(path)
+    if (folder / NANOGPT_FILE).is_file():
+        return read_nanogpt_characters(folder / NANOGPT_FILE)
     raise TokenizerError(
         f"{folder} has no tokenizer; expected tokenizer.json, vocab.json with merges.txt, "
-        "or encoder.json with vocab.bpe."
+        "encoder.json with vocab.bpe, vocab.txt, spiece.model or meta.pkl."
     )
 
 

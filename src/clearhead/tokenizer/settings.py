@@ -130,8 +130,15 @@ class TokenizerSettings:
             )
         tokens.append({"id": id, **entry})
 
-    def end_of_text(self, vocabulary: Mapping[str, int]) -> int | None:
-        """Return the id of the end of text: by name, otherwise GPT-2's own token, otherwise by number.
+    def _usual_end_of_text(self, definition: Definition) -> str:
+        if definition["model"].get("type") == "WordPiece":
+            return self._named["sep_token"]["content"] if "sep_token" in self._named else "[SEP]"
+        return "</s>" if definition["model"].get("type") == "Unigram" else ""
+
+    def end_of_text(self, definition: Definition, vocabulary: Mapping[str, int]) -> int | None:
+        """Return the id of the end of text: by name, otherwise the usual token of its kind, otherwise by number.
+
+        The usual tokens are GPT-2's own, `[SEP]` for WordPiece, and `</s>` for SentencePiece.
 
         The number comes last because a `config.json` often says 50256 whatever the vocabulary.
 
@@ -148,6 +155,8 @@ class TokenizerSettings:
             return vocabulary[name]
         if END_OF_TEXT in vocabulary:
             return vocabulary[END_OF_TEXT]
+        if (usual := self._usual_end_of_text(definition)) in vocabulary:
+            return vocabulary[usual]
         ids = set(vocabulary.values())
         for config in self._model_configs:
             id = config.get("eos_token_id")

