@@ -30,7 +30,7 @@ PASSAGES = [
     "The boy had a ball. He threw the ball to his dog. The dog ran to get the ball",
     "It was dark and the cat could not see the xylophone",
 ]
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"activity_label": "Play", "ctx": "The dog saw a ball. The dog", "label": 1,
      "endings": ["is a [title] very big house in the sky.", "ran to the ball.", "blue.", "and and and."]},
     {"activity_label": "Cook", "ctx_a": "A girl made a cake.", "ctx_b": "she", "label": "2",
@@ -80,7 +80,8 @@ def test_lambada(gpt: GPT, peer: GPT2LMHeadModel, tmp_path: Path, suffix: str) -
     else:
         json_lines(file, [{"text": passage} for passage in PASSAGES])
     found = TASKS["lambada"](gpt, file, TaskOptions())
-    expected = [score(peer, gpt, *passage.rsplit(" ", 1)[:1], " " + passage.rsplit(" ", 1)[1]) for passage in PASSAGES]
+    words = [passage.rpartition(" ") for passage in PASSAGES]
+    expected = [score(peer, gpt, context, f" {word}") for context, _, word in words]
     assert found["acc"].value == sum(greedy for _, greedy in expected) / 3
     mean = -sum(value for value, _ in expected) / 3
     assert found["perplexity"].value == pytest.approx(math.exp(mean), rel=1e-4)
@@ -91,7 +92,8 @@ def test_lambada(gpt: GPT, peer: GPT2LMHeadModel, tmp_path: Path, suffix: str) -
 def test_hellaswag(gpt: GPT, peer: GPT2LMHeadModel, tmp_path: Path) -> None:
     file = json_lines(tmp_path / "hellaswag.jsonl", QUESTIONS)
     contexts = ["Play: The dog saw a ball. The dog", "Cook: A girl made a cake. She"]
-    endings = [["is a. very big house in the sky.", *QUESTIONS[0]["endings"][1:]], [*QUESTIONS[1]["endings"]]]  # type: ignore[misc]
+    endings: list[list[str]] = [list(question["endings"]) for question in QUESTIONS]
+    endings[0][0] = "is a. very big house in the sky."
     endings[1][1] = " went under the sea with the moon."
     right = []
     for context, choices, answer in zip(contexts, endings, (1, 2), strict=True):
