@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import clearhead
 from clearhead import weights
-from clearhead.errors import ClearheadError, WeightsError
+from clearhead.errors import ClearheadError, InputError, WeightsError
+from clearhead.tokenizer import Tokenizer
 
 IDS = [5, 61, 2, 2, 33, 90, 17, 4, 12, 45, 0, 71]
 
@@ -283,3 +284,58 @@ def test_other_models_are_refused_by_their_names(tmp_path: Path, make: Callable[
     save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ClearheadError, match=f"describes {words}.*not a GPT-2"):
         weights.open(tmp_path)
+
+
+class TestTokenizersBesideTheRows:
+    """Tokens that were added to a tokenizer and not to the model; files of tokenizers that are not read."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        tokenizer = Tokenizer.train(["the fox and the hound and the other fox " * 4], 270)
+        random_model(config(vocab_size=270, bos_token_id=269, eos_token_id=269)).save_pretrained(tmp_path)
+        tokenizer.save(tmp_path)
+        values = json.loads((tmp_path / "tokenizer.json").read_text())
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        values["added_tokens"].append({"id": 270, "content": "[PAD]", **flags})
+        (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+        return tmp_path
+
+    def test_a_token_more_than_rows_is_noted_and_refused_only_in_a_text(self, folder: Path) -> None:
+        peer = GPT2LMHeadModel.from_pretrained(folder)
+        for backend in ("engine", "torch"):
+            gpt = clearhead.load(folder, backend=backend)
+            assert any("270 rows for tokens and none for '[PAD]'" in note for note in gpt.notes)
+            ids = gpt.tokenizer.encode("the other fox") if gpt.tokenizer else []
+            expected = peer.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=5, pad_token_id=0)
+            assert [*ids, *gpt.generate("the other fox", temperature=0, max_new_tokens=5).ids] == expected[0].tolist()
+            assert gpt.generate("[PAD] fox", temperature=0, max_new_tokens=2).text is not None  # as plain text
+            with pytest.raises(InputError, match=r"the token '\[PAD\]' \(270\), for which the model"):
+                gpt.generate("[PAD] fox", special=True)
+            assert gpt.score("the fox").tokens
+
+    def test_an_end_of_text_beyond_the_rows_is_never_written(self, folder: Path) -> None:
+        values = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**values, "eos_token": "[PAD]"}))
+        gpt = clearhead.load(folder)
+        assert gpt.end_of_text is None and gpt.generate("the fox", max_new_tokens=3, temperature=0).ids
+        assert gpt.score("the fox").tokens
+
+    def test_a_vocabulary_of_another_model_is_refused(self, folder: Path) -> None:
+        random_model(config(vocab_size=200)).save_pretrained(folder)
+        with pytest.raises(WeightsError, match="belong to different models"):
+            clearhead.load(folder)
+
+    @pytest.mark.parametrize(
+        ("names", "what"),
+        [
+            (["tokenizer.model"], "tokenizer.model is a SentencePiece model"),
+            (["a.tokenizer.json", "b.tokenizer.json"], "holds a.tokenizer.json and b.tokenizer.json; rename"),
+            ([], "give token ids to generate, or put the tokenizer's files"),
+        ],
+    )
+    def test_no_tokenizer_names_the_file_that_is_there(self, tmp_path: Path, names: list[str], what: str) -> None:
+        random_model(config()).save_pretrained(tmp_path)
+        for name in names:
+            (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(InputError, match=f"no tokenizer, which .* needs.*{what}"):
+            clearhead.load(tmp_path).generate("hello")

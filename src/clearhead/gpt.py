@@ -36,6 +36,7 @@ from clearhead.inference.requests import Request
 from clearhead.inference.results import Generation, TextStream
 from clearhead.inference.runner import check_token_ids
 from clearhead.inference.scoring import Score, ScoreOptions, TextToScore, score_texts
+from clearhead.tokenizer.files import NO_TOKENIZER
 from clearhead.utils.atomic import write_text
 from clearhead.utils.packages import need_torch
 
@@ -92,12 +93,12 @@ class GPT:
             if not isinstance(model, GPTModel):
                 raise TypeError("a GPT without a runner needs the network itself, not a function that makes it.")
             runner = _torch_runner(model)
-        check_vocabulary(runner.config, tokenizer)
+        beyond = check_vocabulary(runner.config, tokenizer)
         self.runner: ScoringRunner = runner
         self._scheduler: Scheduler | None = None
         self._model = model
         self.tokenizer = tokenizer
-        self.notes = tuple(notes)
+        self.notes = (*notes, *([beyond] if beyond else []))
         self.generation_config = dict(generation_config or {})
         self.end_ids = tuple(end_ids)
 
@@ -230,6 +231,12 @@ class GPT:
         """
         return self._request(asked)
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The tokenizer's end of text; None if there is none, or the model has no row for it."""
+        end = None if self.tokenizer is None else self.tokenizer.end_of_text
+        return end if end is not None and end < self.config.vocab_size else None
+
     def _request(self, asked: PromptedOptions) -> Request:
         options = {one.name: getattr(asked, one.name) for one in fields(GenerationOptions)}
         if asked.stop_at_end_of_text:
@@ -287,7 +294,7 @@ class GPT:
             InputError: if there is no token to score, or an argument is out of range.
             TokenizerError: if the text cannot be encoded.
         """
-        bos = self.tokenizer.end_of_text if self.tokenizer is not None and after_end_of_text else None
+        bos = self.end_of_text if after_end_of_text else None
         choices = None if self.tokenizer is None else min(self.config.vocab_size, self.tokenizer.vocab_size)
         options = ScoreOptions(top=top, n_choices=choices, stride=stride)
         pairs = [self._text_to_score(*pair, bos) for pair in _pairs(text, continuation)]
@@ -422,7 +429,7 @@ class GPT:
         from clearhead import weights
         from clearhead.model_weights import ModelTensors
 
-        end = None if self.tokenizer is None else self.tokenizer.end_of_text
+        end = self.end_of_text
         # Written even if there is none: transformers would assume 50256, beyond the end of a small vocabulary.
         special = {"bos_token_id": end, "eos_token_id": list(self.end_ids) or end}
         weights.save_huggingface(Path(folder), self.config, ModelTensors(self.model), dtype=dtype, extra_config=special)
@@ -437,14 +444,22 @@ class GPT:
             ids = token_ids("the prompt", prompt)
             check_token_ids(ids, self.config.vocab_size, "the prompt")
             return ids
-        return tuple(self._need_tokenizer("text").encode(prompt, special=special))
+        tokenizer = self._need_tokenizer("text")
+        ids = tuple(tokenizer.encode(prompt, special=special))
+        if (highest := max(ids, default=0)) >= self.config.vocab_size:
+            raise InputError(
+                f"the text has the token {tokenizer.token_name(highest)!r} ({highest:,}), for which the model, with "
+                f"{self.config.vocab_size:,} rows, has none; leave it out."
+            )
+        return ids
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise InputError(
-                f"this model has no tokenizer, which {what} needs; give token ids to generate, "
-                "or put the tokenizer's files (tokenizer.json) next to the weights."
+            found = next((note for note in self.notes if note.startswith(NO_TOKENIZER)), "")
+            remedy = found.removeprefix(NO_TOKENIZER) or (
+                "; give token ids to generate, or put the tokenizer's files (tokenizer.json) next to the weights."
             )
+            raise InputError(f"this model has no tokenizer, which {what} needs{remedy}")
         return self.tokenizer
 
 
@@ -466,17 +481,32 @@ def _pairs(
     return list(zip(texts, continuations, strict=True))
 
 
-def check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:
-    """Check that the model has a row for each of the tokenizer's ids.
+def check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> str:
+    """Check that the model has a row for each token of the tokenizer's vocabulary.
+
+    Special and added tokens may lie beyond the rows, as when a padding token was added and the model not enlarged: such
+    a model runs as long as a text does not have them.
+
+    Returns:
+        a note that names those tokens; empty if there are none.
 
     Raises:
-        WeightsError: if it does not.
+        WeightsError: if other tokens lie beyond the rows.
     """
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    if tokenizer is None or tokenizer.vocab_size <= config.vocab_size:
+        return ""
+    extra = {**tokenizer.special_tokens, **tokenizer.added_tokens}
+    beyond = sorted((id, token) for token, id in extra.items() if id >= config.vocab_size)
+    if len(beyond) < tokenizer.vocab_size - config.vocab_size:
         raise WeightsError(
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but the model has {config.vocab_size:,} rows "
             "for tokens; the two belong to different models."
         )
+    names = ", ".join(repr(token) for _, token in beyond[:4]) + (", …" if len(beyond) > 4 else "")
+    return (
+        f"the model has {config.vocab_size:,} rows for tokens and none for {names}, added to the tokenizer; a text "
+        "that needs such a row is refused."
+    )
 
 
 def _torch_runner(model: GPTModel) -> TorchRunner:

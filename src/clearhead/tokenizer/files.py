@@ -45,6 +45,24 @@ TOKENIZER_FILES = (*VOCABULARY_FILES, *SETTINGS_FILES)
 """Every file that belongs to a tokenizer, for downloading a model."""
 
 
+NO_TOKENIZER = "no tokenizer was opened"
+"""What `unread_tokenizer_files` says begins with."""
+
+_SENTENCE_PIECE_FILES = ("tokenizer.model", "sentencepiece.bpe.model")
+
+
+def unread_tokenizer_files(folder: Path) -> str:
+    """Return a note on files of a tokenizer in a folder without one that is read; empty if there are none."""
+    if has_tokenizer_files(folder) or not folder.is_dir():
+        return ""
+    if several := sorted(path.name for path in folder.glob("*.tokenizer.json")):
+        return f"{NO_TOKENIZER}: {folder} holds {' and '.join(several[:3])}; rename the right one to tokenizer.json."
+    for name in _SENTENCE_PIECE_FILES:
+        if (folder / name).is_file():
+            return f"{NO_TOKENIZER}: {folder / name} is a SentencePiece model; GPT-2s have it as {SENTENCE_PIECE_FILE}."
+    return ""
+
+
 def has_tokenizer_files(folder: Path) -> bool:
     """Return whether a folder has a tokenizer, or a part of one."""
     names = (*VOCABULARY_FILES, NANOGPT_FILE)

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.tokenizer.files import TOKENIZER_FILES, has_huggingface_tokenizer, has_tokenizer_files
+from clearhead.tokenizer.files import (
+    TOKENIZER_FILES,
+    has_huggingface_tokenizer,
+    has_tokenizer_files,
+    unread_tokenizer_files,
+)
 from clearhead.tokenizer.gpt2 import VOCAB_SIZES as GPT2_VOCAB_SIZES
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.schemes import gguf
@@ -73,14 +78,16 @@ class Companions:
 
     def has_tokenizer(self) -> bool:
         """Return whether the model has a tokenizer; its files may still be broken."""
+        return self.has_own_tokenizer() or self.has_implied_tokenizer()
+
+    def has_own_tokenizer(self) -> bool:
+        """Return whether the folder or the GGUF file has a tokenizer that is read."""
         in_file = isinstance(self.file, GGUFFile) and gguf.has_tokenizer(self.file.keys)
-        return has_tokenizer_files(self.folder) or in_file or self.has_implied_tokenizer()
+        return has_tokenizer_files(self.folder) or in_file
 
     def has_implied_tokenizer(self) -> bool:
         """Return whether there is no tokenizer, and the model has the number of tokens of GPT-2's own."""
-        if has_tokenizer_files(self.folder):
-            return False
-        if isinstance(self.file, GGUFFile) and gguf.has_tokenizer(self.file.keys):
+        if self.has_own_tokenizer() or unread_tokenizer_files(self.folder):
             return False
         return self.vocab_size in GPT2_VOCAB_SIZES
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
-from clearhead.tokenizer.files import has_tokenizer_files
+from clearhead.tokenizer.files import has_tokenizer_files, unread_tokenizer_files
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
 from clearhead.weights.formats.onnx import OnnxFile
@@ -72,6 +72,8 @@ def open(
         opened.file,
         opened.query_scales,
     )
+    if (unread := unread_tokenizer_files(found.folder)) and not found.companions.has_own_tokenizer():
+        return replace(found, notes=(*found.notes, unread))
     return replace(found, notes=(*found.notes, GPT2_NOTE)) if found.companions.has_implied_tokenizer() else found
 
 
