@@ -26,6 +26,7 @@ def nested() -> torch.Tensor:
     return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, that these kinds of tensors are in beta
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
