@@ -379,7 +379,7 @@ function drawDistribution() {
     sum += now;
     models += own;
     return vars(el("li", {}, el("button", {
-      type: "button", "data-id": id, class: id === ids[at] ? "taken" : undefined, "aria-label": say("pick", { token: visible(page.names.get(id) ?? ""), share: percent(now) }), onclick: () => pick(id, own),
+      type: "button", "data-id": id, class: id === ids[at] ? "taken" : undefined, title: say("pick", { token: visible(page.names.get(id) ?? ""), share: percent(now) }), onclick: () => pick(id, own),
     }, el("span", { class: "piece" }, visible(page.names.get(id) ?? "")), el("span", { class: "track" }, el("i", { class: "bar" }), el("i", { class: "own" })), el("span", { class: "share" }, percent(now)))), { now, own });
   });
   const others = (left ? left.length : probabilities.length) - listed.filter(id => of(id) > 0).length;

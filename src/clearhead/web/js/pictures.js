@@ -97,7 +97,7 @@ export function branchMap(branches, current, choose, name) {
 
 function picture(width, height, name, shapes) {
   const found = svg("svg", { viewBox: `0 0 ${Math.ceil(width)} ${Math.ceil(height)}`, width: Math.ceil(width), height: Math.ceil(height), role: "img", "aria-label": name }, ...shapes);
-  return vars(found, { width: `${Math.ceil(width)}px` });
+  return vars(found, { width: Math.ceil(width) });
 }
 
 function shortened(text, most) {
