@@ -109,7 +109,11 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     for name, value in weights_of(one).items():
         assert torch.equal(value, expected[name]), name
     losses = [
-        {line["step"]: line["loss"] for line in map(json.loads, (out / "metrics.jsonl").open()) if "loss" in line}
+        {
+            line["step"]: line["loss"]
+            for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+            if "loss" in line
+        }
         for out in (one, other)
     ]
     assert losses[0] == losses[1]
