@@ -230,9 +230,9 @@ def test_without_a_tokenizer_ids_go_in_and_out(folder: Path, gpt: GPT, tmp_path:
 
 def test_a_vocabulary_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder)
-    peer_for(tokenizer.vocab_size - 1).save_pretrained(tmp_path)
+    peer_for(tokenizer.vocab_size - 2).save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
-    sentence = f"ids up to {tokenizer.vocab_size - 1}, but the model has {tokenizer.vocab_size - 1} rows"
+    sentence = f"ids up to {tokenizer.vocab_size - 1}, but the model has {tokenizer.vocab_size - 2} rows"
     with pytest.raises(WeightsError, match=sentence):
         clearhead.load(tmp_path)
 

@@ -139,7 +139,7 @@ def test_bad_input_is_one_sentence_and_status_2(
 def test_a_source_that_does_not_say_its_heads(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "x.pth", "--to", "book")
     status, _, err = call("convert", tmp_path / "x.pth", tmp_path / "out", "--to", "huggingface")
-    assert status == 2 and "--config" in err
+    assert status == 2 and "put a config.json" in err
     convert(tmp_path / "x.pth", tmp_path / "out", "--to", "huggingface", "--config", folder / "config.json")
     assert weights.open(tmp_path / "out").config == weights.open(folder).config
 
