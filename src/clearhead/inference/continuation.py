@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.inference.logprobs import TokenLogprob, token_logprob
+from clearhead.inference.output_format import FormatMatcher
 from clearhead.inference.requests import Event, FinishReason, Request, Sample
 from clearhead.inference.sampling import Sampler
 
@@ -63,6 +64,11 @@ class Continuation:
         self._stop_ids = set(request.stop_ids or ())
         if tokenizer is not None and request.stop_at_end_of_text and tokenizer.end_of_text is not None:
             self._stop_ids.add(tokenizer.end_of_text)
+        self._matcher: FormatMatcher | None = None
+        if request.output_format is not None and tokenizer is not None:
+            self._matcher = FormatMatcher(request.output_format, tokenizer)
+            if tokenizer.end_of_text is not None:
+                self._stop_ids.add(tokenizer.end_of_text)
         self._stop_reason: str | int | None = None
         self._decoder = None if tokenizer is None else tokenizer.stream()
         self._filter = StopFilter(request.stop_strings)
@@ -92,7 +98,8 @@ class Continuation:
         Raises:
             WeightsError: if the logits are NaN or infinite.
         """
-        token = self._sampler.sample(logits[: self.n_choices])
+        choices = logits[: self.n_choices]
+        token = self._sampler.sample(choices if self._matcher is None else self._matcher.masked(choices))
         if token in self._stop_ids:
             return self._end("stop", token)
         self.ids.append(token)
@@ -103,6 +110,10 @@ class Continuation:
         text = "" if self._decoder is None else self._filter.push(self._decoder.push(token))
         if self._filter.matched is not None:
             return self._event(text, token, logprob, "stop", self._filter.matched)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+            if self._matcher.finished:
+                return self._end("stop", None, text, token, logprob)
         if len(self.ids) == self.request.max_new_tokens:
             return self._end("length", None, text, token, logprob)
         self._advance(token)

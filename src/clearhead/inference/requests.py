@@ -10,6 +10,7 @@ from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 from clearhead.inference.logprobs import TokenLogprob
 from clearhead.inference.options import GenerationOptions, token_ids
+from clearhead.inference.output_format import OutputFormat
 from clearhead.inference.runner import check_token_ids
 from clearhead.inference.sampling import fresh_seed
 
@@ -24,12 +25,14 @@ class Request(GenerationOptions):
 
     Attributes:
         prompt_ids: the tokens to continue, at least one.
+        output_format: what the text must match; None for any text.
 
     Raises:
         InputError: if a value has the wrong type or is out of range.
     """
 
     prompt_ids: Sequence[int]
+    output_format: OutputFormat | None = None
 
     def __post_init__(self) -> None:
         GenerationOptions.__post_init__(self)
@@ -58,6 +61,8 @@ class Request(GenerationOptions):
             raise InputError(
                 f"logprobs is {self.logprobs}, but the vocabulary has {config.vocab_size:,} tokens; ask for fewer."
             )
+        if self.output_format is not None and not has_tokenizer:
+            raise InputError("an output format needs a tokenizer; give one.")
         if self.stop and not has_tokenizer:
             raise InputError("stop strings need a tokenizer; give one, or use stop_ids.")
         # The last new token is not run again, so it needs no position of its own.

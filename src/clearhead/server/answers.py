@@ -16,6 +16,7 @@ from starlette.responses import StreamingResponse
 from clearhead.errors import ClearheadError
 from clearhead.gpt import GPT
 from clearhead.inference.options import LARGEST_SEED, SamplingParams
+from clearhead.inference.output_format import OutputFormat
 from clearhead.inference.requests import Event, Request
 from clearhead.inference.scheduler import Scheduler, Ticket
 from clearhead.server.metrics import Metrics
@@ -136,7 +137,31 @@ def sampling_options(body: SamplingRequest) -> dict[str, object]:
     stop = body.stop
     options["stop"] = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     options["stop_at_end_of_text"] = not body.ignore_eos
+    options["output_format"] = output_format(body)
     return options
+
+
+def output_format(body: SamplingRequest) -> OutputFormat | None:
+    """Return what the text must match.
+
+    Raises:
+        ProblemError: if a body asks for several formats, or a schema is missing.
+    """
+    wanted = body.response_format
+    structured = wanted is not None and wanted.type != "text"
+    if structured + (body.regex is not None) + (body.choice is not None) > 1:
+        raise ProblemError(400, "response_format, regex and choice exclude one another; give one.", "response_format")
+    if body.regex is not None:
+        return OutputFormat.regex(body.regex)
+    if body.choice is not None:
+        return OutputFormat.choice(body.choice)
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return OutputFormat.json_schema({"type": "object"})
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        raise ProblemError(400, "response_format has no json_schema.schema; give one.", "response_format")
+    return OutputFormat.json_schema(wanted.json_schema.schema_)
 
 
 def seeded(options: dict[str, object], index: int) -> dict[str, object]:

@@ -62,6 +62,23 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
+class JSONSchema(BaseModel):
+    """A named JSON schema."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What a text must match: anything, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchema | None = None
+
+
 class SamplingRequest(Strict):
     """The parameters that completions and chat have in common."""
 
@@ -83,6 +100,12 @@ class SamplingRequest(Strict):
     top_k: Annotated[int | None, BeforeValidator(_unlimited), InRange("top_k")] = None
     min_p: Annotated[float | None, InRange("min_p")] = None
     repetition_penalty: Annotated[float | None, InRange("repetition_penalty")] = None
+    response_format: ResponseFormat | None = None
+    regex: Annotated[str | None, Field(description="The text must match this regular expression.")] = None
+    choice: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        Field(min_length=1, max_length=1024, description="The text must be one of these."),
+    ] = None
     ignore_eos: Annotated[bool, Field(description="Go on after the end-of-text token.")] = False
 
 
