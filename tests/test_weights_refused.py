@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import call
+from safetensors.torch import save_file
 
 from clearhead import weights
 from clearhead.config import GPTConfig
@@ -83,3 +85,16 @@ def test_the_parent_of_a_models_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(WeightsError, match=re.escape("has no weights itself, but checkpoint-500 in it has")):
         weights.open(tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "map", "verify"])
+def test_names_in_a_file_give_no_orders_to_a_terminal(tmp_path: Path, verb: str) -> None:
+    state = {name: tensor.detach().clone() for name, tensor in GPTModel(CONFIG).state_dict().items()}
+    weights.save_huggingface(tmp_path, CONFIG, {name: tensor.numpy() for name, tensor in state.items()})
+    tensors = {
+        name: torch.from_numpy(weights.open(tmp_path).read(name).copy()) for name in weights.open(tmp_path).tensors
+    }
+    save_file({**tensors, "h.\x1b[2J\x1b]0;title\x07": torch.zeros(2)}, tmp_path / "model.safetensors")
+    result = call("weights", verb, tmp_path)
+    output = result.stdout + result.stderr
+    assert b"\x1b" not in output and b"\x07" not in output and rb"\x1b[2J" in output

@@ -18,7 +18,6 @@ from clearhead.cli import corpus, weights
 from clearhead.cli.architecture import architecture
 from clearhead.cli.bench import bench
 from clearhead.cli.classify import classify
-from clearhead.cli.console import printable
 from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
 from clearhead.cli.exit_codes import FAILED, USAGE
@@ -36,6 +35,7 @@ from clearhead.cli.verb_command import VerbCommand
 from clearhead.cli.walk import walk
 from clearhead.errors import ClearheadError
 from clearhead.utils.packages import missing_package
+from clearhead.utils.text import printable
 from clearhead.version import __version__
 
 EPILOG = """

@@ -11,7 +11,7 @@ from rich.console import Console
 from clearhead.errors import InputError
 from clearhead.utils import atomic
 from clearhead.utils.progress import stderr_console
-from clearhead.utils.text import decode_text
+from clearhead.utils.text import decode_text, printable
 
 
 def output() -> Console:
@@ -22,11 +22,6 @@ def output() -> Console:
 def notice(text: str) -> None:
     """Print one line on standard error, such as that a prompt was cut."""
     stderr_console().print(f"clearhead: {printable(text)}", style="dim", soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Replace control characters, which could give orders to a terminal, by visible escapes such as \\x1b."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_text(argument: str | None, file: Path | None, noun: str) -> str:

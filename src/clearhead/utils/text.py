@@ -8,8 +8,8 @@ from clearhead.errors import InputError
 
 
 def printable(text: str) -> str:
-    """Return a text from an untrusted file for a message: control characters, which a terminal obeys, are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Replace control characters, which could give orders to a terminal, by visible escapes such as \\x1b."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
+from clearhead.utils.text import printable
 from clearhead.weights.layouts import LAYOUTS, TABLE, Layout, parse
 
 # The first part of a name that is a number, or h and a number. It is not used for names of the table, whose layer
@@ -40,7 +41,7 @@ class NamePattern:
     def label(self) -> str:
         """The pattern as text: `h.{0..11}.ln_1.weight`; for one layer its name."""
         words = layer_words(self.layers)
-        return self.template.replace("{i}", words) if self.layers else self.template
+        return printable(self.template.replace("{i}", words) if self.layers else self.template)
 
 
 def layer_words(layers: tuple[int, ...]) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import output, printable, write_json
+from clearhead.cli.console import output, write_json
 from clearhead.errors import TrainingError
+from clearhead.utils.text import printable
 
 if TYPE_CHECKING:
     from clearhead.data.corpus import Corpus
