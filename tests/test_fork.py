@@ -9,6 +9,9 @@ import pytest
 
 import clearhead
 from clearhead.errors import InputError
+from clearhead.inference.batching import Batch
+from clearhead.inference.continuation import Continuation
+from clearhead.inference.requests import Request
 from clearhead.inference.runner import ScoreTask, ScoringRunner
 
 IDS = [int(token) for token in np.random.default_rng(0).integers(0, 4000, 150)]
@@ -106,3 +109,22 @@ def test_scores_are_those_of_the_logits_in_one_piece_or_several(runner: ScoringR
         assert other.length == 100
     runner.close(slot)
     runner.close(other)
+
+
+def test_samples_that_share_a_prompt_are_what_each_is_alone(runner: ScoringRunner) -> None:
+    request = Request(IDS[:70], n=4, seed=5, max_new_tokens=12, logprobs=2)
+
+    def samples(groups: list[list[Continuation]]) -> list[Any]:
+        batch = Batch(runner)
+        for group in groups:
+            batch.add(group)
+        while batch.busy:
+            batch.step()
+        return [one.result() for group in groups for one in group]
+
+    continuations = [Continuation(request, index, runner.config) for index in range(4)]
+    alone = [Continuation(request, index, runner.config) for index in range(4)]
+    together, apart = samples([continuations]), [samples([[one]])[0] for one in alone]
+    assert [one.ids for one in together] == [one.ids for one in apart]
+    for one, other in zip(together, apart, strict=True):
+        same(runner, [token.logprob for token in one.logprobs], [token.logprob for token in other.logprobs])

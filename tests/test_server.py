@@ -498,6 +498,27 @@ def leave(url: str, body: dict[str, Any]) -> None:
         httpx.post(f"{url}/v1/completions", json={**body, "stream": False}, timeout=0.5)
 
 
+def test_the_asynchronous_client_and_its_retries(gpt: GPT) -> None:
+    limits = Limits(max_live=1, max_waiting=0)
+    expected = [alone(gpt, PROMPTS[0], seed=seed).text for seed in range(5)]
+
+    async def ask(url: str) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=40) as client:
+
+            async def one(seed: int) -> str:
+                found = await client.completions.create(model="clearhead", prompt=PROMPTS[0], seed=seed)
+                return found.choices[0].text
+
+            async def streamed(seed: int) -> str:
+                chunks = await client.completions.create(model="clearhead", prompt=PROMPTS[0], seed=seed, stream=True)
+                return "".join([chunk.choices[0].text async for chunk in chunks])
+
+            return await asyncio.gather(*map(one, range(3)), *map(streamed, (3, 4)))
+
+    with serving(gpt, ServerSettings(limits=limits)) as busy:
+        assert asyncio.run(ask(busy.url)) == expected  # all but one are refused with 429 at first
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Many at once
 # ---------------------------------------------------------------------------------------------------------------

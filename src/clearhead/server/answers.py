@@ -202,6 +202,10 @@ def cancel(tickets: Sequence[Ticket]) -> None:
 
 async def merged(tickets: Sequence[Ticket]) -> Events:
     """Yield the events of several requests as they come."""
+    if len(tickets) == 1:
+        async for sample, event in tickets[0]:
+            yield 0, sample, event
+        return
     queue: asyncio.Queue[tuple[int, int, Event] | ClearheadError | None] = asyncio.Queue()
 
     async def forward(index: int, ticket: Ticket) -> None:
