@@ -5,8 +5,20 @@ command line prints that text and exits with status 2.
 """
 
 
+_MAX_TEXT = 2000
+
+
 class ClearheadError(Exception):
-    """The base class of every error that a user can cause. Its text is written for the user."""
+    """The base class of every error that a user can cause. Its text is written for the user.
+
+    It may quote names and values from untrusted files: control characters are escaped, and a very long text is cut.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+        return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
 
 
 class ConfigError(ClearheadError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import queue
@@ -159,7 +160,7 @@ def _damage_node(value: Any, chance: random.Random, depth: int) -> Any:
                 nested = [nested] if chance.random() < 0.5 else {"type": "Sequence", "pretokenizers": [nested]}
             return nested
         case _:
-            return chance.choice(WEIRD)
+            return copy.deepcopy(chance.choice(WEIRD))
 
 
 def dump(value: Any) -> bytes:

@@ -23,6 +23,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, WeightsError
+from clearhead.utils.text import printable
 from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.formats.sstable import TruncatedError, encode_varint, read_varint
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, shape_words
@@ -131,8 +132,8 @@ class OnnxFile:
         if stored.path not in self._maps:
             if not stored.path.is_file():
                 raise WeightsError(
-                    f"{self.path.parent} lacks {stored.path.name}, which has the tensors of {self.path.name}; "
-                    "copy it there too."
+                    f"{self.path.parent} lacks {printable(stored.path.name)}, which has the tensors of "
+                    f"{self.path.name}; copy it there too."
                 )
             check_is_data(stored.path)
             self._maps[stored.path] = _mapped(stored.path)

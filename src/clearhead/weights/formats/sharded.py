@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clearhead.errors import WeightsError
+from clearhead.utils.text import printable
 from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.tensors import TensorFile, TensorInfo
 
@@ -82,6 +83,6 @@ def _check_present(path: Path, files: list[str]) -> None:
     missing = [file for file in files if not (path.parent / file).is_file()]
     if missing:
         raise WeightsError(
-            f"{path.parent} lacks {', '.join(missing)}, which {path.name} names "
+            f"{path.parent} lacks {', '.join(map(printable, missing[:4]))}, which {path.name} names "
             f"({len(files) - len(missing)} of {len(files)} shards are there); download what is missing."
         )
