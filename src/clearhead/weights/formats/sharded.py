@@ -65,7 +65,7 @@ class ShardedFile:
 def _read_index(path: Path) -> dict[str, str]:
     check_is_data(path)
     try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"))
+        index: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise WeightsError(f"{path} could not be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
