@@ -18,6 +18,7 @@ from clearhead.cli import corpus, weights
 from clearhead.cli.architecture import architecture
 from clearhead.cli.bench import bench
 from clearhead.cli.classify import classify
+from clearhead.cli.compress import compress, decompress
 from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
 from clearhead.cli.exit_codes import FAILED, USAGE
@@ -65,6 +66,8 @@ VERBS = (
     runs,
     evaluate,
     score,
+    compress,
+    decompress,
     classify,
     serve,
     bench,

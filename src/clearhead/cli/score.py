@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Model, flatten
 
 if TYPE_CHECKING:
@@ -106,13 +107,12 @@ def score(files: Files, *, output: Output = "-", source: InputOptions, row: RowO
     """
     from clearhead.evaluation.surprisal import SurprisalTable
     from clearhead.evaluation.text_inputs import Columns, read_texts
-    from clearhead.loading import load
 
     options = _table_options(row)
     columns = Columns(source.text, source.id, source.context)
     for _ in read_texts(files, columns, lines=source.lines):
         break  # fail early: a missing file or column is found before the model is loaded
-    gpt = load(run.model, dtype=run.dtype, threads=run.threads)
+    gpt = load_model(run.model, dtype=run.dtype, threads=run.threads)
     table = SurprisalTable(gpt, options)
     texts = read_texts(files, columns, lines=source.lines)
     if output == "-":
@@ -176,11 +176,12 @@ def _write(
 
 def _metadata(gpt: GPT, table: SurprisalTable, run: ModelOptions) -> dict[str, Any]:
     from clearhead import weights
+    from clearhead.cli.model_argument import model_path
     from clearhead.evaluation.provenance import weights_digest
     from clearhead.loading import bundled
     from clearhead.version import __version__
 
-    source = weights.open(bundled() if run.model is None else run.model)
+    source = weights.open(bundled() if run.model is None else model_path(run.model))
     return {
         "model": "bundled" if run.model is None else run.model,
         "weights_sha256": weights_digest(source),
