@@ -5,7 +5,7 @@
 PYTHON      ?= python3
 PIP_OPTIONS ?=
 VENV        := .venv
-BIN         := $(VENV)/bin
+BIN         := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP         := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -42,8 +42,8 @@ test-machines: $(VENV)/.installed-test
 
 # The stamp is older than pyproject.toml if the dependencies may have changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || echo "1/2  creating $(VENV) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -e $(VENV)/pyvenv.cfg || echo "1/2  creating $(VENV) ..."
+	@test -e $(VENV)/pyvenv.cfg || $(PYTHON) -m venv $(VENV)
 	@echo "2/2  installing Clearhead and its dependencies (half a minute, once) ..."
 	@$(PIP) --editable .
 	@touch $@

@@ -60,12 +60,13 @@ def architecture(
     """
     from clearhead.anatomy.architecture.words import CHART
     from clearhead.cli.console import notice, write_file
+    from clearhead.cli.model_argument import model_path
     from clearhead.weights.architecture import read_architecture
 
     if lang not in CHART:
         raise InputError(f"--lang is {lang!r}; the languages are {', '.join(CHART)}.")
     ending = _ending(out, svg=svg, mermaid=mermaid, as_json=as_json)
-    models = [read_architecture(name) for name in (source, compare) if name is not None]
+    models = [read_architecture(model_path(name)) for name in (source, compare) if name is not None]
     if not ending:
         _print(models, lang)
         return
