@@ -20,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead import weights
 from clearhead.config import GPTConfig
+from clearhead.errors import WeightsError
 from clearhead.weights.inspection import measure
 from clearhead.weights.layouts import LAYOUTS, TABLE
 from clearhead.weights.plan import ConversionPlan
@@ -253,3 +254,34 @@ def test_map_refuses_weights_that_do_not_fit(folder: Path) -> None:
     plant(folder, {"something.else": np.ones(3, "f4")})
     status, _, err = call("map", folder)
     assert status == 2 and "something.else" in err and weights.open(folder).tensors["something.else"].shape == (3,)
+
+
+class TestMapOfAnIndex:
+    """`map` reads no numbers, so an index without its data is enough."""
+
+    def test_tensorflow(self, folder: Path, tmp_path: Path) -> None:
+        weights.open(folder).save(tmp_path / "out", "openai")
+        status, whole, _ = call("map", tmp_path / "out", "--json")
+        assert status == 0
+        (tmp_path / "out" / "model.ckpt.data-00000-of-00001").unlink()
+        for path in (tmp_path / "out", tmp_path / "out" / "model.ckpt.index", tmp_path / "out" / "model.ckpt"):
+            status, out, _ = call("map", path, "--json")
+            assert status == 0 and json.loads(out)["groups"] == json.loads(whole)["groups"]
+        status, _, err = call("inspect", tmp_path / "out")
+        assert status == 2 and "lacks model.ckpt.data-00000-of-00001" in err
+
+    def test_shards(self, folder: Path, tmp_path: Path) -> None:
+        source = weights.open(folder)
+        weights.save_huggingface(tmp_path, source.config, source.lazy(), shard_bytes=20_000)
+        status, whole, _ = call("map", tmp_path, "--json")
+        assert status == 0
+        for path in tmp_path.glob("model-*.safetensors"):
+            path.unlink()
+        status, out, err = call("map", tmp_path, "--json")
+        assert status == 0 and json.loads(out)["groups"] == json.loads(whole)["groups"]
+        assert "the shapes are those that config.json implies" in err
+        with pytest.raises(WeightsError, match="is not there"):
+            weights.open_names(tmp_path).load()
+        (tmp_path / "config.json").unlink()
+        status, _, err = call("map", tmp_path)
+        assert status == 2 and "no config.json" in err

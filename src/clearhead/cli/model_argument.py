@@ -96,12 +96,15 @@ def _open(argument: str, path: Path) -> ResolvedModel:
     return ResolvedModel(path.resolve().name if path.exists() else argument, opened.config, opened)
 
 
-def open_weights(argument: str) -> weights.Source:
-    """Open a model's weights and print the notes about how they were read on standard error."""
+def open_weights(argument: str, names_only: bool = False) -> weights.Source:
+    """Open a model's weights and print the notes about how they were read on standard error.
+
+    With `names_only`, an index is enough; its tensors cannot be read then.
+    """
     from clearhead import weights
     from clearhead.cli.console import notice
 
-    opened = weights.open(model_path(argument))
+    opened = (weights.open_names if names_only else weights.open)(model_path(argument))
     for note in opened.notes:
         notice(note)
     return opened

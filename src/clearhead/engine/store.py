@@ -136,12 +136,6 @@ def _settings(source: Source, dtype: str) -> str:
     return json.dumps([VERSION, dtype, source.layout, repr(source.config)])
 
 
-def _files_of(source: Source) -> list[Path]:
-    """Return the files that a model's weights may be read from."""
-    beside = [path for path in sorted(source.folder.iterdir()) if path.is_file()] if source.layout else []
-    return [source.path, *(path for path in beside if path.suffix not in (".md", ".txt") and path != source.path)]
-
-
 def _checksum(array: np.ndarray) -> str:
     import google_crc32c
 
@@ -162,7 +156,7 @@ def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
         file = SafetensorsFile(path)
         if file.metadata.get("settings") != _settings(source, dtype):
             return None
-        if not ContentRecord.from_text(file.metadata.get("made_from", "")).holds(_files_of(source)):
+        if not ContentRecord.from_text(file.metadata.get("made_from", "")).holds(source.files):
             return None
         arrays = {name: file.read(name) for name in file.tensors}
         checksums = json.loads(file.metadata.get("checksums", "{}"))
@@ -224,7 +218,7 @@ def _keep(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:
     infos = {name: TensorInfo(array.shape, np.dtype(array.dtype).name) for name, array in arrays.items()}
     metadata = {
         "settings": _settings(source, dtype),
-        "made_from": ContentRecord.of(_files_of(source)).to_text(),
+        "made_from": ContentRecord.of(source.files).to_text(),
         "checksums": json.dumps({name: _checksum(array) for name, array in arrays.items()}),
         "model": str(source.name),
     }

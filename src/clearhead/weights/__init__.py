@@ -14,6 +14,7 @@ from clearhead.weights.comparison import WeightsDifference, compare
 from clearhead.weights.hub.download import fetch_openai
 from clearhead.weights.hub.hub import fetch, fetch_into, fetch_tokenizer
 from clearhead.weights.hub.official import Identity, identify
+from clearhead.weights.index_only import open_names
 from clearhead.weights.location import locate, looks_like_path
 from clearhead.weights.opening import convert, open
 from clearhead.weights.plan import ConversionPlan, LazyTensors, PlanRow
@@ -46,6 +47,7 @@ __all__ = [
     "locate",
     "looks_like_path",
     "open",
+    "open_names",
     "read_back",
     "save",
     "save_huggingface",

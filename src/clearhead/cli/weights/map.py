@@ -52,7 +52,7 @@ def map_weights(
         raise typer.BadParameter("give only one of --mermaid, --svg and --json.")
     if to not in LAYOUTS:
         raise WeightsError(f"there is no layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
-    opened = open_weights(source)
+    opened = open_weights(source, names_only=True)
     chart = make_chart(opened.plan(to))
     if as_json:
         write_json({"model": opened.name, **chart.as_json()}, indent=2)

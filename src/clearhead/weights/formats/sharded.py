@@ -30,7 +30,7 @@ class ShardedFile:
 
     def __init__(self, path: Path, open_shard: Callable[[Path], TensorFile]) -> None:
         self.path = path
-        shard_of = _read_index(path)
+        shard_of = read_index(path)
         _check_present(path, sorted(set(shard_of.values())))
         shards = {name: open_shard(path.parent / name) for name in sorted(set(shard_of.values()))}
         self.shards: tuple[TensorFile, ...] = tuple(shards.values())
@@ -62,7 +62,7 @@ class ShardedFile:
         return other
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
     check_is_data(path)
     try:
         index: Any = json.loads(path.read_text(encoding="utf-8-sig"))

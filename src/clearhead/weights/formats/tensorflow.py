@@ -86,12 +86,15 @@ class TensorFlowFile:
         path: the index.
         check: whether `read` verifies a tensor's checksum when it first reads it.
         shards: the data files, if they are not beside the index under its name.
+        data: whether the data files are opened; if not, names and shapes are known and nothing can be read.
 
     Raises:
         WeightsError: if a file is missing, cut short, damaged, or from another checkpoint.
     """
 
-    def __init__(self, path: Path, *, check: bool = True, shards: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self, path: Path, *, check: bool = True, shards: Sequence[Path] | None = None, data: bool = True
+    ) -> None:
         self.path = path
         check_is_data(path)
         table = read_table(path)
@@ -101,8 +104,8 @@ class TensorFlowFile:
         self._has_more = len(self.entries) < len(table) - 1  # one entry is the header, the others are strings
         self.tensors: dict[str, TensorInfo] = {name: entry.info for name, entry in self.entries.items()}
         self._unchecked = set(self.entries) if check else set()
-        self._maps = self._map_shards()
-        self.notes = tuple(self._odd_sizes())
+        self._maps = self._map_shards() if data else []
+        self.notes = tuple(self._odd_sizes()) if data else ()
 
     def _map_shards(self) -> list[np.ndarray]:
         """Map every data file, private and copy-on-write, so that changes in memory stay there."""

@@ -55,12 +55,15 @@ def _stray_data(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("*.data-*")) if _DATA_FILE.fullmatch(path.name)), None)
 
 
-def open_checkpoint(path: Path, config: GPTConfig | None = None) -> tuple[TensorFlowFile, GPTConfig, tuple[str, ...]]:
+def open_checkpoint(
+    path: Path, config: GPTConfig | None = None, data: bool = True
+) -> tuple[TensorFlowFile, GPTConfig, tuple[str, ...]]:
     """Open a checkpoint; return its tensors (not read), its config, and notes on what had to be decided.
 
     Args:
         path: the folder, the index, or a data file.
         config: the model's shape, if the files are not to be asked.
+        data: whether the data files are opened; without them the tensors' names and shapes are known.
 
     Raises:
         WeightsError: if a file is missing, truncated or damaged, or the shape is unknown.
@@ -69,7 +72,7 @@ def open_checkpoint(path: Path, config: GPTConfig | None = None) -> tuple[Tensor
     index = index_in(path)
     if index is None:
         raise WeightsError(_no_index(path))
-    file = TensorFlowFile(index)
+    file = TensorFlowFile(index, data=data)
     notes = list(file.notes)
     others = [other.name for other in sorted(index.parent.glob("*.index")) if other != index]
     if path.is_dir() and others:
