@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from clearhead.training.distributed import Processes
 from clearhead.training.loop import Run
 from clearhead.training.recipe import Recipe
 from clearhead.training.recipe_reader import parse_recipe
+from clearhead.training.run_folder import read_metrics
 from clearhead.training.step import Step
 from clearhead.training.task import PretrainingTask
 
@@ -108,12 +108,5 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     expected = weights_of(other)
     for name, value in weights_of(one).items():
         assert torch.equal(value, expected[name]), name
-    losses = [
-        {
-            line["step"]: line["loss"]
-            for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-            if "loss" in line
-        }
-        for out in (one, other)
-    ]
+    losses = [{line["step"]: line["loss"] for line in read_metrics(out) if "loss" in line} for out in (one, other)]
     assert losses[0] == losses[1]

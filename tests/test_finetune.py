@@ -25,6 +25,7 @@ from clearhead.data.documents import encode_documents
 from clearhead.data.examples import Example, ExampleBatches, pad_together
 from clearhead.data.instructions import read_instructions
 from clearhead.data.sources import text_file
+from clearhead.data.templates import PromptTemplate
 from clearhead.errors import ClearheadError, TrainingError, WeightsError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
@@ -327,7 +328,9 @@ def test_a_held_out_text_of_one_token_is_refused(folder: Path, tmp_path: Path) -
 def test_padding_changes_no_loss(folder: Path) -> None:
     gpt = clearhead.load(folder / "model")
     assert gpt.tokenizer is not None
-    examples, left_out = read_instructions(folder / "train.jsonl", gpt.tokenizer, "{prompt}", 48)
+    template = PromptTemplate.from_recipe("{prompt}")
+    found, left_out = read_instructions(folder / "train.jsonl", gpt.tokenizer, template, 48)
+    examples = [instruction.example for instruction in found]
     assert left_out == 0
     with torch.no_grad():
         alone = [gpt.model.loss(*map(torch.from_numpy, (e.inputs[None], e.targets[None]))) for e in examples[:6]]
@@ -345,8 +348,10 @@ def test_the_books_keys_are_read(folder: Path, tmp_path: Path) -> None:
         {"instruction": "Name a day.", "input": "dark", "output": "cold"},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    examples, _ = read_instructions(tmp_path / "a.jsonl", gpt.tokenizer, "Q: {prompt} A:", 48)
-    texts = [gpt.tokenizer.decode(e.inputs.tolist()) for e in examples]
+    examples, _ = read_instructions(
+        tmp_path / "a.jsonl", gpt.tokenizer, PromptTemplate.from_recipe("Q: {prompt} A:"), 48
+    )
+    texts = [gpt.tokenizer.decode(found.example.inputs.tolist()) for found in examples]
     assert texts == ["Q: Name a day. A:warm", "Q: Name a day.\n\ndark A:cold"]
 
 
@@ -385,7 +390,7 @@ def test_files_that_cannot_be_learned_from_are_named(
     [
         ("[training]", "[model]\nemb_dim = 4\n[training]", r"has both \[model\] and \[finetune\]"),
         ("lora_rank = 4", "lora_rnak = 4", "did you mean 'lora_rank'"),
-        ("lora_rank = 4", 'template = "no"', "must contain {prompt} once"),
+        ("lora_rank = 4", 'template = "no"', r"must contain \{prompt\} once"),
         ("batch_size", 'optimizer = "muon"\nbatch_size', "Muon is for the matrices"),
         ('kind = "text"', 'kind = "texts"', "one of text, instructions, classes"),
         ("lora_rank = 4", "context_length = 64", "has 48 positions"),

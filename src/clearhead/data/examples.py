@@ -27,6 +27,24 @@ class Example:
     targets: npt.NDArray[np.int64]
 
 
+def draw_split(count: int, valid: float, test: float, seed: int) -> tuple[list[int], list[int], list[int]]:
+    """Divide examples at random into training, validation and test examples.
+
+    Args:
+        count: the number of examples.
+        valid, test: the shares of the validation and the test examples.
+        seed: the seed of the draw.
+
+    Returns:
+        the indices of each kind, increasing.
+    """
+    order = np.random.Generator(np.random.PCG64([seed, 0x73706C])).permutation(count)
+    first, second = round(count * valid), round(count * valid) + round(count * test)
+    parts = (order[second:], order[:first], order[first:second])
+    train, held_out, tested = (np.sort(part).tolist() for part in parts)
+    return train, held_out, tested
+
+
 class ExampleBatches:
     """Batches of examples. Each epoch has its own order, which the seed and the epoch's number determine.
 

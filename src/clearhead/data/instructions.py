@@ -1,7 +1,8 @@
-"""Examples of prompts and responses, whose loss counts on the responses."""
+"""Examples of prompts and responses."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,32 @@ import numpy as np
 from clearhead.data.examples import Example
 from clearhead.data.labelled import describe_fields, encode_field
 from clearhead.data.records import Record, read_records
-from clearhead.errors import TrainingError
+from clearhead.data.templates import PromptFields, PromptTemplate
+from clearhead.errors import TokenizerError, TrainingError
 from clearhead.losses import NOT_COUNTED
 from clearhead.tokenizer import Tokenizer
 
 
-def read_instructions(path: Path, tokenizer: Tokenizer, template: str, length: int) -> tuple[list[Example], int]:
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """A prompt with its response.
+
+    Attributes:
+        example: the tokens of both, and the targets.
+        prompt_ids: the tokens before the response.
+        prompt: the text before the response.
+        response: the response.
+    """
+
+    example: Example
+    prompt_ids: tuple[int, ...]
+    prompt: str
+    response: str
+
+
+def read_instructions(
+    path: Path, tokenizer: Tokenizer, template: PromptTemplate, length: int, *, all_tokens: bool = False
+) -> tuple[list[Instruction], int]:
     """Read prompts and responses. Each token of the response and the end of text after it count.
 
     The fields are `prompt` and `response`, or those of the Alpaca data and the book's chapter 7: `instruction`,
@@ -23,20 +44,25 @@ def read_instructions(path: Path, tokenizer: Tokenizer, template: str, length: i
     Args:
         path: the file, as `records.read_records` reads it.
         tokenizer: the model's.
-        template: the text before the response; `{prompt}` in it is replaced by the prompt.
+        template: the text before the response.
         length: the maximum number of tokens of an example; longer ones are left out.
+        all_tokens: whether the tokens of the prompt count too.
 
     Returns:
         the examples, and the number of those left out.
 
     Raises:
         TrainingError: if a record lacks a field or has nothing before its response, or no example is left.
+        TokenizerError: if the vocabulary cannot encode a record.
     """
-    examples, left_out = [], 0
+    found, left_out = [], 0
     end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     for record in read_records(path):
-        prompt, response = _prompt_and_response(record)
-        before = encode_field(tokenizer, template.replace("{prompt}", prompt), record)
+        fields, response = _fields_and_response(record)
+        try:
+            before = template.encode(fields, tokenizer)
+        except TokenizerError as error:
+            raise TokenizerError(f"in {record.where}: {error}") from None
         ids = np.array([*before, *encode_field(tokenizer, response, record), *end], np.int64)
         if not before:
             raise TrainingError(
@@ -47,31 +73,27 @@ def read_instructions(path: Path, tokenizer: Tokenizer, template: str, length: i
             left_out += 1
             continue
         targets = ids[1:].copy()
-        targets[: len(before) - 1] = NOT_COUNTED
-        examples.append(Example(ids[:-1], targets))
-    if not examples and left_out:
+        if not all_tokens:
+            targets[: len(before) - 1] = NOT_COUNTED
+        found.append(Instruction(Example(ids[:-1], targets), tuple(before), template.fill(fields), response))
+    if not found and left_out:
         raise TrainingError(
             f"none of the {left_out:,} examples of {path} fits into {length:,} tokens; raise context_length or give "
             "shorter ones."
         )
-    if not examples:
+    if not found:
         raise TrainingError(f"{path} contains no example; each of its lines is a JSON object.")
-    return examples, left_out
+    return found, left_out
 
 
-def _prompt_and_response(record: Record) -> tuple[str, str]:
+def _fields_and_response(record: Record) -> tuple[PromptFields, str]:
     values = record.values
-    if "instruction" in values and "output" in values:
-        keys = ("instruction", "output")
-        more = values.get("input") or ""
-        prompt = f"{values['instruction']}\n\n{more}" if more else values["instruction"]
-        response = values["output"]
-    else:
-        keys = ("prompt", "response")
-        prompt, response = values.get("prompt"), values.get("response")
-    if not isinstance(prompt, str) or not isinstance(response, str) or not response:
+    keys = ("instruction", "output") if "instruction" in values and "output" in values else ("prompt", "response")
+    instruction, response = values.get(keys[0]), values.get(keys[1])
+    more = values.get("input") or "" if keys[0] == "instruction" else ""
+    if not all(isinstance(value, str) for value in (instruction, response, more)) or not response:
         raise TrainingError(
             f"{record.where} needs a prompt and a response, two texts (or instruction, input and output); "
             f"{describe_fields(values, *keys)}."
         )
-    return prompt, response
+    return PromptFields(str(instruction), str(more)), str(response)

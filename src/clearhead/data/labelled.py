@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,24 @@ from clearhead.losses import NOT_COUNTED
 from clearhead.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text with its class.
+
+    Attributes:
+        example: its tokens; the target of the last one is the index of the class.
+        text: the text.
+        label: the class.
+    """
+
+    example: Example
+    text: str
+    label: str
+
+
 def read_labelled(
     path: Path, tokenizer: Tokenizer, length: int, labels: Sequence[str] | None
-) -> tuple[list[Example], list[str]]:
+) -> tuple[list[LabelledText], list[str]]:
     """Read texts with their classes. The last token counts; its target is the index of the class.
 
     A longer text is cut at its end, as in the book's chapter 6.
@@ -51,17 +67,17 @@ def read_labelled(
         ids = np.array(encode_field(tokenizer, text, record)[:length], np.int64)
         if not len(ids):
             raise TrainingError(f"the text in {record.where} has no tokens; remove it.")
-        rows.append((ids, str(label)))
-    known = sorted({label for _, label in rows}) if labels is None else list(labels)
+        rows.append((ids, text, str(label)))
+    known = sorted({label for _, _, label in rows}) if labels is None else list(labels)
     if len(known) < 2:
         raise TrainingError(
             f"{path} has {len(known)} label{'s' if not known else ''}; a classifier needs at least two classes."
         )
     examples = []
-    for ids, label in rows:
+    for ids, text, label in rows:
         targets = np.full(len(ids), NOT_COUNTED, np.int64)
         targets[-1] = known.index(label)
-        examples.append(Example(ids, targets))
+        examples.append(LabelledText(Example(ids, targets), text, label))
     return examples, known
 
 

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
 from clearhead.training.distributed import Processes
+from clearhead.training.recipe import DEFAULTS
 from clearhead.training.run_folder import disk_full_explained, write_text
 from clearhead.utils.atomic import TEMPORARY_SUFFIX, flush_to_disk
 
@@ -195,10 +196,10 @@ def check_fingerprint(state: Mapping[str, Any], fingerprint: Mapping[str, Any], 
     """
     fingerprint = json.loads(json.dumps(fingerprint))  # as JSON represents tuples and whole floats
     different = [
-        f"{key} was {state[table].get(key)} and is {value}"
+        f"{key} was {before} and is {value}"
         for table in ("model", "training", "finetune")
         for key, value in fingerprint[table].items()
-        if state[table].get(key) != value
+        if (before := state[table].get(key, DEFAULTS.get(key))) != value  # earlier versions had fewer keys
     ]
     if state["data"] != fingerprint["data"]:
         others = "the model that it started from" if fingerprint["finetune"] else "their shares"

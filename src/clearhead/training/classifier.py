@@ -63,7 +63,7 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
     try:
         with staged_files(folder, last=["config.json"]) as staged:
             save_huggingface(staged, config, body, dtype=dtype, extra_config=extra, shard_bytes=1 << 62)
-            stored = {f"transformer.{name}": values for name, values in load_torch(staged / _WEIGHTS).items()}
+            stored = load_torch(staged / _WEIGHTS)
             head = model.head.weight.detach().cpu().to(next(iter(stored.values())).dtype)
             save_torch({**stored, _HEAD: head.contiguous()}, staged / _WEIGHTS, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:  # the library raises its own error if the disk is full

@@ -65,6 +65,11 @@ def begin_finetuning(recipe: Recipe, data: Path) -> FineTuneStart:
         task = classes = Classes(task_data)
         model.head = nn.Linear(model.config.emb_dim, len(classes.labels), bias=False)
         nn.init.normal_(model.head.weight, std=0.02)
+    if f.freeze == "all but the last block":
+        model.requires_grad_(False)
+        trained: list[nn.Module] = [model.blocks[-1], model.final_norm, *([model.head] if f.kind == "classes" else [])]
+        for module in trained:
+            module.requires_grad_(True)
     if f.lora_rank:
         add_lora(model, f)
         model.head.weight.requires_grad_(f.kind == "classes")

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from clearhead.data.batches import Batch, WindowBatches
 from clearhead.data.encoding import COMPILE_FROM, ChunkEncoder
-from clearhead.data.examples import Example, ExampleBatches, pad_together
-from clearhead.data.instructions import read_instructions
-from clearhead.data.labelled import read_labelled
+from clearhead.data.examples import Example, ExampleBatches, draw_split, pad_together
+from clearhead.data.instructions import Instruction, read_instructions
+from clearhead.data.labelled import LabelledText, read_labelled
 from clearhead.data.records import open_records
 from clearhead.data.sources.base import Cursor
 from clearhead.data.sources.text_file import TextFile
+from clearhead.data.templates import PromptTemplate
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import evenly_spaced
+from clearhead.inference.generation import generate
+from clearhead.inference.requests import Request
+from clearhead.inference.torch_runner import TorchRunner
 from clearhead.losses import NOT_COUNTED
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
+from clearhead.training.chat_template import save_chat_template
 from clearhead.training.classifier import save_classifier
 from clearhead.training.distributed import Processes
-from clearhead.training.lora import merge_lora
+from clearhead.training.lora import merge_lora, save_adapter
 from clearhead.training.objective import counted_indices
 from clearhead.training.recipe import FineTuneRecipe, TrainingRecipe
 from clearhead.training.task import Evaluator, Scores, save_model, score_text
 
+_T = TypeVar("_T")
 _BATCH = 16  # examples that are evaluated together
 
 
@@ -61,6 +68,37 @@ class TaskData:
     def valid(self) -> Path | None:
         """The held-out file; None if there is none."""
         return self.folder / self.recipe.valid if self.recipe.valid else None
+
+    def divide(self, examples: list[_T], read: Callable[[Path], list[_T]]) -> tuple[list[_T], list[_T], list[_T]]:
+        """Return the training, validation and test examples.
+
+        Args:
+            examples: those of the training file.
+            read: reads another file.
+
+        Raises:
+            TrainingError: if no training example is left.
+        """
+        f = self.recipe
+        kinds = draw_split(len(examples), f.valid_share, f.test_share, self.training.seed)
+        train, valid, test = ([examples[n] for n in indices] for indices in kinds)
+        if not train:
+            raise TrainingError(
+                f"the {len(examples):,} examples of {self.train} are too few to hold some out; give more."
+            )
+        return (
+            train,
+            valid + (read(self.valid) if self.valid else []),
+            test + (read(self.folder / f.test) if f.test else []),
+        )
+
+    def held_out(self, valid: list[_T], test: list[_T], windows: int | None) -> dict[str, list[_T]]:
+        """Return the examples to evaluate on by the name of their scores; test examples only if all are scored."""
+        f = self.recipe
+        named = {Path(f.valid).name if f.valid else "valid": valid}
+        if windows is None:
+            named[Path(f.test).name if f.test else "test"] = test
+        return {name: found for name, found in named.items() if found}
 
 
 class MoreText:
@@ -107,26 +145,38 @@ class MoreText:
     def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
         """Write an ordinary model folder."""
         save_model(merge_lora(model), self.tokenizer, folder, dtype)
+        if self.data.recipe.save_adapter:
+            save_adapter(model, self.data.recipe, folder / "adapter")
+
+    def test_outputs(self, model: GPTModel) -> list[dict[str, Any]]:
+        """Return none: a text has no test examples."""
+        return []
 
 
 class Instructions:
-    """Prompts and responses, with the loss on the responses."""
+    """Prompts and responses."""
 
     def __init__(self, data: TaskData) -> None:
         self.data, self.tokenizer, self.key = data, data.tokenizer, data.key
-        template = data.recipe.template
-        self.train, self.left_out = read_instructions(data.train, data.tokenizer, template, data.length)
-        self.valid = read_instructions(data.valid, data.tokenizer, template, data.length)[0] if data.valid else []
-        self.batches = _example_batches(self.train, data)
+        self.template = PromptTemplate.from_recipe(data.recipe.template)
+        examples, self.left_out = self._read(data.train)
+        self.train, self.valid, self.test = data.divide(examples, lambda path: self._read(path)[0])
+        self.batches = _example_batches([instruction.example for instruction in self.train], data)
+
+    def _read(self, path: Path) -> tuple[list[Instruction], int]:
+        all_tokens = self.data.recipe.loss == "all"
+        return read_instructions(path, self.tokenizer, self.template, self.data.length, all_tokens=all_tokens)
 
     def draw(self, step: int) -> Batch:
         """Return examples in the epoch's order."""
         return self.batches.draw(step)
 
     def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
-        """Return the loss on held-out responses."""
-        found = _score_examples(self.valid, model, evaluator, windows, processes, accuracy=False)
-        return {Path(self.data.recipe.valid).name: found} if found else {}
+        """Return the loss on held-out examples and, if all are scored, on test examples."""
+        return {
+            name: _score_examples([one.example for one in found], model, evaluator, windows, processes, accuracy=False)
+            for name, found in self.data.held_out(self.valid, self.test, windows).items()
+        }
 
     def steps_per_epoch(self) -> float:
         """Return the examples over those of a step."""
@@ -143,12 +193,30 @@ class Instructions:
 
     def about(self) -> str:
         """Return a description of the examples."""
-        source = self.data.recipe.train
-        return f"{len(self.train):,} prompts with responses from {source}; the loss was on the responses only."
+        source, counted = self.data.recipe.train, self.data.recipe.loss
+        on = "the responses only" if counted == "response" else "prompts and responses"
+        return f"{len(self.train):,} prompts with responses from {source}; the loss was on {on}."
 
     def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
-        """Write an ordinary model folder."""
+        """Write an ordinary model folder, with the template as the tokenizer's chat template."""
         save_model(merge_lora(model), self.tokenizer, folder, dtype)
+        save_chat_template(self.template, folder)
+        if self.data.recipe.save_adapter:
+            save_adapter(model, self.data.recipe, folder / "adapter")
+
+    def test_outputs(self, model: GPTModel) -> list[dict[str, Any]]:
+        """Return a response to each test prompt, with the likeliest token at each position."""
+        longest = model.config.context_length - 1
+        runner = TorchRunner(merge_lora(model))
+        found = []
+        for first in range(0, len(self.test), _BATCH):
+            group = self.test[first : first + _BATCH]
+            most = self.data.recipe.response_tokens
+            requests = [Request(one.prompt_ids[-longest:], temperature=0.0, max_new_tokens=most) for one in group]
+            for one, completion in zip(group, generate(runner, self.tokenizer, requests), strict=True):
+                response = completion.samples[0].text or ""
+                found.append({"prompt": one.prompt, "expected": one.response, "response": response})
+        return found
 
 
 class Classes:
@@ -156,22 +224,35 @@ class Classes:
 
     Attributes:
         labels: the classes; a target is an index of this list.
+
+    Raises:
+        TrainingError: if a class has no training example.
     """
 
     def __init__(self, data: TaskData) -> None:
         self.data, self.tokenizer, self.key = data, data.tokenizer, data.key
-        self.train, self.labels = read_labelled(data.train, data.tokenizer, data.length, None)
-        self.valid = read_labelled(data.valid, data.tokenizer, data.length, self.labels)[0] if data.valid else []
-        self.batches = _example_batches(self.train, data)
+        examples, self.labels = read_labelled(data.train, data.tokenizer, data.length, None)
+        self.train, self.valid, self.test = data.divide(examples, self._read)
+        if missing := set(self.labels) - {one.label for one in self.train}:
+            raise TrainingError(
+                f"the class {min(missing)!r} is only among the examples that are held out of {data.train}; "
+                "give more examples of it, or smaller shares."
+            )
+        self.batches = _example_batches([one.example for one in self.train], data)
+
+    def _read(self, path: Path) -> list[LabelledText]:
+        return read_labelled(path, self.tokenizer, self.data.length, self.labels)[0]
 
     def draw(self, step: int) -> Batch:
         """Return examples in the epoch's order."""
         return self.batches.draw(step)
 
     def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
-        """Return loss and accuracy on held-out texts."""
-        found = _score_examples(self.valid, model, evaluator, windows, processes, accuracy=True)
-        return {Path(self.data.recipe.valid).name: found} if found else {}
+        """Return loss and accuracy on held-out texts and, if all are scored, on test texts."""
+        return {
+            name: _score_examples([one.example for one in found], model, evaluator, windows, processes, accuracy=True)
+            for name, found in self.data.held_out(self.valid, self.test, windows).items()
+        }
 
     def steps_per_epoch(self) -> float:
         """Return the examples over those of a step."""
@@ -193,6 +274,19 @@ class Classes:
         """Write a folder that transformers opens as `GPT2ForSequenceClassification`."""
         save_classifier(merge_lora(model), self.tokenizer, self.labels, folder, dtype)
 
+    def test_outputs(self, model: GPTModel) -> list[dict[str, Any]]:
+        """Return the predicted class of each test text."""
+        found = []
+        training = model.training
+        model.eval()
+        with torch.inference_mode():
+            for one in self.test:
+                ids = torch.from_numpy(one.example.inputs)[None].to(model.token_embedding.weight.device)
+                predicted = self.labels[int(model.head(model.forward_hidden(ids)[0, -1]).argmax())]
+                found.append({"text": one.text, "label": one.label, "predicted": predicted})
+        model.train(training)
+        return found
+
 
 def _example_batches(examples: Sequence[Example], data: TaskData) -> ExampleBatches:
     return ExampleBatches(examples, data.training.batch_size, data.training.seed, data.length)
@@ -212,8 +306,6 @@ def _score_examples(
     If there are more than `most` examples, so many are taken, evenly spaced: a file may be sorted, for instance by
     class.
     """
-    if not examples:
-        return {}
     chosen = [examples[n] for n in evenly_spaced(len(examples), most)]
     nats = right = count = 0.0
     training = model.training

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from clearhead.training.optimizer import make_optimizers
 from clearhead.training.precision import PrecisionChoice, autocast, choose_precision, dtype_name
 from clearhead.training.recipe import RESUMABLE_KEYS, Recipe
 from clearhead.training.record import RunRecord
-from clearhead.training.run_folder import write_text
+from clearhead.training.run_folder import TEST_OUTPUTS, write_text
 from clearhead.training.samples import encode_prompts, sample_continuations
 from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
@@ -200,6 +201,10 @@ class Run:
         with self.group.first_alone() as first:
             if first:
                 self.task.save(whole, folder, dtype)
+                if outputs := self.task.test_outputs(whole):
+                    lines = (json.dumps(output, ensure_ascii=False) + "\n" for output in outputs)
+                    write_text(self.out / TEST_OUTPUTS, "".join(lines))
+                    self.record.say(f"{len(outputs):,} test examples with the model's outputs are in {TEST_OUTPUTS}")
                 write_text(folder / "README.md", self._card(scores))
         self.record.close()
         return folder

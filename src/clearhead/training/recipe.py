@@ -9,7 +9,7 @@ same texts see the same batches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from clearhead.config import GPTConfig
@@ -20,6 +20,8 @@ OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["wsd", "cosine"]
 OnSpike = Literal["report", "skip"]
 FineTuneKind = Literal["text", "instructions", "classes"]
+CountedTokens = Literal["response", "all"]
+Freeze = Literal["none", "all but the last block"]
 Parallel = Literal["replicate", "shard"]
 
 
@@ -36,7 +38,17 @@ class FineTuneRecipe:
             `<|endoftext|>`; otherwise JSON lines, a JSON array, CSV or TSV with `prompt` and `response` (or
             `instruction`, `input` and `output`), or with `text` and `label`.
         valid: a held-out file in the same format; empty for none.
-        template: the text before the response; `{prompt}` in it is replaced by the prompt.
+        test: another one, on which the model is evaluated once, after training: its scores are recorded, and responses
+            or predictions for it are written to `test.jsonl`.
+        valid_share, test_share: in place of such files, the shares of the examples in `train` to hold out, drawn at
+            random by the seed.
+        template: the text before the response, with `{prompt}`, or with `{instruction}` and `{input}`, for the prompt;
+            or `alpaca` or `phi3`, the templates of the book's chapter 7. Special tokens in it are tokens.
+        loss: of `instructions`, which tokens count: those of the `response`, or `all`.
+        response_tokens: the maximum length of a response to a test example.
+        freeze: which weights stay as they are: `none`, or all but the last block, the final norm and a new head
+            (`all but the last block`).
+        save_adapter: whether the LoRA matrices are also saved by themselves, for the library peft.
         context_length: the maximum number of tokens of an example, or of a window of text; 0 for the model's own.
         lora_rank: the rank of the LoRA matrices, which are trained instead of the model's own (Hu et al. 2021); 0 to
             train all weights.
@@ -48,7 +60,14 @@ class FineTuneRecipe:
     kind: FineTuneKind
     train: str
     valid: str = ""
+    test: str = ""
+    valid_share: float = 0.0
+    test_share: float = 0.0
     template: str = "{prompt}"
+    loss: CountedTokens = "response"
+    response_tokens: int = 256
+    freeze: Freeze = "none"
+    save_adapter: bool = False
     context_length: int = 0
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -139,11 +158,24 @@ RESUMABLE_KEYS = frozenset(
         *("steps", "decay_steps", "final_share", "schedule", "warmup_steps"),  # the rates themselves are compared
         *("parallel", "log_every", "evaluate_every", "evaluate_windows", "samples", "sample_tokens", "sampling"),
         *("checkpoint_every", "keep_checkpoints", "milestones", "epochs", "tokens"),
-        *("start", "train", "valid"),  # the weights and the training text are compared themselves
+        *(
+            "start",
+            "train",
+            "valid",
+            "test",
+            "response_tokens",
+            "save_adapter",
+        ),  # the weights and the training text are compared themselves
         "precision",  # the resolved precision is compared
     )
 )
 """Keys of `[training]` and `[finetune]` that may change between a checkpoint and the run that resumes from it."""
+
+
+DEFAULTS: Mapping[str, Any] = {
+    f.name: f.default for table in (FineTuneRecipe, TrainingRecipe) for f in fields(table) if f.default is not MISSING
+}
+"""The defaults of the keys of `[finetune]` and `[training]`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from clearhead.config import GPTConfig
 from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
+from clearhead.data.templates import PromptTemplate
 from clearhead.errors import ConfigError, InputError, TrainingError
 from clearhead.inference.options import SamplingParams
 from clearhead.training.recipe import FineTuneRecipe, Recipe, TrainingRecipe
@@ -48,13 +49,15 @@ class NumberRange:
 
 
 RANGES: Mapping[str, NumberRange] = {
-    **dict.fromkeys(("batch_size", "sample_tokens", "keep_checkpoints", "tokenizer_bytes"), NumberRange(1)),
+    **dict.fromkeys(
+        ("batch_size", "sample_tokens", "response_tokens", "keep_checkpoints", "tokenizer_bytes"), NumberRange(1)
+    ),
     **dict.fromkeys(("log_every", "evaluate_every", "evaluate_windows", "checkpoint_every"), NumberRange(1)),
     **dict.fromkeys(("steps", "micro_batch_size", "warmup_steps", "decay_steps", "head_chunk", "seed"), NumberRange(0)),
     **dict.fromkeys(("context_length", "lora_rank", "weight_decay", "epochs", "tokens"), NumberRange(0)),
     **dict.fromkeys(("learning_rate", "muon_learning_rate", "clip_norm"), NumberRange(0, open_low=True)),
     **dict.fromkeys(("lora_alpha", "weight"), NumberRange(0, open_low=True)),
-    **dict.fromkeys(("beta_1", "beta_2", "lora_dropout"), NumberRange(0, 1)),
+    **dict.fromkeys(("beta_1", "beta_2", "lora_dropout", "valid_share", "test_share"), NumberRange(0, 1)),
     "final_share": NumberRange(0, 1, open_high=False),
 }
 """The range of every number in `[[corpus.source]]`, `[corpus]`, `[finetune]` and `[training]`; `GPTConfig` checks
@@ -216,8 +219,19 @@ def _check(recipe: Recipe) -> None:
 
 
 def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
-    if f.template.count("{prompt}") != 1:
-        raise TrainingError(f"the template {f.template!r} must contain {{prompt}} once, where the prompt goes.")
+    PromptTemplate.from_recipe(f.template)
+    for key in ("valid", "test"):
+        share = getattr(f, f"{key}_share")
+        if share and (getattr(f, key) or f.kind == "text"):
+            raise TrainingError(f"{key}_share draws examples from train; leave it out, or {key}, and for texts too.")
+    if f.valid_share + f.test_share >= 1:
+        raise TrainingError("valid_share and test_share leave nothing to train on; their sum must be below 1.")
+    if f.test and f.kind == "text":
+        raise TrainingError("test is for examples; hold out a text with valid.")
+    if f.freeze != "none" and f.lora_rank:
+        raise TrainingError("freeze and lora_rank both say what is trained; leave one out.")
+    if f.save_adapter and not (f.lora_rank and f.kind != "classes"):
+        raise TrainingError("save_adapter needs lora_rank, and a model that generates text.")
     if f.kind == "classes" and t.samples:
         raise TrainingError("samples are for models that generate text; leave them out if classes are learned.")
     if f.lora_rank and t.optimizer == "muon":

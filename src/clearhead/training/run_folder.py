@@ -4,6 +4,7 @@ recipe.toml         the recipe                 checkpoints/   step-00000250/, th
 environment.json    versions, machine, command model/         at the end: a Hugging Face GPT-2 folder
 metrics.jsonl       a line for each report     curves.svg     the metrics, drawn
 corpus/             the token shards, unless another folder was named for them
+test.jsonl          the outputs for each test example of a fine-tuning
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from clearhead.utils import atomic
 from clearhead.utils.locks import LockHeldError, exclusive_lock, is_locked
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.toml", "metrics.jsonl", "environment.json"
+TEST_OUTPUTS = "test.jsonl"
 _LOCK = "run.lock"
 _PATIENCE = 0.5  # seconds; listing the runs holds the lock for a moment
 # No space, no quota, or larger than this process may write.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -59,6 +59,9 @@ class Task(Protocol):
 
     def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
         """Write the model's folder."""
+
+    def test_outputs(self, model: GPTModel) -> list[dict[str, Any]]:
+        """Return what the model makes of each test example, as JSON objects; none if there is no test set."""
 
 
 class PretrainingTask:
@@ -116,6 +119,10 @@ class PretrainingTask:
     def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
         """Write a Hugging Face GPT-2 folder with the corpus's tokenizer."""
         save_model(model, self.tokenizer, folder, dtype)
+
+    def test_outputs(self, model: GPTModel) -> list[dict[str, Any]]:
+        """Return none: a corpus has held-out texts only."""
+        return []
 
 
 def save_model(model: GPTModel, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:

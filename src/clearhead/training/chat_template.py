@@ -1,0 +1,24 @@
+"""Store a prompt template with a tokenizer, so that transformers and servers apply it to chat messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from clearhead.data.templates import PromptTemplate
+from clearhead.utils.atomic import write_text
+
+_FILE = "tokenizer_config.json"
+
+
+def save_chat_template(template: PromptTemplate, folder: Path) -> None:
+    """Add a template to the tokenizer's settings in a model folder, as `chat_template`.
+
+    Raises:
+        OSError: if the settings cannot be read or written.
+    """
+    path = folder / _FILE
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    write_text(
+        path, json.dumps({**settings, "chat_template": template.to_jinja()}, indent=2, ensure_ascii=False) + "\n"
+    )
