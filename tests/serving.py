@@ -7,12 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
 from clearhead.gpt import GPT
 from clearhead.inference.scheduler import Scheduler
 from clearhead.server import ServerSettings, create_app
+
+TEXT = "Once upon a time there was a little girl — she said: “über naïve 🙂 cats!” and it was a big day. "
+PROMPTS = ["Once upon a time", "a little girl — she", "it was a big day. Once upon a time there was", "🙂"]
 
 
 class TestServer:
@@ -62,3 +66,24 @@ def wait_until_idle(scheduler: Scheduler, seconds: float = 20) -> None:
     while (load := scheduler.load()).running or load.waiting:
         assert time.monotonic() < until, f"still busy: {load}"
         time.sleep(0.01)
+
+
+def alone(gpt: GPT, prompt: Any, **options: Any) -> Any:
+    """What the library gives, with the API's defaults of temperature and top-p."""
+    return gpt.generate(prompt, **{"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16, **options})
+
+
+def slow_down(server: TestServer, seconds: float) -> None:
+    """Make each step of a server take a while."""
+    runner: Any = server.scheduler.runner
+    extend = runner.extend
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(runner, name)
+
+        def extend(self, work: Any) -> Any:
+            time.sleep(seconds)
+            return extend(work)
+
+    server.scheduler._batch._runner = Slow()

@@ -1,0 +1,242 @@
+"""What the server refuses: parameters, broken bodies, keys, sizes, times, and more than it can take on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import TestServer, serving, slow_down, wait_until_idle
+
+from clearhead.gpt import GPT
+from clearhead.inference.scheduler import Limits
+from clearhead.server import ServerSettings
+
+pytest_plugins = ["server_fixtures"]
+
+KEYS = ("first-key", "second-key")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Refusals
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "sentence"),
+    [
+        ({"prompt": "a", "temperature": "warm"}, 400, "temperature", "valid number"),
+        ({"prompt": "a", "temperature": -1}, 400, "temperature", "give a number"),
+        ({"prompt": "a", "top_p": 0}, 400, "top_p", "above 0"),
+        ({"prompt": "a", "n": 0}, 400, "n", "greater than or equal to 1"),
+        ({"prompt": "a", "n": 10**9}, 400, "n", "less than or equal to 128"),
+        ({"prompt": "a", "n": True}, 400, "n", "valid integer"),
+        ({"prompt": "a", "max_tokens": -1}, 400, "max_tokens", "greater than or equal to 0"),
+        ({"prompt": "a", "max_tokens": 10**30}, 400, "max_tokens", ""),
+        ({"prompt": "a", "stop": ["x"] * 500_000}, 400, "stop", "at most 4"),
+        ({"prompt": "a", "stop": ""}, 400, "stop", "at least 1 character"),
+        ({"prompt": "a", "suffix": "z"}, 400, "suffix", "not supported"),
+        ({"prompt": "a", "best_of": 2, "n": 3}, 400, "best_of", "at least as many"),
+        ({"prompt": "a", "best_of": 2, "stream": True}, 400, "best_of", "cannot be streamed"),
+        ({"prompt": "a", "tempature": 1}, 400, "tempature", "not a parameter"),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, 400, "logit_bias", "not a token id"),
+        ({"prompt": "a", "logit_bias": {"99999": 1}}, 400, None, "the vocabulary has"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream_options", "needs stream"),
+        ({"prompt": ""}, 400, "prompt", "empty"),
+        ({"prompt": []}, 400, "prompt", ""),
+        ({"prompt": [[1], []]}, 400, "prompt", ""),
+        ({"prompt": [1.5]}, 400, "prompt", ""),
+        ({"prompt": [10**6]}, 400, "prompt", "which the model does not have"),
+        ({"prompt": {"a": 1}}, 400, "prompt", ""),
+        ({"prompt": ["a"] * 100, "n": 2}, 400, "n", "200 texts"),
+        ([1, 2], 400, None, "not valid"),
+        ("text", 400, None, "not valid"),
+        (None, 400, None, ""),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_an_error_object(
+    http: httpx.Client, body: Any, status: int, param: str | None, sentence: str
+) -> None:
+    response = http.post("/v1/completions", json=body)
+    error = response.json()["error"]
+    assert response.status_code == status and error["param"] == param
+    assert sentence in error["message"] and error["type"] == "invalid_request_error"
+    assert error.keys() == {"message", "type", "param", "code"}
+
+
+def test_a_prompt_beyond_the_context_is_refused_and_one_that_fills_it_is_not(
+    openai_client: openai.OpenAI, tiny_gpt: GPT
+) -> None:
+    context = tiny_gpt.config.context_length
+    full = openai_client.completions.create(model="clearhead", prompt=[5] * context, max_tokens=1, temperature=0)
+    assert full.usage is not None and full.usage.prompt_tokens == context
+    for prompt, tokens in (([5] * context, 2), ([5] * (context + 1), 0), ("a " * 500, 1)):
+        with pytest.raises(openai.BadRequestError, match="reads 64 tokens") as raised:
+            openai_client.completions.create(model="clearhead", prompt=prompt, max_tokens=tokens)
+        assert raised.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"\xff\xfe", b'{"prompt": "\\ud800"}', b'{"prompt": NaN}', b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "temperature": 1e999}', b"[" * 100_000, b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
+        b'{"prompt": "a", "\\ud800": 1}', b'{"prompt": "a", "stop": "\\udfff"}',
+        b'{"prompt": "a", "user": null, "user": 3}',
+    ],
+)  # fmt: skip
+def test_broken_bodies_are_refused(http: httpx.Client, raw: bytes) -> None:
+    response = http.post("/v1/completions", content=raw, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400 or (response.status_code == 200 and b"udfff" in raw)
+    if response.status_code == 400:
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_unknown_routes_and_methods_have_error_objects(http: httpx.Client) -> None:
+    for response in (
+        http.get("/v1/nothing"),
+        http.get("/v1/completions"),
+        http.get("/../../etc/passwd"),
+        http.get("/v1/models/..%2f..%2fetc%2fpasswd"),
+    ):
+        assert response.status_code in (404, 405) and response.json()["error"]["message"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+parameters = st.sampled_from(
+    ["prompt", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "logit_bias", "logprobs", "echo", "best_of",
+     "stream", "stream_options", "suffix", "top_k", "min_p", "presence_penalty", "messages", "model", "user", "special"]
+)  # fmt: skip
+sensible = st.fixed_dictionaries(
+    {"prompt": st.sampled_from(["a", "it was", [1, 2], [[3], [4, 5]], ["a", "🙂"]]), "max_tokens": st.integers(0, 3)},
+    optional={
+        "temperature": st.floats(0, 2),
+        "top_p": st.floats(0, 1),
+        "n": st.integers(1, 3),
+        "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=5),
+        "seed": st.integers(),
+        "logprobs": st.integers(0, 6),
+        "echo": st.booleans(),
+        "stream": st.booleans(),
+        "best_of": st.integers(0, 4),
+        "logit_bias": st.dictionaries(st.integers(-1, 400).map(str), st.floats(-200, 200), max_size=3),
+    },
+)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
+@given(
+    route=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
+    body=st.dictionaries(parameters, json_values, max_size=6) | sensible,
+)
+def test_no_body_causes_a_server_error(http: httpx.Client, route: str, body: dict[str, Any]) -> None:
+    content = json.dumps(body, ensure_ascii=True).encode()
+    response = http.post(route, content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@given(raw=st.binary(max_size=200))
+def test_no_bytes_cause_a_server_error(http: httpx.Client, raw: bytes) -> None:
+    response = http.post("/v1/completions", content=raw, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Keys, sizes, times
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_guard_every_route_but_health(tiny_gpt: GPT) -> None:
+    with serving(tiny_gpt, ServerSettings(api_keys=KEYS)) as guarded, httpx.Client(base_url=guarded.url) as http:
+        assert http.get("/health").status_code == 200
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/v1/nothing", "/tokenizer_info"):
+            assert http.get(path).status_code == 401
+        wrong: tuple[Any, ...] = (
+            {},
+            {"Authorization": "Bearer no"},
+            {"Authorization": "first-key"},
+            {"X-Api-Key": "first-key"},
+        )
+        for headers in (*wrong, {"Authorization": b"Bearer \xfc"}):
+            response = http.post("/v1/completions?api_key=first-key", json={"prompt": "a"}, headers=headers)
+            assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
+        for key in KEYS:
+            with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0) as client:
+                assert client.models.list().data
+        client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="no", max_retries=0)
+        with client, pytest.raises(openai.AuthenticationError):
+            client.models.list()
+
+
+def test_large_and_slow_bodies_are_refused(tiny_gpt: GPT) -> None:
+    settings = ServerSettings(max_body_bytes=1000, body_seconds=0.3)
+    with serving(tiny_gpt, settings) as limited:
+        response = httpx.post(f"{limited.url}/v1/completions", json={"prompt": "a" * 2000})
+        assert response.status_code == 413 and "1,000 bytes" in response.json()["error"]["message"]
+        host, port = limited.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert b" 408 " in slow.recv(1000).partition(b"\r\n")[0]
+        with socket.create_connection((host, int(port)), timeout=10) as wide:
+            wide.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                assert b" 400 " in wide.recv(1000).partition(b"\r\n")[0]
+        assert httpx.get(f"{limited.url}/health").status_code == 200
+
+
+def test_web_pages_of_other_origins_may_not_call(tiny_gpt: GPT, server: TestServer) -> None:
+    preflight = {"Origin": "https://here.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in httpx.options(f"{server.url}/v1/completions", headers=preflight).headers
+    with serving(tiny_gpt, ServerSettings(cors_origins=("https://here.example",), api_keys=KEYS)) as allowed:
+        response = httpx.options(f"{allowed.url}/v1/completions", headers=preflight)
+        assert response.headers["access-control-allow-origin"] == "https://here.example"
+        foreign = httpx.options(f"{allowed.url}/v1/completions", headers={**preflight, "Origin": "https://x.example"})
+        assert "access-control-allow-origin" not in foreign.headers
+
+
+def test_a_full_queue_is_answered_with_429_and_a_client_that_leaves_frees_its_place(tiny_gpt: GPT) -> None:
+    limits = Limits(max_live=1, max_waiting=1)
+    endless = {"prompt": "a", "max_tokens": 60, "ignore_eos": True, "stream": True}
+    with serving(tiny_gpt, ServerSettings(limits=limits)) as small, httpx.Client(base_url=small.url) as http:
+        slow_down(small, 0.05)
+        with http.stream("POST", "/v1/completions", json=endless) as first:
+            lines = first.iter_lines()
+            next(lines)
+            leaving = threading.Thread(target=leave, args=(small.url, endless))
+            leaving.start()
+            until = time.monotonic() + 10
+            while small.scheduler.load().waiting == 0:
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            busy = http.post("/v1/completions", json={"prompt": "a"})
+            assert (
+                busy.status_code == 429 and busy.headers["Retry-After"] and busy.json()["error"]["code"] == "overloaded"
+            )
+            leaving.join()  # it leaves before its first token
+            while small.scheduler.load().waiting:
+                assert time.monotonic() < until
+                time.sleep(0.005)
+        wait_until_idle(small.scheduler)
+        assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def leave(url: str, body: dict[str, Any]) -> None:
+    with contextlib.suppress(httpx.TimeoutException):
+        httpx.post(f"{url}/v1/completions", json={**body, "stream": False}, timeout=0.5)

@@ -1,0 +1,238 @@
+"""Many requests at once, starting and stopping, and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import command_line
+import httpx
+import numpy as np
+import pytest
+from serving import PROMPTS, TEXT, TestServer, alone, serving, slow_down
+
+from clearhead.errors import InputError
+from clearhead.gpt import GPT
+from clearhead.inference.scheduler import Limits
+from clearhead.server import ServerSettings, create_app
+
+pytest_plugins = ["server_fixtures"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Many at once
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached_tokens", [0, 1000])
+def test_results_do_not_depend_on_the_load(tiny_gpt: GPT, cached_tokens: int) -> None:
+    choices: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 1.3},
+        {"top_p": 0.7},
+        {"top_k": 4, "n": 2},
+        {"echo": True, "max_tokens": 2},
+    ]
+    grid: list[dict[str, Any]] = [
+        {"prompt": prompt, "max_tokens": 10, "logprobs": 2, "seed": seed, **options}
+        for prompt in [*PROMPTS, TEXT[:60], TEXT[:60] + "a", TEXT[:60] + " little"]
+        for seed, options in enumerate(choices)
+    ]
+    limits = Limits(max_live=16, prompt_tokens=8, cached_tokens=cached_tokens)
+
+    async def ask(client: httpx.AsyncClient, body: dict[str, Any], stream: bool) -> list[Any]:
+        response = await client.post("/v1/completions", json={**body, "stream": stream})
+        assert response.status_code == 200, response.text
+        if not stream:
+            return [(one["text"], one["logprobs"]["token_logprobs"]) for one in response.json()["choices"]]
+        found: list[Any] = [("", []) for _ in range(body.get("n", 1))]
+        for line in response.text.splitlines():
+            if line.startswith("data: {"):
+                for one in json.loads(line[6:])["choices"]:
+                    text, logprobs = found[one["index"]]
+                    found[one["index"]] = text + one["text"], logprobs + one["logprobs"]["token_logprobs"]
+        return found
+
+    async def run(url: str, concurrency: int, stream: bool) -> list[list[Any]]:
+        gate = asyncio.Semaphore(concurrency)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+
+            async def one(body: dict[str, Any]) -> list[Any]:
+                async with gate:
+                    return await ask(client, body, stream)
+
+            return await asyncio.gather(*map(one, grid))
+
+    with serving(tiny_gpt, ServerSettings(limits=limits)) as loaded:
+        expected = asyncio.run(run(loaded.url, 1, False))
+        for concurrency in (1, 8, 44):
+            for stream in (False, True):
+                assert asyncio.run(run(loaded.url, concurrency, stream)) == expected
+        report = loaded.scheduler.load()
+        assert (report.cached_prompt_tokens > 0) == (cached_tokens > 0)
+        assert report.prefix_tokens <= cached_tokens
+    for body, found in zip(grid, expected, strict=True):
+        if not body.get("echo"):
+            options = {name: body[name] for name in ("temperature", "top_p", "top_k") if name in body}
+            direct = alone(
+                tiny_gpt, body["prompt"], seed=body["seed"], n=body.get("n", 1), max_new_tokens=10, **options
+            )
+            assert [text for text, _ in found] == list(direct.texts)
+
+
+def test_stopping_answers_what_was_accepted(tiny_gpt: GPT) -> None:
+    running = TestServer(tiny_gpt, ServerSettings())
+    slow_down(running, 0.02)
+    found: list[httpx.Response] = []
+    body = {"prompt": "a", "max_tokens": 30, "ignore_eos": True, "seed": 1}
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(httpx.post(f"{running.url}/v1/completions", json=body, timeout=30))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 10
+    while running.scheduler.load().running < 4:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    running.stop()
+    for thread in threads:
+        thread.join()
+    texts = {response.json()["choices"][0]["text"] for response in found}
+    assert len(found) == 4 and texts == {
+        alone(tiny_gpt, "a", seed=1, max_new_tokens=30, stop_at_end_of_text=False).text
+    }
+
+
+def test_while_the_model_loads_every_route_says_so(tiny_gpt: GPT) -> None:
+    release = threading.Event()
+
+    def load() -> GPT:
+        release.wait(20)
+        return tiny_gpt
+
+    app = create_app(load)
+
+    async def look() -> None:
+        transport = httpx.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as http,
+        ):
+            health = await http.get("/health")
+            assert health.status_code == 503 and health.json() == {"status": "loading"}
+            answer = await http.post("/v1/completions", json={"prompt": "a"})
+            assert answer.status_code == 503 and "still loading" in answer.json()["error"]["message"]
+            release.set()
+            until = time.monotonic() + 20
+            while (await http.get("/health")).status_code != 200:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.01)
+
+    asyncio.run(look())
+    assert tiny_gpt.tokenizer is not None
+    with pytest.raises(InputError, match="no tokenizer"):
+        create_app(GPT(tiny_gpt.model))
+
+
+def test_astream_gives_what_stream_gives(tiny_gpt: GPT) -> None:
+    async def collect(seed: int) -> str:
+        return "".join([piece async for piece in tiny_gpt.astream(PROMPTS[0], seed=seed, max_new_tokens=20)])
+
+    async def together() -> list[str]:
+        return list(await asyncio.gather(*(collect(seed) for seed in range(6))))
+
+    expected = ["".join(tiny_gpt.stream(PROMPTS[0], seed=seed, max_new_tokens=20)) for seed in range(6)]
+    assert asyncio.run(together()) == expected
+    assert np.unique(expected).size > 1
+
+    async def wrong() -> None:
+        async for _ in tiny_gpt.astream("a", n=2):
+            pass
+
+    with pytest.raises(InputError, match="n is 2"):
+        asyncio.run(wrong())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_told_to_stop_and_answers_what_it_accepted(
+    tiny_folder: Path, tiny_gpt: GPT, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("# keys\nsecret\n")
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "clearhead", "serve", "-m", str(tiny_folder), "--port", str(port)),
+        *("--api-key-file", str(keys), "--log-level", "warning", "--cache-tokens", "500"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + 120
+        status = 0
+        while status != 200:
+            assert time.monotonic() < until and process.poll() is None
+            with contextlib.suppress(httpx.TransportError):
+                status = httpx.get(f"{url}/health").status_code
+            time.sleep(0.02)
+        body = {"prompt": "a", "max_tokens": 60, "ignore_eos": True, "seed": 1, "stream": True}
+        headers = {"Authorization": "Bearer secret"}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [first, *lines]
+        text = "".join(json.loads(line[6:])["choices"][0]["text"] for line in rest if line.startswith("data: {"))
+        assert rest[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in rest
+        assert text == alone(tiny_gpt, "a", seed=1, max_new_tokens=60, stop_at_end_of_text=False).text
+        assert process.wait(30) == 0
+        assert "Traceback" not in (process.stderr.read() if process.stderr else "")
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+@pytest.mark.slow
+def test_the_command_refuses_in_a_sentence(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+        for arguments, sentence in (
+            (("--api-key-file", str(tmp_path / "none")), "could not be read"),
+            (("--api-key-file", str(empty)), "has no API key"),
+            (("--log-level", "loud"), "give debug, info, warning or error"),
+            (("--port", port), "cannot be used"),
+            (("--host", "host.invalid"), "cannot be used"),
+            (("-m", str(tmp_path), "--port", "0"), "clearhead: "),
+        ):
+            result = command_line.run("serve", *arguments)
+            error = result.stderr.decode()
+            assert result.returncode == 2 and sentence in error and "Traceback" not in error
