@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import operator
 import os
@@ -194,7 +195,12 @@ class CharacterBackend(DirectBackend):
 _CHINESE = "\u3001-\u3003\u3005-\u3011\u3014-\u301f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff65"
 _CHINESE += "\U00020000-\U0002ebef\U0002f800-\U0002fa1f"
 _QUOTES = "\u2014\u2018\u2019\u201c\u201d\u2026"  # of Chinese and of other languages
-_CHINESE_SPACE = re.compile(f"(?<=[{_CHINESE}]) (?=\\S)|(?<=\\S) (?=[{_CHINESE}])|(?<=[{_QUOTES}]) (?=[{_QUOTES}])")
+
+
+@functools.cache  # compiling it takes a moment, and most vocabularies do without
+def _chinese_space() -> re.Pattern[str]:
+    """Return the pattern of the spaces that Chinese text does not have."""
+    return re.compile(f"(?<=[{_CHINESE}]) (?=\\S)|(?<=\\S) (?=[{_CHINESE}])|(?<=[{_QUOTES}]) (?=[{_QUOTES}])")
 
 
 @contextlib.contextmanager
@@ -273,7 +279,7 @@ class TokenizersBackend:
         """Return the text of ids that are in the vocabulary."""
         with _library_errors("used on these ids"):
             text = str(self._plain.decode([operator.index(id) for id in ids], skip_special_tokens=False))
-        return _CHINESE_SPACE.sub("", text) if self._separates_words else text
+        return _chinese_space().sub("", text) if self._separates_words else text
 
 
 def choose_backend(definition: Mapping[str, Any]) -> Backend:

@@ -17,20 +17,16 @@ from typing import Any
 
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer.definition import Definition, byte_level_bpe, is_byte_level_bpe
-from clearhead.tokenizer.other_files import (
-    NANOGPT_FILE,
-    SENTENCE_PIECE_FILE,
-    WORD_PIECE_FILE,
-    read_nanogpt_characters,
-    read_sentence_piece,
-    read_word_piece,
-)
 from clearhead.tokenizer.validation import check_all_are_made, check_definition, check_merges, check_vocabulary
 from clearhead.utils import atomic
 from clearhead.utils.text import shown
 
 DEFINITION_FILE = "tokenizer.json"
 """The whole tokenizer in one file."""
+
+WORD_PIECE_FILE = "vocab.txt"
+SENTENCE_PIECE_FILE = "spiece.model"
+NANOGPT_FILE = "meta.pkl"
 
 BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 """A vocabulary and its merges: under Hugging Face's names, and under OpenAI's."""
@@ -106,6 +102,13 @@ def read_folder(folder: Path) -> Definition:
             raise TokenizerError(
                 f"{folder} has {present[0]} but not {absent}, and a vocabulary needs both; add {absent}."
             )
+    return _read_other_files(folder)
+
+
+def _read_other_files(folder: Path) -> Definition:
+    """Read a tokenizer in the files of GPT-2's wider family."""
+    from clearhead.tokenizer.other_files import read_nanogpt_characters, read_sentence_piece, read_word_piece
+
     if (folder / WORD_PIECE_FILE).is_file():
         config = folder / SETTINGS_FILES[0]
         return read_word_piece(folder / WORD_PIECE_FILE, read_json_object(config) if config.is_file() else {})

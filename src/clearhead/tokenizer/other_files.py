@@ -24,10 +24,6 @@ from clearhead.tokenizer.validation import check_definition, check_vocabulary
 from clearhead.utils.protobuf import ProtobufError, fields
 from clearhead.utils.text import shown
 
-WORD_PIECE_FILE = "vocab.txt"
-SENTENCE_PIECE_FILE = "spiece.model"
-NANOGPT_FILE = "meta.pkl"
-
 _MAX_BYTES = 64 * 2**20
 _WORD_PIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

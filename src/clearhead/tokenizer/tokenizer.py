@@ -36,7 +36,6 @@ from clearhead.tokenizer.files import (
     read_folder,
     write_folder,
 )
-from clearhead.tokenizer.gpt2 import gpt2_definition
 from clearhead.tokenizer.settings import TokenizerSettings
 from clearhead.tokenizer.stream import StreamDecoder, WindowDecoder
 from clearhead.tokenizer.unicode import check_unicode
@@ -216,6 +215,8 @@ class Tokenizer:
     @classmethod
     def gpt2(cls) -> Tokenizer:
         """Return GPT-2's own tokenizer, which the package ships: 50,257 tokens, the last of which ends a text."""
+        from clearhead.tokenizer.gpt2 import gpt2_definition
+
         return cls(gpt2_definition())
 
     @classmethod
