@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clearhead.errors import InputError
@@ -21,6 +21,7 @@ from clearhead.inference.scheduler import Scheduler
 from clearhead.server.answers import Service
 from clearhead.server.chat import chat
 from clearhead.server.completions import complete
+from clearhead.server.inspection import Inspector, InspectRequest, served_page
 from clearhead.server.limits import BodyLimit, KeyCheck
 from clearhead.server.metrics import Metrics
 from clearhead.server.problems import JSON, ProblemError, add_handlers
@@ -36,6 +37,7 @@ class ModelState:
 
     Attributes:
         service: answers requests; None while the model loads.
+        inspector: answers `/inspect`; made at the first request.
         draining: whether the server is shutting down.
         error: why the model could not be loaded.
         on_error: called then.
@@ -44,6 +46,7 @@ class ModelState:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.service: Service | None = None
+        self.inspector: Inspector | None = None
         self.draining = False
         self.error: Exception | None = None
         self.on_error: Callable[[], None] = lambda: None
@@ -141,6 +144,18 @@ def _add_routes(app: FastAPI, state: ModelState) -> None:
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """Continue a conversation, written as plain text."""
         return await chat(state.ready(), body, http)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """Return the page for this model."""
+        return HTMLResponse(served_page(state.ready()), headers={"X-Content-Type-Options": "nosniff"})
+
+    @app.post("/inspect", responses=errors)
+    async def inspect(body: InspectRequest) -> Response:
+        """Return what the model computes for a text: attention, logit lens, sizes, probabilities, logits."""
+        if state.inspector is None:
+            state.inspector = Inspector(state.ready())
+        return JSON(await asyncio.to_thread(state.inspector.answer, body))
 
     @app.get("/v1/models")
     async def models() -> Response:

@@ -66,14 +66,20 @@ def page_html(name: str, config: GPTConfig, tensors: Arrays, tokenizer: Tokenize
     return fill_page({**about, "tensors": table}, base64.b64encode(data).decode("ascii"))
 
 
-def fill_page(about: Mapping[str, Any], weights: str) -> str:
-    """Return the page's HTML with its scripts, its style sheet and the given data in it."""
+def fill_page(about: Mapping[str, Any], weights: str, connect: str = "'none'") -> str:
+    """Return the page's HTML with its scripts, its style sheet and the given data in it.
+
+    Args:
+        about: the model's name, shape, tokenizer and tensors; with `server`, the page asks a server instead.
+        weights: base64 of the tensors.
+        connect: what the page may request, as a source of a Content-Security-Policy.
+    """
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     script = bundle(PAGE_MODULES)
     marks = {
         "POLICY": (
             f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data: blob:; "
-            "worker-src blob:; base-uri 'none'; form-action 'none'"
+            f"worker-src blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
         ),
         "STYLE": style,
         "WORKER": bundle(WORKER_MODULES),

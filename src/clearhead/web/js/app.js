@@ -2,7 +2,7 @@
 
 import { DEFAULTS, distribution, probability } from "./sampling.js";
 import { speak, say } from "./words.js";
-import { WorkerBackend } from "./backend.js";
+import { HttpBackend, WorkerBackend } from "./backend.js";
 import { Tree } from "./tree.js";
 import { $, el, vars, debounced, save, visible, percent } from "./dom.js";
 import { branchMap, standalone, asPng } from "./pictures.js";
@@ -43,9 +43,9 @@ async function start() {
   if (saved) restore(saved);
   build();
   label();
-  if (typeof Worker === "undefined") return fail(say("workers"));
+  if (typeof Worker === "undefined" && !page.about.server) return fail(say("workers"));
   try {
-    page.backend = new WorkerBackend($("worker").textContent, page.about, $("weights").textContent);
+    page.backend = page.about.server ? new HttpBackend(page.about) : new WorkerBackend($("worker").textContent, page.about, $("weights").textContent);
     page.endOfText = (await page.backend.open()).endOfText;
   } catch (error) {
     return fail(say("failed", { error: error.message }));
@@ -78,7 +78,7 @@ function build() {
     el("header", {}, el("div", { class: "brand" }, el("b", {}, "Clearhead"), el("h1", { "data-word": "title" })),
       el("div", { class: "controls" },
         el("details", { id: "export" }, el("summary", { "data-word": "export" }),
-          el("div", { class: "menu" }, ...Object.entries(exports).map(([word, action]) => el("button", { type: "button", id: word, "data-word": word, onclick: () => {
+          el("div", { class: "menu" }, ...Object.entries(exports).filter(([word]) => word !== "exportHtml" || !page.about.server).map(([word, action]) => el("button", { type: "button", id: word, "data-word": word, onclick: () => {
             $("export").open = false;
             action();
           } })))),
@@ -142,7 +142,7 @@ function label() {
   document.documentElement.lang = page.language === "zh" ? "zh-CN" : "en";
   for (const element of document.querySelectorAll("[data-word]")) element.textContent = say(element.dataset.word);
   const { config, about } = page, parameters = (about.parameters ?? 0).toLocaleString("en");
-  $("model").textContent = say("model", { name: about.name, parameters, layers: config.n_layers, heads: config.n_heads, vocabulary: config.vocab_size.toLocaleString("en") });
+  $("model").textContent = say(about.server ? "modelServed" : "model", { name: about.name, parameters, layers: config.n_layers, heads: config.n_heads, vocabulary: config.vocab_size.toLocaleString("en") });
   $("prompt").placeholder = say("promptHint");
   $("tokens").setAttribute("aria-label", say("tokens"));
   $("theme").setAttribute("aria-label", say("theme"));
@@ -215,6 +215,7 @@ async function generate(most) {
     announce(say("lost", { error: error.message }));
   }
   page.running = null;
+  render();
   await respell();
   await refresh();
 }
@@ -431,5 +432,12 @@ async function exportPicture(kind) {
   if (kind === "svg") save("clearhead.svg", standalone(shown), "image/svg+xml");
   else save("clearhead.png", await asPng(shown), "image/png");
 }
+
+// Whatever fails (a server that is gone, a worker that ran out of memory) leaves the text and says so.
+addEventListener("unhandledrejection", event => {
+  event.preventDefault();
+  page.running = null;
+  announce(say("lost", { error: event.reason?.message ?? event.reason }));
+});
 
 start();

@@ -6,6 +6,10 @@ const WORDS = {
     "{name}: {parameters} parameters, {layers} blocks of {heads} heads, {vocabulary} tokens. It runs in this page; nothing is sent anywhere.",
     "{name}：{parameters} 个参数，{layers} 个块，每块 {heads} 个头，词表 {vocabulary}。模型就在本页运行，不会发送任何数据。",
   ],
+  modelServed: [
+    "{name}: {parameters} parameters, {layers} blocks of {heads} heads, {vocabulary} tokens. It runs on the server of this page.",
+    "{name}：{parameters} 个参数，{layers} 个块，每块 {heads} 个头，词表 {vocabulary}。模型在本页的服务器上运行。",
+  ],
   opening: ["Opening the model …", "正在打开模型……"],
   failed: ["The page could not start: {error}", "页面无法启动：{error}"],
   workers: ["This browser does not support web workers, which the page needs.", "此浏览器不支持 Web Worker，无法运行本页。"],
