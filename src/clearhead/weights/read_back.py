@@ -42,15 +42,15 @@ def read_back(source: Source, saved: SaveResult) -> ReadBack:
     Raises:
         WeightsError: if what was written cannot be opened or read.
     """
-    changed, same = [], []
+    changed: list[str] = []
+    same: list[str] = []
     try:
         written = open(saved.path, saved.layout)
-        settings = _changed_settings(source.config, written.config)
+        changed += _changed_settings(source.config, written.config)
+        same += [] if changed else ["settings"]
     except WeightsError:
-        # A state dict does not say the number of heads; everything else must come from the file.
+        # A state dict does not say the number of heads, as a note has said; everything else must come from the file.
         written = open(saved.path, saved.layout, config=source.config)
-        settings = []
-    (changed.extend(settings) if settings else same.append("settings"))
     difference = compare(source.stream(), written.stream(), saved.path.name)
     if saved.layout not in WEIGHTS_ONLY and (tokenizer := source.tokenizer()) is not None:
         found = list(differences(tokenizer, written.tokenizer()))
