@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -195,3 +197,43 @@ def test_random_numbers_of_dropout_belong_to_the_piece(data: Path, corpus: Corpu
     losses = [[line["loss"] for line in read_metrics(out) if "loss" in line] for out in (tmp_path, alone)]
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-3
     assert torch.tensor(losses).isfinite().all()
+
+
+_WORKER = """
+import os, signal, sys
+from pathlib import Path
+from clearhead.training.recipe_reader import read_recipe
+from clearhead.training.step import Stepper
+from clearhead.training.train import train
+
+take = Stepper.take
+
+def killed(self, number, *rest):
+    if number == 6 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(self, number, *rest)
+
+Stepper.take = killed
+data, out, corpus = map(Path, sys.argv[2:])
+train(read_recipe(sys.argv[1]), data, out, corpus_folder=corpus, resume="auto", device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_one_torchrun_command_survives_a_killed_worker(data: Path, corpus: Corpus, alone: Path, tmp_path: Path) -> None:
+    """The second attempt resumes from the checkpoint of step 4, and finds no key of the first in torchrun's store."""
+    (tmp_path / "worker.py").write_text(_WORKER)
+    (tmp_path / "recipe.toml").write_text(TEXT)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"),
+            *(tmp_path / "worker.py", tmp_path / "recipe.toml", data, tmp_path / "run", corpus.folder),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_to_rounding(tmp_path / "run", alone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ Examples:
 
 [bold]clearhead train recipes/classes.toml --data examples --out runs/spam[/]
 
-[bold]torchrun --nproc-per-node=8 -m clearhead train recipe.toml --data texts --out runs/large[/]
+[bold]torchrun --nproc-per-node=8 -m clearhead train recipe.toml --data texts --out runs/large --auto-resume[/]
 """
 
 RecipeFile = Annotated[
@@ -34,6 +34,14 @@ Corpus = Annotated[
     Path | None, typer.Option(help="Where the tokenized texts are stored for reuse. OUT/corpus if left out.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")]
+AutoResume = Annotated[
+    bool,
+    typer.Option(
+        "--auto-resume",
+        help="Continue from the newest checkpoint in OUT if there is one, and start otherwise: the same command "
+        "survives a restart by torchrun or a cluster.",
+    ),
+]
 FindLr = Annotated[
     bool, typer.Option("--find-lr", help="Search for a learning rate with a hundred steps, and do not train.")
 ]
@@ -50,6 +58,7 @@ def train(
     out: Out,
     corpus: Corpus = None,
     resume: Resume = False,
+    auto_resume: AutoResume = False,
     find_lr: FindLr = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -71,8 +80,10 @@ def train(
     from clearhead.training.recipe_reader import read_recipe
     from clearhead.training.run_folder import RECIPE, read_origin
 
-    if resume and find_lr:
+    if (resume or auto_resume) and find_lr:
         raise InputError("--find-lr starts from new weights; leave out --resume.")
+    if resume and auto_resume:
+        raise InputError("--resume needs a checkpoint and --auto-resume does not; give one of them.")
     start = None
     if resume:
         before = read_origin(out)
@@ -91,7 +102,8 @@ def train(
             print(f"{key} = {rate:.2g}")
         print(f"The curve is in {out / 'find_lr.svg'}.")
         return
-    folder = training.train(chosen, data, out, corpus_folder=corpus, resume=resume, device=device, dtype=dtype)
+    how: bool | Literal["auto"] = "auto" if auto_resume else resume
+    folder = training.train(chosen, data, out, corpus_folder=corpus, resume=how, device=device, dtype=dtype)
     names = chosen.finetune is not None and chosen.finetune.kind == "classes"
     print(
         f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'

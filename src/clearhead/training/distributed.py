@@ -178,6 +178,8 @@ def connect_processes(device: str) -> Iterator[Processes]:
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=_TIMEOUT))
         store.set_timeout(_TIMEOUT)
+        # torchrun's store outlives its workers: the keys of another attempt must not be found by this one.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "nccl" if kind == "cuda" else "gloo"
         group_store = dist.PrefixStore("group", store)
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=world, timeout=_TIMEOUT)

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -37,7 +37,7 @@ def train(
     out: Path,
     *,
     corpus_folder: Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     device: str = "auto",
     dtype: str = "float32",
 ) -> Path:
@@ -48,7 +48,7 @@ def train(
         data: the folder of the recipe's texts.
         out: the run's folder.
         corpus_folder: the folder of the token shards; None for `corpus` in the run's folder.
-        resume: continue from the newest checkpoint in `out`.
+        resume: continue from the newest checkpoint in `out`; "auto" to do so if there is one, and to start otherwise.
         device: `cpu`, `cuda`, `mps`, or `auto`: `cuda` if there is one, else `cpu`.
         dtype: the type of the weights in the model folder: float32, float16 or bfloat16.
 
@@ -61,12 +61,13 @@ def train(
             device, or the compiler that the recipe asks for, does not exist.
     """
     with connect_processes(device) as group, memory_errors_explained(), contextlib.ExitStack() as held:
+        resume = group.from_first(bool(checkpoints(out)) if resume == "auto" else resume)
         with group.first_alone() as first:
             if first:
                 _check_settings(recipe, dtype, group.device)
                 held.enter_context(run_lock(out))
-                _check_folder(out, resume)
-        precision = _choose_precision(recipe, out, resume, group)
+                _check_folder(out, bool(resume))
+        precision = _choose_precision(recipe, out, bool(resume), group)
         run = _new_run(recipe, data, out, corpus_folder, group, precision)
         if resume:
             run.resume()
