@@ -4,7 +4,6 @@ Each is a subclass of `ClearheadError`. Its text says what was found, what was e
 command line prints that text and exits with status 2.
 """
 
-
 _MAX_TEXT = 2000
 
 

@@ -35,7 +35,8 @@ from clearhead.inference.options import (
 from clearhead.inference.requests import Request
 from clearhead.inference.results import Generation, TextStream
 from clearhead.inference.runner import check_token_ids
-from clearhead.inference.scoring import Score, ScoreOptions, TextToScore, score_texts
+from clearhead.inference.score_inputs import is_single, pair_texts, to_score
+from clearhead.inference.scoring import Score, ScoreOptions, score_texts
 from clearhead.tokenizer.files import NO_TOKENIZER
 from clearhead.utils.atomic import write_text
 from clearhead.utils.packages import need_torch
@@ -159,7 +160,7 @@ class GPT:
             WeightsError: if the model's logits are NaN or infinite.
         """
         check_names(options, "generate")
-        single = _is_single(prompt)
+        single = is_single(prompt)
         prompts = [prompt] if single else list(prompt)
         requests = [self.request(one, **options) for one in prompts]  # type: ignore[arg-type]
         completions = generate(self.runner, self.tokenizer, requests)
@@ -297,33 +298,10 @@ class GPT:
         bos = self.end_of_text if after_end_of_text else None
         choices = None if self.tokenizer is None else min(self.config.vocab_size, self.tokenizer.vocab_size)
         options = ScoreOptions(top=top, n_choices=choices, stride=stride)
-        pairs = [self._text_to_score(*pair, bos) for pair in _pairs(text, continuation)]
+        pairs = [to_score(*pair, bos, self._ids, self.tokenizer) for pair in pair_texts(text, continuation)]
         found = list(score_texts(self.runner, pairs, options=options, tokenizer=self.tokenizer))
-        single = _is_single(text) and (continuation is None or _is_single(continuation))
+        single = is_single(text) and (continuation is None or is_single(continuation))
         return found[0] if single else found
-
-    def _text_to_score(self, text: Prompt, continuation: Prompt | None, bos: int | None) -> TextToScore:
-        before = [] if bos is None else [bos]
-        if continuation is None:
-            ids = self._ids(text)
-            return TextToScore(ids, before, bos, self._byte_count(text, ids))
-        if isinstance(text, str) and isinstance(continuation, str):
-            visible = text.rstrip()
-            text, continuation = visible, text[len(visible) :] + continuation
-            context, whole = self._ids(text), self._ids(text + continuation)
-            same = next((n for n, pair in enumerate(zip(context, whole, strict=False)) if pair[0] != pair[1]), None)
-            shared = min(len(context), len(whole)) if same is None else same
-            return TextToScore(
-                whole[shared:], [*before, *context[:shared]], bos, self._byte_count(continuation, whole[shared:])
-            )
-        ids = self._ids(continuation)
-        return TextToScore(ids, [*before, *self._ids(text)], bos, self._byte_count(continuation, ids))
-
-    def _byte_count(self, text: Prompt, ids: Sequence[int]) -> int | None:
-        """Return the length of a text in UTF-8, that of the decoded text if ids were given."""
-        if isinstance(text, str):
-            return len(text.encode("utf-8"))
-        return None if self.tokenizer is None else len(self.tokenizer.decode(ids).encode("utf-8"))
 
     @overload
     def watch(
@@ -463,24 +441,6 @@ class GPT:
         return self.tokenizer
 
 
-def _pairs(
-    text: Prompt | Sequence[Prompt], continuation: Prompt | Sequence[Prompt] | None
-) -> list[tuple[Prompt, Prompt | None]]:
-    """Pair every text with its continuation; a single text with each of several."""
-    texts: list[Any] = [text] if _is_single(text) else list(text)
-    continuations: list[Any] = [continuation] if continuation is None or _is_single(continuation) else [*continuation]
-    if _is_single(text):
-        texts *= len(continuations)
-    elif continuation is None:
-        continuations *= len(texts)
-    if len(texts) != len(continuations):
-        raise InputError(
-            f"{len(texts)} contexts were given for {len(continuations)} continuations; give one context, or as many "
-            "as continuations."
-        )
-    return list(zip(texts, continuations, strict=True))
-
-
 def check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> str:
     """Check that the model has a row for each token of the tokenizer's vocabulary.
 
@@ -513,14 +473,3 @@ def _torch_runner(model: GPTModel) -> TorchRunner:
     from clearhead.inference.torch_runner import TorchRunner
 
     return TorchRunner(model.eval())
-
-
-def _is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Return whether this is one prompt: text, or a sequence of ids.
-
-    Raises:
-        InputError: if it is neither that nor a sequence of prompts.
-    """
-    if not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
-        raise InputError(f"the prompt is a {type(prompt).__name__}; give text, token ids, or a list of prompts.")
-    return isinstance(prompt, (str, bytes)) or (len(prompt) > 0 and not hasattr(prompt[0], "__len__"))
