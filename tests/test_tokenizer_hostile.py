@@ -76,6 +76,7 @@ def nested(depth: int) -> Any:
         ({"model": WORD_LEVEL | {"vocab": {"a": 10**9}}}, "the id 1000000000; a whole number"),
         ({"model": WORD_LEVEL | {"vocab": {"a": MAX_ID + 1}}}, "from 0 to 4,194,304"),
         ({"model": WORD_LEVEL | {"vocab": {"\ud800": 0}}}, "half of a surrogate pair"),
+        ({"model": {"type": "WordLevel", "unk_token": "<unk>"}}, "has no tokens"),
         ({"model": WORD_LEVEL | {"unk_token": []}}, r"the unknown token \[\]"),
         ({"model": {"type": "Unigram", "vocab": [["a", "b"]]}}, "a token and its score"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "cannot be opened"),

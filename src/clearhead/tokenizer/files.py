@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,9 @@ def read_bpe_files(vocab_path: Path, merges_path: Path) -> Definition:
     return byte_level_bpe(vocab, merges)
 
 
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file whose top level is an object.
 
@@ -165,6 +169,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise TokenizerError(
             f"{path} is not valid JSON ({shown(error)}); it may be cut short: download it again."
         ) from None
+    if _SURROGATE_ESCAPE.search(text):
+        try:
+            json.dumps(values, ensure_ascii=False).encode("utf-8")
+        except (UnicodeEncodeError, RecursionError):
+            raise TokenizerError(
+                f"{path} has half of a surrogate pair, which is not a character; download the file again."
+            ) from None
     if not isinstance(values, dict):
         raise TokenizerError(f"{path} has a JSON {type(values).__name__} at its top level; an object was expected.")
     return values

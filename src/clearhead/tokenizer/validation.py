@@ -62,10 +62,10 @@ def _check_model(model: dict[str, Any], where: str) -> None:
     if not isinstance(model.get("unk_token"), str | None):
         raise TokenizerError(f"{where} has the unknown token {shown(model['unk_token'])}; a text was expected.")
     vocab = model.get("vocab")
-    if isinstance(vocab, list):
-        _check_scores(vocab, where)
-    elif model.get("type") in ("BPE", "WordPiece", "WordLevel") and (vocab is not None or model["type"] == "BPE"):
+    if model.get("type") in ("BPE", "WordPiece", "WordLevel"):
         check_vocabulary(vocab, where)
+    elif isinstance(vocab, list):
+        _check_scores(vocab, where)
     if model.get("type") == "BPE":
         model["merges"] = parse_merges(model.get("merges"), where)
         check_merges(model["vocab"], model["merges"], f"the vocabulary and the merges in {where}")
