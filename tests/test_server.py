@@ -228,3 +228,16 @@ def test_the_asynchronous_client_and_its_retries(tiny_gpt: GPT) -> None:
 
     with serving(tiny_gpt, ServerSettings(limits=limits)) as busy:
         assert asyncio.run(ask(busy.url)) == expected  # all but one are refused with 429 at first
+
+
+def test_further_ends_of_text_end_a_text_as_in_the_library(tiny_gpt: GPT) -> None:
+    ids = alone(tiny_gpt, PROMPTS[0], temperature=0).ids
+    ending = GPT(tiny_gpt.model, tiny_gpt.tokenizer, runner=tiny_gpt.runner, end_ids=[ids[4]])
+    expected = alone(ending, PROMPTS[0], temperature=0)
+    assert len(expected.ids) < len(ids)
+    with serving(ending) as server:
+        for ignore in (False, True):
+            body = {"prompt": PROMPTS[0], "temperature": 0, "ignore_eos": ignore}
+            (choice,) = httpx.post(f"{server.url}/v1/completions", json=body).json()["choices"]
+            wanted = alone(ending, PROMPTS[0], temperature=0, stop_at_end_of_text=not ignore)
+            assert (choice["text"], choice["finish_reason"]) == (wanted.text, wanted.samples[0].finish_reason)

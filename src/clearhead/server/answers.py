@@ -121,7 +121,7 @@ class Service:
             )
 
 
-def sampling_options(body: SamplingRequest) -> dict[str, object]:
+def sampling_options(service: Service, body: SamplingRequest) -> dict[str, object]:
     """Return the options of generation that a body sets; the others have OpenAI's defaults, which are the model's own.
 
     Raises:
@@ -137,6 +137,7 @@ def sampling_options(body: SamplingRequest) -> dict[str, object]:
     stop = body.stop
     options["stop"] = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     options["stop_at_end_of_text"] = not body.ignore_eos
+    options["stop_ids"] = () if body.ignore_eos else service.gpt.end_ids
     options["output_format"] = output_format(body)
     return options
 

@@ -106,6 +106,7 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
     app.state.clearhead = state
     add_handlers(app)
     _add_routes(app, state)
+    _add_tokenizer_routes(app, state)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(KeyCheck, keys=settings.api_keys)
     if settings.cors_origins:
@@ -169,6 +170,21 @@ def _add_routes(app: FastAPI, state: ModelState) -> None:
         service.check_model(name)
         return JSON(_model(service))
 
+    @app.get("/health")
+    async def health() -> Response:
+        """Say whether requests are answered: 503 while the model loads and while the server shuts down."""
+        ready = state.service is not None and not state.draining
+        return JSON(
+            {"status": "ok" if ready else "loading" if state.service is None else "draining"}, 200 if ready else 503
+        )
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Return metrics in Prometheus's format."""
+        return Response(state.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_tokenizer_routes(app: FastAPI, state: ModelState) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         """Return the tokens of a text; special tokens in it become their ids."""
@@ -193,19 +209,6 @@ def _add_routes(app: FastAPI, state: ModelState) -> None:
         special = {"eos_token": name, "bos_token": name, "pad_token": name, "eos_token_id": end}
         size = service.tokenizer.vocab_size
         return JSON({**special, "chat_template": None, "vocab_size": size, "max_length": service.config.context_length})
-
-    @app.get("/health")
-    async def health() -> Response:
-        """Say whether requests are answered: 503 while the model loads and while the server shuts down."""
-        ready = state.service is not None and not state.draining
-        return JSON(
-            {"status": "ok" if ready else "loading" if state.service is None else "draining"}, 200 if ready else 503
-        )
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Return metrics in Prometheus's format."""
-        return Response(state.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _model(service: Service) -> dict[str, object]:

@@ -70,7 +70,7 @@ def _request(service: Service, body: ChatRequest) -> Request:
     ids = service.encode(write_conversation(body.messages))
     limit = body.max_completion_tokens or body.max_tokens
     service.room(len(ids), limit or 1, "messages")
-    options = sampling_options(body)
+    options = sampling_options(service, body)
     options["stop"] = (*options["stop"], STOP)  # type: ignore[misc]
     room = service.config.context_length - len(ids) + 1
     logprobs = (body.top_logprobs or 0) if body.logprobs else None

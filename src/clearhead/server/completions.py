@@ -91,7 +91,7 @@ def _plan(service: Service, body: CompletionRequest) -> CompletionPlan:
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     for ids, _ in prompts:
         service.room(len(ids), max_tokens, "prompt")
-    options = sampling_options(body)
+    options = sampling_options(service, body)
     logprobs = body.logprobs if body.logprobs is not None else 0 if best_of > n else None
     requests = [
         Request(ids, **seeded(options, index), max_new_tokens=max(1, max_tokens), n=best_of, logprobs=logprobs)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def _prompts(service: Service, body: CompletionRequest) -> list[tuple[list[int],
     """
     given = body.prompt
     if given is None:
-        end = service.tokenizer.end_of_text
+        end = service.gpt.end_of_text
         if end is None:
             raise ProblemError(
                 400, "prompt is missing, and this model has no end-of-text token to begin with.", "prompt"
