@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -733,6 +734,7 @@ def test_an_error_in_a_process_is_the_error(tmp_path: Path) -> None:
         ("t.jsonl", b'{"text": null}', r"line 1 of .* has null in 'text'"),
         ("t.jsonl", b'{"text": "\\ud800"}', r"line 1 of .* half of a surrogate pair"),
         ("t.jsonl", b'{"text": "\xff"}', r"line 1 of .* is not JSON"),
+        ("t.csv", b"text,label\n", r"t\.csv is a table, .* convert it to JSON lines"),
         ("t.jsonl.gz", b"\x1f\x8b", "is compressed; unpack it"),
         ("t.parquet", b"PAR1PAR1", "not a complete Parquet file"),
         ("empty", "folder", "has no files that end in"),
@@ -748,6 +750,53 @@ def test_a_source_that_cannot_be_used_is_named(
     with pytest.raises(ClearheadError, match=words):
         build_corpus(plan_of(tmp_path / name), tmp_path / "corpus")
     assert not (tmp_path / "corpus/manifest.json").exists()
+
+
+def test_separators_inside_lines_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "inline.txt").write_text("one<|endoftext|>\ntwo<|endoftext|>\n")
+    (tmp_path / "lines.txt").write_text(SEPARATOR.join(["one", "two <|endoftext|> three"]))
+    corpus = build_corpus(plan_of(tmp_path / "inline.txt", tmp_path / "lines.txt"), tmp_path / "corpus")
+    assert corpus.train["text"].documents == 3
+    said = capsys.readouterr().err
+    assert "inline.txt has <|endoftext|> inside its lines" in said
+    assert "lines.txt has" not in said
+
+
+def test_invalid_utf8_in_a_parquet_file_is_named(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    column = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 3], np.int32).tobytes()), pa.py_buffer(b"a\xffb")]
+    )
+    pyarrow.parquet.write_table(pa.table({"text": column}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"the column 'text' of .*t\.parquet is not UTF-8 text .*at byte 1"):
+        build_corpus(plan_of(tmp_path / "t.parquet"), tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "build.json"])
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_json_of_wrong_types_is_a_sentence(name: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Whatever JSON stands at a key of the manifest or of an unfinished build's state."""
+    folder = tmp_path_factory.mktemp("types")
+    (folder / "a.txt").write_text("some text", encoding="utf-8")
+    plan = plan_of(folder / "a.txt")
+    build_corpus(plan, folder / "corpus", processes=1)
+    manifest = json.loads((folder / "corpus/manifest.json").read_text())
+    values = manifest
+    if name == "build.json":
+        (folder / "corpus/manifest.json").unlink()
+        values = {"plan": manifest["plan"], "learned_from": [], "job": 0, "documents": 0, "documents_before": 0}
+        values |= {"place": {"at": 0, "inside": False, "digest": hashlib.sha256().hexdigest()}}
+        values |= {"sources": [], "parts": {}, "texts": {}}
+    key = data.draw(st.sampled_from(sorted(values)))
+    wrong = (
+        st.none() | st.integers(-3, 3) | st.text(max_size=2) | st.lists(st.integers(), max_size=2) | st.just({"a": 1})
+    )
+    (folder / "corpus" / name).write_text(json.dumps({**values, key: data.draw(wrong)}))
+    with contextlib.suppress(ClearheadError):
+        build_corpus(plan, folder / "corpus", processes=1)
 
 
 def test_a_text_without_a_place_to_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ is, byte for byte, that of an uninterrupted one. Nothing depends on the number o
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -19,11 +20,12 @@ import numpy as np
 from clearhead.data.corpus import Corpus
 from clearhead.data.corpus_plan import CorpusPlan, SourceJob, TextPlan, check_plan, check_sources
 from clearhead.data.corpus_recipe import CorpusRecipe
-from clearhead.data.documents import BLOCK_BYTES
+from clearhead.data.documents import BLOCK_BYTES, SEPARATOR
 from clearhead.data.encoding import COMPILE_FROM, ChunkEncoder, EncodedChunk
 from clearhead.data.manifest import JOURNAL, MANIFEST, VERSION, checksum, read_journal, tokenizer_identity, write_json
 from clearhead.data.shards import DocumentStarts, ShardedTokens, ShardWriter, TokenSplit, truncate_files, truncated
-from clearhead.data.sources.base import Chunk, Cursor, DocumentSource
+from clearhead.data.sources.base import HASH_BYTES, Chunk, Cursor, DocumentSource
+from clearhead.data.sources.text_file import TextFile
 from clearhead.data.workers import map_in_processes
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
@@ -299,6 +301,8 @@ class _CorpusBuild:
         number, state = self.state["job"], self.state
         job, cursor = self.jobs[number], Cursor.from_json(state["place"])
         self._refuse_changes(job, cursor)
+        if isinstance(job.source, TextFile) and state["documents"] - state["documents_before"] == 1:
+            _notice_inline_separator(job.source)
         state["sources"].append(
             {
                 **job.description(),
@@ -391,6 +395,23 @@ class _CorpusBuild:
         }
         write_json(self.folder / MANIFEST, {**values, "checksum": checksum(values)})
         (self.folder / JOURNAL).unlink()
+
+
+def _notice_inline_separator(source: TextFile) -> None:
+    """Print a notice if a file that is one document has separators inside its lines, where they are text."""
+    separator = SEPARATOR.encode()
+    with source.path.open("rb") as file:
+        tail = b""
+        while data := file.read(HASH_BYTES):
+            if separator in (data := tail + data):
+                print(
+                    f"{source.name} has {SEPARATOR} inside its lines, where it is text, and is one document; put it on "
+                    "a line of its own between documents.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                return
+            tail = data[-len(separator) :]
 
 
 def _check_state(state: dict[str, Any]) -> None:

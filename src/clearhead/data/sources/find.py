@@ -15,6 +15,7 @@ from clearhead.errors import TrainingError
 _TEXT = (".txt", ".text", ".md", ".raw")
 _JSON = (".jsonl", ".ndjson", ".json")
 _PARQUET = (".parquet",)
+_TABLES = (".csv", ".tsv")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")
 
 
@@ -69,6 +70,11 @@ def _texts_in(folder: Path, out: Path | None) -> list[Path]:
 
 def _source_of_file(name: str, path: Path, field: str) -> DocumentSource:
     suffix = path.suffix.lower()
+    if suffix in _TABLES:
+        raise TrainingError(
+            f"{name} is a table, and a text file would be read as one document; convert it to JSON lines, an object "
+            "with the field text for each row, or to Parquet."
+        )
     if suffix in _COMPRESSED:
         raise TrainingError(f"{name} is compressed; unpack it and give the file that was in it.")
     with open_source(path):
