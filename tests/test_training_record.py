@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from small_runs import ALONE, one_step, recipe, small_run, write_texts
+from small_runs import ALONE, one_step, recipe, sentences, small_run, write_texts
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+import clearhead
 from clearhead.cli.app import make_app
 from clearhead.config import GPTConfig
 from clearhead.data.corpus import Corpus
@@ -353,3 +355,20 @@ def test_what_is_missing_is_named(
     assert isinstance(error, ClearheadError)
     with pytest.raises(ClearheadError, match=words):
         raise error
+
+
+@pytest.mark.slow
+def test_one_text_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my texts.md").write_text(sentences("bird", 60, 1), encoding="utf-8")
+    monkeypatch.setattr("clearhead.training.text_recipe._FEWEST_STEPS", 4)
+    monkeypatch.setattr("clearhead.training.text_recipe._MOST_STEPS", 4)
+    done = CliRunner().invoke(make_app(), ["train", "my texts.md", "--out", "run"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert re.search(r"my texts.md: a GPT-2 with [\d,]+ parameters will read 4,096 tokens in 4 steps, ", done.output)
+    assert clearhead.load("run/model").generate("The", max_new_tokens=3).text
+    resumed = CliRunner().invoke(make_app(), ["train", "--resume", "--out", "run"], catch_exceptions=False)
+    assert resumed.exit_code == 0
+    (tmp_path / "short.txt").write_text("too short")
+    error = CliRunner().invoke(make_app(), ["train", "short.txt", "--out", "other"]).exception
+    assert isinstance(error, ClearheadError) and "too few to learn from" in str(error)

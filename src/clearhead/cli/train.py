@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from clearhead.training.recipe import Recipe
+
 EPILOG = """
 Examples:
+
+[bold]clearhead train my.txt --out runs/mine[/]                    from one text, with defaults that suit its size
 
 [bold]clearhead train recipes/storyteller.toml --data texts --out runs/storyteller[/]
 
@@ -24,7 +29,10 @@ Examples:
 
 RecipeFile = Annotated[
     Path | None,
-    typer.Argument(help="A recipe: a TOML file with the model, the texts and the training. With --resume, OUT's own."),
+    typer.Argument(
+        help="A recipe: a TOML file with the model, the texts and the training; or, without --data, a text file, "
+        "with defaults that suit its size. With --resume, OUT's own."
+    ),
 ]
 Data = Annotated[
     Path | None, typer.Option(help="The folder with the recipe's texts. With --resume, the same as before.")
@@ -72,12 +80,13 @@ def train(
     A recipe with [finetune] starts from an existing model (bundled, a folder, a name on the hub) and trains it on
     texts, on prompts and responses, or on classes; either all weights, or with lora_rank a few added ones.
 
+    A text file instead of a recipe is enough to begin: the recipe is made for it, and stored in OUT to be changed.
+
     A line <|endoftext|> separates the documents in a text file.
     """
     from clearhead.errors import InputError
     from clearhead.training import train as training
     from clearhead.training.memory import keep_freed_memory
-    from clearhead.training.recipe_reader import read_recipe
     from clearhead.training.run_folder import RECIPE, read_origin
 
     if (resume or auto_resume) and find_lr:
@@ -85,6 +94,9 @@ def train(
     if resume and auto_resume:
         raise InputError("--resume needs a checkpoint and --auto-resume does not; give one of them.")
     start = None
+    from_text = recipe is not None and data is None and not resume and recipe.suffix != ".toml"
+    if recipe is not None and from_text:
+        data = recipe.parent
     if resume:
         before = read_origin(out)
         start = before.start if recipe is None else None
@@ -92,7 +104,7 @@ def train(
     if recipe is None or data is None:
         missing = "a recipe" if recipe is None else "the folder of its texts (--data)"
         raise InputError(f"{missing} is missing; it can be left out only with --resume.")
-    chosen = read_recipe(recipe)
+    chosen = _read(recipe, from_text)
     if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
         chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))
     keep_freed_memory()
@@ -108,3 +120,22 @@ def train(
     print(
         f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'
     )
+
+
+def _read(file: Path, from_text: bool) -> Recipe:
+    """Read a recipe, or make one for a text and say what the training will take."""
+    from clearhead.training.recipe_reader import parse_recipe, read_recipe
+
+    if not from_text:
+        return read_recipe(file)
+    from clearhead.anatomy import count_parameters
+    from clearhead.training.text_recipe import recipe_for_text
+
+    recipe = parse_recipe(recipe_for_text(file))
+    tokens = recipe.training.steps * recipe.training.batch_size * recipe.model.context_length
+    parameters = count_parameters(recipe.model).total
+    print(
+        f"{file.name}: a GPT-2 with {parameters:,} parameters will read {tokens:,} tokens in "
+        f"{recipe.training.steps:,} steps, some {6 * parameters * tokens / 1e12:,.1f} TFLOPs."
+    )
+    return recipe
