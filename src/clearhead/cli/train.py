@@ -94,7 +94,7 @@ def train(
     if resume and auto_resume:
         raise InputError("--resume needs a checkpoint and --auto-resume does not; give one of them.")
     start = None
-    from_text = recipe is not None and data is None and not resume and recipe.suffix != ".toml"
+    from_text = recipe is not None and data is None and not (resume or auto_resume) and recipe.suffix != ".toml"
     if recipe is not None and from_text:
         data = recipe.parent
     if resume:
