@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,11 @@ def test_names_in_a_file_give_no_orders_to_a_terminal(tmp_path: Path, verb: str)
     result = call("weights", verb, tmp_path)
     output = result.stdout + result.stderr
     assert b"\x1b" not in output and b"\x07" not in output and rb"\x1b[2J" in output
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../x", "a/b", "a\\b", "", "..", "\x1b[2J", "a\0b", "\ud800"])
+def test_shard_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+    with pytest.raises(WeightsError, match=r"names the shard .*; a file name in the same folder was expected"):
+        weights.open(tmp_path)

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.utils.text import printable
+from clearhead.utils.text import printable, shown
 from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.tensors import TensorFile, TensorInfo
+
+_MAX_NAME = 255  # bytes; the limit of most file systems
 
 
 class ShardedFile:
@@ -74,8 +76,9 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(file, str) for file in shard_of.values()):
         raise WeightsError(f"{path} has no weight_map from tensor names to file names; download it again.")
     for file in shard_of.values():
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise WeightsError(f"{path} names the shard {file!r}; a file name in the same folder was expected.")
+        too_long = len(file.encode("utf-8", "surrogatepass")) > _MAX_NAME
+        if Path(file).name != file or file in ("", ".", "..") or "\\" in file or not file.isprintable() or too_long:
+            raise WeightsError(f"{path} names the shard {shown(file)}; a file name in the same folder was expected.")
     return shard_of
 
 
