@@ -21,6 +21,7 @@ from clearhead.benchmark.speed import SHORTEST, Workload, time_alone, time_toget
 from clearhead.config import GPTConfig
 from clearhead.engine import store
 from clearhead.engine.building import build
+from clearhead.engine.variants import VARIANT
 from clearhead.errors import InputError
 from clearhead.inference.runner import Slot
 from clearhead.model import GPTModel
@@ -167,7 +168,7 @@ def test_bench_of_random_weights_is_a_table_and_fits_80_columns(folder: Path, mo
 def test_a_random_model_is_gone_afterwards() -> None:
     with random_model(TINY, ["int4"], 1) as made:
         opened = weights.open(made)
-        kept, _ = store._place(opened, "int4")
+        kept = store._kept_path(opened, "int4", VARIANT.activations)
         assert opened.config == TINY
         assert kept.exists()
     assert not made.exists()
