@@ -54,7 +54,7 @@ def configs(draw: st.DrawFn) -> GPTConfig:
         drop_rate=draw(st.sampled_from([0.0, 0.1])),
         qkv_bias=draw(st.booleans()),
         tie_weights=draw(st.booleans()),
-        activation=draw(st.sampled_from(["gelu_tanh", "gelu_erf"])),
+        activation=draw(st.sampled_from(["gelu_tanh", "gelu_erf", "relu"])),
         ff_dim=draw(st.integers(0, 50_000)),
     )
 
@@ -222,6 +222,7 @@ def test_every_string_is_used(lang: str) -> None:
     with mock.patch.dict(diagram_words.LANGUAGES, {lang: words}):
         make_diagram(RELEASED["124M"], "GPT-2", lang)
         make_diagram(GPTConfig(9, 9, 4, 1, 1, activation="gelu_erf"), "small", lang, book=True)
+        make_diagram(GPTConfig(9, 9, 4, 1, 1, activation="relu"), "small", lang)
     assert words.asked == set(words)
 
 

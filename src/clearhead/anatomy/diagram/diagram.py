@@ -281,7 +281,7 @@ class _DiagramBuilder:
         boxes = (
             Box("feed_forward.in", "value", words["from norm_2"], 0),
             self._part("up", "feed_forward", 1, times=n),
-            self._step("gelu", 2, config.activation),
+            self._activation(),
             self._part("down", "feed_forward", 3, times=n),
             Box("feed_forward.out", "value", words["to shortcut"], 4),
         )
@@ -320,6 +320,11 @@ class _DiagramBuilder:
     def _step(self, key: str, row: int, detail: str, span: int = 1, **numbers: str) -> Box:
         words = (self.words[detail].format(**numbers),)
         return Box(key, "step", self.words[key], row, span=span, detail=words, picture=key in ("mask", "gelu"))
+
+    def _activation(self) -> Box:
+        if self.config.activation == "relu":
+            return Box("gelu", "step", "ReLU", 2, detail=(self.words["relu"],))
+        return self._step("gelu", 2, self.config.activation)
 
     def _dropout(self, key: str, row: int) -> Box:
         rate = self.config.drop_rate
