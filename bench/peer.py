@@ -86,6 +86,57 @@ class Transformers:
         return times
 
 
+class TorchAO:
+    """transformers with weights quantized by torchao, compiled by torch.compile."""
+
+    def __init__(self, form: str, folder: Path, threads: int) -> None:
+        import torch
+        import torchao
+        import transformers
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        assert form == "int8"
+        torch.set_num_threads(threads)
+        self.version = f"{torchao.__version__}, torch {torch.__version__}"
+        kind = transformers.GPT2LMHeadModel
+        model = kind.from_pretrained(folder / "transformers", dtype=torch.bfloat16).eval()
+        for block in model.transformer.h:  # GPT-2's matrices are Conv1D there, which torchao does not know
+            for owner, name in (
+                (block.attn, "c_attn"),
+                (block.attn, "c_proj"),
+                (block.mlp, "c_fc"),
+                (block.mlp, "c_proj"),
+            ):
+                old = getattr(owner, name)
+                rows, columns = old.weight.shape
+                linear = torch.nn.Linear(rows, columns, dtype=old.weight.dtype)
+                linear.weight.data, linear.bias.data = old.weight.data.T.contiguous(), old.bias.data
+                setattr(owner, name, linear)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        quantize_(model, Int8WeightOnlyConfig())
+        self._config, self._model = model.config, torch.compile(model, dynamic=True)
+
+    def write(self, prompts: Prompts, n: int) -> list[float]:
+        import torch
+        import transformers
+
+        times = []
+        with torch.inference_mode():
+            given = torch.tensor(prompts)
+            cache = transformers.StaticCache(self._config, max_cache_len=1024)
+            start_position = 0
+            for _ in range(n):
+                start = time.perf_counter()
+                positions = torch.arange(start_position, start_position + given.shape[1])
+                out = self._model(
+                    given, past_key_values=cache, use_cache=True, logits_to_keep=1, cache_position=positions
+                )
+                start_position += given.shape[1]
+                given = out.logits[:, -1:].argmax(-1)
+                times.append(time.perf_counter() - start)
+        return times
+
+
 class CTranslate2:
     """CTranslate2's Generator, which tells each token as it comes."""
 
@@ -204,6 +255,7 @@ class OpenVINO:
 PROGRAMS: dict[str, Callable[[str, Path, int], Program]] = {
     "clearhead": Clearhead,
     "transformers": Transformers,
+    "torchao": TorchAO,
     "ctranslate2": CTranslate2,
     "llama.cpp": LlamaCpp,
     "openvino": OpenVINO,

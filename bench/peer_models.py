@@ -22,6 +22,7 @@ CONVERTED = {
     "ctranslate2-float32": "ctranslate2",
     "ctranslate2-int8": "ctranslate2",
     "gguf-q4_0": "llama_cpp",
+    "openvino-fp16": "optimum.intel",
     "openvino-int8": "optimum.intel",
     "openvino-int4": "optimum.intel",
 }
@@ -117,7 +118,7 @@ def make(folder: Path, size: str, python: str, installed: set[str]) -> None:
 
 def installed_for(python: str) -> set[str]:
     """Which of the peers' packages that interpreter has."""
-    names = ["transformers", *sorted(set(CONVERTED.values())), "openvino_genai"]
+    names = ["transformers", "torchao", *sorted(set(CONVERTED.values())), "openvino_genai"]
     program = (
         "import importlib.util, json, sys\n"
         "def has(name):\n"

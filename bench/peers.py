@@ -38,6 +38,8 @@ PROGRAMS = {
     ("llama.cpp", "f16"): 16,
     ("llama.cpp", "q8_0"): 8,
     ("llama.cpp", "q4_0"): 4,
+    ("torchao", "int8"): 8,
+    ("openvino", "fp16"): 16,
     ("openvino", "int8"): 8,
     ("openvino", "int4"): 4,
 }
@@ -47,6 +49,7 @@ NEEDS = {
     "transformers": {"transformers"},
     "ctranslate2": {"ctranslate2"},
     "llama.cpp": {"llama_cpp"},
+    "torchao": {"transformers", "torchao"},
     "openvino": {"openvino_genai", "optimum.intel"},
 }
 """The packages that each peer and the making of its models take."""
@@ -54,7 +57,6 @@ NEEDS = {
 WORK = {"prompt 512": 512, "decode 128": 1, "decode 900": 1, "together 128": 8}
 """The kinds of work, and how many tokens one measured time of each stands for."""
 
-_LEFT_OUT = {("transformers", "bfloat16")}
 _LONG = 600  # seconds after which a program is given up
 
 Key = tuple[str, str]
@@ -64,7 +66,7 @@ Rounds = dict[Key, list[dict[str, Any]]]
 def main() -> None:
     """Reads the arguments, makes the models, measures, prints."""
     arguments = _arguments()
-    chosen = [_key(text) for text in arguments.programs or []] or [key for key in PROGRAMS if key not in _LEFT_OUT]
+    chosen = [_key(text) for text in arguments.programs or []] or list(PROGRAMS)
     installed = installed_for(arguments.python)
     missing = [key for key in chosen if not NEEDS.get(key[0], set()) <= installed]
     for name in dict.fromkeys(name for name, _ in missing):
@@ -153,7 +155,23 @@ def summarize(rounds: Rounds) -> dict[str, Any]:
         }
         for (name, form), found in rounds.items()
     ]
-    return {"programs": programs, "ratios": _ratios(speeds)}
+    return {"cpu": _cpu("model name"), "features": _features(), "programs": programs, "ratios": _ratios(speeds)}
+
+
+def _cpu(field: str) -> str:
+    """Return what Linux says of the CPU; "" elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def _features() -> list[str]:
+    """Return which of the features that decide about speed the CPU has."""
+    wanted = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
+    flags = (_cpu("flags") or _cpu("Features")).split()
+    return [name for name in wanted if name in flags]
 
 
 def _ratios(speeds: dict[Key, dict[str, list[float]]]) -> list[dict[str, Any]]:
@@ -175,6 +193,9 @@ def _ratios(speeds: dict[Key, dict[str, list[float]]]) -> list[dict[str, Any]]:
 def _table(report: dict[str, Any]) -> str:
     """Both tables, in 80 columns."""
     lines = [
+        f"CPU: {report['cpu']}",
+        f"Features: {', '.join(report['features']) or 'unknown'}",
+        "",
         "Tokens a second. Prompt: 512 tokens. Decode: after 128 and 900 tokens of",
         "context. Together: 8 sequences of 128 tokens, all their tokens.",
         "",

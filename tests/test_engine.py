@@ -47,13 +47,13 @@ def _model(config: GPTConfig) -> GPTModel:
 
 STORAGES = [
     ("float32", VARIANT.activations),
-    ("bfloat16", VARIANT.activations),
+    pytest.param("bfloat16", VARIANT.activations, marks=pytest.mark.slow),
     ("int8", "8bit"),
-    ("int8", "16bit"),
-    ("int4", "8bit"),
-    ("int4", "16bit"),
+    pytest.param("int8", "16bit", marks=pytest.mark.slow),
+    pytest.param("int4", "8bit", marks=pytest.mark.slow),
+    pytest.param("int4", "16bit", marks=pytest.mark.slow),
 ]
-"""Every way to store weights, with the activations that it multiplies."""
+"""Every way to store weights, with the activations that it multiplies; each is compiled, which takes seconds."""
 
 
 def _runner(

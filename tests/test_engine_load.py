@@ -210,6 +210,9 @@ def test_the_usual_variable_sets_the_threads(folder: Path, monkeypatch: pytest.M
         ({"dtype": "int8", "backend": "torch"}, "backend torch.* float32, bfloat16, float16"),
         ({"dtype": "float16", "backend": "engine"}, "backend engine.* int8, int4"),
         ({"backend": "engine", "device": "cuda"}, "engine runs on the CPU"),
+        ({"dtype": "int8", "activations": "4bit"}, "activations is '4bit'; give 8bit or 16bit"),
+        ({"activations": "8bit", "backend": "torch"}, "settings of the engine"),
+        ({"cache_tokens": 10}, "cache_tokens is 10, and one sequence may have 40"),
         ({"backend": "fast"}, "backends are auto, engine, torch"),
     ],
 )

@@ -29,6 +29,8 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     threads: int | None = None,
+    activations: str | None = None,
+    cache_tokens: int | None = None,
     revision: str | None = None,
 ) -> GPT:
     """Open a model: its weights, its config and its tokenizer.
@@ -41,6 +43,9 @@ def load(
         dtype: of the weights in memory: float32 or bfloat16; for the engine also int8 and int4, for torch also float16.
         threads: the engine's threads; by default as many as the cores that the process may use, or OMP_NUM_THREADS.
             PyTorch has its own setting, `torch.set_num_threads`.
+        activations: how finely the engine rounds activations for int8 and int4 weights, "8bit" or "16bit"; by default
+            what suits the CPU (see docs/engine.md).
+        cache_tokens: the most tokens in the engine's key/value cache, of all sequences together; no limit by default.
         revision: of a model on the hub, its branch, tag or commit.
 
     Raises:
@@ -53,6 +58,8 @@ def load(
         raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}.")
     if source is not None and not isinstance(source, (str, os.PathLike)):
         raise InputError(f"the source is a {type(source).__name__}; give a path, or a name on the hub.")
+    if chosen == "torch" and (activations, cache_tokens) != (None, None):
+        raise InputError("activations and cache_tokens are settings of the engine; leave them out for backend torch.")
     torch_device = find_device(device) if chosen == "torch" else None
     from clearhead import weights
 
@@ -69,7 +76,7 @@ def load(
         return GPT(_model(opened, torch_device, dtype), tokenizer, **around)
     from clearhead.engine.store import open_runner
 
-    runner: Any = open_runner(opened, dtype, threads)
+    runner: Any = open_runner(opened, dtype, threads, activations, cache_tokens)
     return GPT(lambda: _model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, **around)
 
 

@@ -1,4 +1,4 @@
-"""How fast this machine's memory can be read: the limit of writing token by token, which reads every weight once."""
+"""Measure the memory's bandwidth, the limit of decoding: each token reads every weight once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from clearhead.utils.jit import entry
 
 SIZE = 512 << 20
-"""Bytes that are read: far more than a processor keeps beside its cores."""
+"""Bytes that are read: far more than a processor's caches hold."""
 
 
 @entry
@@ -23,10 +23,10 @@ def _sum(numbers: Any) -> Any:
 
 
 def read_speeds(threads: int, runs: int, size: int = SIZE) -> list[float]:
-    """Sums an array as often as is asked, and gives each time's speed in bytes a second.
+    """Sum an array several times, and return the speed of each run in bytes per second.
 
     Args:
-        threads: how many share the work, each with a piece of its own.
+        threads: how many share the work, each with its own part of the array.
         runs: how often.
         size: of the array, in bytes.
     """

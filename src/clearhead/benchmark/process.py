@@ -1,6 +1,6 @@
-"""What a measuring process does: `python -m clearhead.benchmark.process JOB`, where JOB is a JSON object.
+"""The measuring process: `python -m clearhead.benchmark.process JOB`; JOB is a JSON object.
 
-It prints a JSON object a line: {"figure": ...}, {"peak_bytes": ...}, {"first": id}, or {"error": ...} with a
+It prints one JSON object per line: {"figure": ...}, {"peak_bytes": ...}, {"first": id}, or {"error": ...} with a
 sentence for the user.
 """
 
@@ -16,12 +16,12 @@ from clearhead.errors import ClearheadError
 
 
 def say(**values: Any) -> None:
-    """Prints one line for the process that waits."""
+    """Print one line for the process that waits."""
     print(json.dumps(values), flush=True)
 
 
 def main() -> None:
-    """Opens the model of the job and does its task: "first token", or "measure"."""
+    """Open the model of the job and do its task, "first token" or "measure"."""
     job = json.loads(sys.argv[1])
     try:
         import clearhead
@@ -52,7 +52,7 @@ def _measure(runner: Any, job: dict[str, Any]) -> None:
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process has had resident, in bytes; None where the system does not tell."""
+    """Return the peak resident memory of this process in bytes; None if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])

@@ -1,4 +1,4 @@
-"""The whole measurement: the memory's speed, then each weight format in processes of its own."""
+"""The whole measurement: memory bandwidth, then each dtype in processes of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RUNS = 5  # of what is run several times
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds, or bytes a second, of several runs.
+    """Seconds, or bytes per second, of several runs.
 
     Attributes:
         median: of the runs.
@@ -42,15 +42,15 @@ class Times:
 
 @dataclass(slots=True)
 class FormatReport:
-    """What was measured of one weight format.
+    """The results for one dtype of weights.
 
     Attributes:
-        dtype: the format.
+        dtype: the dtype.
         weight_bytes: of all weights in memory.
-        first_token: seconds from the start of a new process until its first token, with everything kept on disk.
-        read_speed: bytes a second that the memory gave, before and after the figures were taken.
-        peak_bytes: the most memory that the process had resident, with one sequence as long as the context; None where
-            the system does not tell.
+        first_token: seconds from the start of a new process to its first token, with everything kept on disk.
+        read_speed: memory bandwidth in bytes per second, before and after the other figures.
+        peak_bytes: peak resident memory of the process with one sequence as long as the context; None if the system
+            does not report it.
         figures: speeds.
     """
 
@@ -69,8 +69,8 @@ class Report:
     Attributes:
         config: the model's shape.
         threads: how many shared the work.
-        import_torch: seconds that a new process takes for `import torch`; None where there is none.
-        formats: in the order that was asked for.
+        import_torch: seconds that a new process takes for `import torch`; None if PyTorch is not installed.
+        formats: the results for each dtype, in the order that was asked for.
     """
 
     config: GPTConfig
@@ -79,9 +79,9 @@ class Report:
     formats: list[FormatReport]
 
     def step_bytes(self, dtype: str, context: int, batch: int) -> int:
-        """The bytes of weights, and of keys and values, that decoding one token of each of `batch` sequences reads.
+        """Return the bytes of weights, keys and values that decoding one token of each of `batch` sequences reads.
 
-        Of an embedding only a token's row is read, which is left out here; a head that is tied to it reads it all.
+        Of an embedding only one row per token is read, which is left out; a tied head reads all of it.
         """
         config = self.config
         skipped = (
@@ -93,15 +93,15 @@ class Report:
         return weights + batch * context * cache_numbers * (4 if dtype == "float32" else 2)
 
     def share(self, one: FormatReport, figure: Figure) -> float:
-        """The bytes that a step of decoding reads a second, as a share of what the memory gave at the time."""
+        """Return the bytes per second that decoding reads, as a fraction of the memory bandwidth."""
         return self.step_bytes(one.dtype, figure.context, figure.batch) / figure.seconds / one.read_speed.median
 
 
 @contextlib.contextmanager
 def random_model(config: GPTConfig, dtypes: Sequence[str], threads: int) -> Iterator[Path]:
-    """A folder with a model of this shape and random weights, in bfloat16, which the engine opens in these formats.
+    """Yield a folder with a model of this shape and random weights, which the engine opens in these dtypes.
 
-    It is gone afterwards, with what the engine kept of it.
+    It is removed afterwards, with what the engine kept of it.
     """
     from clearhead import weights
     from clearhead.engine.store import forget, keep_rounded
@@ -128,18 +128,18 @@ def benchmark(
     quick: bool,
     advance: Callable[[int, str], None],
 ) -> Report:
-    """Measures a model.
+    """Measure a model.
 
     Args:
         model: what `clearhead.load` opens.
         config: its shape.
-        dtypes: weight formats.
+        dtypes: of the weights.
         threads: how many share the work.
-        quick: measure less of it.
-        advance: is told how many steps are done, of those that `steps` says, and what comes.
+        quick: measure less.
+        advance: called with the number of steps done, out of `steps`, and what comes next.
 
     Raises:
-        ClearheadError: where the model cannot be opened or has no room.
+        ClearheadError: if the model cannot be opened or there is not enough memory.
     """
     work = Workload.of(config, quick)
     formats = []
@@ -170,7 +170,7 @@ def benchmark(
 
 
 def steps(config: GPTConfig, dtypes: Sequence[str], quick: bool) -> int:
-    """How many steps `benchmark` tells of."""
+    """Return the number of steps that `benchmark` reports."""
     return len(dtypes) * (Workload.of(config, quick).figures + 1) + 1
 
 
@@ -183,10 +183,10 @@ def _command(job: dict[str, Any]) -> list[str]:
 
 
 def _lines(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Runs a process and gives what it says, line by line.
+    """Run a process and yield what it prints, line by line.
 
     Raises:
-        InputError: with the sentence that the process says, or what became of it.
+        InputError: with the sentence that the process printed, or its exit status.
     """
     with subprocess.Popen(_command(job), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -202,7 +202,7 @@ def _lines(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if process.returncode:
         raise InputError(
             f"the process that measured {job['dtype']} ended with status {process.returncode}; "
-            "if the memory did not suffice, take a smaller format or model."
+            "if there was not enough memory, take a smaller dtype or model."
         )
 
 

@@ -1,6 +1,6 @@
-"""Timing a Runner: prompts, and tokens one by one, alone and together.
+"""Time a Runner: prompts, and decoding, alone and in batches.
 
-How fast a model runs does not depend on the tokens, so they are drawn at random.
+Speed does not depend on the tokens, so they are random.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from clearhead.inference.runner import Runner, Slot
 PROMPTS = (32, 128, 512)
 BATCHES = (1, 2, 4, 8, 16)
 SHORTEST = 32
-"""The context length below which there is nothing to measure."""
+"""The shortest context length that can be measured."""
 
 
-_STEPS = 12  # tokens that are decoded for one figure
+_STEPS = 12  # decoded tokens per figure
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is timed, for a model of some context length.
+    """What is timed for a model.
 
     Attributes:
         prompts: lengths, in tokens.
@@ -46,10 +46,10 @@ class Workload:
 
     @classmethod
     def of(cls, config: GPTConfig, quick: bool) -> Workload:
-        """The usual work, or the quicker part of it.
+        """Return the usual work, or the quicker part of it.
 
         Raises:
-            InputError: where the context is too short for it.
+            InputError: if the context is too short.
         """
         length = config.context_length
         if length < SHORTEST:
@@ -61,16 +61,16 @@ class Workload:
 
     @property
     def usual_context(self) -> int:
-        """128 tokens, or the nearest there is."""
+        """128 tokens, or the nearest context."""
         return min(self.contexts, key=lambda context: abs(context - 128))
 
     def batches_after(self, context: int) -> tuple[int, ...]:
-        """How many sequences are decoded together after a context, besides one alone."""
+        """Return the batch sizes after a context, without 1."""
         return self.batches[1:] if self.long_batches or context == self.usual_context else ()
 
     @property
     def figures(self) -> int:
-        """How many figures there will be."""
+        """The number of figures."""
         together = sum(len(self.batches_after(context)) for context in self.contexts)
         return len(self.prompts) + len(self.contexts) + together
 
@@ -95,17 +95,17 @@ class Figure:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all sequences together, at the median."""
+        """Tokens per second of all sequences, from the median."""
         return (self.context if self.kind == "prompt" else self.batch) / self.seconds
 
     @property
     def most_tokens_per_second(self) -> float:
-        """At the shortest time."""
+        """Tokens per second of all sequences, from the shortest time."""
         return (self.context if self.kind == "prompt" else self.batch) / self.least_seconds
 
 
 def time_alone(runner: Runner, work: Workload) -> Iterator[Figure]:
-    """Times prompts, and decoding one sequence after each context."""
+    """Time prompts, and decoding one sequence after each context."""
     for length in work.prompts:
         times = []
         for _ in range(work.prompt_runs):
@@ -118,7 +118,7 @@ def time_alone(runner: Runner, work: Workload) -> Iterator[Figure]:
 
 
 def time_together(runner: Runner, work: Workload) -> Iterator[Figure]:
-    """Times decoding several sequences together, after each context where that is asked for."""
+    """Time decoding several sequences together, after each context that is asked for."""
     contexts = [context for context in work.contexts if work.batches_after(context)]
     for context, slots in _grown(runner, max(work.batches), contexts):
         # All together first. Each smaller batch takes others of them, so that none grows by more than twice the steps.
@@ -132,7 +132,7 @@ def time_together(runner: Runner, work: Workload) -> Iterator[Figure]:
 
 
 def _grown(runner: Runner, count: int, contexts: Sequence[int]) -> Iterator[tuple[int, list[Slot]]]:
-    """Sequences that have so many tokens, for each context in turn: those of before, grown, or new ones."""
+    """Yield sequences of each context length in turn: the ones from before, grown, or new ones."""
     slots: list[Slot] = []
     for context in contexts:
         if not slots or max(slot.length for slot in slots) > context:
@@ -152,7 +152,7 @@ def _decode(runner: Runner, slots: Sequence[Slot], context: int, steps: int) -> 
 
 
 def _extend(runner: Runner, slots: Sequence[Slot], count: int) -> float:
-    """Appends `count` tokens to each sequence; the seconds that it took."""
+    """Append `count` tokens to each sequence and return the seconds that it took."""
     work = [(slot, [random.randrange(runner.config.vocab_size) for _ in range(count)]) for slot in slots]
     start = time.perf_counter()
     runner.extend(work)

@@ -28,6 +28,8 @@ def _machine() -> dict[str, Any]:
 
 
 def report_as_json(source: ResolvedModel, report: Report, random: bool) -> dict[str, Any]:
+    from clearhead.engine.variants import VARIANT, cpu_features
+
     return {
         "clearhead": __version__,
         "model": source.name,
@@ -35,6 +37,8 @@ def report_as_json(source: ResolvedModel, report: Report, random: bool) -> dict[
         "config": asdict(report.config),
         "machine": _machine(),
         "threads": report.threads,
+        "kernels": {**VARIANT._asdict(), "features": sorted(VARIANT.features)},
+        "cpu_features": sorted(cpu_features()),
         "import_torch_seconds": None if report.import_torch is None else asdict(report.import_torch),
         "formats": [
             {
@@ -66,12 +70,21 @@ def report_as_json(source: ResolvedModel, report: Report, random: bool) -> dict[
 
 
 def print_report(source: ResolvedModel, report: Report, random: bool) -> None:
+    from clearhead.engine.variants import VARIANT, runnable
+
     console, machine = output(), _machine()
     weights = "random weights" if random else "its own weights"
     threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
     console.print(f"{source.name}, {weights}, {threads} on {machine['processor']}", style="bold", soft_wrap=True)
     read, best = [one.read_speed.median for one in report.formats], max(one.read_speed.best for one in report.formats)
     median = statistics.median(read) / 1e9
+    others = ", ".join(one.name for one in runnable() if one != VARIANT)
+    console.print(
+        f"Kernels: {VARIANT.name}, vectors of {32 * VARIANT.lanes} bits, {VARIANT.activations} activations for int8 "
+        f"and int4; tiles of {VARIANT.float_tokens} tokens (float32), {VARIANT.pair_tokens} (16bit), "
+        f"{VARIANT.group_tokens} (8bit). CLEARHEAD_KERNELS can choose {others or 'no other'} here.",
+        soft_wrap=True,
+    )
     console.print(f"Memory is read at {median:.1f} GB/s (at best {best / 1e9:.1f}).", soft_wrap=True)
     for table in (_alone(report), _together(report), _needs(report)):
         console.print()

@@ -106,12 +106,24 @@ class Scratch(NamedTuple):
     scores: BlockScores
 
 
+ALIGNMENT = 64
+"""Bytes in a cache line, and in the widest vector: a vector that lies across two lines is read twice."""
+
+
+def aligned_zeros(shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
+    """Return zeros that begin at a cache line."""
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
 def float_rows(rows: int, length: int, kind: npt.DTypeLike) -> Array:
     """Return zeros [rows, at least length] with an odd number of cache lines from one row to the next.
 
     A cache keeps a line in one of a few slots that the address's lower bits select. A product writes a few columns of
     many rows; if the rows were a multiple of 4096 bytes apart, as 768 * 4 numbers are, all would compete for one slot.
     """
-    per_line = 64 // np.dtype(kind).itemsize
+    per_line = ALIGNMENT // np.dtype(kind).itemsize
     lines = -(-length // per_line) | 1
-    return np.zeros((rows, lines * per_line), kind)
+    return aligned_zeros((rows, lines * per_line), kind)

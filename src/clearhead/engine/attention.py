@@ -30,6 +30,7 @@ from clearhead.engine.llvm import (
     float_as_bits,
     load,
     multiply_add,
+    prefetch,
     row_sum,
     rows_of,
     store,
@@ -58,20 +59,23 @@ def _accumulate(vectors: int) -> Any:
         stored: Any,
         b: Any,
         b_stride: Any,
+        following: Any,
         out: Any,
         column: Any,
     ) -> Any:
         """Add to out[r, column + c] the sum over i of a[a_row + r, a_start + i] * b[i * b_stride + c].
 
         For i below n, r below `rows` (1 to MOST_QUERIES) and c below `vectors` * LANES. a and out are float32 of two
-        dimensions; b is the address of numbers of `stored`'s type, float32 or bfloat16's bits.
+        dimensions; b is the address of numbers of `stored`'s type, float32 or bfloat16's bits. What lies likewise from
+        address `following` on is asked for meanwhile: the next page, which no prefetcher foresees.
         """
         element = F32 if stored.dtype == types.float32 else I16
 
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             factors, a_bytes = rows_of(context, builder, signature, arguments, 1)
-            target, out_bytes = rows_of(context, builder, signature, arguments, 8)
-            matrix = address(builder, arguments[6])
+            target, out_bytes = rows_of(context, builder, signature, arguments, 9)
+            matrix, next_matrix = address(builder, arguments[6]), address(builder, arguments[8])
+            item_bytes = 4 if element == F32 else 2
             done = builder.append_basic_block("accumulated")
             choice = builder.switch(arguments[0], done)
             for n_rows in range(1, MOST_QUERIES + 1):
@@ -83,11 +87,15 @@ def _accumulate(vectors: int) -> Any:
                     line = bytes_on(builder, factors, builder.mul(builder.add(arguments[2], I64(r)), a_bytes))
                     lines.append(at(builder, line, arguments[3], F32))
                     row = bytes_on(builder, target, builder.mul(I64(r), out_bytes))
-                    targets.append(at(builder, row, arguments[9], F32))
+                    targets.append(at(builder, row, arguments[10], F32))
                 parts = [I64(v * LANES) for v in range(vectors)]
                 start = [load(builder, at(builder, t, part, F32), F32, LANES) for t in targets for part in parts]
                 with Loop(builder, arguments[4], start) as loop:
-                    here = at(builder, matrix, builder.mul(loop.count, arguments[7]), element)
+                    offset = builder.mul(loop.count, arguments[7])
+                    here = at(builder, matrix, offset, element)
+                    if n_rows == 1:  # with more rows there is more to do for what is read
+                        for line in range(0, vectors * LANES * item_bytes, 64):
+                            prefetch(builder, bytes_on(builder, at(builder, next_matrix, offset, element), I64(line)))
                     numbers = [load(builder, at(builder, here, part, element), element, LANES) for part in parts]
                     if element == I16:
                         numbers = [widen_bfloat16(builder, bits) for bits in numbers]
@@ -105,7 +113,7 @@ def _accumulate(vectors: int) -> Any:
             return context.get_dummy_value()
 
         whole = types.int64
-        return types.void(whole, a, whole, whole, whole, stored, whole, whole, out, whole), code
+        return types.void(whole, a, whole, whole, whole, stored, whole, whole, whole, out, whole), code
 
     return accumulate
 
@@ -123,18 +131,21 @@ def _accumulate_rows(
     stored: Any,
     b: int,
     b_stride: int,
+    following: int,
     out: Any,
     column: int,
     width: int,
 ) -> None:
     """Accumulate into out[:rows, column : column + width], for a width that is a multiple of LANES."""
     done = 0
-    while done + _VECTORS * LANES <= width:
-        _accumulate_wide(rows, a, a_row, a_start, n, stored, b + done * stored.itemsize, b_stride, out, column + done)
-        done += _VECTORS * LANES
     while done < width:
-        _accumulate_narrow(rows, a, a_row, a_start, n, stored, b + done * stored.itemsize, b_stride, out, column + done)
-        done += LANES
+        here, later, to = b + done * stored.itemsize, following + done * stored.itemsize, column + done
+        if done + _VECTORS * LANES <= width:
+            _accumulate_wide(rows, a, a_row, a_start, n, stored, here, b_stride, later, out, to)
+            done += _VECTORS * LANES
+        else:
+            _accumulate_narrow(rows, a, a_row, a_start, n, stored, here, b_stride, later, out, to)
+            done += LANES
 
 
 @inline
@@ -194,14 +205,17 @@ def attend(
         for d in range(wide):
             mixed[r, d] = np.float32(0)
     for page in range(n_pages):
-        start = pages[page] + keys
-        _accumulate_rows(rows, queries, row, head * head_dim, head_dim, stored, start, PAGE, scores, page * PAGE, PAGE)
+        start, following = pages[page] + keys, pages[min(page + 1, n_pages - 1)] + keys
+        to = page * PAGE
+        _accumulate_rows(
+            rows, queries, row, head * head_dim, head_dim, stored, start, PAGE, following, scores, to, PAGE
+        )
     for r in range(rows):
         _softmax(scores, r, position + r + 1, length, scale)
     for page in range(n_pages):
-        start = pages[page] + values
+        start, following = pages[page] + values, pages[min(page + 1, n_pages - 1)] + values
         seen = min(PAGE, length - page * PAGE)
-        _accumulate_rows(rows, scores, 0, page * PAGE, seen, stored, start, wide, mixed, 0, wide)
+        _accumulate_rows(rows, scores, 0, page * PAGE, seen, stored, start, wide, following, mixed, 0, wide)
     for r in range(rows):
         for d in range(head_dim):
             out[row + r, head * head_dim + d] = mixed[r, d]

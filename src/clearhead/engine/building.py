@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
-from clearhead.engine.arrays import Matrix, Norm, Weights
+from clearhead.engine.arrays import Matrix, Norm, Weights, aligned_zeros
 from clearhead.engine.dtypes import pack, padded_rows, storage
 from clearhead.engine.variants import VARIANT
 
@@ -81,7 +81,7 @@ def build(
     Raises:
         InputError: if the dtype cannot store a tensor's numbers.
     """
-    arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(config, dtype, activations).items()}
+    arrays = {name: aligned_zeros(shape, kind) for name, (kind, shape) in layout(config, dtype, activations).items()}
 
     def matrix(name: str, layer: int, canonical: str) -> None:
         weights = np.asarray(tensors[f"{canonical}.weight"], np.float32)

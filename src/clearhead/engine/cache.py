@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
+from clearhead.engine.arrays import aligned_zeros
 from clearhead.engine.attention import PAGE, padded_head
 from clearhead.errors import InputError
 
@@ -135,7 +136,7 @@ class PageCache:
         count = max(1, _BLOCK_BYTES // self.page_bytes)
         if self._limit is not None:
             count = min(count, self._limit - len(self._pages))
-        block = np.zeros((count, self.page_bytes), np.uint8)
+        block = aligned_zeros((count, self.page_bytes), np.uint8)
         self._blocks.append(block)
         for page in block:
             self._pages[page.ctypes.data] = page

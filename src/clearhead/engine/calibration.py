@@ -1,8 +1,8 @@
-"""How a model uses its weights: what int4 has to know to round well.
+"""Measure how a model uses its weights, which int4 needs for good rounding.
 
-Rounded to sixteen levels a weight is far off, and it matters which: errors in columns whose inputs are large, or whose
-inputs go together, add up. So the model writes some text, and the second moments of what comes into each matrix,
-H = X^T X, are taken from it. With them `formats.py` rounds so that one weight's error is made up for by those after it.
+Sixteen levels are coarse, and errors in columns whose inputs are large or correlated add up. So the model writes some
+text, and the second moments of each matrix's inputs, H = X^T X, are computed from it. With them `rounding.py` makes up
+for one weight's error in those after it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SEQUENCES, _TOKENS = 16, 256
 
 
 def write_text(runner: Runner, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Text that a model writes from its last token id, which in GPT-2's vocabulary ends a text: int64 [16, up to 256].
+    """Sample texts from a model, starting at its last token id (GPT-2's end of text): int64 [16, up to 256].
 
-    Each token is drawn from the model's own distribution.
+    Each token is sampled from the model's own distribution.
     """
     random = np.random.default_rng(seed)
     length = min(_TOKENS, runner.config.context_length)
@@ -49,10 +49,10 @@ def write_text(runner: Runner, seed: int = 0) -> npt.NDArray[np.int64]:
 
 
 def moments(config: GPTConfig, tensors: Mapping[str, npt.NDArray[Any]], ids: npt.NDArray[np.int64]) -> Moments:
-    """X^T X of what comes into every matrix, by the matrix's canonical name, float32 [columns, columns].
+    """Return X^T X of the inputs of every matrix, by the matrix's canonical name, float32 [columns, columns].
 
-    The model is computed here in plain NumPy, a layer at a time, since compiled code does not show what is inside. The
-    head's is that of "head.weight", and of "token_embedding.weight" too where they are tied.
+    The model runs in plain NumPy, a layer at a time, as the compiled code does not expose its intermediate values. The
+    head's moments are under "head.weight", and under "token_embedding.weight" too if they are tied.
 
     Args:
         config: the model's shape.
@@ -104,7 +104,7 @@ def _activate(x: Floats, activation: str) -> None:
 
 
 def _attention(qkv: Floats, config: GPTConfig, n: int) -> Floats:
-    """Causal attention of n sequences side by side: [n * T, 3C] -> [n * T, C]."""
+    """Apply causal attention to n sequences: [n * T, 3C] -> [n * T, C]."""
     heads, length = config.n_heads, len(qkv) // n
     queries, keys, values = qkv.reshape(n, length, 3, heads, -1).transpose(2, 0, 3, 1, 4)  # each [n, H, T, D]
     future = np.triu(np.full((length, length), -np.inf, np.float32), 1)

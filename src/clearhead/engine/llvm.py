@@ -107,6 +107,13 @@ def call(builder: Builder, name: str, result: ir.Type, arguments: list[Any]) -> 
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
+def prefetch(builder: Builder, pointer: Any) -> None:
+    """Ask for the cache line at a pointer, which may lie anywhere."""
+    call(
+        builder, "llvm.prefetch.p0", ir.VoidType(), [builder.bitcast(pointer, I8.as_pointer()), I32(0), I32(3), I32(1)]
+    )
+
+
 def multiply_add(builder: Builder, a: Any, b: Any, c: Any) -> Any:
     """Return a * b + c on vectors of float32, rounded once if the CPU has such an instruction."""
     return call(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, [a, b, c])

@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 GROUP = GROUPS["int4"]
 
 _DAMPING = 0.01
-"""Added to the diagonal of the moments, as a share of its mean: the text is short, and the moments are not exact."""
+"""Added to the diagonal of the moments, as a fraction of its mean, because the text is short."""
 
 
 def error_feedback(columns: int, moments: Array | None) -> tuple[Array | None, Array]:
@@ -99,7 +99,7 @@ def _round_group(matrix: Any, wanted: Any, feedback: Any, scales: Any, whole: An
 
 
 _TRIALS = 12
-"""Scales that int4 tries for each group, from 0.7 to 1.15 of the one that just reaches the greatest number."""
+"""Scales that are tried for each group, from 0.7 to 1.15 times the one that just reaches the greatest number."""
 
 
 @entry

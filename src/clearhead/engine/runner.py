@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
-from clearhead.engine.arrays import BlockScores, Scratch, Shape, Vectors, Weights, Work, float_rows
+from clearhead.engine.arrays import BlockScores, Scratch, Shape, Vectors, Weights, Work, aligned_zeros, float_rows
 from clearhead.engine.attention import MOST_QUERIES, PAGE, padded_head
 from clearhead.engine.cache import EngineSlot, PageCache
 from clearhead.engine.dtypes import padded_columns, padded_rows
@@ -327,7 +327,7 @@ def _new_scratch(config: GPTConfig, threads: int, weights: np.dtype[Any], stored
             offsets=np.zeros((MOST_ROWS, groups), np.int32),
         ),
         logits=float_rows(_LOGIT_ROWS, padded_rows(config.vocab_size), np.float32),
-        attention_scores=np.zeros((threads, MOST_QUERIES, tokens), np.float32),
+        attention_scores=aligned_zeros((threads, MOST_QUERIES, tokens), np.float32),
         mixed=np.zeros((threads, MOST_QUERIES, int(padded_head.py_func(config.head_dim))), np.float32),
         stored=np.zeros(0, stored),
         scores=_score_scratch(config, threads, 0, 0),

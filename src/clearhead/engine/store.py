@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 4
+VERSION = 5
 """Of the arrays' layout; a file of another version is made anew."""
 
 _DISK_SHARE = 0.1
@@ -164,7 +164,8 @@ def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
         print(f"The kept {dtype} weights are made anew: {error}", file=sys.stderr)
         return None
     expected = layout(source.config, dtype, activations)
-    if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
+    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    if found != expected:
         print(f"The kept {dtype} weights are made anew: {path} has another layout.", file=sys.stderr)
         return None
     if damaged := next((name for name, array in arrays.items() if checksums.get(name) != _checksum(array)), None):
@@ -211,10 +212,14 @@ def _calibrated(source: Source, arrays: Arrays, activations: str, threads: int) 
 
 
 def _keep(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:
+    from clearhead.engine.arrays import ALIGNMENT
+
     path = _kept_path(source, dtype, activations)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not _has_room(sum(array.nbytes for array in arrays.values()), path):
         return
+    # Arrays of whole cache lines come first, so that each of them begins at one when the file is mapped.
+    arrays = dict(sorted(arrays.items(), key=lambda item: item[1].nbytes % ALIGNMENT != 0))
     infos = {name: TensorInfo(array.shape, np.dtype(array.dtype).name) for name, array in arrays.items()}
     metadata = {
         "settings": _settings(source, dtype),

@@ -13,8 +13,7 @@ import platform
 from typing import NamedTuple
 
 from clearhead.errors import InputError
-
-ENVIRONMENT_VARIABLE = "CLEARHEAD_KERNELS"
+from clearhead.utils.jit import KERNELS_VARIABLE
 
 
 class Variant(NamedTuple):
@@ -84,7 +83,7 @@ def choose() -> Variant:
         InputError: if CLEARHEAD_KERNELS names a variant that does not exist or that the CPU cannot run.
     """
     available = runnable()
-    name = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    name = os.environ.get(KERNELS_VARIABLE, "")
     if not name:
         return available[0]
     for variant in VARIANTS:
@@ -92,12 +91,12 @@ def choose() -> Variant:
             if variant not in available:
                 missing = ", ".join(sorted(variant.features - cpu_features()))
                 raise InputError(
-                    f"{ENVIRONMENT_VARIABLE} is {name}, and this CPU ({platform.machine()}) lacks {missing}; "
+                    f"{KERNELS_VARIABLE} is {name}, and this CPU ({platform.machine()}) lacks {missing}; "
                     f"it can run {', '.join(one.name for one in available)}."
                 )
             return variant
     raise InputError(
-        f"{ENVIRONMENT_VARIABLE} is {name!r}, which is no kernel variant; "
+        f"{KERNELS_VARIABLE} is {name!r}, which is no kernel variant; "
         f"there are {', '.join(one.name for one in VARIANTS)}."
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pickle
 import re
 import sys
@@ -68,9 +69,15 @@ class _CompileNotice(event.Listener):
 _IMPORT = re.compile(r"^from (clearhead[\w.]*) import (.+)$", re.MULTILINE)
 
 
+KERNELS_VARIABLE = "CLEARHEAD_KERNELS"
+"""The environment variable that chooses a variant of the kernels, see `engine/variants.py`."""
+
+
 @cache
 def source_digest(module: str) -> str:
     """Return a hash of a module's source, the clearhead modules that it imports, theirs in turn, and Numba's version.
+
+    A variant of the kernels that was chosen by hand counts too, as it is compiled from the same source.
 
     Imports inside functions and blocks do not count: nothing that is compiled comes from there.
     """
@@ -85,7 +92,7 @@ def source_digest(module: str) -> str:
         for package, names in _IMPORT.findall(source.decode("utf-8")):
             candidates = [package, *(f"{package}.{word}" for word in re.findall(r"\w+", names))]
             waiting += [candidate for candidate in candidates if candidate in sys.modules]
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {os.environ.get(KERNELS_VARIABLE, '')}".encode())
     for name in sorted(sources):
         digest.update(hashlib.sha256(sources[name]).digest())
     return digest.hexdigest()[:24]

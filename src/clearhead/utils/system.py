@@ -1,4 +1,4 @@
-"""Where Clearhead keeps what it need not make again, and how much of the machine it may use. No Numba here."""
+"""The cache folder, and how much of the machine the process may use. No Numba here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder for things that can be made again: CLEARHEAD_CACHE, or the user's cache folder. It may not exist."""
-    if told := os.environ.get("CLEARHEAD_CACHE"):
-        return Path(told).expanduser()
+    """Return the cache folder: CLEARHEAD_CACHE, or the user's. It may not exist."""
+    if chosen := os.environ.get("CLEARHEAD_CACHE"):
+        return Path(chosen).expanduser()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: those of its affinity, and no more than a container's limit allows."""
+    """Return how many cores this process may use, by its affinity and by a container's limit."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = _quota()
@@ -30,7 +30,7 @@ def usable_cores() -> int:
 
 
 def _quota() -> float | None:
-    """Cores that a container may use (cgroup version 2, then 1); None for no limit."""
+    """Return the cores that a container may use (cgroup version 2, then 1); None for no limit."""
     with contextlib.suppress(OSError, ValueError):
         most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if most == "max" else int(most) / int(period)
@@ -42,7 +42,7 @@ def _quota() -> float | None:
 
 
 def free_memory() -> int | None:
-    """Bytes that a process may still take, by the system and by a container's limit; None where nobody tells."""
+    """Return the bytes of memory that are free, by the system and by a container's limit; None if unknown."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -127,7 +127,7 @@ def _header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> b
         header[name] = {"dtype": _DTYPE_NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # so that the data is aligned
+    text += b" " * (-(8 + len(text)) % 64)  # so that the data begins at a cache line
     return len(text).to_bytes(8, "little") + text
 
 

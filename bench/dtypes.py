@@ -1,6 +1,6 @@
-"""What each weight format of the compiled engine costs in quality: perplexity, and KL divergence to float32.
+"""Measure what each dtype of the compiled engine costs in quality: perplexity, and KL divergence to float32.
 
-    python bench/formats.py --model MODEL_FOLDER TEXT_FILE...
+    python bench/dtypes.py --model MODEL_FOLDER TEXT_FILE...
 
 Texts are cut into windows of the context length, one after another, as `clearhead evaluate` does. A line
 `<|endoftext|>` in a file separates documents.
@@ -18,10 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 import clearhead
+from clearhead import weights
 from clearhead.data.documents import encode_documents
+from clearhead.engine.store import open_runner
+from clearhead.loading import bundled
 from clearhead.utils.progress import Progress
 
-DTYPES = ("bfloat16", "int8", "int4")
+CHOICES = (("bfloat16", "16bit"), ("int8", "16bit"), ("int8", "8bit"), ("int4", "16bit"), ("int4", "8bit"))
+"""The dtypes, and how activations are rounded for them."""
 Array = npt.NDArray[np.floating]
 
 
@@ -68,33 +72,40 @@ def log_softmax(logits: Array) -> Array:
 
 
 def main() -> None:
-    """Reads the arguments, measures, prints."""
+    """Read the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--model", help="a folder, or a name on the hub; the bundled model if left out")
     parser.add_argument("--tokens", type=int, default=20_000, help="of each file")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8", "int4"])
     arguments = parser.parse_args()
 
-    def load(form: str) -> clearhead.GPT:
-        return clearhead.load(arguments.model, backend="engine", dtype=form, threads=arguments.threads)
-
-    exact, others = load("float32"), {form: load(form) for form in DTYPES}
-    print(f"{'file':<26}{'format':<10}{'perplexity':>11}{'change':>9}{'KL, nats':>11}{'same first':>12}")
+    exact = clearhead.load(arguments.model, backend="engine", threads=arguments.threads)
+    source = weights.open(bundled() if arguments.model is None else arguments.model)
+    others = {
+        choice: open_runner(source, choice[0], arguments.threads, choice[1])
+        for choice in CHOICES
+        if choice[0] in arguments.dtypes
+    }
+    print(
+        f"{'file':<24}{'dtype':<10}{'activations':<12}{'perplexity':>11}{'change':>9}{'KL, nats':>11}{'same first':>12}"
+    )
     for file in arguments.files:
-        costs = {form: Cost() for form in ("float32", *DTYPES)}
+        costs = {choice: Cost() for choice in (("float32", "float32"), *others)}
         with Progress(file.name, arguments.tokens) as progress:
             for ids in windows(file, exact, arguments.tokens):
                 given, targets = [int(id) for id in ids[:-1]], ids[1:]
                 reference = log_softmax(exact.runner.logits(given))
-                costs["float32"].add(reference, reference, targets)
-                for form, gpt in others.items():
-                    costs[form].add(log_softmax(gpt.runner.logits(given)), reference, targets)
+                costs["float32", "float32"].add(reference, reference, targets)
+                for choice, runner in others.items():
+                    costs[choice].add(log_softmax(runner.logits(given)), reference, targets)
                 progress.advance(len(targets))
-        base = costs["float32"].perplexity
-        for form, cost in costs.items():
+        base = costs["float32", "float32"].perplexity
+        for (dtype, activations), cost in costs.items():
             print(
-                f"{file.name[-24:]:<26}{form:<10}{cost.perplexity:>11.4f}{cost.perplexity / base - 1:>+9.3%}"
+                f"{file.name[-22:]:<24}{dtype:<10}{activations:<12}{cost.perplexity:>11.4f}"
+                f"{cost.perplexity / base - 1:>+9.3%}"
                 f"{cost.divergence / cost.tokens:>11.6f}{cost.same_first / cost.tokens:>12.2%}",
                 flush=True,
             )
