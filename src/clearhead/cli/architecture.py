@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clearhead.cli.options import flatten
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +30,28 @@ Examples:
 _ENDINGS = (".svg", ".png", ".mmd", ".json")
 
 
+@dataclass(frozen=True)
+class ChartOptions:
+    """How the chart looks."""
+
+    lang: Annotated[str, typer.Option("--lang", help="The language of the labels: en or zh.")] = "en"
+    theme: Annotated[
+        str, typer.Option("--theme", help="Colours: light, dark, or auto to follow the reader's screen.")
+    ] = "auto"
+    layout: Annotated[
+        str, typer.Option("--layout", help="page (two columns), slide (three), or column (one, for a narrow screen).")
+    ] = "page"
+
+    def __post_init__(self) -> None:
+        from clearhead.anatomy.architecture.words import CHART
+
+        if self.lang not in CHART:
+            raise InputError(f"--lang is {self.lang!r}; the languages are {', '.join(CHART)}.")
+
+
+@flatten
 def architecture(
+    options: ChartOptions,
     source: Annotated[
         str,
         typer.Argument(
@@ -45,32 +68,22 @@ def architecture(
     svg: Annotated[bool, typer.Option("--svg", help="Print the chart as SVG.")] = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print the chart for Mermaid.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every fact and tensor as JSON.")] = False,
-    lang: Annotated[str, typer.Option("--lang", help="Language of the words: en or zh.")] = "en",
-    theme: Annotated[
-        str, typer.Option("--theme", help="Colours: light, dark, or auto for those of the reader's screen.")
-    ] = "auto",
-    layout: Annotated[
-        str, typer.Option("--layout", help="page (two columns), slide (three), or column (one, for a narrow screen).")
-    ] = "page",
 ) -> None:
     """Draw the architecture of any decoder-only transformer, and say how it differs from GPT-2.
 
     Llama, Qwen, Gemma, Mistral, Phi, GPT-NeoX, OPT, Falcon, GPT-OSS and others: which tensors there are, their shapes,
     how they are connected, and how many parameters each part has. Only a config.json or a file's header is read.
     """
-    from clearhead.anatomy.architecture.words import CHART
     from clearhead.cli.console import notice, write_file
     from clearhead.cli.model_argument import model_path
     from clearhead.weights.architecture import read_architecture
 
-    if lang not in CHART:
-        raise InputError(f"--lang is {lang!r}; the languages are {', '.join(CHART)}.")
     ending = _ending(out, svg=svg, mermaid=mermaid, as_json=as_json)
     models = [read_architecture(model_path(name)) for name in (source, compare) if name is not None]
     if not ending:
-        _print(models, lang)
+        _print(models, options.lang)
         return
-    drawn = _draw(models, ending, lang, theme, layout)
+    drawn = _draw(models, ending, options)
     if out is None:
         typer.echo(drawn, nl=False)
     else:
@@ -93,7 +106,7 @@ def _ending(out: Path | None, **flags: bool) -> str:
     return ending
 
 
-def _draw(models: list[Architecture], ending: str, lang: str, theme: str, layout: str) -> str | bytes:
+def _draw(models: list[Architecture], ending: str, options: ChartOptions) -> str | bytes:
     from clearhead.anatomy.architecture.chart import architecture_diagram
     from clearhead.anatomy.architecture.text import architecture_json
     from clearhead.anatomy.diagram.mermaid import diagram_mermaid
@@ -104,15 +117,15 @@ def _draw(models: list[Architecture], ending: str, lang: str, theme: str, layout
     if ending == ".json":
         values: Any = [architecture_json(model) for model in models]
         return json.dumps(values if len(models) > 1 else values[0], indent=1) + "\n"
-    figures = [architecture_diagram(model, lang) for model in models]
+    figures = [architecture_diagram(model, options.lang) for model in models]
     if ending == ".mmd":
         if len(figures) > 1:
             raise InputError("Mermaid draws one chart at a time; leave out --compare, or write a .svg.")
         return diagram_mermaid(figures[0])
-    if ending == ".png" and theme == "auto":
-        theme = "light"  # pixels cannot follow the reader's screen
-    drawn = [diagram_svg(figure, theme, layout if len(figures) == 1 else "column") for figure in figures]
-    picture = drawn[0] if len(drawn) == 1 else side_by_side(drawn, lang)
+    theme = "light" if ending == ".png" and options.theme == "auto" else options.theme  # pixels cannot follow a screen
+    layout = options.layout if len(figures) == 1 else "column"
+    drawn = [diagram_svg(figure, theme, layout) for figure in figures]
+    picture = drawn[0] if len(drawn) == 1 else side_by_side(drawn, options.lang)
     return png(picture) if ending == ".png" else picture
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from clearhead.cli.options import flatten
+from clearhead.errors import InputError
 
 if TYPE_CHECKING:
     from clearhead.training.recipe import Recipe
@@ -41,33 +44,46 @@ Out = Annotated[Path, typer.Option(help="The run's folder: checkpoints, metrics 
 Corpus = Annotated[
     Path | None, typer.Option(help="Where the tokenized texts are stored for reuse. OUT/corpus if left out.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")]
-AutoResume = Annotated[
-    bool,
-    typer.Option(
-        "--auto-resume",
-        help="Continue from the newest checkpoint in OUT if there is one, and start otherwise: the same command "
-        "survives a restart by torchrun or a cluster.",
-    ),
-]
-FindLr = Annotated[
-    bool, typer.Option("--find-lr", help="Search for a learning rate with a hundred steps, and do not train.")
-]
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Where training starts."""
+
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")] = False
+    auto_resume: Annotated[
+        bool,
+        typer.Option(
+            "--auto-resume",
+            help="Continue from the newest checkpoint in OUT if there is one, and start otherwise: the same command "
+            "survives a restart by torchrun or a cluster.",
+        ),
+    ] = False
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Search for a learning rate with a hundred steps, and do not train.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if (self.resume or self.auto_resume) and self.find_lr:
+            raise InputError("--find-lr starts from new weights; leave out --resume.")
+        if self.resume and self.auto_resume:
+            raise InputError("--resume needs a checkpoint and --auto-resume does not; give one of them.")
+
+
 Device = Annotated[
     str, typer.Option(help="Train on this device: cpu, cuda, mps; auto takes cuda if there is one, else cpu.")
 ]
 Dtype = Annotated[str, typer.Option(help="The dtype of the saved weights: float32, float16, bfloat16.")]
 
 
+@flatten
 def train(
+    start_from: StartOptions,
     recipe: RecipeFile = None,
     *,
     data: Data = None,
     out: Out,
     corpus: Corpus = None,
-    resume: Resume = False,
-    auto_resume: AutoResume = False,
-    find_lr: FindLr = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
@@ -84,20 +100,16 @@ def train(
 
     A line <|endoftext|> separates the documents in a text file.
     """
-    from clearhead.errors import InputError
     from clearhead.training import train as training
     from clearhead.training.memory import keep_freed_memory
     from clearhead.training.run_folder import RECIPE, read_origin
 
-    if (resume or auto_resume) and find_lr:
-        raise InputError("--find-lr starts from new weights; leave out --resume.")
-    if resume and auto_resume:
-        raise InputError("--resume needs a checkpoint and --auto-resume does not; give one of them.")
+    resuming = start_from.resume or start_from.auto_resume
     start = None
-    from_text = recipe is not None and data is None and not (resume or auto_resume) and recipe.suffix != ".toml"
+    from_text = recipe is not None and data is None and not resuming and recipe.suffix != ".toml"
     if recipe is not None and from_text:
         data = recipe.parent
-    if resume:
+    if start_from.resume:
         before = read_origin(out)
         start = before.start if recipe is None else None
         recipe, data, corpus = recipe or out / RECIPE, data or before.data, corpus or before.corpus
@@ -108,13 +120,13 @@ def train(
     if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
         chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))
     keep_freed_memory()
-    if find_lr:
+    if start_from.find_lr:
         rates = training.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
         for key, rate in rates.items():
             print(f"{key} = {rate:.2g}")
         print(f"The curve is in {out / 'find_lr.svg'}.")
         return
-    how: bool | Literal["auto"] = "auto" if auto_resume else resume
+    how: bool | Literal["auto"] = "auto" if start_from.auto_resume else start_from.resume
     folder = training.train(chosen, data, out, corpus_folder=corpus, resume=how, device=device, dtype=dtype)
     names = chosen.finetune is not None and chosen.finetune.kind == "classes"
     print(
