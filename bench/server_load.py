@@ -1,7 +1,7 @@
 """Measure a server under load: tokens per second in all, and the time to the first token.
 
     python bench/server_load.py --users 1 8 32 -- clearhead serve --port 8123
-    python bench/server_load.py --url http://127.0.0.1:8080 --users 8       # any server with OpenAI's API, running already
+    python bench/server_load.py --url http://127.0.0.1:8080 --users 8   # any running server with OpenAI's API
 
 Each user sends the next request as soon as the last one is answered. All requests are streamed and greedy, and end
 after the same number of tokens, which the server's own counts confirm.

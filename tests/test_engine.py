@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from clearhead.config import GPTConfig
 from clearhead.engine import cache as engine_cache
+from clearhead.engine import forward
 from clearhead.engine import pool as engine_pool
 from clearhead.engine.attention import PAGE
 from clearhead.engine.building import build, weights_of
@@ -207,7 +208,7 @@ def test_an_interrupted_call_leaves_a_runner_that_works(what: str, monkeypatch: 
     ids = _ids(140, 101)
     slot = runner.open()
     first = runner.extend([(slot, ids[:3])])
-    begun = engine_pool.worker_loop
+    begun = forward.worker_loop
 
     def interrupted(*arguments: Any) -> Any:
         if arguments[0] != 0:
