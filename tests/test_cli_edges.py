@@ -124,3 +124,12 @@ def test_usage_errors_say_what_was_meant(words: list[str], hint: str) -> None:
 
 def test_hidden_options_are_not_suggested() -> None:
     assert b"--demo" not in call("generate", "a", "--dem").stderr
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_said_and_does_no_harm(compiled_engine: None) -> None:
+    result = run("generate", "Once", "-n", "3", "--seed", "1", env={"CLEARHEAD_CACHE": "/dev/null/cache"})
+    assert result.returncode == 0
+    assert result.stdout == run("generate", "Once", "-n", "3", "--seed", "1").stdout
+    sentence = "/dev/null/cache cannot be written, so every run compiles; set CLEARHEAD_CACHE"
+    assert sentence in result.stderr.decode()

@@ -57,9 +57,25 @@ class _CompileNotice(event.Listener):
         if not self._printed:
             self._printed = True
             print(self._text, file=sys.stderr, flush=True)
+            if not _can_write(folder := cache_folder()):
+                print(
+                    f"clearhead: {folder} cannot be written, so every run compiles; set CLEARHEAD_CACHE to a folder "
+                    "that can be written.",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def on_end(self, event: Any) -> None:
         """Do nothing at the end."""
+
+
+def _can_write(folder: Path) -> bool:
+    """Return whether files can be created in a folder, which is created if it does not exist."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 # --------------------------------------------------------------------------------------------------------------
