@@ -160,6 +160,8 @@ def open_tokenizer(argument: str | None) -> Tokenizer:
     from clearhead.weights.formats.tensorflow import index_in
     from clearhead.weights.schemes.huggingface import weights_in
 
+    if argument == "bundled" and not Path(argument).exists():
+        argument = None
     path = bundled() if argument is None else Path(argument).expanduser()
     if argument is not None and not path.exists():
         if is_gpt2_name(argument):
