@@ -1,6 +1,6 @@
-"""What pyproject.toml cannot say: the chapters of docs/tour go into the wheel, as clearhead/tour/chapters.
+"""What pyproject.toml cannot say: the tour's chapters and the recipes go into the wheel.
 
-An editable installation reads them where they are.
+An editable installation reads them from docs/tour and recipes/.
 """
 
 import shutil
@@ -9,16 +9,19 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+COPIES = {"docs/tour": "tour/chapters", "recipes": "training/recipes"}
 
-class BuildWithTour(build_py):
-    """Copies the packages as ever, and the tour with them."""
+
+class BuildWithTexts(build_py):
+    """Copy the packages, and the folders of texts beside them."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            place = Path(self.build_lib, "clearhead", "tour", "chapters")
-            shutil.rmtree(place, ignore_errors=True)
-            shutil.copytree("docs/tour", place)
+            for source, target in COPIES.items():
+                folder = Path(self.build_lib, "clearhead", target)
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.copytree(source, folder)
 
 
-setup(cmdclass={"build_py": BuildWithTour})
+setup(cmdclass={"build_py": BuildWithTexts})

@@ -372,3 +372,14 @@ def test_one_text_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "short.txt").write_text("too short")
     error = CliRunner().invoke(make_app(), ["train", "short.txt", "--out", "other"]).exception
     assert isinstance(error, ClearheadError) and "too few to learn from" in str(error)
+
+
+def test_recipes_that_come_along_have_names(tmp_path: Path) -> None:
+    from clearhead.training.text_recipe import bundled_recipe
+
+    for file in (Path(__file__).parent.parent / "recipes").glob("*.toml"):
+        assert bundled_recipe(file.stem) == file
+    assert bundled_recipe("nothing") is None
+    arguments = ["train", "storyteller", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    error = CliRunner().invoke(make_app(), arguments).exception
+    assert isinstance(error, ClearheadError) and "tinystories_train.txt" in str(error)

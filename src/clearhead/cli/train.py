@@ -33,8 +33,9 @@ Examples:
 RecipeFile = Annotated[
     Path | None,
     typer.Argument(
-        help="A recipe: a TOML file with the model, the texts and the training; or, without --data, a text file, "
-        "with defaults that suit its size. With --resume, OUT's own."
+        help="A recipe: a TOML file with the model, the texts and the training, or the name of one that comes along "
+        "(storyteller, instructions, classes, shakespeare_char); or, without --data, a text file, with defaults that "
+        "suit its size. With --resume, OUT's own."
     ),
 ]
 Data = Annotated[
@@ -103,9 +104,12 @@ def train(
     from clearhead.training import train as training
     from clearhead.training.memory import keep_freed_memory
     from clearhead.training.run_folder import RECIPE, read_origin
+    from clearhead.training.text_recipe import bundled_recipe
 
     resuming = start_from.resume or start_from.auto_resume
     start = None
+    if recipe is not None and not recipe.exists():
+        recipe = bundled_recipe(str(recipe)) or recipe
     from_text = recipe is not None and data is None and not resuming and recipe.suffix != ".toml"
     if recipe is not None and from_text:
         data = recipe.parent

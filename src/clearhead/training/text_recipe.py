@@ -1,4 +1,4 @@
-"""A recipe for one text file: defaults that suit its size."""
+"""Recipes without writing one: those that come with Clearhead, and one for a text file that suits its size."""
 
 from __future__ import annotations
 
@@ -91,3 +91,12 @@ evaluate_every = {max(50, steps // 8)}
 evaluate_windows = 32
 checkpoint_every = {max(50, steps // 4)}
 """
+
+
+def bundled_recipe(name: str) -> Path | None:
+    """Return the file of a recipe that comes with Clearhead, such as "storyteller"; None if there is none."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parents[2] / "recipes"):  # in a wheel, in a clone
+        if (file := folder / f"{name}.toml").is_file():
+            return file
+    return None
