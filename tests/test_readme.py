@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -82,3 +83,10 @@ def test_both_pages_are_short_and_show_the_same_commands() -> None:
         assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) < 150
         verbs.append([words[0] for words in commands(page)])
     assert verbs[0] == verbs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_runs(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(example), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) >= 2
