@@ -178,7 +178,7 @@ def test_wrapped_lines_keep_the_text_and_the_width(text: str) -> None:
     text = " ".join(text.split())
     lines = wrap(text, 10, 60)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert all(text_width(line.rstrip("，。"), 10) <= 60 or " " not in line.strip() for line in lines)
+    assert all(text_width(line.rstrip("，。 "), 10) <= 60 or " " not in line.strip() for line in lines)
 
 
 def test_a_png_is_twice_the_size_of_its_svg() -> None:

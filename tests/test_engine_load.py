@@ -282,11 +282,19 @@ def test_the_engine_imports_no_torch(folder: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("variant", [*(variant.name for variant in runnable()), "no features"])
 def test_every_variant_that_this_cpu_can_run(folder: Path, variant: str, dtype: str) -> None:
-    """Token by token gives the bits of the whole text, and all variants agree to rounding."""
+    """Token by token gives the bits of the whole text, and all variants agree to rounding.
+
+    int4 is rounded for each kind of activations from texts of its own, so two variants are as near to float32 as each
+    other, and not to each other.
+    """
     environment = {"NUMBA_CPU_NAME": "generic"} if variant == "no features" else {"CLEARHEAD_KERNELS": variant}
     expected = _logits_of(clearhead.load(folder, dtype=dtype))
     found = _run(folder, dtype, **environment)[0]
-    assert np.abs(found - expected).max() < (1e-5 if dtype == "float32" else 0.1 * expected.std())
+    if dtype == "int4":
+        exact = _logits_of(clearhead.load(folder))
+        assert np.square(found - exact).mean() < 4 * np.square(expected - exact).mean() < 0.5 * exact.var()
+    else:
+        assert np.abs(found - expected).max() < (1e-5 if dtype == "float32" else 0.1 * expected.std())
 
 
 def _logits_of(gpt: GPT) -> np.ndarray:

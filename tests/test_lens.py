@@ -228,7 +228,7 @@ def test_an_unknown_name_is_answered_with_what_there_is(gpt: GPT, name: str, sen
 
 @pytest.mark.parametrize(
     ("ids", "sentence"),
-    [([], "no tokens"), ([1] * 65, "65 tokens, but the model reads 64"), ([97], "token id 97"), ([-1], "contains -1")],
+    [([], "no tokens"), ([1] * 65, "65 tokens, but the model reads 64"), ([97], "token 97"), ([-1], "contains -1")],
 )
 def test_a_text_that_cannot_run_is_refused(gpt: GPT, ids: list[int], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):

@@ -82,8 +82,7 @@ def print_report(source: ResolvedModel, report: Report, random: bool) -> None:
     console.print(
         f"Kernels: {VARIANT.name}, vectors of {32 * VARIANT.lanes} bits, {VARIANT.activations} activations for int8 "
         f"and int4; tiles of {VARIANT.float_tokens} tokens (float32), {VARIANT.pair_tokens} (16bit), "
-        f"{VARIANT.group_tokens} (8bit). CLEARHEAD_KERNELS can choose {others or 'no other'} here.",
-        soft_wrap=True,
+        f"{VARIANT.group_tokens} (8bit). CLEARHEAD_KERNELS can choose {others or 'no other'} here."
     )
     console.print(f"Memory is read at {median:.1f} GB/s (at best {best / 1e9:.1f}).", soft_wrap=True)
     for table in (_alone(report), _together(report), _needs(report)):
