@@ -9,6 +9,44 @@ import filelock
 import pytest
 from command_line import run
 
+SLOW_MODULES = {
+    "test_bulk.py",
+    "test_cli.py",
+    "test_cli_edges.py",
+    "test_corpus.py",
+    "test_engine_load.py",
+    "test_fuzz.py",
+    "test_page.py",
+    "test_page_server.py",
+    "test_scoring.py",
+    "test_server.py",
+    "test_surprisal.py",
+    "test_tokenizer.py",
+    "test_tokenizer_family.py",
+    "test_tokenizer_gpt2.py",
+    "test_tokenizer_settings.py",
+    "test_tour.py",
+    "test_training.py",
+    "test_training_distributed.py",
+    "test_training_safety.py",
+    "test_verification.py",
+    "test_walk.py",
+    "test_weights_cli.py",
+    "test_weights_convert.py",
+    "test_weights_hub.py",
+    "test_weights_official.py",
+    "test_weights_verify.py",
+    "test_without_torch.py",
+}
+"""Modules that start processes or browsers, compile, or train: `make check` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of the slow modules."""
+    for item in items:
+        if item.path.name in SLOW_MODULES:
+            item.add_marker(pytest.mark.slow)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach the programs that tests start: a shell that runs tests in the background has them ignore it."""

@@ -79,7 +79,12 @@ class OpenPage:
 
     def finish(self) -> None:
         """Wait until the model is idle."""
+        self.tab.wait_for_timeout(100)  # what a click starts may begin a little later
         self.tab.wait_for_selector("#run:enabled")
+
+    def wait_for_tokens(self, n: int) -> None:
+        """Wait until the text has n tokens."""
+        self.tab.wait_for_function("n => document.querySelectorAll('#tokens .token').length === n", arg=n)
 
     def check(self) -> None:
         """Check that nothing went wrong and nothing was requested."""
@@ -278,10 +283,10 @@ def test_the_text_goes_on_and_back_and_branches(fresh: OpenPage, gpt: GPT) -> No
     assert "".join(first) == f"Once upon a time{expected}"
     assert tab.inner_text("#status") == "Generated 12 tokens."
     tab.click("#undo")
-    fresh.finish()
+    fresh.wait_for_tokens(len(first) - 12)
     assert "".join(texts(fresh)) == "Once upon a time"
     tab.click("#redo")
-    fresh.finish()
+    fresh.wait_for_tokens(len(first))
     assert texts(fresh) == first
     tab.click("#tokens .token >> nth=8")
     tab.wait_for_selector("#distribution button.taken")
