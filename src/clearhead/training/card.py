@@ -22,13 +22,6 @@ def model_card(
     """
     m, t = recipe.model, recipe.training
     classes = recipe.finetune is not None and recipe.finetune.kind == "classes"
-    header = sorted({score for values in scores.values() for score in values})
-    results = [
-        "| held-out text | " + " | ".join(score_label(score) for score in header) + " |",
-        "|---" * (len(header) + 1) + "|",
-    ]
-    for text, values in scores.items():
-        results.append(f"| {text} | " + " | ".join(f"{values[s]:.4f}" if s in values else "" for s in header) + " |")
     return f"""---
 library_name: clearhead
 pipeline_tag: {"text-classification" if classes else "text-generation"}
@@ -48,7 +41,7 @@ A GPT-2 with {facts["parameters"]:,} parameters: {m.n_layers} blocks, {m.n_heads
 
 ## Results
 
-{chr(10).join(results) if scores else "Nothing was held out."}
+{_score_table(scores) if scores else "Nothing was held out."}
 
 ## Training
 
@@ -72,6 +65,18 @@ The folder is a Hugging Face model: `transformers` opens it with
 {recipe.text.strip()}
 ```
 """
+
+
+def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a Markdown table of scores, with a row for each held-out text."""
+    header = sorted({score for values in scores.values() for score in values})
+    results = [
+        "| held-out text | " + " | ".join(score_label(score) for score in header) + " |",
+        "|---" * (len(header) + 1) + "|",
+    ]
+    for text, values in scores.items():
+        results.append(f"| {text} | " + " | ".join(f"{values[s]:.4f}" if s in values else "" for s in header) + " |")
+    return "\n".join(results)
 
 
 def score_label(score: str) -> str:
