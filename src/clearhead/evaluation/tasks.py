@@ -182,7 +182,7 @@ def evaluate_wikitext(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
 def _sliding(gpt: GPT, text: str, original: str, options: TaskOptions, task: str) -> TaskResult:
     scorer = _Scorer(gpt, options)
     if options.limit is not None:
-        raise InputError(f"the task {task} has one text, so there is no limit of items; leave the limit out.")
+        raise InputError(f"--limit counts items, but the task {task} is one text; leave --limit out.")
     if not text.strip():
         raise InputError("the file has no text; give one with some.")
     end = scorer.tokenizer.end_of_text

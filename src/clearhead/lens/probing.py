@@ -61,7 +61,7 @@ def train_probe(
             recognize a text again. Each example is its own group by default.
         held_out: the share of groups that is held out.
         penalty: on the squared weights, relative to the mean loss.
-        seed: for the choice of what is held out.
+        seed: decides which groups are held out.
 
     Raises:
         InputError: if the numbers of examples differ, there are fewer than two classes, or nothing is left to learn
