@@ -9,7 +9,7 @@ BIN         := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP         := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check lint format fuzz test-machines clean
+.PHONY: demo test check fast lint format fuzz test-machines clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/clearhead generate --demo
@@ -17,8 +17,11 @@ demo: $(VENV)/.installed
 test: lint
 	$(PYTEST) -n 2 --cov --cov-report=term:skip-covered
 
-# Before every commit: a minute at most.
-check: lint
+# Before every commit: a minute at most, the types and the tests side by side.
+check: $(VENV)/.installed-test
+	@$(MAKE) --no-print-directory --jobs 2 lint fast
+
+fast: $(VENV)/.installed-test
 	$(PYTEST) -n 2 -m "not slow" -x
 
 lint: $(VENV)/.installed-test

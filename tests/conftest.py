@@ -10,16 +10,21 @@ import pytest
 from command_line import run
 
 SLOW_MODULES = {
+    "test_book_chapters.py",
     "test_bulk.py",
     "test_cli.py",
     "test_cli_edges.py",
+    "test_compression.py",
     "test_corpus.py",
     "test_engine_load.py",
     "test_fuzz.py",
+    "test_output_format.py",
     "test_page.py",
     "test_page_server.py",
     "test_scoring.py",
     "test_server.py",
+    "test_server_limits.py",
+    "test_server_load.py",
     "test_surprisal.py",
     "test_tokenizer.py",
     "test_tokenizer_family.py",
@@ -28,6 +33,7 @@ SLOW_MODULES = {
     "test_tour.py",
     "test_training.py",
     "test_training_distributed.py",
+    "test_training_record.py",
     "test_training_safety.py",
     "test_verification.py",
     "test_walk.py",
@@ -39,6 +45,11 @@ SLOW_MODULES = {
     "test_without_torch.py",
 }
 """Modules that start processes or browsers, compile, or train: `make check` leaves them out."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the slow modules when their tests are left out."""
+    return True if config.option.markexpr == "not slow" and collection_path.name in SLOW_MODULES else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

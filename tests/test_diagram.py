@@ -410,6 +410,7 @@ def test_the_drawings_in_the_docs_are_up_to_date(name: str, lang: str) -> None:
 # --- Mermaid and pixels ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(configs(), st.sampled_from(["en", "zh"]), st.text(max_size=20))
 @settings(deadline=None, max_examples=40)
 def test_mermaid_is_well_formed(config: GPTConfig, lang: str, name: str) -> None:

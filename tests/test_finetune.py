@@ -125,6 +125,7 @@ def test_it_learns_and_leaves_an_ordinary_folder(folder: Path, kind: str, more: 
             assert (peer(ids).logits - gpt.model(ids)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
     out = train(recipe(folder, "classes", "lora_rank = 4"), folder, tmp_path / "run")
     peer = AutoModelForSequenceClassification.from_pretrained(out).eval()

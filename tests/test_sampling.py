@@ -229,6 +229,7 @@ def chi_square_limit(degrees: int) -> float:
     return degrees * (1 - 2 / (9 * degrees) + 4.265 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vary", ["position", "sample index", "seed"])
 @pytest.mark.parametrize("filtered", [False, True])
 def test_frequencies_are_the_distribution(vary: str, filtered: bool) -> None:

@@ -36,6 +36,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
     return GGUFFile(root / "model.gguf")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1500)
 @given(seed=st.integers(0, 2**32))
 def test_keys_of_wrong_types(file: GGUFFile, seed: int) -> None:

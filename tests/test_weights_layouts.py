@@ -658,6 +658,7 @@ def test_a_folder_with_several_files(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path, "several files", "a.pth, b.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, layout: str) -> None:
     config = GPTConfig(64, 16, 128, 2, 16, qkv_bias=True, tie_weights=True)  # one stack of layers alone is 4.2 MB
