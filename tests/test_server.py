@@ -19,8 +19,7 @@ from clearhead.gpt import GPT
 from clearhead.inference.options import OPTIONS
 from clearhead.inference.scheduler import Limits
 from clearhead.server import ServerSettings
-from clearhead.server.chat import STOP, write_conversation
-from clearhead.server.schemas import Message
+from clearhead.tokenizer.conversation import ChatMessage, ConversationFormat
 
 pytest_plugins = ["server_fixtures"]
 
@@ -164,9 +163,11 @@ def test_chat_continues_a_plain_text(openai_client: openai.OpenAI, tiny_gpt: GPT
         {"role": "system", "content": "A."},
         {"role": "user", "content": [{"type": "text", "text": "it"}]},
     ]
-    text = write_conversation([Message.model_validate(one) for one in messages])
-    assert text == "A.\n\nUser: it\nAssistant:"
-    expected = alone(tiny_gpt, text, seed=3, max_new_tokens=12, stop=[STOP]).text or ""
+    assert tiny_gpt.tokenizer is not None
+    plain = ConversationFormat(tiny_gpt.tokenizer)
+    text = plain.text([ChatMessage("system", "A."), ChatMessage("user", "it")])
+    assert text == "A.\n\nUser: it\nAssistant:" and plain.stop == ("\nUser:",)
+    expected = alone(tiny_gpt, text, seed=3, max_new_tokens=12, stop=plain.stop).text or ""
     sent: dict[str, Any] = {"model": "clearhead", "messages": messages, "seed": 3, "max_completion_tokens": 12}
     found = openai_client.chat.completions.create(**sent, logprobs=True, top_logprobs=2)
     assert found.choices[0].message.content == expected.lstrip(" ")
@@ -185,6 +186,7 @@ def test_models_tokens_health_metrics_and_schema(
 ) -> None:
     assert tiny_gpt.tokenizer is not None
     (model,) = openai_client.models.list().data
+    assert model.to_dict()["base_model"] is True and "not trained to chat" in str(model.to_dict()["description"])
     assert model.id == openai_client.models.retrieve("clearhead").id == "clearhead"
     with pytest.raises(openai.NotFoundError, match="not served here") as raised:
         openai_client.completions.create(model="gpt-4", prompt="a")

@@ -24,6 +24,7 @@ from clearhead.server.problems import ProblemError, error_object, problem_of, to
 from clearhead.server.schemas import SamplingRequest
 from clearhead.server.settings import ServerSettings
 from clearhead.tokenizer import Tokenizer
+from clearhead.tokenizer.conversation import ConversationFormat
 
 if TYPE_CHECKING:
     from clearhead.config import GPTConfig
@@ -49,6 +50,7 @@ class Service:
         metrics: of the server.
         fingerprint: changes with the model, its dtype and Clearhead's version.
         created: when the model was loaded, in seconds since 1970.
+        conversation: how the model reads a chat.
     """
 
     gpt: GPT
@@ -57,6 +59,7 @@ class Service:
     metrics: Metrics
     fingerprint: str
     created: int
+    conversation: ConversationFormat
 
     @property
     def config(self) -> GPTConfig:

@@ -27,6 +27,7 @@ from clearhead.server.metrics import Metrics
 from clearhead.server.problems import JSON, ProblemError, add_handlers
 from clearhead.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from clearhead.server.settings import ServerSettings
+from clearhead.tokenizer.conversation import ConversationFormat
 from clearhead.version import __version__
 
 log = logging.getLogger("clearhead.server")
@@ -57,13 +58,17 @@ class ModelState:
 
         Raises:
             InputError: if it has no tokenizer.
+            TokenizerError: if its chat template is not valid.
         """
         if gpt.tokenizer is None:
             raise InputError(
                 "the model has no tokenizer, and a server needs one; put tokenizer.json next to the weights."
             )
         scheduler = Scheduler(gpt.runner, gpt.tokenizer, self.settings.limits)
-        self.service = Service(gpt, scheduler, self.settings, self.metrics, _fingerprint(gpt), int(time.time()))
+        conversation = ConversationFormat(gpt.tokenizer)
+        self.service = Service(
+            gpt, scheduler, self.settings, self.metrics, _fingerprint(gpt), int(time.time()), conversation
+        )
 
     def ready(self) -> Service:
         """Return what answers requests.
@@ -86,6 +91,7 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
 
     Raises:
         InputError: if the model has no tokenizer.
+        TokenizerError: if its chat template is not valid.
     """
     settings = settings or ServerSettings()
     state = ModelState(settings)
@@ -143,7 +149,7 @@ def _add_routes(app: FastAPI, state: ModelState) -> None:
 
     @app.post("/v1/chat/completions", responses=errors)
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
-        """Continue a conversation, written as plain text."""
+        """Continue a conversation, written by the model's chat template, or as plain text if it has none."""
         return await chat(state.ready(), body, http)
 
     @app.get("/", include_in_schema=False)
@@ -208,17 +214,24 @@ def _add_tokenizer_routes(app: FastAPI, state: ModelState) -> None:
         name = None if end is None else service.tokenizer.token_bytes(end).decode("utf-8", "replace")
         special = {"eos_token": name, "bos_token": name, "pad_token": name, "eos_token_id": end}
         size = service.tokenizer.vocab_size
-        return JSON({**special, "chat_template": None, "vocab_size": size, "max_length": service.config.context_length})
+        template = service.tokenizer.chat_template
+        return JSON(
+            {**special, "chat_template": template, "vocab_size": size, "max_length": service.config.context_length}
+        )
 
 
 def _model(service: Service) -> dict[str, object]:
+    chat = service.conversation.has_template
     return {
         "id": service.settings.model_name,
         "object": "model",
         "created": service.created,
         "owned_by": "clearhead",
         "max_model_len": service.config.context_length,
-        "description": "A GPT-2: a base model that continues text.",
+        "base_model": not chat,
+        "description": "A GPT-2 with a chat template of its own."
+        if chat
+        else "A GPT-2: a base model that continues text. It was not trained to chat; conversations are plain text to it.",
     }
 
 

@@ -1,16 +1,6 @@
-"""`POST /v1/chat/completions`, for clients that speak only chat.
+"""`POST /v1/chat/completions`: a conversation, written by the model's chat template or as plain text.
 
-GPT-2 is a base model: it continues text and was not trained to follow instructions. A conversation is written as a
-plain text that it can continue:
-
-    The system message.
-
-    User: the first question
-    Assistant: the first answer
-    User: the second question
-    Assistant:
-
-The answer ends where the model begins a new turn of the user.
+`clearhead.tokenizer.conversation` says how.
 """
 
 from __future__ import annotations
@@ -20,25 +10,14 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import Request as HTTPRequest
 from starlette.responses import Response
 
+from clearhead.errors import InputError
 from clearhead.inference.requests import Request
 from clearhead.inference.scheduler import Ticket
 from clearhead.server.answers import Service, event_stream, merged, sampling_options, submit, timed, usage, watched
 from clearhead.server.problems import JSON, ProblemError
 from clearhead.server.schemas import ChatRequest, Message
 from clearhead.server.token_texts import TokenNames, chat_logprob
-
-_ROLES = {"user": "User", "assistant": "Assistant"}
-STOP = "\nUser:"
-
-
-def write_conversation(messages: Sequence[Message]) -> str:
-    """Return a conversation as the text that the model continues."""
-    parts = []
-    for message in messages:
-        text = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
-        role = _ROLES.get(message.role)
-        parts.append(f"{role}: {text}\n" if role else f"{text}\n\n")
-    return "".join(parts) + "Assistant:"
+from clearhead.tokenizer.conversation import ChatMessage
 
 
 async def chat(service: Service, body: ChatRequest, http: HTTPRequest) -> Response:
@@ -67,18 +46,41 @@ def _request(service: Service, body: ChatRequest) -> Request:
         raise ProblemError(400, "stream_options needs stream to be true.", "stream_options")
     if (body.n or 1) > service.settings.max_choices:
         raise ProblemError(400, f"n is {body.n}; this server gives up to {service.settings.max_choices} texts.", "n")
-    ids = service.encode(write_conversation(body.messages))
+    ids = _prompt(service, body.messages)
     limit = body.max_completion_tokens or body.max_tokens
     service.room(len(ids), limit or 1, "messages")
     options = sampling_options(service, body)
-    options["stop"] = (*options["stop"], STOP)  # type: ignore[misc]
+    options["stop"] = (*options["stop"], *service.conversation.stop)  # type: ignore[misc]
     room = service.config.context_length - len(ids) + 1
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return Request(ids, **options, max_new_tokens=limit or room, n=body.n or 1, logprobs=logprobs)  # type: ignore[arg-type]
 
 
+def _prompt(service: Service, messages: Sequence[Message]) -> list[int]:
+    """Return the tokens of a conversation.
+
+    Raises:
+        ProblemError: if it cannot be written or encoded.
+    """
+    written = [
+        ChatMessage(
+            message.role,
+            message.content if isinstance(message.content, str) else "".join(part.text for part in message.content),
+        )
+        for message in messages
+    ]
+    try:
+        return service.conversation.encode(written)
+    except InputError as error:
+        raise ProblemError(400, str(error), "messages") from None
+    except UnicodeError:
+        raise ProblemError(
+            400, "a message contains half of a surrogate pair; send valid Unicode.", "messages"
+        ) from None
+
+
 class _ChatAnswer:
-    """The response to one body, whole or in chunks. The space after `Assistant:` is not part of the answer."""
+    """The response to one body, whole or in chunks."""
 
     def __init__(self, service: Service, body: ChatRequest, ticket: Ticket) -> None:
         self._service, self._body, self._ticket = service, body, ticket
@@ -87,12 +89,13 @@ class _ChatAnswer:
     def whole(self) -> dict[str, object]:
         """Return the response, after all events."""
         samples = [one.result() for one in self._ticket.continuations]
+        beginning = self._service.conversation.strip_beginning
         return {
             **self._service.envelope("chatcmpl", "chat.completion"),
             "choices": [
                 {
                     "index": sample.index,
-                    "message": {"role": "assistant", "content": (sample.text or "").lstrip(" "), "refusal": None},
+                    "message": {"role": "assistant", "content": beginning(sample.text or ""), "refusal": None},
                     "logprobs": None
                     if sample.logprobs is None
                     else {"content": [chat_logprob(self._names, one) for one in sample.logprobs], "refusal": None},
@@ -122,7 +125,7 @@ class _ChatAnswer:
                     begun[index] = False
                     yield chunk(index, {"role": "assistant", "content": ""})
                 generated += event.token is not None
-                text = event.text if begun[index] else event.text.lstrip(" ")
+                text = event.text if begun[index] else self._service.conversation.strip_beginning(event.text)
                 begun[index] |= bool(text)
                 if event.logprob is not None:
                     logprobs = {"content": [chat_logprob(self._names, event.logprob)], "refusal": None}

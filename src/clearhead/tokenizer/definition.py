@@ -21,6 +21,9 @@ ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The roles of special tokens, by the names that `transformers` gives them."""
 
+CHAT_TEMPLATE_KEY = "chat_template"
+"""The setting that holds a model's chat template."""
+
 
 def added_token(
     content: str,

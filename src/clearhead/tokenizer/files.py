@@ -162,7 +162,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         TokenizerError: if it is missing, broken or something else.
     """
-    text = _read_text(path)
+    text = read_text_file(path)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -181,7 +181,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_text(path: Path) -> str:
+def read_text_file(path: Path) -> str:
+    """Read a text file in UTF-8.
+
+    Raises:
+        TokenizerError: if it cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except OSError as error:
@@ -197,7 +202,7 @@ def _read_text(path: Path) -> str:
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Read the merges of a `merges.txt` or `vocab.bpe`, in order."""
     merges = []
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text_file(path).split("\n"), 1):
         line = line.rstrip("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue
@@ -219,7 +224,7 @@ def write_folder(
     definition: Definition,
     vocabulary: Mapping[str, int],
     end: str | None,
-    named_tokens: Mapping[str, str],
+    settings: Mapping[str, str],
 ) -> None:
     """Write a tokenizer into a folder, so that `read_folder` and `transformers` open it with the same ids.
 
@@ -228,7 +233,7 @@ def write_folder(
         definition: the tokenizer.
         vocabulary: every token, with those that were added.
         end: the token that ends a text; None if there is none.
-        named_tokens: the special tokens with a role, by role.
+        settings: what else `tokenizer_config.json` says: the special tokens with a role, the chat template.
 
     Raises:
         TokenizerError: if the folder cannot be written.
@@ -242,7 +247,7 @@ def write_folder(
         if added := {t["content"]: vocabulary[t["content"]] for t in definition["added_tokens"]}.keys() - vocab.keys():
             by_id = sorted(added, key=vocabulary.__getitem__)
             files["added_tokens.json"] = json.dumps({t: vocabulary[t] for t in by_id}, ensure_ascii=False) + "\n"
-    config = _tokenizer_config(definition, end, named_tokens) | {
+    config = _tokenizer_config(definition, end, settings) | {
         "added_tokens_decoder": {
             str(vocabulary[token["content"]]): {name: value for name, value in token.items() if name != "id"}
             for token in definition["added_tokens"]
@@ -259,7 +264,7 @@ def write_folder(
         ) from None
 
 
-def _tokenizer_config(definition: Definition, end: str | None, named_tokens: Mapping[str, str]) -> dict[str, Any]:
+def _tokenizer_config(definition: Definition, end: str | None, settings: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings with which `transformers` opens the saved files and finds the same ids."""
     # Its GPT-2 class adds <|endoftext|> if no end of text is given; the general class adds nothing.
     gpt2 = end is not None and is_byte_level_bpe(definition)
@@ -272,7 +277,7 @@ def _tokenizer_config(definition: Definition, end: str | None, named_tokens: Map
         config["add_prefix_space"] = pre_tokenizer.get("add_prefix_space", True)
     if gpt2:
         config |= {"bos_token": end, "unk_token": end}
-    config |= named_tokens
+    config |= settings
     if end is not None:
         config["eos_token"] = end
     return config

@@ -6,6 +6,7 @@ The rules are those of `transformers`, whose classes wrote the files:
   token in its `added_tokens_decoder`.
 - Without that, `special_tokens_map.json` names the special tokens, and `added_tokens.json` has the tokens that were
   added to the vocabulary.
+- A chat template is in `chat_template.jinja`, or in `tokenizer_config.json`, which may have several by name.
 - A named token that the vocabulary lacks is added to it.
 - A token that is added gets the next free id, as in the `tokenizers` library.
 """
@@ -19,6 +20,7 @@ from typing import Any
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer.definition import (
     ADDED_TOKEN_FLAGS,
+    CHAT_TEMPLATE_KEY,
     END_OF_TEXT,
     NAMED_TOKENS,
     Definition,
@@ -26,12 +28,13 @@ from clearhead.tokenizer.definition import (
     special_token,
     vocabulary_of,
 )
-from clearhead.tokenizer.files import read_json_object
+from clearhead.tokenizer.files import read_json_object, read_text_file
 from clearhead.tokenizer.validation import MAX_ID
 from clearhead.utils.text import shown
 
 _EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 _MAX_ADDED_TOKENS = 100_000
+_CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 class TokenizerSettings:
@@ -63,6 +66,18 @@ class TokenizerSettings:
     def named_tokens(self) -> dict[str, str]:
         """The special tokens with a role, such as `pad_token`, by role."""
         return {name: entry["content"] for name, entry in self._named.items()}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template: of a file of its own, or of the settings; the default one if there are several."""
+        path = self._folder / _CHAT_TEMPLATE_FILE
+        if path.is_file():
+            return read_text_file(path)
+        found = self._config.get(CHAT_TEMPLATE_KEY)
+        if isinstance(found, list):
+            named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+            found = named.get("default")
+        return found if isinstance(found, str) else None
 
     def apply(self, definition: Definition) -> None:
         """Complete a definition as `transformers` does when it opens the folder.

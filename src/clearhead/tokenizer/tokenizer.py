@@ -21,6 +21,7 @@ from clearhead.tokenizer.backends import (
 )
 from clearhead.tokenizer.byte_letters import LETTER_OF_BYTE, byte_of_fallback_token, bytes_of_tokens
 from clearhead.tokenizer.definition import (
+    CHAT_TEMPLATE_KEY,
     END_OF_TEXT,
     Definition,
     added_token,
@@ -58,6 +59,7 @@ class Tokenizer:
         special_tokens: the tokens that a text gives only with `special=True`, and their ids.
         added_tokens: other tokens that were added to the vocabulary and are found in every text, and their ids.
         named_tokens: the special tokens with a role, by `transformers`' names for the roles, such as `pad_token`.
+        chat_template: how the model reads a conversation, in Jinja; None for a base model.
     """
 
     vocab_size: int
@@ -65,16 +67,19 @@ class Tokenizer:
     special_tokens: dict[str, int]
     added_tokens: dict[str, int]
     named_tokens: dict[str, str]
+    chat_template: str | None
 
     def __init__(
         self,
         definition: Definition,
         end_of_text: int | None = None,
         named_tokens: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Called by the constructors below, with a definition that they have checked."""
         self._definition = definition
         self.named_tokens = dict(named_tokens or {})
+        self.chat_template = chat_template
         self._backend: Backend = choose_backend(definition)
         vocabulary = self._backend.vocabulary
         self.special_tokens = dict(self._backend.special_tokens)
@@ -129,7 +134,7 @@ class Tokenizer:
         definition = read_folder(folder)
         settings = TokenizerSettings(folder)
         settings.apply(definition)
-        opened = cls(definition, named_tokens=settings.named_tokens)
+        opened = cls(definition, named_tokens=settings.named_tokens, chat_template=settings.chat_template)
         opened.end_of_text = settings.end_of_text(definition, opened._backend.vocabulary)
         return opened
 
@@ -251,7 +256,7 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, end_of_text={self.end_of_text})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._definition, self.end_of_text, self.named_tokens)
+        return type(self), (self._definition, self.end_of_text, self.named_tokens, self.chat_template)
 
     # --- encoding --------------------------------------------------------------------------------
 
@@ -449,4 +454,5 @@ class Tokenizer:
             TokenizerError: if the folder cannot be written.
         """
         end = None if self.end_of_text is None else self._names[self.end_of_text]
-        write_folder(folder, self._definition, self._backend.vocabulary, end, self.named_tokens)
+        template = {} if self.chat_template is None else {CHAT_TEMPLATE_KEY: self.chat_template}
+        write_folder(folder, self._definition, self._backend.vocabulary, end, self.named_tokens | template)
