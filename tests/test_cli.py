@@ -729,10 +729,7 @@ def test_demo_writes_a_story_and_says_what_to_try(model: Path, monkeypatch: pyte
         assert call(*shlex.split(command)).returncode == 0, command
 
 
-def test_bundled_and_the_sizes_are_names_of_models_everywhere() -> None:
-    from clearhead.cli.model_argument import model_path
-
+def test_bundled_is_the_name_of_a_model_everywhere() -> None:
     assert call("tokenize", "-m", "bundled", "Hi", "--ids").stdout == call("tokenize", "Hi", "--ids").stdout
     assert call("weights", "inspect", "bundled").returncode == 0
     assert call("generate", "Hi", "-m", "bundled", "-n", "1").returncode == 0
-    assert (model_path("124M"), model_path("1558M"), model_path("owner/name")) == ("gpt2", "gpt2-xl", "owner/name")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,11 +158,7 @@ class GPTConfig:
             ConfigError: if a key is unknown (the message names the nearest) or missing, or a value is out of range.
         """
         fields = {f.name: f for f in dataclasses.fields(cls)}
-        for key in values:
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise ConfigError(f"{key!r} is not a setting of a GPT-2{hint}; the settings are {', '.join(fields)}.")
+        _check_keys(values)
         missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
         if missing:
             raise ConfigError(f"the config lacks {', '.join(missing)}; give each a whole number.")
@@ -274,16 +271,7 @@ class GPTConfig:
         Raises:
             ConfigError: if the file cannot be read, is not JSON, or does not describe a GPT-2.
         """
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise ConfigError(f"{path} could not be read ({error.strerror}); give the path of a JSON file.") from None
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not JSON ({error}); a model's config was expected there.") from None
-        if not isinstance(values, dict):
-            kind = type(values).__name__
-            raise ConfigError(f"{path} contains a JSON {kind}; an object with a model's settings was expected.")
+        values = _read_object(path := Path(path))
         if "n_vocab" in values:
             return cls.from_openai(values)
         if "emb_dim" in values:
@@ -294,6 +282,82 @@ class GPTConfig:
                 "(Hugging Face's n_embd, OpenAI's n_vocab, or the book's emb_dim)."
             )
         return cls.from_huggingface(values)
+
+
+ConfigLike = GPTConfig | Mapping[str, Any] | str | os.PathLike[str]
+"""What a user may give as a config: one, some of its settings by name, a released size, a JSON file, or JSON itself."""
+
+
+def parse_config(given: ConfigLike) -> GPTConfig | Mapping[str, Any]:
+    """Return a whole config, or the settings that replace those that the weights' own files say.
+
+    Args:
+        given: a config; a mapping with some of the book's keys, such as `{"n_heads": 3}`, also as JSON text; a released
+            size; or a JSON file (Hugging Face's, OpenAI's, or with some of the book's keys).
+
+    Raises:
+        ConfigError: if it is none of them, or a key is unknown (the message names the nearest).
+    """
+    if isinstance(given, GPTConfig):
+        return given
+    if isinstance(given, Mapping):
+        return _check_keys(given)
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(
+            f"the config is a {type(given).__name__}; give a GPTConfig, a mapping such as {{'n_heads': 3}}, a size, or "
+            "the path of a JSON file."
+        )
+    text = os.fspath(given)
+    if text.lstrip().startswith("{"):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"the config {text[:60]!r} is not JSON ({error}); give one as in {_EXAMPLE}.") from None
+        return _check_keys(values)
+    path = Path(text).expanduser()
+    if not path.exists():
+        if not text.endswith(".json"):
+            return GPTConfig.named(text)
+        raise ConfigError(f"the config {text} does not exist; give a JSON file, a size, or settings as in {_EXAMPLE}.")
+    path = path / "config.json" if path.is_dir() else path
+    values = _read_object(path)
+    return _check_keys(values) if values.keys() & _own_keys() else GPTConfig.from_file(path)
+
+
+_EXAMPLE = "'{\"n_heads\": 3}'"
+
+
+def _own_keys() -> list[str]:
+    # Hugging Face's files have vocab_size too, and `qkv_bias` from `to_huggingface`, so these say nothing about a file.
+    return [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "qkv_bias")]
+
+
+def _check_keys(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings whose names are a config's.
+
+    Raises:
+        ConfigError: if a name is unknown; the message names the nearest.
+    """
+    known = [field.name for field in dataclasses.fields(GPTConfig)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ConfigError(f"{key!r} is not a setting of a GPT-2{hint}; the settings are {', '.join(known)}.")
+    return values
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path} could not be read ({error.strerror}); give the path of a JSON file.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}); a model's config was expected there.") from None
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise ConfigError(f"{path} contains a JSON {kind}; an object with a model's settings was expected.")
+    return values
 
 
 def _shown(value: object) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.errors import InputError, WeightsError
+from clearhead.config import ConfigLike
+from clearhead.errors import InputError
 from clearhead.gpt import GPT, check_vocabulary
 from clearhead.utils.packages import need_torch
+from clearhead.weights.location import bundled as bundled
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +33,13 @@ def load(
     activations: str | None = None,
     cache_tokens: int | None = None,
     revision: str | None = None,
+    config: ConfigLike | None = None,
 ) -> GPT:
     """Open a model: its weights, its config and its tokenizer.
 
     Args:
-        source: a folder, a file of weights, or a name on the hub; None for the model that comes with Clearhead.
+        source: a folder, a file of weights, or a name on the hub; None, or "bundled", for the model that comes with
+            Clearhead.
         backend: "engine", compiled code for the CPU; "torch"; or "auto": the engine if the device is the CPU and it
             supports the dtype, PyTorch otherwise.
         device: as PyTorch names it: "cpu", "cuda", "cuda:1", "mps".
@@ -47,6 +50,8 @@ def load(
             what suits the CPU (see docs/engine.md).
         cache_tokens: the most tokens in the engine's key/value cache, of all sequences together; no limit by default.
         revision: of a model on the hub, its branch, tag or commit.
+        config: the model's shape, if the files do not say all of it: a `GPTConfig`, a released size, a JSON file, or
+            some of its settings, such as {"n_heads": 3}.
 
     Raises:
         InputError: if the backend, device or dtype is not available here, or there is not enough memory.
@@ -63,7 +68,7 @@ def load(
     torch_device = find_device(device) if chosen == "torch" else None
     from clearhead import weights
 
-    opened = weights.open(bundled() if source is None else source, revision=revision)
+    opened = weights.open(bundled() if source is None else source, config=config, revision=revision)
     tokenizer = opened.tokenizer()
     check_vocabulary(opened.config, tokenizer)
     companions = opened.companions
@@ -102,21 +107,6 @@ def _backend(backend: str, device: str, dtype: str) -> str:
             f"{', '.join(DTYPES[backend])}."
         )
     return backend
-
-
-def bundled() -> Path:
-    """Return the folder of the model that comes with Clearhead.
-
-    Raises:
-        WeightsError: if this installation has none.
-    """
-    folder = Path(__file__).parent / "bundled"
-    if not (folder / "config.json").is_file():
-        raise WeightsError(
-            "this installation of Clearhead has no bundled model; "
-            "give a model's folder or its name on the hub, such as 'gpt2'."
-        )
-    return folder
 
 
 def find_device(name: str) -> torch.device:

@@ -26,7 +26,8 @@ def main() -> None:
     try:
         import clearhead
 
-        runner = clearhead.load(job["model"], backend="engine", dtype=job["dtype"], threads=job["threads"]).runner
+        settings = {name: job[name] for name in ("config", "dtype", "threads")}
+        runner = clearhead.load(job["model"], backend="engine", **settings).runner
         if job["task"] == "first token":
             slot = runner.open()
             say(first=int(runner.extend([(slot, list(range(min(16, runner.config.context_length))))])[0].argmax()))

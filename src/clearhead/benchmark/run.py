@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import statistics
@@ -144,7 +145,7 @@ def benchmark(
     work = Workload.of(config, quick)
     formats = []
     for dtype in dtypes:
-        job = {"model": model, "dtype": dtype, "threads": threads, "quick": quick}
+        job = {"model": model, "config": dataclasses.asdict(config), "dtype": dtype, "threads": threads, "quick": quick}
         advance(0, f"{dtype}, preparing")
         for _ in _lines({**job, "task": "first token"}):
             pass  # compiles, and keeps compiled code and weights on disk, if that was not done before

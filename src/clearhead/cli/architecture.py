@@ -75,11 +75,9 @@ def architecture(
     how they are connected, and how many parameters each part has. Only a config.json or a file's header is read.
     """
     from clearhead.cli.console import notice, write_file
-    from clearhead.cli.model_argument import model_path
-    from clearhead.weights.architecture import read_architecture
 
     ending = _ending(out, svg=svg, mermaid=mermaid, as_json=as_json)
-    models = [read_architecture(model_path(name)) for name in (source, compare) if name is not None]
+    models = [_read(name) for name in (source, compare) if name is not None]
     if not ending:
         _print(models, options.lang)
         return
@@ -89,6 +87,23 @@ def architecture(
     else:
         write_file(out, drawn)
         notice(f"wrote {out}.")
+
+
+def _read(name: str) -> Architecture:
+    """Return the architecture of a file, a folder, `bundled`, or a released size."""
+    from clearhead.anatomy.architecture.families import architecture_from_config
+    from clearhead.config import HUB_NAMES, RELEASED
+    from clearhead.weights.architecture import read_architecture
+    from clearhead.weights.location import bundled, is_on_disk
+
+    if is_on_disk(name):
+        return read_architecture(name)
+    if name == "bundled":
+        return read_architecture(bundled())
+    size = HUB_NAMES.get(name.removeprefix("openai-community/"), name)
+    if size in RELEASED:
+        return architecture_from_config(RELEASED[size].to_huggingface(), f"GPT-2 {size}")
+    return read_architecture(name)
 
 
 def _ending(out: Path | None, **flags: bool) -> str:

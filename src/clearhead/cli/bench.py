@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clearhead.cli.console import write_json
-from clearhead.errors import InputError
+from clearhead.cli.options import Config
+from clearhead.config import HUB_NAMES, RELEASED
+from clearhead.errors import HubError, InputError
 
 if TYPE_CHECKING:
     from clearhead.cli.model_argument import ResolvedModel
@@ -48,6 +51,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, inclu
 
 def bench(
     model: Model = None,
+    config: Config = None,
     dtype: Dtype = None,
     random: Random = False,
     threads: Threads = None,
@@ -66,7 +70,6 @@ def bench(
     from clearhead.cli.bench_report import print_report, report_as_json
     from clearhead.cli.model_argument import resolve_model
     from clearhead.engine.dtypes import DTYPES
-    from clearhead.loading import bundled
     from clearhead.utils.progress import Progress
     from clearhead.utils.system import usable_cores
 
@@ -76,7 +79,9 @@ def bench(
             raise InputError(f"--dtype is {name!r}; the dtypes are {', '.join(DTYPES)}.")
     if threads is not None and threads < 1:
         raise InputError(f"--threads is {threads}; give a whole number of at least 1.")
-    source = resolve_model(str(bundled()) if model is None else model)
+    source = resolve_model(model or "bundled", config)
+    if source.weights is None and not random and model in {*RELEASED, *HUB_NAMES}:
+        source = _fetched(source, str(model), config)
     threads = threads or usable_cores()
     total = steps(source.config, dtypes, quick)
     weights = random_model(source.config, dtypes, threads) if random else contextlib.nullcontext(_weights_of(source))
@@ -86,6 +91,17 @@ def bench(
         write_json(report_as_json(source, report, random), indent=2)
     else:
         print_report(source, report, random)
+
+
+def _fetched(shape: ResolvedModel, name: str, config: str | None) -> ResolvedModel:
+    """Return a released size with its weights, which are downloaded if they are not in the cache."""
+    from clearhead.cli.model_argument import open_weights
+
+    try:
+        opened = open_weights(name, config=config)
+    except HubError as error:
+        raise HubError(f"{error} Or add --random to measure random weights of the shape of {name}.") from None
+    return replace(shape, config=opened.config, weights=opened)
 
 
 def _weights_of(source: ResolvedModel) -> Path:

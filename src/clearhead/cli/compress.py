@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearhead.cli.console import write_file
-from clearhead.cli.options import Model
+from clearhead.cli.options import Config, Model
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", h
 Dtype = Annotated[str, typer.Option(help="The dtype of the weights in memory; float32 compresses best.")]
 
 
-def compress(file: Input, output: Output = None, model: Model = None, dtype: Dtype = "float32") -> None:
+def compress(
+    file: Input, output: Output = None, model: Model = None, config: Config = None, dtype: Dtype = "float32"
+) -> None:
     """Compress a file with a model: text that the model predicts well becomes small.
 
     The same model on a processor with the same arithmetic is needed to get the file back; anything else is refused.
@@ -37,7 +39,7 @@ def compress(file: Input, output: Output = None, model: Model = None, dtype: Dty
     from clearhead.utils.progress import Progress
 
     data = _read(file)
-    compressor = _compressor(model, dtype)
+    compressor = _compressor(model, config, dtype)
     with Progress(f"compressing {file.name}", None) as progress:
         done = 0
 
@@ -53,7 +55,9 @@ def compress(file: Input, output: Output = None, model: Model = None, dtype: Dty
     print(f"{target}: {len(container):,} bytes of {len(data):,}, {bits:.3f} bits per byte")
 
 
-def decompress(file: Input, output: Output = None, model: Model = None, dtype: Dtype = "float32") -> None:
+def decompress(
+    file: Input, output: Output = None, model: Model = None, config: Config = None, dtype: Dtype = "float32"
+) -> None:
     """Restore a file that `clearhead compress` made."""
     from clearhead.evaluation.compression import read_container
     from clearhead.utils.progress import Progress
@@ -65,22 +69,21 @@ def decompress(file: Input, output: Output = None, model: Model = None, dtype: D
     target = output or file.with_suffix("")
     if output is None and target.exists():
         raise InputError(f"{target} exists already; give another name with -o.")
-    compressor = _compressor(model, dtype)
+    compressor = _compressor(model, config, dtype)
     with Progress(f"decompressing {file.name}", header["tokens"]) as progress:
         data = compressor.decompress(container, progress.advance)
     write_file(target, data)
     print(f"{target}: {len(data):,} bytes")
 
 
-def _compressor(model: str | None, dtype: str) -> TextCompressor:
+def _compressor(model: str | None, config: str | None, dtype: str) -> TextCompressor:
     from clearhead import weights
-    from clearhead.cli.model_argument import load_model, model_path
+    from clearhead.cli.model_argument import load_model
     from clearhead.evaluation.compression import TextCompressor
     from clearhead.evaluation.provenance import weights_digest
-    from clearhead.loading import bundled
 
-    gpt = load_model(model, dtype=dtype, backend="engine")
-    return TextCompressor(gpt, weights_digest(weights.open(bundled() if model is None else model_path(model))), dtype)
+    gpt = load_model(model, dtype=dtype, backend="engine", config=config)
+    return TextCompressor(gpt, weights_digest(weights.open(model or "bundled", config=config)), dtype)
 
 
 def _read(file: Path) -> bytes:

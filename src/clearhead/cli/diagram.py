@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearhead.cli.console import notice, write_file
-from clearhead.cli.options import Book, ShapeSource, flatten
+from clearhead.cli.options import Book, Config, ShapeSource, flatten
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def diagram(
         ),
     ] = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flow chart.")] = False,
+    config: Config = None,
     book: Book = False,
 ) -> None:
     """Draw the architecture of a GPT-2.
@@ -77,9 +78,9 @@ def diagram(
     from clearhead.cli.model_argument import resolve_model
 
     suffix = _suffix(out, mermaid)
-    source = resolve_model(model)
-    config = source.config.replace(qkv_bias=False, tie_weights=False) if book else source.config
-    figure = make_diagram(config, source.name, options.lang, options.batch or 0, options.tokens or 0, book)
+    source = resolve_model(model, config)
+    shape = source.config.replace(qkv_bias=False, tie_weights=False) if book else source.config
+    figure = make_diagram(shape, source.name, options.lang, options.batch or 0, options.tokens or 0, book)
     drawn = _draw(figure, suffix, options)
     if out is None:
         typer.echo(drawn, nl=False)

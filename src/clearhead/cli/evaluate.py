@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from clearhead.cli.console import notice, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Device, Json, Model, flatten
+from clearhead.cli.options import Config, Device, Json, Model, flatten
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +70,13 @@ class ResultChoice:
 
 @flatten
 def evaluate(
-    files: Files, model: Model = None, device: Device = "cpu", *, choice: TaskChoice, show: ResultChoice
+    files: Files,
+    model: Model = None,
+    config: Config = None,
+    device: Device = "cpu",
+    *,
+    choice: TaskChoice,
+    show: ResultChoice,
 ) -> None:
     """Measure a model on texts that it was not trained on.
 
@@ -79,22 +86,23 @@ def evaluate(
 
     With --task, a benchmark runs on its own files: the results follow lm-evaluation-harness and have standard errors.
     """
+    loader = partial(load_model, model, device=device, config=config)
     if choice.task is not None:
-        _run_tasks(files, model, device, choice, show)
+        _run_tasks(files, loader, choice, show)
         return
     if show.markdown or show.published or choice != TaskChoice():
         raise typer.BadParameter("--limit, --stride, --bos, --dtype, --markdown and --published need --task.")
-    _held_out(files, model, device, show.as_json)
+    _held_out(files, loader, show.as_json)
 
 
-def _held_out(files: Sequence[Path], model: str | None, device: str, as_json: bool) -> None:
+def _held_out(files: Sequence[Path], loader: partial[GPT], as_json: bool) -> None:
     import numpy as np
 
     from clearhead.data.documents import encode_documents
     from clearhead.evaluation.perplexity import evaluate_perplexity
     from clearhead.utils.progress import Progress
 
-    gpt = load_model(model, backend="torch", device=device)  # the loss is computed by the PyTorch model
+    gpt = loader(backend="torch")  # the loss is computed by the PyTorch model
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
     if not as_json:
@@ -126,19 +134,19 @@ def _held_out(files: Sequence[Path], model: str | None, device: str, as_json: bo
             )
 
 
-def _run_tasks(files: Sequence[Path], model: str | None, device: str, choice: TaskChoice, show: ResultChoice) -> None:
+def _run_tasks(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, show: ResultChoice) -> None:
     from clearhead.evaluation.published_scores import compare_published
     from clearhead.evaluation.tasks import TASKS, TaskOptions, run_task
 
     if choice.task not in TASKS:
         raise InputError(f"there is no task named {choice.task!r}; the tasks are {', '.join(TASKS)}.")
-    gpt = load_model(model, device=device, dtype=choice.dtype)
+    gpt = loader(dtype=choice.dtype)
     size = _published_size(gpt) if show.published else None
     options = TaskOptions(limit=choice.limit, stride=choice.stride, bos=choice.bos)
     for file, result in zip(files, run_task(gpt, choice.task, files, options), strict=True):
         agreements = [] if size is None else compare_published(size, result)
         if show.as_json:
-            write_json(_as_json(file, model, choice.dtype, result, agreements))
+            write_json(_as_json(file, loader.args[0], choice.dtype, result, agreements))
         else:
             (_print_markdown if show.markdown else _print_table)(result, agreements)
             if not show.markdown:

@@ -10,7 +10,7 @@ import typer
 
 from clearhead.cli.console import read_prompt, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import MODEL_PANEL, Device, Json, Model, PromptFile, flatten
+from clearhead.cli.options import MODEL_PANEL, Config, Device, Json, Model, PromptFile, flatten
 from clearhead.errors import InputError
 from clearhead.inference.options import PromptOptions
 
@@ -47,6 +47,7 @@ class LoadOptions:
     """Which model is loaded, and how."""
 
     model: Model = None
+    config: Config = None
     device: Device = "cpu"
     dtype: Annotated[
         str,
@@ -67,7 +68,14 @@ class LoadOptions:
 
     def load(self) -> GPT:
         """Load the model."""
-        return load_model(self.model, device=self.device, dtype=self.dtype, backend=self.backend, threads=self.threads)
+        return load_model(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            backend=self.backend,
+            threads=self.threads,
+            config=self.config,
+        )
 
 
 @flatten

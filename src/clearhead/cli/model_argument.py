@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.config import HUB_NAMES, RELEASED, GPTConfig
+from clearhead.config import HUB_NAMES, RELEASED, GPTConfig, parse_config
 from clearhead.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -57,8 +57,12 @@ class ResolvedModel:
         )
 
 
-def resolve_model(argument: str) -> ResolvedModel:
+def resolve_model(argument: str, config: str | None = None) -> ResolvedModel:
     """Find the model that a user names. A path that exists wins over the name of a size, and over `bundled`.
+
+    Args:
+        argument: the name.
+        config: what `--config` says about the shape of the weights.
 
     Raises:
         ConfigError: if a config does not describe a GPT-2.
@@ -66,28 +70,32 @@ def resolve_model(argument: str) -> ResolvedModel:
     """
     path = Path(argument).expanduser()
     if path.is_file() and path.suffix == ".json" and not path.name.endswith(".index.json"):
-        return ResolvedModel(path.resolve().name, GPTConfig.from_file(path))
+        return _changed(ResolvedModel(path.resolve().name, GPTConfig.from_file(path)), config)
     size = HUB_NAMES.get(argument.removeprefix("openai-community/"), argument)
     if size in RELEASED and not path.exists():
-        return ResolvedModel(f"GPT-2 {size}", RELEASED[size])
-    if argument == "bundled" and not path.exists():
-        from clearhead.loading import bundled
-
-        return _open(str(bundled()), bundled())
-    return _open(argument, path)
+        return _changed(ResolvedModel(f"GPT-2 {size}", RELEASED[size]), config)
+    return _open(argument, path, config)
 
 
-def _open(argument: str, path: Path) -> ResolvedModel:
+def _changed(model: ResolvedModel, config: str | None) -> ResolvedModel:
+    """Return a model of which only the shape is known, with the settings of `--config` in it."""
+    if config is None:
+        return model
+    given = parse_config(config)
+    return replace(model, config=given if isinstance(given, GPTConfig) else model.config.replace(**given))
+
+
+def _open(argument: str, path: Path, config: str | None) -> ResolvedModel:
     from clearhead import weights
     from clearhead.cli.console import notice
     from clearhead.weights.schemes.huggingface import weights_in
 
     try:
-        opened = weights.open(argument)
+        opened = weights.open(argument, config=config)
     except WeightsError as error:
         configs = [path / name for name in _CONFIG_FILES if (path / name).is_file()]
         if configs and weights_in(path) is None:
-            return ResolvedModel(path.resolve().name, GPTConfig.from_file(configs[0]))
+            return _changed(ResolvedModel(path.resolve().name, GPTConfig.from_file(configs[0])), config)
         if not path.exists():
             raise WeightsError(f"{error} The sizes that are known by name are {', '.join(RELEASED)}.") from None
         raise
@@ -96,7 +104,7 @@ def _open(argument: str, path: Path) -> ResolvedModel:
     return ResolvedModel(path.resolve().name if path.exists() else argument, opened.config, opened)
 
 
-def open_weights(argument: str, names_only: bool = False) -> weights.Source:
+def open_weights(argument: str, names_only: bool = False, config: str | None = None) -> weights.Source:
     """Open a model's weights and print the notes about how they were read on standard error.
 
     With `names_only`, an index is enough; its tensors cannot be read then.
@@ -104,22 +112,10 @@ def open_weights(argument: str, names_only: bool = False) -> weights.Source:
     from clearhead import weights
     from clearhead.cli.console import notice
 
-    opened = (weights.open_names if names_only else weights.open)(model_path(argument))
+    opened = (weights.open_names if names_only else weights.open)(argument, config=config)
     for note in opened.notes:
         notice(note)
     return opened
-
-
-def model_path(argument: str) -> str:
-    """Return what `weights.open` opens for the name that a user gives: `bundled`, a size, a path, a name on the hub."""
-    if Path(argument).expanduser().exists():
-        return argument
-    if argument == "bundled":
-        from clearhead.loading import bundled
-
-        return str(bundled())
-    names = {size: name for name, size in HUB_NAMES.items()}
-    return names.get(argument, argument)
 
 
 def load_model(argument: str | None, **options: Any) -> GPT:
@@ -132,7 +128,7 @@ def load_model(argument: str | None, **options: Any) -> GPT:
     from clearhead.cli.console import notice
     from clearhead.loading import load
 
-    gpt = load(None if argument is None else model_path(argument), **options)
+    gpt = load(argument, **options)
     for note in gpt.notes:
         notice(note)
     return gpt
@@ -153,17 +149,17 @@ def open_tokenizer(argument: str | None) -> Tokenizer:
     """
     from clearhead import weights
     from clearhead.cli.console import notice
-    from clearhead.loading import bundled
     from clearhead.tokenizer import Tokenizer
     from clearhead.tokenizer.files import has_tokenizer_files
     from clearhead.tokenizer.gpt2 import is_gpt2_name
     from clearhead.weights.formats.tensorflow import index_in
+    from clearhead.weights.location import bundled, is_on_disk
     from clearhead.weights.schemes.huggingface import weights_in
 
-    if argument == "bundled" and not Path(argument).exists():
+    if argument == "bundled" and not is_on_disk(argument):
         argument = None
     path = bundled() if argument is None else Path(argument).expanduser()
-    if argument is not None and not path.exists():
+    if argument is not None and not is_on_disk(argument):
         if is_gpt2_name(argument):
             return Tokenizer.gpt2()
         if not weights.looks_like_path(argument) and index_in(path) is None:

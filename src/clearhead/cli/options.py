@@ -37,6 +37,16 @@ Model = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE|SIZE|JSON",
+        help="The shape, if the weights do not say all of it: a JSON file, a size such as 124M, or settings: "
+        "'{\"n_heads\": 3}'.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Device = Annotated[str, typer.Option(help="Run on this device: cpu, cuda, mps.", rich_help_panel=MODEL_PANEL)]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clearhead.cli.options import Model
+from clearhead.cli.options import Config, Model
 from clearhead.errors import InputError
 
 EPILOG = """
@@ -26,6 +26,7 @@ _LANGUAGES = ("en", "zh")
 def page(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to write.")],
     model: Model = None,
+    config: Config = None,
     lang: Annotated[str, typer.Option("--lang", help="The language to begin with: en or zh.")] = "en",
 ) -> None:
     """Write one HTML file that contains a model and runs it in any browser, without a network.
@@ -36,12 +37,11 @@ def page(
     """
     from clearhead import weights
     from clearhead.cli.console import notice, write_file
-    from clearhead.loading import bundled
     from clearhead.web.export import page_html
 
     if lang not in _LANGUAGES:
         raise InputError(f"--lang is {lang!r}; the page speaks {' and '.join(_LANGUAGES)}.")
-    source = weights.open(bundled() if model is None else model)
-    name = "Clearhead's bundled model" if model is None else Path(model).name or model
+    source = weights.open(model or "bundled", config=config)
+    name = "Clearhead's bundled model" if model in (None, "bundled") else Path(str(model)).name or str(model)
     write_file(out, page_html(name, source.config, source.load(), source.tokenizer(), lang))
     notice(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearhead.cli.console import output, write_json
-from clearhead.cli.options import Book, flatten
+from clearhead.cli.options import Book, Config, flatten
 from clearhead.cli.workload import WorkloadOptions
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def params(
             "'bundled'. Several are compared. 124M if left out.",
         ),
     ] = None,
+    config: Config = None,
     book: Book = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the trees of parts and costs.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
@@ -57,7 +58,7 @@ def params(
 
     if as_json and markdown:
         raise typer.BadParameter("give --json or --markdown, not both.")
-    reports = [ModelReport(model, book, workload) for model in models or ["124M"]]
+    reports = [ModelReport(model, config, book, workload) for model in models or ["124M"]]
     if as_json:
         found = [report.as_json() for report in reports]
         write_json(found[0] if len(found) == 1 else found, indent=2)

@@ -22,15 +22,15 @@ _NUMBER_WIDTH = 13  # characters of such a column
 class ModelReport:
     """Everything that `clearhead params` shows about one model."""
 
-    def __init__(self, model: str, book: bool, workload: WorkloadOptions) -> None:
+    def __init__(self, model: str, config: str | None, book: bool, workload: WorkloadOptions) -> None:
         from clearhead.anatomy import CostModel
 
-        self.source: ResolvedModel = resolve_model(model)
+        self.source: ResolvedModel = resolve_model(model, config)
         self.title = self.source.name + (", as in the book" if book else "")
-        config = self.source.config
+        shape = self.source.config
         if book:
-            config = config.replace(qkv_bias=False, tie_weights=False)
-        self.costs: CostModel = CostModel(config, workload.dtype, workload.batch, workload.context or 0)
+            shape = shape.replace(qkv_bias=False, tie_weights=False)
+        self.costs: CostModel = CostModel(shape, workload.dtype, workload.batch, workload.context or 0)
         self.account: ParameterTree = self.costs.parameters
         self.checked = "" if book else self.source.check(self.account)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Model, flatten
+from clearhead.cli.options import Config, Model, flatten
 
 if TYPE_CHECKING:
     from clearhead.evaluation.surprisal import InputText, Row, SurprisalOptions, SurprisalTable
@@ -91,6 +91,7 @@ class ModelOptions:
     """The model and how it runs."""
 
     model: Model = None
+    config: Config = None
     dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory.")] = "float32"
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; as many as cores by default.")] = None
 
@@ -112,7 +113,7 @@ def score(files: Files, *, output: Output = "-", source: InputOptions, row: RowO
     columns = Columns(source.text, source.id, source.context)
     for _ in read_texts(files, columns, lines=source.lines):
         break  # fail early: a missing file or column is found before the model is loaded
-    gpt = load_model(run.model, dtype=run.dtype, threads=run.threads)
+    gpt = load_model(run.model, dtype=run.dtype, threads=run.threads, config=run.config)
     table = SurprisalTable(gpt, options)
     texts = read_texts(files, columns, lines=source.lines)
     if output == "-":
@@ -176,12 +177,10 @@ def _write(
 
 def _metadata(gpt: GPT, table: SurprisalTable, run: ModelOptions) -> dict[str, Any]:
     from clearhead import weights
-    from clearhead.cli.model_argument import model_path
     from clearhead.evaluation.provenance import weights_digest
-    from clearhead.loading import bundled
     from clearhead.version import __version__
 
-    source = weights.open(bundled() if run.model is None else model_path(run.model))
+    source = weights.open(run.model or "bundled", config=run.config)
     return {
         "model": "bundled" if run.model is None else run.model,
         "weights_sha256": weights_digest(source),

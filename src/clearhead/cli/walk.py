@@ -10,7 +10,7 @@ import typer
 
 from clearhead.cli.console import output, read_prompt, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Device, Model, PromptFile, flatten
+from clearhead.cli.options import Config, Device, Model, PromptFile, flatten
 from clearhead.errors import InputError
 from clearhead.utils.progress import busy
 
@@ -89,6 +89,7 @@ def walk(
     prompt: Prompt = None,
     file: PromptFile = None,
     model: Model = None,
+    config: Config = None,
     device: Device = "cpu",
 ) -> None:
     """Follow one prompt through a model.
@@ -101,7 +102,9 @@ def walk(
     text = read_prompt(prompt, file)
     if not text:
         raise InputError("the prompt is empty; give some text to follow.")
-    gpt = load_model(model, backend="torch", device=device)  # the PyTorch model is the one that can be watched
+    gpt = load_model(
+        model, backend="torch", device=device, config=config
+    )  # the PyTorch model is the one that can be watched
     with busy("walking through the model"):
         found = _walk(gpt, text, view, params)
     found = {"name": model, "prompt": text, **found}

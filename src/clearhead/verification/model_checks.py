@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearhead.config import RELEASED, GPTConfig
+from clearhead.config import RELEASED, ConfigLike, GPTConfig
 from clearhead.errors import TokenizerError, WeightsError
 from clearhead.gpt import GPT
 from clearhead.loading import find_device
@@ -45,7 +45,7 @@ def verify(
     source: str | os.PathLike[str] | Source,
     *,
     layout: str | None = None,
-    config: GPTConfig | None = None,
+    config: ConfigLike | None = None,
     revision: str | None = None,
     device: str = "cpu",
     text: str = TEXT,
@@ -57,7 +57,7 @@ def verify(
     Args:
         source: a folder, a file, the name of a model on the hub, or an opened model.
         layout: the naming scheme, if it cannot be recognized from the files.
-        config: the model's shape, if the files do not record it or record it wrongly.
+        config: the model's shape, or some of its settings, if the files do not record it or record it wrongly.
         revision: the branch, tag or commit of a model on the hub.
         device: where the model runs, as PyTorch names it.
         text: the text to predict; it should resemble the training data if that was not plain English.

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from clearhead.config import GPTConfig
+from clearhead.config import ConfigLike
 from clearhead.errors import ConfigError, WeightsError
 from clearhead.verification.attention_checks import check_attention
 from clearhead.verification.checks import Check, CheckFunction, Context, Verification
@@ -27,7 +27,7 @@ def verify_weights(
     source: str | os.PathLike[str] | Source,
     *,
     layout: str | None = None,
-    config: GPTConfig | None = None,
+    config: ConfigLike | None = None,
     revision: str | None = None,
     known: Mapping[str, Official] | None = None,
     more_checks: Sequence[CheckFunction] = (),
@@ -37,7 +37,7 @@ def verify_weights(
     Args:
         source: a folder, a file, the name of a model on the hub, or an opened model.
         layout: the naming scheme, if it cannot be recognized from the files.
-        config: the model's shape, if the files do not record it or record it wrongly.
+        config: the model's shape, or some of its settings, if the files do not record it or record it wrongly.
         revision: the branch, tag or commit of a model on the hub.
         known: the published models to compare with; OpenAI's by default.
         more_checks: further checks, which run in order at the end.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from clearhead.config import GPTConfig
+from clearhead.config import ConfigLike, GPTConfig
 from clearhead.errors import WeightsError
 from clearhead.weights.formats.sharded import read_index
 from clearhead.weights.formats.tensorflow import index_in
@@ -22,14 +22,14 @@ from clearhead.weights.tensors import SAVED, TensorInfo
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-def open_names(source: str | os.PathLike[str]) -> Source:
+def open_names(source: str | os.PathLike[str], *, config: ConfigLike | None = None) -> Source:
     """Open a model for its names and shapes; its index is enough if the files with the data are missing.
 
     Raises:
         HubError, WeightsError, ConfigError: as `opening.open`.
     """
     try:
-        return open(source)
+        return open(source, config=config)
     except WeightsError:
         path = Path(source).expanduser()
         if (index_in(path) is None and not path.exists()) or (found := open_index(path, str(source))) is None:

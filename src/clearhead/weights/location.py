@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 from clearhead.config import HUB_NAMES
-from clearhead.errors import WeightsError
+from clearhead.errors import HubError, WeightsError
 from clearhead.weights.formats.tensorflow import index_in
 from clearhead.weights.hub import hub
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
+"""What the name of a model on the hub looks like."""
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")
 """What names of files that hold a whole model end with."""
@@ -17,10 +20,37 @@ SINGLE_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf",
 _SUFFIXES = (*SINGLE_FILE_SUFFIXES, ".npz", ".index", ".json", ".h5", ".zip")
 
 
+def bundled() -> Path:
+    """Return the folder of the model that comes with Clearhead.
+
+    Raises:
+        WeightsError: if this installation has none.
+    """
+    folder = Path(__file__).parents[1] / "bundled"
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            "this installation of Clearhead has no bundled model; "
+            "give a model's folder or its name on the hub, such as 'gpt2'."
+        )
+    return folder
+
+
+def is_on_disk(text: str) -> bool:
+    """Return whether a name is that of a file or folder; an empty folder named like a model on the hub does not count.
+
+    Raises:
+        OSError, RuntimeError, ValueError: if it cannot be a path.
+    """
+    path = Path(text).expanduser()
+    if not text or not path.exists():
+        return False
+    return looks_like_path(text) or not path.is_dir() or any(path.iterdir())
+
+
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Return the folder or file of a model; fetch it if it is a name on the hub or a released size (`124M`).
 
-    What exists on disk takes precedence over a name on the hub.
+    What exists on disk takes precedence over `bundled`, the model that comes with Clearhead, and names on the hub.
 
     Raises:
         WeightsError: if it is a path that does not exist.
@@ -29,8 +59,10 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     text = os.fspath(source)
     try:
         path = Path(source).expanduser()
-        if text and path.exists():
+        if is_on_disk(text) or (not isinstance(source, str) and path.exists()):
             return path
+        if text == "bundled":
+            return bundled()
         if text and (index := index_in(path)):  # TensorFlow names a checkpoint by the common start of its files' names
             return index
     except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, an unknown ~user, a NUL character
@@ -43,8 +75,15 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
         near = next((parent for parent in path.parents if parent.exists()), Path())
         what = "the folder" if near.is_dir() else "the file"
         raise WeightsError(f"{text} does not exist ({what} {near.absolute()} does); give a model's folder or file.")
+    if path.exists() and not _NAME.fullmatch(text):
+        return path
     hub_names = {size: name for name, size in HUB_NAMES.items()}
-    return hub.fetch(hub_names.get(text, text), revision)
+    try:
+        return hub.fetch(hub_names.get(text, text), revision)
+    except HubError as error:
+        if path.exists():
+            raise HubError(f"the folder {text} here is empty, so it is taken for a name on the hub: {error}") from None
+        raise
 
 
 def looks_like_path(text: str) -> bool:

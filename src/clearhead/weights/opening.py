@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from clearhead.config import GPTConfig
+from clearhead.config import ConfigLike, GPTConfig, parse_config
 from clearhead.errors import WeightsError
 from clearhead.tokenizer.files import has_tokenizer_files, unread_tokenizer_files
 from clearhead.weights.formats.gguf import GGUFFile
@@ -37,7 +38,7 @@ def open(
     source: str | os.PathLike[str],
     layout: str | None = None,
     *,
-    config: GPTConfig | None = None,
+    config: ConfigLike | None = None,
     revision: str | None = None,
 ) -> Source:
     """Open a model: look at its config and at the names of its tensors, without reading data.
@@ -45,7 +46,8 @@ def open(
     Args:
         source: a folder, a file, or the name of a model on the hub; what exists on disk takes precedence.
         layout: the naming scheme, if it cannot be recognized from the files' contents.
-        config: the model's shape, if the files do not say it or say it wrongly.
+        config: the model's shape, if the files do not say it or say it wrongly: a config, a released size, a JSON
+            file, or some settings only, such as `{"n_heads": 3}`; the files say the rest then.
         revision: of a model on the hub, its branch, tag or commit.
 
     Raises:
@@ -55,14 +57,15 @@ def open(
     """
     if layout is not None and layout not in _OPENERS:
         raise WeightsError(f"there is no layout {layout!r}; the layouts are {', '.join(_OPENERS)}.")
+    given: _Given = None if config is None else parse_config(config)
     path = locate(source, revision)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise WeightsError(f"{path} is neither a file nor a folder; give the path of a weights file or of a folder.")
     if (adapter := adapters.adapter_file(path)) is not None:
-        opened = _open_adapter(adapter, config)
+        opened = _open_adapter(adapter, given)
     else:
         opener = _OPENERS[layout] if layout else next(opener for matches, opener in _DETECTORS if matches(path))
-        opened = opener(path, config)
+        opened = opener(path, given)
     found = Source(
         str(source),
         layout or opened.layout,
@@ -84,7 +87,7 @@ def convert(
     dtype: str = "float32",
     *,
     layout: str | None = None,
-    config: GPTConfig | None = None,
+    config: ConfigLike | None = None,
     revision: str | None = None,
     lossy: bool = False,
 ) -> SaveResult:
@@ -116,63 +119,89 @@ class OpenedWeights:
     query_scales: tuple[float, ...] = ()
 
 
-def _open_gguf(path: Path, config: GPTConfig | None) -> OpenedWeights:
+_Given = GPTConfig | Mapping[str, Any] | None
+"""What the user says about the shape: all of it, some settings, or nothing."""
+
+
+def _settle(
+    given: _Given, derive: Callable[[], tuple[GPTConfig, tuple[str, ...]]]
+) -> tuple[GPTConfig, tuple[str, ...]]:
+    """Return the config that the user gave, or the one that the files say with the user's settings in it; and notes."""
+    if isinstance(given, GPTConfig):
+        return given, ()
+    config, notes = derive()
+    return (config.replace(**given) if given else config), notes
+
+
+def _says_head(given: _Given) -> bool:
+    """Return whether the user says if the output head is tied."""
+    return isinstance(given, GPTConfig) or (given is not None and "tie_weights" in given)
+
+
+def _open_gguf(path: Path, given: _Given) -> OpenedWeights:
     weights = _weights_file(path)
     file = GGUFFile(weights)
-    settled, notes = (config, ()) if config else gguf.config_of(file)
-    settled, notes = _settle_head(file, "gguf", settled, notes, config is None)
+    settled, notes = _settle(given, lambda: gguf.config_of(file))
+    settled, notes = _settle_head(file, "gguf", settled, notes, not _says_head(given))
     if not has_tokenizer_files(weights.parent) and (why := gguf.why_no_tokenizer(file.keys)):
         notes = (*notes, why)
     return OpenedWeights(file, settled, weights.parent, notes, "gguf")
 
 
-def _open_llmc(path: Path, config: GPTConfig | None) -> OpenedWeights:
+def _open_llmc(path: Path, given: _Given) -> OpenedWeights:
     weights = _weights_file(path)
     file = LlmcFile(weights)
-    return OpenedWeights(file, config or file.config, weights.parent, layout="llmc")
+    settled, _ = _settle(given, lambda: (file.config, ()))
+    return OpenedWeights(file, settled, weights.parent, layout="llmc")
 
 
-def _open_onnx(path: Path, config: GPTConfig | None) -> OpenedWeights:
+def _open_onnx(path: Path, given: _Given) -> OpenedWeights:
     weights = path / onnx.MODEL_FILE if (path / onnx.MODEL_FILE).is_file() else _weights_file(path)
     file = OnnxFile(weights)
-    return OpenedWeights(file, config or file.config, weights.parent, layout="onnx")
+    settled, _ = _settle(given, lambda: (file.config, ()))
+    return OpenedWeights(file, settled, weights.parent, layout="onnx")
 
 
-def _open_openai(path: Path, config: GPTConfig | None) -> OpenedWeights:
-    file, settled, notes = openai.open_checkpoint(path, config)
+def _open_openai(path: Path, given: _Given) -> OpenedWeights:
+    file, settled, notes = openai.open_checkpoint(path, given if isinstance(given, GPTConfig) else None)
+    settled, notes = _settle(given, lambda: (settled, notes))
     return OpenedWeights(file, settled, file.path.parent, notes, "openai")
 
 
-def _open_named(path: Path, config: GPTConfig | None, layout: str | None = None) -> OpenedWeights:
+def _open_named(path: Path, given: _Given, layout: str | None = None) -> OpenedWeights:
     """Open a file (or shards) of named tensors; names and shapes decide the layout if it is not given."""
     weights = _weights_file(path)
     folder = weights.parent
     file = adapters.merge_book(huggingface.open_weights(weights), folder)
     layout = layout or recognize(file.tensors)
     if layout is None:  # in a folder with a config.json the plan says what is wrong with the names
-        if config is None and not (folder / "config.json").is_file():
+        if given is None and not (folder / "config.json").is_file():
             raise refuse_unknown(weights, file.tensors)
         layout = "huggingface"
     notes: tuple[str, ...] = ()
     state_dicts.refuse_changed(file, layout)
-    if layout == "huggingface":
-        settled = config or huggingface.config_of(file, folder)
-    elif config is not None:
-        settled, notes = state_dicts.settle_qkv_bias(file, layout, config)
+    if layout == "huggingface" and (given is None or (folder / "config.json").is_file()):
+        settled, _ = _settle(given, lambda: (huggingface.config_of(file, folder), ()))
+        says_head = True
     else:
-        settled, notes = state_dicts.config_of(file, folder, layout)
-    settled, notes = _settle_head(file, layout, settled, notes, layout != "huggingface" and config is None)
+        heads = None if given is None or isinstance(given, GPTConfig) else given.get("n_heads")
+        settled, notes = _settle(given, lambda: state_dicts.config_of(file, folder, layout, heads))
+        says_head = _says_head(given)
+    if layout != "huggingface" and given is not None:
+        settled, more = state_dicts.settle_qkv_bias(file, layout, settled)
+        notes = (*notes, *more)
+    settled, notes = _settle_head(file, layout, settled, notes, not says_head)
     if layout != "huggingface":
         return OpenedWeights(file, settled, folder, notes, layout)
     huggingface.refuse_hidden_biases(file, settled)
     return OpenedWeights(file, settled, folder, notes, layout, huggingface.query_scales(folder, settled))
 
 
-def _open_adapter(weights: Path, config: GPTConfig | None) -> OpenedWeights:
+def _open_adapter(weights: Path, given: _Given) -> OpenedWeights:
     """Open a LoRA adapter with the base model that it names; a tokenizer in the adapter's folder takes precedence."""
     name, revision = adapters.base_of(weights)
     try:
-        base = open(name, config=config, revision=revision)
+        base = open(name, config=given, revision=revision)
     except WeightsError as error:
         raise WeightsError(f"{weights.parent} is a LoRA adapter of the base model {name!r}: {error}") from None
     if base.layout != "huggingface":
@@ -248,7 +277,7 @@ def _is(kind: str) -> Callable[[Path], bool]:
     return lambda path: detect_format(_weights_file(path)) == kind
 
 
-_Opener = Callable[[Path, GPTConfig | None], OpenedWeights]
+_Opener = Callable[[Path, _Given], OpenedWeights]
 
 _OPENERS: dict[str, _Opener] = {
     "gguf": _open_gguf,

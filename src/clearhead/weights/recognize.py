@@ -21,7 +21,10 @@ from clearhead.weights.tensors import TensorInfo
 NAMED = ("huggingface", "canonical", "book", "nanogpt", "transformerlens")
 """The layouts of files that hold named tensors and nothing that tells the layout."""
 
-_GIVE_CONFIG = "put a config.json with the model's shape (n_head and the rest) into the same folder"
+_GIVE_CONFIG = (
+    'say so with --config \'{"n_heads": ...}\' (in Python: config={"n_heads": ...}), or put a config.json with the '
+    "model's shape (n_head and the rest) into the same folder"
+)
 _HEAD_WIDTH = 64  # numbers per attention head, in all released GPT-2s
 
 
@@ -108,7 +111,11 @@ def same_shape(config: GPTConfig, beside: GPTConfig) -> bool:
 
 
 def config_from_shapes(
-    path: Path, layout: str, tensors: Mapping[str, TensorInfo], beside: GPTConfig | None = None
+    path: Path,
+    layout: str,
+    tensors: Mapping[str, TensorInfo],
+    beside: GPTConfig | None = None,
+    n_heads: int | None = None,
 ) -> tuple[GPTConfig, tuple[str, ...]]:
     """Infer a model's config from the shapes of its tensors (the head as if tied); return it with notes.
 
@@ -118,6 +125,8 @@ def config_from_shapes(
         tensors: the stored tensors.
         beside: the config in the same folder; if it has the same emb_dim, layers and context, it supplies what shapes
             do not tell (heads, dropout, the norm's epsilon, the activation function).
+
+        n_heads: the number of heads, if the user says it.
 
     Raises:
         WeightsError: if a tensor that determines a size is missing, or the number of heads is unknown.
@@ -145,7 +154,8 @@ def config_from_shapes(
     flags: dict[str, Any] = {"qkv_bias": has_qkv_bias(layout, tensors), "tie_weights": True}
     if beside is not None and all(getattr(beside, name) == shape[name] for name in _SAME_SHAPE):
         return beside.replace(**shape, **flags), ()
-    heads, notes = (sizes["H"], ()) if "H" in sizes else _guess_heads(path, sizes["C"])
+    known = sizes.get("H", n_heads)
+    heads, notes = _guess_heads(path, sizes["C"]) if known is None else (known, ())
     return GPTConfig(**shape, n_heads=heads, **flags), notes
 
 

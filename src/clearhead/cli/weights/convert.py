@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearhead.cli.model_argument import model_path
-from clearhead.cli.options import WeightsSource
+from clearhead.cli.options import Config, WeightsSource
 from clearhead.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -43,10 +42,7 @@ def convert_weights(
             help="float32, float16, bfloat16, for gguf q8_0; the source's own if the layout allows it, else float32.",
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="A JSON file with the model's shape, if the source does not say all of it."),
-    ] = None,
+    config: Config = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Write the model even if the layout cannot hold every part of it.")
@@ -60,13 +56,12 @@ def convert_weights(
     """
     from clearhead import weights
     from clearhead.cli.console import notice
-    from clearhead.config import GPTConfig
     from clearhead.weights.saving import DTYPES, check
 
     check(to, dtype or DTYPES.get(to, ("float32",))[0])
     dest = dest.expanduser()
     _refuse_occupied(dest, to, force)
-    opened = weights.open(model_path(source), config=None if config is None else GPTConfig.from_file(config))
+    opened = weights.open(source, config=config)
     for note in opened.notes:
         notice(note)
     if dtype is None:

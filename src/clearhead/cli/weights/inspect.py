@@ -8,7 +8,7 @@ import typer
 
 from clearhead.cli.console import write_json
 from clearhead.cli.model_argument import open_weights, short_name
-from clearhead.cli.options import WeightsSource
+from clearhead.cli.options import Config, WeightsSource
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,7 @@ Examples:
 
 def inspect_weights(
     source: WeightsSource,
+    config: Config = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with the statistics of every tensor.")
     ] = False,
@@ -38,7 +39,7 @@ def inspect_weights(
     """
     from clearhead.weights.inspection import inspect_source
 
-    found = inspect_source(open_weights(source))
+    found = inspect_source(open_weights(source, config=config))
     if as_json:
         write_json(found.as_json(), indent=2)
     else:

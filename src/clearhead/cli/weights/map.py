@@ -9,7 +9,7 @@ import typer
 
 from clearhead.cli.console import write_json
 from clearhead.cli.model_argument import open_weights, short_name
-from clearhead.cli.options import WeightsSource
+from clearhead.cli.options import Config, WeightsSource
 from clearhead.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ Examples:
 
 def map_weights(
     source: WeightsSource,
+    config: Config = None,
     to: Annotated[
         str, typer.Option("--to", metavar="LAYOUT", help="The layout of the result; Clearhead's own if left out.")
     ] = "canonical",
@@ -52,7 +53,7 @@ def map_weights(
         raise typer.BadParameter("give only one of --mermaid, --svg and --json.")
     if to not in LAYOUTS:
         raise WeightsError(f"there is no layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
-    opened = open_weights(source, names_only=True)
+    opened = open_weights(source, names_only=True, config=config)
     chart = make_chart(opened.plan(to))
     if as_json:
         write_json({"model": opened.name, **chart.as_json()}, indent=2)

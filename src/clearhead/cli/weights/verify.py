@@ -9,8 +9,7 @@ import typer
 
 from clearhead.cli.console import notice, output, read_text, write_json
 from clearhead.cli.exit_codes import USAGE
-from clearhead.cli.model_argument import model_path
-from clearhead.cli.options import WeightsSource
+from clearhead.cli.options import Config, WeightsSource
 from clearhead.utils.packages import need_torch
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ _STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "not ap
 
 def verify_weights(
     source: WeightsSource,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every detail.")] = False,
     text: Annotated[
         Path | None,
@@ -54,7 +54,7 @@ def verify_weights(
     """
     if text is not None and not run:
         raise typer.BadParameter("--text needs a run of the model; leave out --no-run.")
-    found = _verify(source, text, run, device)
+    found = _verify(source, config, text, run, device)
     if as_json:
         write_json(found.as_json(), indent=2)
     else:
@@ -63,17 +63,16 @@ def verify_weights(
         raise typer.Exit(USAGE)
 
 
-def _verify(source: str, text: Path | None, run: bool, device: str) -> Verification:
-    path = model_path(source)
+def _verify(source: str, config: str | None, text: Path | None, run: bool, device: str) -> Verification:
     if not run:
         from clearhead.verification import verify_weights as check_weights
 
-        return check_weights(path)
+        return check_weights(source, config=config)
     need_torch("running the model (leave it out with --no-run)")
     from clearhead.verification.model_checks import verify
     from clearhead.verification.reference_text import TEXT
 
-    return verify(path, device=device, text=TEXT if text is None else read_text(None, text, "text"))
+    return verify(source, config=config, device=device, text=TEXT if text is None else read_text(None, text, "text"))
 
 
 def _print(found: Verification) -> None:

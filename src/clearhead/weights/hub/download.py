@@ -24,7 +24,7 @@ from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.formats.sstable import read_table
 from clearhead.weights.formats.tensorflow import TensorFlowFile
-from clearhead.weights.hub.folder_lock import lock_folder
+from clearhead.weights.hub.folder_lock import folder_for_download, lock_folder
 from clearhead.weights.hub.official import Official, released, tokenizer_files
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
@@ -82,8 +82,7 @@ def fetch_openai(size: str, dest: str | Path, mirrors: Sequence[str] = (OPENAI,)
             raise WeightsError(f"the mirror {base!r} is not an address; one that begins with https:// was expected.")
     folder = Path(dest).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder):
+        with folder_for_download(folder), lock_folder(folder):
             _fetch_missing(official, bases, folder)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}).") from None
@@ -165,7 +164,7 @@ def _fetch(file: DownloadFile, urls: list[str], folder: Path, progress: ByteProg
     kept = f" Its first {_size(part):,} bytes are kept: try again to continue." if _size(part) else ""
     raise HubError(
         f"{file.name} could not be downloaded: {'; '.join(failures)}. Check the network and the proxy, or give a "
-        f"mirror.{kept}"
+        f"mirror with --mirror URL (in Python: mirrors=[URL]).{kept}"
     )
 
 

@@ -14,6 +14,24 @@ LOCK_FILE = ".fetching.lock"
 
 
 @contextlib.contextmanager
+def folder_for_download(folder: Path) -> Iterator[None]:
+    """Create a folder, and remove what was created if the block fails and leaves it empty.
+
+    Raises:
+        OSError: if it cannot be created.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: what was downloaded stays for the next try
+            for path in created:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other downloads out of a folder while the block runs.
 

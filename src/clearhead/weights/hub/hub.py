@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from clearhead.errors import HubError, WeightsError
 from clearhead.tokenizer.files import TOKENIZER_FILES
 from clearhead.utils.text import printable
-from clearhead.weights.hub.folder_lock import lock_folder
+from clearhead.weights.hub.folder_lock import folder_for_download, lock_folder
 from clearhead.weights.schemes.huggingface import WEIGHT_FILES, weights_in
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def fetch_into(name: str, dest: str | os.PathLike[str], revision: str | None = N
     """
     folder = Path(dest).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder), _quiet(), _explain_failures(name, revision):
+        with folder_for_download(folder), lock_folder(folder), _quiet(), _explain_failures(name, revision):
             _fetch_missing(name, folder, revision)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}).") from None

@@ -26,13 +26,14 @@ ConfigAndNotes = tuple[GPTConfig, tuple[str, ...]]
 """A model's config, its head as if tied, and notes for the user."""
 
 
-def config_of(file: TensorFile, folder: Path, layout: str) -> ConfigAndNotes:
+def config_of(file: TensorFile, folder: Path, layout: str, heads: int | None = None) -> ConfigAndNotes:
     """Return the config of a model whose tensors are in `file`, in one of the layouts of this module.
 
     Args:
         file: the tensors, opened.
         folder: the folder that may hold a `config.json`.
-        layout: `canonical`, `book`, `nanogpt` or `transformerlens`.
+        layout: `canonical`, `book`, `nanogpt`, `transformerlens`, or `huggingface` without a `config.json`.
+        heads: the number of attention heads, if the user says it.
 
     Raises:
         WeightsError: if the shape is unknown, or the tensors are not those of a plain GPT-2.
@@ -41,7 +42,7 @@ def config_of(file: TensorFile, folder: Path, layout: str) -> ConfigAndNotes:
     beside, notes = _config_beside(folder)
     if layout == "nanogpt" and (found := _nanogpt_config(file, beside)) is not None:
         return found
-    config, inferred = config_from_shapes(file.path, layout, file.tensors, beside)
+    config, inferred = config_from_shapes(file.path, layout, file.tensors, beside, heads)
     notes = (*notes, *inferred)
     if beside is not None and same_shape(config, beside):
         return config, notes  # it states the activation function too
