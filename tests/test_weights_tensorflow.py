@@ -22,8 +22,9 @@ from clearhead import weights
 from clearhead.config import GPTConfig
 from clearhead.errors import ClearheadError, WeightsError
 from clearhead.tokenizer import Tokenizer
+from clearhead.utils.protobuf import encode_field, encode_varint
 from clearhead.weights.formats import sstable
-from clearhead.weights.formats.sstable import build_table, crc32c, encode_varint, mask, read_table, unmask
+from clearhead.weights.formats.sstable import build_table, crc32c, mask, read_table, unmask
 from clearhead.weights.formats.tensorflow import TensorFlowFile, index_bytes, write_tensorflow
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo
 
@@ -286,15 +287,14 @@ class TestRefusals:
         refused(tmp_path, "not of a GPT-2", "bert/w")
 
 
-def field(number: int, value: int | bytes) -> bytes:
-    """A field of a protocol buffer, as the format's description has it."""
-    if isinstance(value, int):
-        return encode_varint(number << 3) + encode_varint(value)
-    return encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
-
-
-HEADER = field(1, 1) + field(3, field(1, 1))
-GOOD = field(1, 1) + field(2, field(2, field(1, 3))) + field(5, 12) + b"\x35" + mask(0).to_bytes(4, "little")
+HEADER = encode_field(1, 1) + encode_field(3, encode_field(1, 1))
+GOOD = (
+    encode_field(1, 1)
+    + encode_field(2, encode_field(2, encode_field(1, 3)))
+    + encode_field(5, 12)
+    + b"\x35"
+    + mask(0).to_bytes(4, "little")
+)
 
 
 class TestIndex:
@@ -306,33 +306,33 @@ class TestIndex:
         return TensorFlowFile(path / "a.index")
 
     def test_a_good_one(self, tmp_path: Path) -> None:
-        text = field(1, 7) + field(2, b"") + field(5, 30)
+        text = encode_field(1, 7) + encode_field(2, b"") + encode_field(5, 30)
         assert self.opened(tmp_path, {b"w": GOOD, b"_CHECKPOINTABLE_OBJECT_GRAPH": text}).tensors == {
             "w": TensorInfo((3,), "float32")
         }
-        unknown = field(99, 5) + field(98, b"abc") + encode_varint(97 << 3 | 1) + bytes(8)
+        unknown = encode_field(99, 5) + encode_field(98, b"abc") + encode_varint(97 << 3 | 1) + bytes(8)
         assert "w" in self.opened(tmp_path, {b"w": GOOD + unknown}).tensors
-        assert "w" in self.opened(tmp_path, {b"w": field(1, 101) + GOOD[2:]}).tensors  # a reference to float32
+        assert "w" in self.opened(tmp_path, {b"w": encode_field(1, 101) + GOOD[2:]}).tensors  # a reference to float32
 
     @pytest.mark.parametrize(
         ("value", "words"),
         [
-            (field(1, 8) + GOOD[2:], "dtype 8"),
+            (encode_field(1, 8) + GOOD[2:], "dtype 8"),
             (b"", "dtype 0"),
-            (GOOD + field(7, b""), "slices"),
-            (GOOD + field(3, 1), "data file 1 of 1"),
-            (GOOD + field(3, 2**64 - 1), "data file"),
-            (GOOD + field(5, 16), "12 bytes, and it records 16"),
-            (GOOD + field(5, 2**63), "records 9,223"),
-            (GOOD + field(4, 2**63), "at byte 9,223"),
-            (GOOD + field(4, 4), "cut short: it has 12 bytes, and 4 of the 16"),
-            (GOOD + field(4, 2**61), "cut short"),
-            (GOOD + field(2, field(2, field(1, 2**62))), "is impossible"),
-            (GOOD + field(2, field(2, field(1, 2**64 - 1))), "is impossible"),
-            (GOOD + field(2, field(2, b"") * 40), "is impossible"),
-            (GOOD + field(2, field(3, 1)), "does not know the shape"),
-            (GOOD + field(2, 5), "the shape of 'w' is a number"),
-            (GOOD + field(4, b"abc"), "field 4 of 'w' is not a number"),
+            (GOOD + encode_field(7, b""), "slices"),
+            (GOOD + encode_field(3, 1), "data file 1 of 1"),
+            (GOOD + encode_field(3, 2**64 - 1), "data file"),
+            (GOOD + encode_field(5, 16), "12 bytes, and it records 16"),
+            (GOOD + encode_field(5, 2**63), "records 9,223"),
+            (GOOD + encode_field(4, 2**63), "at byte 9,223"),
+            (GOOD + encode_field(4, 4), "cut short: it has 12 bytes, and 4 of the 16"),
+            (GOOD + encode_field(4, 2**61), "cut short"),
+            (GOOD + encode_field(2, encode_field(2, encode_field(1, 2**62))), "is impossible"),
+            (GOOD + encode_field(2, encode_field(2, encode_field(1, 2**64 - 1))), "is impossible"),
+            (GOOD + encode_field(2, encode_field(2, b"") * 40), "is impossible"),
+            (GOOD + encode_field(2, encode_field(3, 1)), "does not know the shape"),
+            (GOOD + encode_field(2, 5), "the shape of 'w' is a number"),
+            (GOOD + encode_field(4, b"abc"), "field 4 of 'w' is not a number"),
             (GOOD + b"\x3a\x7f", "a field is cut off in 'w'"),
             (GOOD + b"\x35\x00", "a field is cut off in 'w'"),
             (GOOD + b"\x80", "a number is cut off in 'w'"),
@@ -347,10 +347,10 @@ class TestIndex:
 
     def test_headers_that_cannot_be(self, tmp_path: Path) -> None:
         for header, words in (
-            (HEADER + field(2, 1), "big-endian"),
-            (field(2, 0), "0 data files"),
-            (field(1, 2**31), "2,147,483,648 data files"),
-            (field(1, b""), "not a number"),
+            (HEADER + encode_field(2, 1), "big-endian"),
+            (encode_field(2, 0), "0 data files"),
+            (encode_field(1, 2**31), "2,147,483,648 data files"),
+            (encode_field(1, b""), "not a number"),
         ):
             with pytest.raises(WeightsError, match=words):
                 self.opened(tmp_path, {b"w": GOOD}, header)

@@ -11,26 +11,40 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECONDS = 2.0  # for one input
-GRACE = 8.0  # seconds more on a machine that does other things; what takes longer hangs
+CPU_SECONDS = 10.0  # for one input, on a slow machine; what takes more hangs
+WALL_SECONDS = 600.0  # for one input that waits for something, on a machine that may pause this process
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a reader ended: `ok`, `refused`, `crash`, `timeout` or `died`."""
+    """How a reader ended.
+
+    Attributes:
+        kind: `ok`, `refused`, `crash`, `timeout` or `died`.
+        text: the sentence, or the traceback.
+        seconds: of CPU time; other programs on the machine do not change it.
+    """
 
     kind: str
     text: str = ""
+    seconds: float = 0.0
 
 
 class Worker:
-    """A process that reads one input after another; it is replaced when it hangs or dies."""
+    """A process that reads one input after another; it is replaced when it hangs or dies.
+
+    Attributes:
+        slowest: the CPU time of the slowest input, and which it was.
+    """
 
     def __init__(self) -> None:
+        self.slowest = (0.0, "none")
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
         self._listener = threading.Thread()
@@ -65,18 +79,33 @@ class Worker:
         """Let the worker read a folder; see `Outcome`."""
         process = self._process or self._start()
         assert process.stdin is not None
+        used = _cpu_seconds(process.pid)
         process.stdin.write(json.dumps({"reader": reader, "folder": str(folder)}) + "\n")
         process.stdin.flush()
-        try:
-            line = self._answers.get(timeout=SECONDS + GRACE)
-        except queue.Empty:
+        line = self._answer(process, used)
+        if line is None:
             self.close()
             return Outcome("timeout")
         if not line:
             status = process.wait()
             self.close()
             return Outcome("died", f"status {status}")
-        return Outcome(**json.loads(line))
+        outcome = Outcome(**json.loads(line))
+        self.slowest = max(
+            self.slowest, (f"the {reader} reader in {folder}", outcome.seconds), key=lambda slow: slow[1]
+        )
+        return outcome
+
+    def _answer(self, process: subprocess.Popen[str], used: float) -> str | None:
+        """Return the worker's line, an empty one if it died, or None if it hangs."""
+        end = time.monotonic() + WALL_SECONDS
+        while time.monotonic() < end:
+            try:
+                return self._answers.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if process.poll() is None and _cpu_seconds(process.pid) - used > CPU_SECONDS:
+                    return None
+        return None
 
     def close(self) -> None:
         """End the process."""
@@ -88,6 +117,12 @@ class Worker:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 WEIRD: list[Any] = [

@@ -1,4 +1,4 @@
-"""Damaged files: every reader ends in success or a `ClearheadError`, within a time and a memory limit.
+"""Damaged files: every reader ends in success or a `ClearheadError`, within a limit of CPU time and of memory.
 
 `make fuzz` reads 10,000 inputs per reader; the suite reads a few of each (FUZZ_INPUTS sets the number).
 """
@@ -23,10 +23,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
-def worker() -> Iterator[Worker]:
+def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     shared = Worker()
     yield shared
     shared.close()
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\nslowest input: {:.2f} s of CPU time, {}".format(*shared.slowest))
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +58,6 @@ def test_damaged_files(
     folder = tmp_path_factory.getbasetemp() / "input"
     fill(folder, source, name, contents)
     outcome = worker.read(reader, folder)
+    worker.slowest = max(worker.slowest, (outcome.seconds, f"{reader}, {seed}/{name}"))
     assert outcome.kind in ("ok", "refused"), f"{outcome.kind}: {outcome.text}\n{contents[:2000]!r}"
     assert "\x1b" not in outcome.text and len(outcome.text) < 3000, outcome.text

@@ -10,9 +10,11 @@ import json
 import os
 import resource
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch  # before the limit: its libraries reserve much address space
 
@@ -87,13 +89,15 @@ def main() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        begin = time.process_time()
         try:
             READERS[request["reader"]](Path(request["folder"]))
-            answer = {"kind": "ok", "text": ""}
+            answer: dict[str, Any] = {"kind": "ok", "text": ""}
         except ClearheadError as error:
             answer = {"kind": "refused", "text": str(error)}
         except BaseException:
             answer = {"kind": "crash", "text": traceback.format_exc()[-3000:]}
+        answer["seconds"] = time.process_time() - begin
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -9,7 +9,6 @@ tensors are in the table of layouts.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -198,5 +197,3 @@ def write_llmc(path: Path, config: GPTConfig, dtype: str, data: Iterable[tuple[s
                 file.write(bytes(TensorInfo((rows - config.vocab_size, config.emb_dim), dtype).nbytes))
         if any(left.values()):
             raise ValueError(f"data is missing: {left}")
-        file.flush()
-        os.fsync(file.fileno())

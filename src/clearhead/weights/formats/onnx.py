@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import mmap
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,9 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, WeightsError
+from clearhead.utils.protobuf import ProtobufError, Span, encode_field, encode_varint, read_varint, spans
 from clearhead.utils.text import printable
 from clearhead.weights.formats.sniff import check_is_data
-from clearhead.weights.formats.sstable import TruncatedError, encode_varint, read_varint
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, shape_words
 
 CONFIG_KEY = "clearhead_config"
@@ -69,7 +68,7 @@ class OnnxFile:
         self._maps = {path: _mapped(path)}
         try:
             self.config, self._stored = self._look(self._maps[path])
-        except (TruncatedError, IndexError, UnicodeDecodeError) as error:
+        except (ProtobufError, IndexError, UnicodeDecodeError) as error:
             self._damaged(str(error))
         self.tensors: dict[str, TensorInfo] = {name: stored.info for name, stored in self._stored.items()}
         for name, stored in self._stored.items():
@@ -83,11 +82,11 @@ class OnnxFile:
     def _look(self, data: mmap.mmap) -> tuple[GPTConfig, dict[str, OnnxTensor]]:
         told: dict[str, str] = {}
         stored: dict[str, OnnxTensor] = {}
-        for field, value in _fields(data, 0, len(data)):
+        for field, value in spans(data, (0, len(data))):
             if field == _METADATA and isinstance(value, tuple):
                 told |= [_text_pair(data, value)]
             elif field == _GRAPH and isinstance(value, tuple):
-                for inner, tensor in _fields(data, *value):
+                for inner, tensor in spans(data, value):
                     if inner == _INITIALIZER and isinstance(tensor, tuple):
                         name, found = self._tensor(data, tensor)
                         stored[name] = found
@@ -103,9 +102,9 @@ class OnnxFile:
         except (ValueError, ConfigError) as error:
             self._damaged(f"its {CONFIG_KEY} cannot be read ({error})")
 
-    def _tensor(self, data: mmap.mmap, span: tuple[int, int]) -> tuple[str, OnnxTensor]:
+    def _tensor(self, data: mmap.mmap, span: Span) -> tuple[str, OnnxTensor]:
         name, kind, shape, raw, outside = "", 0, [], None, dict[str, str]()
-        for field, value in _fields(data, *span):
+        for field, value in spans(data, span):
             if field == _DIMS:
                 shape += [value] if isinstance(value, int) else list(_packed(data, value))
             elif field == _KIND and isinstance(value, int):
@@ -166,36 +165,16 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
-    """Yield each field of a protocol buffer: its number, and its value; for bytes, where they begin and end."""
-    while at < end:
-        tag, at = read_varint(data, at)
-        match tag & 7:
-            case 0:
-                value, at = read_varint(data, at)
-                yield tag >> 3, value
-            case 2:
-                size, at = read_varint(data, at)
-                yield tag >> 3, (at, at + size)
-                at += size
-            case 1 | 5 as kind:
-                at += 8 if kind == 1 else 4
-            case _:
-                raise TruncatedError(f"the field at byte {at:,} is of an unknown kind")
-        if at > end:
-            raise TruncatedError(f"a field ends at byte {at:,}, after the message around it, which ends at {end:,}")
-
-
-def _packed(data: mmap.mmap, span: tuple[int, int]) -> Iterator[int]:
+def _packed(data: mmap.mmap, span: Span) -> Iterator[int]:
     at, end = span
     while at < end:
         value, at = read_varint(data, at)
         yield value
 
 
-def _text_pair(data: mmap.mmap, span: tuple[int, int]) -> tuple[str, str]:
+def _text_pair(data: mmap.mmap, span: Span) -> tuple[str, str]:
     """Return the key and the value of a `StringStringEntryProto`."""
-    found = {f: data[slice(*value)].decode("utf-8") for f, value in _fields(data, *span) if isinstance(value, tuple)}
+    found = {f: data[slice(*value)].decode("utf-8") for f, value in spans(data, span) if isinstance(value, tuple)}
     return found.get(1, ""), found.get(2, "")
 
 
@@ -226,7 +205,6 @@ def write_onnx(
             for array in _in_order(tensors, data):
                 file.write(bytes(-file.tell() % _ALIGNMENT))
                 file.write(_bytes(array))
-            _settle(file)
     else:
         headers = [_header(name, info) for name, info in tensors.items()]
         with path.open("wb") as file:
@@ -234,7 +212,6 @@ def write_onnx(
             for header, array in zip(headers, _in_order(tensors, data), strict=True):
                 file.write(header)
                 file.write(_bytes(array))
-            _settle(file)
     return outside
 
 
@@ -247,10 +224,8 @@ def _add_header(model: Any, name: str, info: TensorInfo, location: str, begin: i
 
 def _header(name: str, info: TensorInfo) -> bytes:
     """Return what precedes the bytes of a tensor in a graph."""
-    text = name.encode()
-    found = b"".join(encode_varint(_DIMS << 3) + encode_varint(size) for size in info.shape)
-    found += encode_varint(_KIND << 3) + encode_varint(KINDS[info.dtype])
-    found += encode_varint(_NAME << 3 | 2) + encode_varint(len(text)) + text
+    found = b"".join(encode_field(_DIMS, size) for size in info.shape)
+    found += encode_field(_KIND, KINDS[info.dtype]) + encode_field(_NAME, name.encode())
     found += encode_varint(_RAW << 3 | 2) + encode_varint(info.nbytes)
     return encode_varint(_INITIALIZER << 3 | 2) + encode_varint(len(found) + info.nbytes) + found
 
@@ -279,8 +254,3 @@ def _in_order(tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, np.nd
 
 def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _settle(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

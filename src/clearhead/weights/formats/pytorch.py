@@ -274,23 +274,20 @@ def write_pytorch(
     state = OrderedDict((name, _Tensor(storages[same.get(name, name)])) for name in tensors)
     pickled = io.BytesIO()
     _Pickler(pickled, protocol=2).dump(state if under is None else {under: state, **(beside or {})})
-    with path.open("wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, file, "data.pkl", pickled.getbuffer())
-            _add(archive, file, "byteorder", memoryview(b"little"))
-            expected = iter(keys)
-            for name, array in data:
-                due = next(expected)
-                info = tensors[due]
-                if due != name or array.shape != info.shape or array.dtype != NUMPY_TYPES[info.dtype]:
-                    raise ValueError(f"{name} {array.dtype} {array.shape} does not follow: {due} {info} is due")
-                numbers = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-                _add(archive, file, f"data/{keys[name]}", numbers)
-            if (left := next(expected, None)) is not None:
-                raise ValueError(f"no data for {left}")
-            _add(archive, file, "version", memoryview(b"3\n"))
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, file, "data.pkl", pickled.getbuffer())
+        _add(archive, file, "byteorder", memoryview(b"little"))
+        expected = iter(keys)
+        for name, array in data:
+            due = next(expected)
+            info = tensors[due]
+            if due != name or array.shape != info.shape or array.dtype != NUMPY_TYPES[info.dtype]:
+                raise ValueError(f"{name} {array.dtype} {array.shape} does not follow: {due} {info} is due")
+            numbers = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            _add(archive, file, f"data/{keys[name]}", numbers)
+        if (left := next(expected, None)) is not None:
+            raise ValueError(f"no data for {left}")
+        _add(archive, file, "version", memoryview(b"3\n"))
 
 
 def _add(archive: zipfile.ZipFile, file: io.BufferedWriter, name: str, contents: memoryview) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import mmap
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -115,8 +114,6 @@ def write_safetensors(
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         if (left := next(expected, None)) is not None:
             raise ValueError(f"no data for {left[0]}")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:

@@ -19,7 +19,6 @@ and names, their number and the file are limited to what a real index needs.
 from __future__ import annotations
 
 import itertools
-import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +26,7 @@ from typing import NoReturn
 import numpy as np
 
 from clearhead.errors import WeightsError
+from clearhead.utils.protobuf import ProtobufError, encode_varint, read_varint
 
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER = 48  # bytes
@@ -60,39 +60,6 @@ def unmask(stored: int) -> int:
     return ((turned >> 17) | (turned << 15)) & 0xFFFFFFFF
 
 
-class TruncatedError(ValueError):
-    """A number runs past the end of its bytes."""
-
-
-def read_varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
-    """Return the number (seven bits per byte) that begins at offset `at`, and the offset where it ends.
-
-    Raises:
-        TruncatedError: if it does not end, or is larger than 64 bits.
-    """
-    value = 0
-    for n in range(10):
-        if at + n >= len(data):
-            break
-        byte = data[at + n]
-        value |= (byte & 0x7F) << (7 * n)
-        if byte < 0x80:
-            if value >= 2**64:
-                break
-            return value, at + n + 1
-    raise TruncatedError("a number is cut off")
-
-
-def encode_varint(value: int) -> bytes:
-    """Return the bytes that `read_varint` reads as `value`."""
-    found = bytearray()
-    while value >= 0x80:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
 def read_table(path: Path) -> dict[bytes, bytes]:
     """Read a whole table, in the order of its keys.
 
@@ -116,7 +83,7 @@ def read_table(path: Path) -> dict[bytes, bytes]:
         )
     try:
         return dict(_entries(path, data))
-    except TruncatedError as error:
+    except ProtobufError as error:
         _damaged(path, str(error))
 
 

@@ -10,7 +10,6 @@ tensorflow/core/protobuf, and tensor_shape.proto and types.proto in tensorflow/c
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +19,9 @@ from typing import NoReturn
 import numpy as np
 
 from clearhead.errors import WeightsError
+from clearhead.utils.protobuf import ProtobufError, encode_field, encode_varint, fields
 from clearhead.weights.formats.sniff import check_is_data
-from clearhead.weights.formats.sstable import (
-    TruncatedError,
-    build_table,
-    crc32c,
-    encode_varint,
-    mask,
-    read_table,
-    read_varint,
-    unmask,
-)
+from clearhead.weights.formats.sstable import build_table, crc32c, mask, read_table, unmask
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, shape_words, widen_bfloat16
 
 # TensorFlow's number for each dtype that is read here. Types from 101 on are references to these.
@@ -54,6 +45,9 @@ _STRINGS = 7
 _MAX_DIMS = 32
 _MAX_NUMBERS = 2**60  # more than any file has, less than what overflows NumPy's sizes
 _MAX_SHARDS = 10_000
+
+Message = dict[int, list[int | bytes]]
+"""The fields of a protocol buffer, by number; their values in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +226,8 @@ def _header(path: Path, table: Mapping[bytes, bytes]) -> int:
     """Return the number of data files, from the header."""
     if b"" not in table:
         _damaged(path, "it has no header")
-    fields = _message(path, table[b""], "the header")
-    n_shards, endianness = _number(path, fields, 1, "the header"), _number(path, fields, 2, "the header")
+    message = _message(path, table[b""], "the header")
+    n_shards, endianness = _number(path, message, 1, "the header"), _number(path, message, 2, "the header")
     if endianness:
         raise WeightsError(
             f"{path} is from a checkpoint with big-endian numbers, which Clearhead does not read; "
@@ -257,9 +251,9 @@ def _read_entries(path: Path, table: Mapping[bytes, bytes], n_shards: int) -> It
             yield name, entry
 
 
-def _entry(path: Path, name: str, fields: Mapping[int, list[int | bytes]], n_shards: int) -> CheckpointEntry | None:
+def _entry(path: Path, name: str, message: Message, n_shards: int) -> CheckpointEntry | None:
     """Check one tensor's entry and return it; None for strings, which are not weights."""
-    dtype = _number(path, fields, 1, repr(name)) % 100
+    dtype = _number(path, message, 1, repr(name)) % 100
     if dtype == _STRINGS:
         return None
     if dtype not in _DTYPES:
@@ -267,13 +261,13 @@ def _entry(path: Path, name: str, fields: Mapping[int, list[int | bytes]], n_sha
             f"{path} stores {name!r} as TensorFlow's dtype {dtype}, which Clearhead does not read "
             f"(it reads {', '.join(_DTYPE_NUMBERS)}); save the checkpoint without it."
         )
-    if 7 in fields:
+    if 7 in message:
         raise WeightsError(
             f"{path} stores {name!r} in slices, because the model was split over several machines; "
             "save the checkpoint from an unsplit model."
         )
-    info = TensorInfo(_shape(path, name, fields), _DTYPES[dtype])
-    shard, offset, size, crc = (_number(path, fields, field, repr(name)) for field in (3, 4, 5, 6))
+    info = TensorInfo(_shape(path, name, message), _DTYPES[dtype])
+    shard, offset, size = (_number(path, message, field, repr(name)) for field in (3, 4, 5))
     if shard >= n_shards:
         _damaged(path, f"it puts {name!r} into data file {shard:,} of {n_shards}")
     if size != info.nbytes:
@@ -284,17 +278,17 @@ def _entry(path: Path, name: str, fields: Mapping[int, list[int | bytes]], n_sha
         )
     if offset >= 2**62:
         _damaged(path, f"it puts {name!r} at byte {offset:,}")
-    return CheckpointEntry(info, shard, offset, unmask(crc))
+    return CheckpointEntry(info, shard, offset, unmask(_checksum(path, message, repr(name))))
 
 
-def _shape(path: Path, name: str, fields: Mapping[int, list[int | bytes]]) -> tuple[int, ...]:
+def _shape(path: Path, name: str, message: Message) -> tuple[int, ...]:
     shape: list[int] = []
     numbers = 1
-    for message in fields.get(2, []):
-        shape_fields = _message(path, _as_bytes(path, message, repr(name)), repr(name))
-        if shape_fields.get(3):
+    for part in message.get(2, []):
+        part_message = _message(path, _as_bytes(path, part, repr(name)), repr(name))
+        if part_message.get(3):
             _damaged(path, f"it does not know the shape of {name!r}")
-        for dim in shape_fields.get(2, []):
+        for dim in part_message.get(2, []):
             size = _number(path, _message(path, _as_bytes(path, dim, repr(name)), repr(name)), 1, repr(name))
             numbers *= max(size, 1)  # a zero must not hide a dimension that is too large for NumPy
             if numbers > _MAX_NUMBERS or len(shape) == _MAX_DIMS:
@@ -303,39 +297,31 @@ def _shape(path: Path, name: str, fields: Mapping[int, list[int | bytes]]) -> tu
     return tuple(shape)
 
 
-def _message(path: Path, data: bytes, where: str) -> dict[int, list[int | bytes]]:
+def _message(path: Path, data: bytes, where: str) -> Message:
     """Return the fields of a protocol buffer, by number; their values in order."""
-    fields: dict[int, list[int | bytes]] = {}
-    at = 0
+    found: Message = {}
     try:
-        while at < len(data):
-            tag, at = read_varint(data, at)
-            value: int | bytes
-            match tag & 7:
-                case 0:
-                    value, at = read_varint(data, at)
-                case 1 | 5 as kind:
-                    end = at + (8 if kind == 1 else 4)
-                    value, at = int.from_bytes(data[at:end], "little"), end
-                case 2:
-                    size, at = read_varint(data, at)
-                    value, at = data[at : at + size], at + size
-                case _:
-                    raise TruncatedError("a field is of an unknown kind")
-            if at > len(data):
-                raise TruncatedError("a field is cut off")
-            fields.setdefault(tag >> 3, []).append(value)
-    except TruncatedError as error:
+        for number, value in fields(data):
+            found.setdefault(number, []).append(value)
+    except ProtobufError as error:
         _damaged(path, f"{error} in {where}")
-    return fields
+    return found
 
 
-def _number(path: Path, fields: Mapping[int, list[int | bytes]], field: int, where: str) -> int:
+def _number(path: Path, message: Message, field: int, where: str) -> int:
     """Return a field that is a number: its last value, or 0 if it is absent."""
-    value = fields.get(field, [0])[-1]
+    value = message.get(field, [0])[-1]
     if isinstance(value, bytes):
         _damaged(path, f"field {field} of {where} is not a number")
     return value
+
+
+def _checksum(path: Path, message: Message, where: str) -> int:
+    """Return the field with the checksum, a fixed-size number; 0 if it is absent."""
+    value = message.get(6, [bytes(4)])[-1]
+    if isinstance(value, int) or len(value) != 4:
+        _damaged(path, f"field 6 of {where} is not a checksum")
+    return int.from_bytes(value, "little")
 
 
 def _as_bytes(path: Path, value: int | bytes, where: str) -> bytes:
@@ -361,12 +347,7 @@ def write_tensorflow(prefix: Path, tensors: Mapping[str, TensorInfo], read: Call
     index = prefix.with_name(prefix.name + ".index")
     with shard_path(index, 0, 1).open("wb") as file:
         entries = dict(_write_data(file.write, tensors, read))
-        file.flush()
-        os.fsync(file.fileno())
-    with index.open("wb") as file:
-        file.write(index_bytes(entries))
-        file.flush()
-        os.fsync(file.fileno())
+    index.write_bytes(index_bytes(entries))
 
 
 def _write_data(
@@ -385,24 +366,18 @@ def _write_data(
 
 def index_bytes(entries: Mapping[str, CheckpointEntry]) -> bytes:
     """Return the index of a checkpoint with one data file, byte for byte as TensorFlow writes it."""
-    header = _field(1, 1) + _field(3, _field(1, 1))  # one data file; version 1 of the format
+    header = encode_field(1, 1) + encode_field(3, encode_field(1, 1))  # one data file; version 1 of the format
     table = [(b"", header)]
     table += [(name.encode(), _entry_bytes(entries[name])) for name in sorted(entries, key=str.encode)]
     return build_table(table)
 
 
 def _entry_bytes(entry: CheckpointEntry) -> bytes:
-    shape = b"".join(_field(2, _field(1, size) if size else b"") for size in entry.info.shape)
-    found = _field(1, _DTYPE_NUMBERS[entry.info.dtype]) + _field(2, shape)
+    shape = b"".join(encode_field(2, encode_field(1, size) if size else b"") for size in entry.info.shape)
+    found = encode_field(1, _DTYPE_NUMBERS[entry.info.dtype]) + encode_field(2, shape)
     for field, value in ((3, entry.shard), (4, entry.offset), (5, entry.info.nbytes)):
-        found += _field(field, value) if value else b""  # zeros are left out
+        found += encode_field(field, value) if value else b""  # zeros are left out
     return found + encode_varint(6 << 3 | 5) + mask(entry.crc).to_bytes(4, "little")
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return encode_varint(number << 3) + encode_varint(value)
-    return encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
 
 
 def index_in(path: Path) -> Path | None:
