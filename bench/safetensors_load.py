@@ -23,23 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from processes import fastest
+from random_model import random_124m
 
 
 def make(folder: Path) -> None:
     """A folder in the shape of the 124M, with random weights."""
-    import numpy as np
-
     from clearhead import weights
-    from clearhead.config import GPTConfig
-    from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 
-    config = GPTConfig.named("124M")
-    random = np.random.default_rng(0)
-    sizes = axis_sizes(config)
-    rows = [row for row in TABLE if row.needs != "head"]
-    shapes = {tensor.name: tensor.shape(sizes) for row in rows for tensor in layout_tensors(row, "canonical", 12)}
-    tensors = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    weights.save_huggingface(folder, config, tensors)
+    weights.save_huggingface(folder, *random_124m())
 
 
 PROMPT = [464, 3797, 3332]

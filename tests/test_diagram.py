@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import string
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from unittest import mock
 import command_line
 import pytest
 import torch
+from browsers import CHROMIUM, needs_chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,7 +39,6 @@ from clearhead.model import GPTModel
 
 DOCS = Path(__file__).parents[1] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @st.composite
@@ -380,7 +379,7 @@ document.body.textContent = "FOUND" + JSON.stringify(found) + "END";
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to measure with")
+@needs_chromium
 def test_text_stays_in_its_box_in_a_browser(tmp_path: Path) -> None:
     drawings = figures()
     page = tmp_path / "page.html"

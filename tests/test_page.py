@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsers import needs_chromium
 
 import clearhead
 from clearhead import GPT, weights
@@ -19,9 +20,6 @@ from clearhead.errors import InputError
 from clearhead.lens import logit_lens
 from clearhead.loading import bundled
 from clearhead.web import export
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 
 PROMPTS = ("Once upon a time", "The little dog saw a cat.", "One day, Lily and Tom went to the park", '"I am sorry,"')
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> \udfff \u202e\0"
@@ -47,15 +45,6 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> GPT:
         for name, parameter in model.model.state_dict().items():
             parameter.copy_(torch.from_numpy(rounded["token_embedding.weight" if name == "head.weight" else name]))
     return model
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 class OpenPage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +10,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from browsers import needs_chromium
 from serving import TestServer, serving
 
 import clearhead
 from clearhead import GPT
 from clearhead.lens import logit_lens
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 PROMPT = "The little dog saw a cat."
 
 
@@ -105,15 +103,6 @@ def test_what_does_not_fit_the_model_is_refused(http: httpx.Client, body: dict[s
     answer = http.post("/inspect", json=body)
     assert answer.status_code == 400
     assert sentence in answer.json()["error"]["message"] + str(answer.json()["error"]["param"])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened_page(browser: Any, url: str) -> tuple[Any, list[str], list[str]]:

@@ -19,12 +19,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_models import SMALL, ours_of, peer_of
-from small_runs import RECIPE, assert_equal_runs, one_step, recipe, small_run, weights_of, write_texts
+from small_runs import RECIPE, assert_equal_runs, one_step, recipe, small_run, weights_of
 from transformers import GPT2LMHeadModel
 
 import clearhead
 from clearhead.data.corpus import Corpus
-from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import evaluate_perplexity
@@ -42,17 +41,6 @@ from clearhead.training.schedule import rate_at
 from clearhead.training.step import Step, Stepper
 from clearhead.training.task import PretrainingTask
 from clearhead.training.train import train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts"))
-
-
-@pytest.fixture(scope="module")
-def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
-
 
 # ---------------------------------------------------------------------------------------------------------------
 # Recipes

@@ -15,10 +15,9 @@ import torch
 import torch.distributed as dist
 from distributed import in_processes, run_together
 from safetensors.torch import load_file
-from small_runs import RECIPE, recipe, write_texts
+from small_runs import RECIPE
 
 from clearhead.data.corpus import Corpus
-from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.errors import TrainingError
 from clearhead.training.distributed import connect_processes
 from clearhead.training.recipe_reader import parse_recipe
@@ -38,16 +37,6 @@ SHORT = TEXT.replace("steps = 12", "steps = 5").replace("decay_steps = 4", "deca
 
 def as_(parallel: str, text: str = TEXT) -> str:
     return text.replace("[training]", f'[training]\nparallel = "{parallel}"')
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts"))
-
-
-@pytest.fixture(scope="module")
-def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from small_runs import ALONE, one_step, recipe, sentences, small_run, write_texts
+from small_runs import ALONE, one_step, recipe, sentences, small_run
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -24,7 +24,6 @@ import clearhead
 from clearhead.cli.app import make_app
 from clearhead.config import GPTConfig
 from clearhead.data.corpus import Corpus
-from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.data.examples import Example, pad_together
 from clearhead.errors import ClearheadError, TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy
@@ -42,16 +41,6 @@ from clearhead.training.throughput import peak_flops, training_flops
 from clearhead.training.train import find_lr, train
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts"))
-
-
-@pytest.fixture(scope="module")
-def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

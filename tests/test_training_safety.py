@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import ALONE, assert_equal_runs, one_step, recipe, small_run, weights_of, write_texts
+from small_runs import ALONE, assert_equal_runs, one_step, recipe, small_run, weights_of
 
 from clearhead.data.corpus import Corpus
-from clearhead.data.corpus_builder import corpus_of_recipe
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.checkpoint import checkpoints, read_state, save_checkpoint
@@ -38,16 +37,6 @@ from clearhead.training.train import find_lr, train
 
 ROOT = Path(__file__).parents[1]
 SHORT = (("steps = 12", "steps = 5"), ("decay_steps = 4", "decay_steps = 0"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts"))
-
-
-@pytest.fixture(scope="module")
-def corpus(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return corpus_of_recipe(recipe().corpus, 300, data, tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from reference_models import peer_config
 from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -59,16 +60,8 @@ def plan_of(config: GPTConfig, to: str, halves: frozenset[int] = frozenset()) ->
     Args:
         halves: layers whose tensors are stored as float16.
     """
-    own = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.context_length,
-        n_embd=config.emb_dim,
-        n_head=config.n_heads,
-        n_layer=config.n_layers,
-        tie_word_embeddings=config.tie_weights,
-    )
     with torch.device("meta"):
-        state = GPT2LMHeadModel(own).state_dict()
+        state = GPT2LMHeadModel(peer_config(config)).state_dict()
     infos = {}
     for name, tensor in state.items():
         layer = re.search(r"\.h\.(\d+)\.", name)

@@ -12,13 +12,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead import weights
 from clearhead.config import GPTConfig
-from clearhead.errors import ClearheadError, WeightsError
+from clearhead.errors import WeightsError
 from clearhead.model import GPTModel
 from clearhead.model_weights import load_into
 from clearhead.tokenizer import Tokenizer
@@ -76,15 +77,6 @@ def logits_of(source: weights.Source) -> torch.Tensor:
 def assert_logits(source: weights.Source, expected: nn.Module) -> None:
     out = expected(IDS)
     torch.testing.assert_close(logits_of(source), getattr(out, "logits", out), atol=1e-4, rtol=0)
-
-
-def refused(path: Path, *words: str, **options: Any) -> None:
-    with pytest.raises(ClearheadError) as caught:
-        weights.open(path, **options).load()
-    text = str(caught.value)
-    for word in words:
-        assert word in text, text
-    assert "\n" not in text and text.endswith("."), text
 
 
 class Norm(nn.Module):

@@ -18,9 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pytest
+from official_facts import official_tensors
 from test_weights_cli import call
 
 from clearhead import weights
@@ -29,7 +29,7 @@ from clearhead.errors import ClearheadError, ConfigError, HubError, WeightsError
 from clearhead.utils.locks import LockHeldError, exclusive_lock
 from clearhead.weights.formats.tensorflow import CheckpointEntry, TensorFlowFile, index_bytes
 from clearhead.weights.hub import download, official
-from clearhead.weights.hub.official import Identity, Official, OfficialTensor, SmallFile, identify
+from clearhead.weights.hub.official import Identity, Official, SmallFile, identify
 from clearhead.weights.layouts import TABLE, axis_sizes, layout_tensors
 from clearhead.weights.tensors import TensorInfo
 
@@ -73,20 +73,15 @@ def test_from_the_facts_openais_own_index_comes_out() -> None:
     assert len(index_bytes(entries)) == medium.index_bytes
 
 
-def fake_facts(folder: Path) -> Official:
-    """What would be known of the model in a folder, had OpenAI published it; checksums by the library itself."""
-    source = weights.open(folder)
-    offset, tensors = 0, {}
-    for name in sorted(source.tensors):
-        data = source.read(name).tobytes()
-        tensors[name] = OfficialTensor(source.tensors[name].shape, offset, len(data), google_crc32c.value(data))
-        offset += len(data)
+def facts_of(folder: Path) -> Official:
+    """What would be known of the model in a folder, had OpenAI published it."""
+    tensors = official_tensors(folder)
     index = (folder / INDEX).read_bytes()
     return Official(
         "124M",
-        dataclasses.replace(source.config, drop_rate=0.1),
+        dataclasses.replace(weights.open(folder).config, drop_rate=0.1),
         len(tensors),
-        offset,
+        sum(tensor.nbytes for tensor in tensors.values()),
         len(index),
         hashlib.sha256(index).hexdigest(),
         hashlib.sha256((folder / DATA).read_bytes()).hexdigest(),
@@ -97,7 +92,7 @@ def fake_facts(folder: Path) -> Official:
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> Official:
     """The small checkpoint that TensorFlow wrote, as if it were the 124M."""
-    facts = fake_facts(FIXTURE)
+    facts = facts_of(FIXTURE)
     for module in (official, download):
         monkeypatch.setattr(module, "released", lambda: {"124M": facts})
     return facts

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from clearhead import weights
 from clearhead.config import GPTConfig
-from clearhead.errors import ClearheadError, WeightsError
+from clearhead.errors import WeightsError
 from clearhead.tokenizer import Tokenizer
 from clearhead.utils.protobuf import encode_field, encode_varint
 from clearhead.weights.formats import sstable
@@ -51,18 +52,6 @@ def folder(tmp_path: Path) -> Path:
 def trained(tmp_path: Path) -> Path:
     """A copy of the checkpoint with an optimizer in it."""
     return Path(shutil.copytree(FIXTURES / "tf_trained", tmp_path / "run1"))
-
-
-def refused(path: Path, *words: str) -> str:
-    """The sentence with which opening and loading is refused."""
-    with pytest.raises(ClearheadError) as caught:
-        weights.open(path).load()
-    text = str(caught.value)
-    for word in words:
-        assert word in text, text
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
 
 
 class TestRead:

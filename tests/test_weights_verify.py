@@ -12,10 +12,10 @@ from pathlib import Path
 from unittest import mock
 
 import command_line
-import google_crc32c
 import numpy as np
 import pytest
 import torch
+from official_facts import official_tensors
 from perturbed import SMALL, Tensors, perturbed_weights
 from transformers import GPT2LMHeadModel
 
@@ -28,21 +28,17 @@ from clearhead.tokenizer import Tokenizer
 from clearhead.verification import verify_weights
 from clearhead.verification.published import PUBLISHED, PublishedContinuation
 from clearhead.verification.reference_text import GPT2_IDS, TEXT
-from clearhead.weights.hub.official import Official, OfficialTensor
+from clearhead.weights.hub.official import Official
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
 SHORT = TEXT[:1200]  # a few hundred tokens are enough here
 
 
 def as_if_published(folder: Path, config: GPTConfig) -> dict[str, Official]:
-    """What would be known of a model in OpenAI's layout, had they published it; checksums by the library itself."""
-    source = weights.open(folder)
-    offset, tensors = 0, {}
-    for name in sorted(source.tensors):
-        data = source.read(name).tobytes()
-        tensors[name] = OfficialTensor(source.tensors[name].shape, offset, len(data), google_crc32c.value(data))
-        offset += len(data)
-    return {"124M": Official("124M", config, len(tensors), offset, tensors=tensors)}
+    """What would be known of a model in OpenAI's layout, had they published it."""
+    tensors = official_tensors(folder)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    return {"124M": Official("124M", config, len(tensors), size, tensors=tensors)}
 
 
 # --------------------------------------------------------------------------------------------------------------
