@@ -14,7 +14,7 @@ from clearhead.verification.attention_checks import check_attention
 from clearhead.verification.checks import Check, CheckFunction, Context, Verification
 from clearhead.verification.file_checks import FileFindings, check_checksums, check_sizes
 from clearhead.weights.hub.official import Identity, Official, identify
-from clearhead.weights.inspection import Inspection, TensorStatistics, inspect_source
+from clearhead.weights.inspection import ANOMALIES, Inspection, TensorStatistics, inspect_source
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.location import locate
 from clearhead.weights.opening import open as open_source
@@ -127,17 +127,9 @@ def _check_tensors(source: Source, plan: ConversionPlan) -> Check:
     return Check("tensors", "passed", text, tuple(details))
 
 
-_ANOMALIES = {
-    "nan": "NaN in",
-    "infinite": "infinity in",
-    "zero": "only zeros in",
-    "constant": "a single repeated value in",
-}
-
-
 def _check_numbers(found: Inspection) -> Check:
     anomalies = found.anomalies()
-    details = tuple(f"{_ANOMALIES[kind]} {span.label}" for kind, spans in anomalies.items() for span in spans)
+    details = tuple(f"{ANOMALIES[kind]} {span.label}" for kind, spans in anomalies.items() for span in spans)
     if anomalies.keys() & {"nan", "infinite"}:
         n = sum(tensor.nan + tensor.infinite for tensor in found.tensors)
         return Check("numbers", "failed", f"{n:,} of the stored weights are NaN or infinite.", details)

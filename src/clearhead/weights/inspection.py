@@ -23,6 +23,14 @@ from clearhead.weights.tensors import TensorInfo
 
 _CHUNK = 1 << 20  # numbers that are read together
 
+ANOMALIES = {
+    "nan": "NaN in",
+    "infinite": "infinity in",
+    "zero": "only zeros in",
+    "constant": "a single repeated value in",
+}
+"""How a report begins the list of the tensors with each anomaly."""
+
 
 @dataclass(frozen=True)
 class TensorStatistics:

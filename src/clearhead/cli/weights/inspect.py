@@ -46,14 +46,6 @@ def inspect_weights(
         _print_inspection(found)
 
 
-_ODD = {
-    "nan": "NaN in",
-    "infinite": "an infinity in",
-    "zero": "only zeros in",
-    "constant": "one constant in",
-}
-
-
 def _print_inspection(found: Inspection) -> None:
     from clearhead.cli.console import output
     from clearhead.weights.layouts import LAYOUTS
@@ -98,7 +90,7 @@ def _print_findings(console: Console, found: Inspection) -> None:
             "Untrained: every norm's weights are one and every bias is zero, as in a new model.", style="yellow"
         )
     for kind, spans in odd.items():
-        console.print(f"{_ODD[kind]} {_tensors(spans)}:", style="red" if kind in ("nan", "infinite") else "yellow")
+        console.print(f"{ANOMALIES[kind]} {_tensors(spans)}:", style="red" if kind in ("nan", "infinite") else "yellow")
         for span in spans:
             console.print(f"  {span.label}{_detail(found, kind, span)}", soft_wrap=True)
     if not odd and not found.misfit:
