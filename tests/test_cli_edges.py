@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import PATIENCE, call, refused, run
 
 COMMAND = f'"{sys.executable}" -m clearhead'
@@ -85,11 +86,16 @@ def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path: Path) -
     [
         ["generate", "a", "--threads", "100000"],
         ["generate", "a", "--presence-penalty", "1e39"],
+        ["generate", "a", "--frequency-penalty", "-1e39"],
+        ["generate", "a", "--repetition-penalty", "1e39"],
+        ["generate", "a", "--samples", str(3 * 10**9)],
         ["generate", "a", "--seed", str(10**20)],
         ["generate", "a", "--logprobs", str(10**20)],
         ["walk", "a", "--html", ""],
         ["walk", "a", "--block", str(10**20)],
         ["new", "model", "--emb-dim", str(10**11), "--n-heads", "1", "--n-layers", "1"],
+        ["new", "model", "--emb-dim", "8", "--n-heads", "1", "--n-layers", str(10**7)],
+        ["new", "model", "--emb-dim", "200000", "--n-heads", "1", "--n-layers", "4000"],
         ["new", "model", "--size", "124M", "--seed", str(10**20)],
         ["diagram", "--scale", "1e9", "-o", "x.png"],
         ["diagram", "--out", ""],
@@ -106,6 +112,14 @@ def test_impossible_values_are_one_sentence(words: list[str], tmp_path: Path, mo
         os.mkfifo("fifo")
     assert refused(call(*words))
     assert not (tmp_path / "model").exists()
+
+
+def test_memory_that_runs_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch raises a plain RuntimeError."""
+    monkeypatch.setattr("clearhead.cli.new.make_config", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    result = call("new", "model")
+    assert result.returncode == 1
+    assert result.stderr == b"clearhead: there is not enough memory for this; use a smaller model.\n"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from clearhead.cli.verb_command import VerbCommand
 from clearhead.cli.walk import walk
 from clearhead.errors import ClearheadError
 from clearhead.utils.packages import missing_package
+from clearhead.utils.system import is_out_of_memory
 from clearhead.utils.text import printable
 from clearhead.version import __version__
 
@@ -95,7 +96,9 @@ def run() -> None:
         if error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG) and error.filename is None:
             _discard_output()
         _fail(f"{str(error.filename) + ': ' if error.filename else ''}{error.strerror or error}.", FAILED)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         _fail("there is not enough memory for this; use a smaller model.", FAILED)
 
 

@@ -163,14 +163,21 @@ def _make(folder: Path, config: GPTConfig, vocabulary: Tokenizer | None, seed: i
     from clearhead.anatomy import bytes_of, count_parameters
     from clearhead.model import GPTModel
     from clearhead.utils.progress import busy
+    from clearhead.utils.system import free_memory
     from clearhead.utils.units import format_bytes
 
     total = count_parameters(config).total
+    needed, free = bytes_of(total), free_memory()
+    if free is not None and needed > free:
+        raise InputError(
+            f"the model takes {format_bytes(needed)} in float32, and {format_bytes(free)} of memory are free; "
+            "choose a smaller shape."
+        )
     with busy(f"Drawing {total:,} random numbers ..."):
         torch.manual_seed(seed)
         model = GPTModel(config)
     _save(folder, model, vocabulary)
-    print(f"{folder}: a GPT-2 with {total:,} parameters ({format_bytes(bytes_of(total))}), seed {seed}.")
+    print(f"{folder}: a GPT-2 with {total:,} parameters ({format_bytes(needed)}), seed {seed}.")
     if vocabulary is None:
         print("It has no tokenizer, so it cannot read text; give --tokenizer to copy one in.")
 

@@ -9,8 +9,10 @@ def check_unicode(text: str) -> str:
     """Return the text itself.
 
     Raises:
-        TokenizerError: if it contains half of a surrogate pair.
+        TokenizerError: if it is not a string, or contains half of a surrogate pair.
     """
+    if not isinstance(text, str):
+        raise TokenizerError(f"the text is a {type(text).__name__}; give a string.")
     if not text.isascii():
         try:
             text.encode("utf-8")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from clearhead.errors import TrainingError
+from clearhead.utils.system import is_out_of_memory
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's names for its settings
 _PAD = 64 * 2**20  # bytes; the heap grows in steps of this size
@@ -45,9 +46,7 @@ def memory_errors_explained() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has its own class for GPUs only, so the message decides.
-        known = ("can't allocate memory", "not enough memory", "out of memory")
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in known):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             "there is not enough memory for this run. Set a smaller micro_batch_size (gradients are then accumulated "

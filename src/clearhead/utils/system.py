@@ -1,4 +1,4 @@
-"""The cache folder, and how much of the machine the process may use. No Numba here."""
+"""The cache folder, and how much of the machine the process may use or has used up. No Numba here."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ def free_memory() -> int | None:
         limit = int((folder / "memory.max").read_text())
         found.append(limit - int((folder / "memory.current").read_text()))
     return min(found) if found else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of the machine or of a device."""
+    # PyTorch has its own class for GPUs only, so the message decides.
+    known = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in known)
+    )
