@@ -90,11 +90,7 @@ class Worker:
             status = process.wait()
             self.close()
             return Outcome("died", f"status {status}")
-        outcome = Outcome(**json.loads(line))
-        self.slowest = max(
-            self.slowest, (f"the {reader} reader in {folder}", outcome.seconds), key=lambda slow: slow[1]
-        )
-        return outcome
+        return Outcome(**json.loads(line))
 
     def _answer(self, process: subprocess.Popen[str], used: float) -> str | None:
         """Return the worker's line, an empty one if it died, or None if it hangs."""
