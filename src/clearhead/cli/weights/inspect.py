@@ -82,6 +82,8 @@ def _print_fact(console: Console, what: str, words: str) -> None:
 
 
 def _print_findings(console: Console, found: Inspection) -> None:
+    from clearhead.weights.inspection import ANOMALIES
+
     odd = found.anomalies()
     if found.misfit:
         console.print(found.misfit, style="red", soft_wrap=True)
