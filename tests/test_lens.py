@@ -451,7 +451,7 @@ def test_bfloat16_values_come_as_float32_arrays(peer: GPT2LMHeadModel, tmp_path:
     model = ours_of(peer, tmp_path).to(torch.bfloat16)
     trace = lens.watch(model, IDS)
     assert {value.dtype for value in trace.values()} == {np.dtype(np.float32)}
-    tensors = lens.watch(model, IDS, "*.pattern", as_torch=True)
+    tensors = lens.watch_tensors(model, IDS, "*.pattern")
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
 
 

@@ -8,131 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lens_models import CLEAN, CONFIG, CORRUPTED, METRIC, TEXTS, perturbed_model
 from torch import Tensor
 
-from clearhead import GPTConfig, lens
+from clearhead import lens
 from clearhead.errors import InputError
-from clearhead.lens.aliases import transformer_lens_names
 from clearhead.lens.attribution import logits_from
 from clearhead.model import Block, GPTModel
-
-CONFIG = GPTConfig(
-    vocab_size=60, context_length=24, emb_dim=32, n_heads=4, n_layers=3, drop_rate=0.1, qkv_bias=True, tie_weights=True
-)
 
 
 @pytest.fixture(scope="module")
 def model() -> GPTModel:
-    torch.manual_seed(3)
-    found = GPTModel(CONFIG)
-    with torch.no_grad():
-        for name, parameter in found.named_parameters():  # biases and norms that are not at their start
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            elif "embedding" not in name:
-                parameter.mul_(4)
-    return found.eval()
-
-
-TEXTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3]]
-CLEAN, CORRUPTED = [7, 3, 11, 4, 9, 12], [7, 3, 20, 4, 9, 12]
-METRIC = lens.logit_difference(5, 6)
-
-
-# --- The cache ---------------------------------------------------------------------------------------------------
-
-
-def test_a_padded_batch_equals_single_texts(model: GPTModel) -> None:
-    cache = lens.run_with_cache(model, TEXTS)
-    known = lens.names(CONFIG)
-    for index, ids in enumerate(TEXTS):
-        alone, together = lens.watch(model, ids), cache.text(index, known.values())
-        assert list(alone) == list(together)
-        for name, value in alone.items():
-            assert together[name].shape == value.shape, name
-            np.testing.assert_allclose(together[name], value, atol=2e-5, err_msg=name)
-
-
-def test_padding_is_zero_and_only_what_was_asked_for_is_kept(model: GPTModel) -> None:
-    cache = lens.run_with_cache(model, TEXTS, "blocks.1.residual_out")
-    assert list(cache) == ["blocks.1.residual_out"]
-    assert cache.nbytes == 3 * 8 * 32 * 4
-    assert not cache["blocks.1.residual_out"][1, 3:].any() and cache["blocks.1.residual_out"][1, 2].all()
-    with pytest.raises(KeyError, match="not in the cache"):
-        cache["logits"]
-
-
-def test_layers_above_the_last_wanted_one_are_not_run(model: GPTModel) -> None:
-    ran = []
-    handle = model.blocks[2].register_forward_pre_hook(lambda *_: ran.append(2))
-    try:
-        lens.run_with_cache(model, TEXTS, "blocks.0.*")
-        assert ran == []
-        lens.run_with_cache(model, TEXTS, "blocks.2.residual_in")
-        assert ran == [2]
-    finally:
-        handle.remove()
-
-
-def test_weights_and_mode_are_never_changed(model: GPTModel) -> None:
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.train()
-    try:
-        lens.run_with_cache(model, TEXTS, "*", metric=lambda logits: logits[:, -1, 0])
-        assert model.training
-    finally:
-        model.eval()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_gradients_are_those_of_finite_differences(model: GPTModel) -> None:
-    def metric(logits: Tensor) -> Tensor:
-        return logits[:, -1, 5]
-
-    name, ids = "blocks.1.residual_out", TEXTS[:1]
-    cache = lens.run_with_cache(model.double(), ids, name, metric=metric)
-    try:
-        direction = torch.randn(cache[name].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        step = 1e-5
-        ends = [logits_from(model, cache[name] + sign * step * direction, 2)[:, -1, 5] for sign in (1, -1)]
-        expected = (ends[0] - ends[1]) / (2 * step)
-        assert float((cache.gradients[name] * direction).sum()) == pytest.approx(expected.item(), rel=1e-6)
-    finally:
-        model.float()
-
-
-def test_a_metric_of_another_shape_is_refused(model: GPTModel) -> None:
-    with pytest.raises(InputError, match=r"returned shape \[3, 8, 60\] for 3 texts"):
-        lens.run_with_cache(model, TEXTS, "logits", metric=lambda logits: logits)
-
-
-def test_transformer_lens_names_have_its_axis_order(model: GPTModel) -> None:
-    cache = lens.run_with_cache(model, TEXTS, "*hook_*")
-    assert list(cache) and set(cache) == set(transformer_lens_names(CONFIG))
-    assert cache["blocks.0.attn.hook_z"].shape == (3, 8, 4, 8)
-    assert cache["blocks.0.ln1.hook_scale"].shape == (3, 8, 1)
-    assert torch.isneginf(cache["blocks.0.attn.hook_attn_scores"][0].triu(1)).sum() == 4 * 28
-    mixed = lens.run_with_cache(model, TEXTS, ["blocks.0.attn.hook_z", "logits"])
-    assert list(mixed) == ["blocks.0.attn.hook_z", "logits"]
-
-
-def test_every_value_equals_transformer_lens() -> None:
-    """The bundled model's folder, opened there by its bridge, which leaves the weights as they are."""
-    bridge = pytest.importorskip("transformer_lens.model_bridge", reason="transformer_lens is not installed")
-    import clearhead
-    from clearhead.loading import bundled
-
-    theirs = bridge.TransformerBridge.boot_transformers(str(bundled()), device="cpu")
-    gpt = clearhead.load(backend="torch")
-    ids = gpt.tokenizer.encode("Once upon a time there was a small bird.") if gpt.tokenizer else []
-    _, expected = theirs.run_with_cache(torch.tensor([ids]))
-    found = lens.run_with_cache(gpt.model, [ids], "*hook_*")
-    assert len(found) == 4 + gpt.config.n_layers * 17
-    for name, value in found.items():
-        # The bridge masks scores with the lowest float, which is minus infinity here.
-        both = (value.clamp_min(-1e30).numpy(), expected[name].detach().clamp_min(-1e30).numpy())
-        np.testing.assert_allclose(*both, atol=1e-4, err_msg=name)
+    return perturbed_model()
 
 
 # --- Attribution -------------------------------------------------------------------------------------------------
@@ -427,12 +314,3 @@ def test_labelled_arrays_print_and_draw_themselves(model: GPTModel) -> None:
     assert np.asarray(sweep.values).shape == (3, 6)
     with pytest.raises(InputError, match="give one label for each entry"):
         lens.LabelledArray(np.zeros((2, 2)), ("a", "b"), (("x",), ("y", "z")))
-
-
-def test_texts_that_cannot_be_run_are_refused(model: GPTModel) -> None:
-    with pytest.raises(InputError, match="no texts to run"):
-        lens.run_with_cache(model, [])
-    with pytest.raises(InputError, match="text 1 has 0 tokens"):
-        lens.run_with_cache(model, [[1], []])
-    with pytest.raises(InputError, match="did you mean"):
-        lens.run_with_cache(model, [[1]], "blocks.0.atention.mixed")

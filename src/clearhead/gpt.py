@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from clearhead.config import GPTConfig
-from clearhead.errors import InputError, WeightsError
+from clearhead.errors import InputError
 from clearhead.inference.generation import generate
 from clearhead.inference.options import (
     GenerationOptions,
@@ -38,6 +38,7 @@ from clearhead.inference.runner import check_token_ids
 from clearhead.inference.score_inputs import is_single, pair_texts, to_score
 from clearhead.inference.scoring import Score, ScoreOptions, score_texts
 from clearhead.tokenizer.files import NO_TOKENIZER
+from clearhead.tokenizer.model_vocabulary import check_model_vocabulary
 from clearhead.utils.atomic import write_text
 from clearhead.utils.packages import need_torch
 
@@ -49,10 +50,16 @@ if TYPE_CHECKING:
     from clearhead.inference.runner import ScoringRunner
     from clearhead.inference.scheduler import Scheduler
     from clearhead.inference.torch_runner import TorchRunner
-    from clearhead.lens import Trace
+    from clearhead.lens import ActivationCache, Trace
+    from clearhead.lens.cache import CacheOptions
     from clearhead.lens.editing import Change
+    from clearhead.lens.watching import WatchOptions
     from clearhead.model import GPTModel
     from clearhead.tokenizer import Tokenizer
+
+    Floats = npt.NDArray[np.float32]
+    Names = str | Iterable[str]
+    Prompts = Sequence[Prompt]
 
 
 class GPT:
@@ -94,7 +101,7 @@ class GPT:
             if not isinstance(model, GPTModel):
                 raise TypeError("a GPT without a runner needs the network itself, not a function that makes it.")
             runner = _torch_runner(model)
-        beyond = check_vocabulary(runner.config, tokenizer)
+        beyond = check_model_vocabulary(runner.config, tokenizer)
         self.runner: ScoringRunner = runner
         self._scheduler: Scheduler | None = None
         self._model = model
@@ -305,40 +312,26 @@ class GPT:
 
     @overload
     def watch(
-        self,
-        text: Prompt,
-        names: str | Iterable[str] = "*",
-        *,
-        positions: int | Sequence[int] | None = None,
-        as_torch: Literal[False] = False,
-    ) -> Trace[npt.NDArray[np.float32]]: ...
+        self, text: Prompt, names: Names = "*", *, as_torch: Literal[False] = ..., **options: Unpack[WatchOptions]
+    ) -> Trace[Floats]: ...
 
     @overload
     def watch(
-        self,
-        text: Prompt,
-        names: str | Iterable[str] = "*",
-        *,
-        positions: int | Sequence[int] | None = None,
-        as_torch: Literal[True],
+        self, text: Prompt, names: Names = "*", *, as_torch: Literal[True], **options: Unpack[WatchOptions]
     ) -> Trace[torch.Tensor]: ...
 
     def watch(
-        self,
-        text: Prompt,
-        names: str | Iterable[str] = "*",
-        *,
-        positions: int | Sequence[int] | None = None,
-        as_torch: bool = False,
-    ) -> Trace[npt.NDArray[np.float32]] | Trace[torch.Tensor]:
+        self, text: Prompt, names: Names = "*", *, as_torch: bool = False, **options: Unpack[WatchOptions]
+    ) -> Trace[Floats] | Trace[torch.Tensor]:
         """Run a text through the model and return its activations by name.
 
         Args:
             text: text, or token ids; at most as many as the model's context.
             names: an activation, such as "blocks.3.attention.pattern", or a list of them; with wildcards, such as
                 "*.residual_out". `clearhead.lens.names(gpt.config)` lists them. All of them by default.
-            positions: record the tokens at these positions only.
             as_torch: return tensors on the model's device instead of NumPy arrays.
+            options: `positions=` records the tokens at these positions only; `metric=`, a function from logits
+                [1, T, V] to [1], adds its gradients with respect to the activations.
 
         Raises:
             InputError: if a name is unknown (the message lists near matches), or the text is empty or too long.
@@ -348,10 +341,54 @@ class GPT:
         from clearhead import lens
 
         ids = self._ids(text)
-        tokens = None if self.tokenizer is None else lens.pieces(self.tokenizer, ids)
-        if as_torch:
-            return lens.watch(self.model, ids, names, positions=positions, tokens=tokens, as_torch=True)
-        return lens.watch(self.model, ids, names, positions=positions, tokens=tokens)
+        if self.tokenizer is not None:
+            options.setdefault("tokens", lens.pieces(self.tokenizer, ids))
+        return (lens.watch_tensors if as_torch else lens.watch)(self.model, ids, names, **options)
+
+    @overload
+    def run_with_cache(
+        self,
+        texts: Sequence[Prompt],
+        names: Names = "*",
+        *,
+        as_torch: Literal[False] = ...,
+        **options: Unpack[CacheOptions],
+    ) -> ActivationCache[Floats]: ...
+
+    @overload
+    def run_with_cache(
+        self, texts: Prompts, names: Names = "*", *, as_torch: Literal[True], **options: Unpack[CacheOptions]
+    ) -> ActivationCache[torch.Tensor]: ...
+
+    def run_with_cache(
+        self, texts: Prompts, names: Names = "*", *, as_torch: bool = False, **options: Unpack[CacheOptions]
+    ) -> ActivationCache[Floats] | ActivationCache[torch.Tensor]:
+        """Run texts through the model, in batches, and return the activations of all of them by name.
+
+        The PyTorch network computes them, in float32 unless it was loaded otherwise. The compiled engine keeps no
+        activations; for a model that it runs, the network is made from the same weights.
+
+        Args:
+            texts: texts, or their token ids; they may differ in length.
+            names: as in `watch`; TransformerLens' names, such as "blocks.0.attn.hook_z", give its axis order.
+            as_torch: return tensors on the model's device instead of NumPy arrays.
+            options: as `clearhead.lens.run_with_cache` takes them: `positions`, `metric`, `edits`, `batch_size`.
+
+        Returns:
+            each activation as [texts, *the shape of the longest text], with 0 for padding.
+
+        Raises:
+            InputError: if a name is unknown (the message lists near matches), or a text is empty or too long.
+            MissingPackageError: without PyTorch.
+            TokenizerError: if a text cannot be encoded.
+        """
+        need_torch("caching activations, of which the compiled engine keeps none,")
+        from clearhead import lens
+
+        if isinstance(texts, str):
+            raise InputError("texts is one text; give a list of texts, or use watch.")
+        cache = lens.run_with_cache(self.model, [self._ids(text) for text in texts], names, **options)
+        return cache if as_torch else lens.numpy_cache(cache)
 
     @contextmanager
     def edit(
@@ -439,34 +476,6 @@ class GPT:
             )
             raise InputError(f"this model has no tokenizer, which {what} needs{remedy}")
         return self.tokenizer
-
-
-def check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> str:
-    """Check that the model has a row for each token of the tokenizer's vocabulary.
-
-    Special and added tokens may lie beyond the rows, as when a padding token was added and the model not enlarged: such
-    a model runs as long as a text does not have them.
-
-    Returns:
-        a note that names those tokens; empty if there are none.
-
-    Raises:
-        WeightsError: if other tokens lie beyond the rows.
-    """
-    if tokenizer is None or tokenizer.vocab_size <= config.vocab_size:
-        return ""
-    extra = {**tokenizer.special_tokens, **tokenizer.added_tokens}
-    beyond = sorted((id, token) for token, id in extra.items() if id >= config.vocab_size)
-    if len(beyond) < tokenizer.vocab_size - config.vocab_size:
-        raise WeightsError(
-            f"the tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but the model has {config.vocab_size:,} rows "
-            "for tokens; the two belong to different models."
-        )
-    names = ", ".join(repr(token) for _, token in beyond[:4]) + (", …" if len(beyond) > 4 else "")
-    return (
-        f"the model has {config.vocab_size:,} rows for tokens and none for {names}, added to the tokenizer; a text "
-        "that needs such a row is refused."
-    )
 
 
 def _torch_runner(model: GPTModel) -> TorchRunner:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from clearhead.config import ConfigLike
 from clearhead.errors import InputError
-from clearhead.gpt import GPT, check_vocabulary
+from clearhead.gpt import GPT
+from clearhead.tokenizer.model_vocabulary import check_model_vocabulary
 from clearhead.utils.packages import need_torch
 from clearhead.weights.location import bundled as bundled
 
@@ -70,7 +71,7 @@ def load(
 
     opened = weights.open(bundled() if source is None else source, config=config, revision=revision)
     tokenizer = opened.tokenizer()
-    check_vocabulary(opened.config, tokenizer)
+    check_model_vocabulary(opened.config, tokenizer)
     companions = opened.companions
     around: dict[str, Any] = {
         "notes": opened.notes,

@@ -10,21 +10,23 @@
 from clearhead.lens.ablation import ablate, steer, steering_vector
 from clearhead.lens.activations import Activation, Activations, names
 from clearhead.lens.attribution import direct_logit_attribution, gradient_times_input, integrated_gradients
-from clearhead.lens.cache import ActivationCache, run_with_cache
-from clearhead.lens.editing import edit
+from clearhead.lens.cache import run_with_cache
+from clearhead.lens.editing import Edit, edit
 from clearhead.lens.head_scores import head_scores
 from clearhead.lens.labelled import LabelledArray
 from clearhead.lens.patching import Patching, logit_difference, patch, path_patch
 from clearhead.lens.probing import Probe, train_probe
 from clearhead.lens.reading import logit_lens, pieces
+from clearhead.lens.results import ActivationCache, Trace, numpy_cache
 from clearhead.lens.splicing import Spliced, splice
 from clearhead.lens.storage import read_activations, stream_activations
-from clearhead.lens.watching import Trace, watch
+from clearhead.lens.watching import watch, watch_tensors
 
 __all__ = [
     "Activation",
     "ActivationCache",
     "Activations",
+    "Edit",
     "LabelledArray",
     "Patching",
     "Probe",
@@ -39,6 +41,7 @@ __all__ = [
     "logit_difference",
     "logit_lens",
     "names",
+    "numpy_cache",
     "patch",
     "path_patch",
     "pieces",
@@ -50,4 +53,5 @@ __all__ = [
     "stream_activations",
     "train_probe",
     "watch",
+    "watch_tensors",
 ]

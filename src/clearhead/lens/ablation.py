@@ -11,8 +11,9 @@ from torch import Tensor
 
 from clearhead.errors import InputError
 from clearhead.lens.activations import Activation, names
-from clearhead.lens.cache import ActivationCache, run_with_cache
+from clearhead.lens.cache import run_with_cache
 from clearhead.lens.editing import edit
+from clearhead.lens.results import ActivationCache
 from clearhead.model import GPTModel
 
 AblationKind = Literal["zero", "mean", "resample"]
@@ -78,7 +79,7 @@ class _AblatedValue:
         return self._pool[drawn.to(self._pool.device)].movedim(0, axis)
 
 
-def reference_values(cache: ActivationCache, activation: Activation) -> Tensor:
+def reference_values(cache: ActivationCache[Tensor], activation: Activation) -> Tensor:
     """Return an activation's values at all tokens of a cache, [N, *shape of one token].
 
     Raises:
@@ -117,9 +118,7 @@ def steering_vector(
     name = f"blocks.{layer}.residual_in"
     means = []
     for texts in (towards, away):
-        cache = run_with_cache(model, texts, name)
-        last = torch.tensor(cache.lengths) - 1
-        means.append(cache[name][torch.arange(len(last)), last].mean(0))
+        means.append(run_with_cache(model, texts, name, positions=-1)[name].mean((0, 1)))
     return means[0] - means[1]
 
 

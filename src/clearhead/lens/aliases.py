@@ -29,7 +29,8 @@ def _scale(variance: Tensor, config: GPTConfig) -> Tensor:
     return (variance + config.norm_eps).sqrt()[..., None]  # [..., T] -> [..., T, 1]
 
 
-def _masked(scores: Tensor, config: GPTConfig) -> Tensor:
+def masked_scores(scores: Tensor, config: GPTConfig) -> Tensor:
+    """Return scores [..., T, T] with minus infinity for the tokens that attention may not see."""
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(future, -torch.inf)
 
@@ -48,6 +49,21 @@ class Alias:
     activation: str
     convert: Callable[[Tensor, GPTConfig], Tensor] = _same
 
+    def token_axes(self, known: Activations, only_keys: bool) -> list[int]:
+        """Return the axes that count the tokens of a text in the converted value, without a batch axis.
+
+        Args:
+            known: the model's activations.
+            only_keys: leave out the axis of the tokens themselves (of the queries, in scores and patterns).
+        """
+        activation = known[self.activation]
+        axes = [axis for axis, letter in enumerate(activation.letters) if letter == "T"]
+        if only_keys:
+            axes.remove(activation.token_axis)
+        if self.convert is _heads_last:
+            axes = [1 - axis for axis in axes]
+        return axes
+
 
 _BLOCK: tuple[tuple[str, str, Callable[[Tensor, GPTConfig], Tensor]], ...] = (
     ("hook_resid_pre", "residual_in", _same),
@@ -56,7 +72,7 @@ _BLOCK: tuple[tuple[str, str, Callable[[Tensor, GPTConfig], Tensor]], ...] = (
     ("attn.hook_q", "attention.queries", _heads_last),
     ("attn.hook_k", "attention.keys", _heads_last),
     ("attn.hook_v", "attention.values", _heads_last),
-    ("attn.hook_attn_scores", "attention.scores", _masked),
+    ("attn.hook_attn_scores", "attention.scores", masked_scores),
     ("attn.hook_pattern", "attention.pattern", _same),
     ("attn.hook_z", "attention.mixed", _heads_last),
     ("hook_attn_out", "attention.output", _same),

@@ -3,111 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypedDict
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
 from clearhead.inference.runner import check_token_ids
 from clearhead.lens.activations import Activation, names
-from clearhead.lens.aliases import Alias, resolve
+from clearhead.lens.aliases import Alias, masked_scores, resolve
+from clearhead.lens.editing import Edit, EditedRows
 from clearhead.lens.hooks import installed
-from clearhead.lens.watching import Trace
+from clearhead.lens.results import ActivationCache
 from clearhead.model import GPTModel
 
 Metric = Callable[[Tensor], Tensor]
 """From logits [B, T, V] to one number for each text, [B]."""
 
-
-class ActivationCache(Mapping[str, Tensor]):
-    """Activations of a batch of texts, by name, each [B, *shape of the longest text].
-
-    Texts are padded at the end, and attention never looks ahead, so padding changes nothing before it. Entries of
-    padding are 0.
-
-    Attributes:
-        ids: the tokens of each text.
-        lengths: how many tokens each text has.
-        gradients: of the metric with respect to each activation, by the same names; empty without a metric.
-    """
-
-    def __init__(self, ids: Sequence[Sequence[int]], values: Mapping[str, Tensor]) -> None:
-        self.ids = tuple(tuple(text) for text in ids)
-        self.lengths = tuple(len(text) for text in ids)
-        self.gradients: dict[str, Tensor] = {}
-        self._values = dict(values)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return one activation of all texts.
-
-        Raises:
-            KeyError: if it was not asked for.
-        """
-        if name not in self._values:
-            raise KeyError(f"{name!r} is not in the cache, which has {', '.join(list(self._values)[:8])}, ...")
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that the values take, in bytes."""
-        return sum(value.nbytes for value in self._values.values())
-
-    def numpy(self, name: str) -> npt.NDArray[np.float32]:
-        """Return one activation of all texts as a float32 array."""
-        return np.asarray(self[name].float().cpu().numpy(), np.float32)
-
-    def text(self, index: int, known: Iterable[Activation]) -> Trace[npt.NDArray[np.float32]]:
-        """Return the activations of one text without padding; `known` tells which axes count tokens."""
-        by_name = {one.name: one for one in known}
-        n = self.lengths[index]
-        values = {}
-        for name, value in self._values.items():
-            if name not in by_name:
-                continue
-            one = value[index]
-            for axis, letter in enumerate(by_name[name].letters):
-                if letter == "T":
-                    one = one.narrow(axis, 0, n)
-            values[name] = np.asarray(one.float().cpu().numpy(), np.float32)
-        return Trace(values, self.ids[index])
-
-    def __repr__(self) -> str:
-        rows = [f"{name}  {list(value.shape)}" for name, value in self.items()]
-        return "\n".join([f"{len(self.ids)} texts of {min(self.lengths)} to {max(self.lengths)} tokens", *rows])
+BATCH_SIZE = 32
+"""Texts that run together; more take memory and save no time."""
 
 
-class _StopPass(Exception):  # noqa: N818 - it ends a pass on purpose and never leaves this module
-    """Every wanted activation is recorded."""
+class CacheOptions(TypedDict, total=False):
+    """The options of `run_with_cache`."""
 
-
-class _BatchRecorder:
-    """An ActivationHook that keeps whole batches, and ends the pass after the last one that is wanted."""
-
-    def __init__(self, activations: tuple[Activation, ...], keep_graph: bool, stop: bool) -> None:
-        self.activations = activations
-        self.recorded: dict[str, Tensor] = {}
-        self._keep_graph, self._stop = keep_graph, stop
-
-    def __call__(self, activation: Activation, tensor: Tensor, positions: Tensor) -> Tensor:
-        if self._keep_graph:
-            if not tensor.requires_grad:
-                tensor = tensor.detach().requires_grad_()
-            tensor.retain_grad()
-            self.recorded[activation.name] = tensor
-        else:
-            self.recorded[activation.name] = tensor.detach().clone()
-        if self._stop and len(self.recorded) == len(self.activations):
-            raise _StopPass
-        return tensor
+    positions: int | Sequence[int] | None
+    metric: Metric | None
+    edits: Sequence[Edit | Sequence[Edit]] | None
+    batch_size: int
 
 
 def run_with_cache(
@@ -115,12 +40,14 @@ def run_with_cache(
     texts: Sequence[Sequence[int]],
     wanted: str | Iterable[str] = "*",
     *,
+    positions: int | Sequence[int] | None = None,
     metric: Metric | None = None,
-    hooks: Sequence[object] = (),
-) -> ActivationCache:
-    """Run a batch of texts through a model and return chosen activations of all of them.
+    edits: Sequence[Edit | Sequence[Edit]] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> ActivationCache[Tensor]:
+    """Run texts through a model and return chosen activations of all of them.
 
-    The weights are never changed. Without a metric no gradients are computed, and the pass ends as soon as the last
+    The weights are never changed. Without a metric no gradients are computed, and a pass ends as soon as the last
     wanted activation is computed: the layers above it are not run.
 
     Args:
@@ -128,64 +55,224 @@ def run_with_cache(
         texts: token ids of each text, at least one token and at most context_length.
         wanted: names of activations, with wildcards; TransformerLens' names (`blocks.0.hook_resid_pre`) give its axis
             order.
+        positions: keep the tokens at these positions only (for scores and patterns, their rows); negative ones count
+            from each text's end.
         metric: from logits [B, T, V] to one number a text; then `gradients` has the derivative of their sum with
-            respect to each wanted activation.
-        hooks: more ActivationHooks that are installed in the pass.
+            respect to each wanted activation, and all texts run together.
+        edits: what to change in each text: for each one an `Edit`, or a list of them. To compare many edits of one
+            text, give the text many times.
+        batch_size: how many texts run together; texts of similar length do.
 
     Raises:
-        InputError: if there is no text, a name is unknown, or a text is empty, too long or has an unknown id.
+        InputError: if there is no text, a name is unknown, a text is empty, too long or has an unknown id, or a
+            position is outside a text.
     """
     aliases = resolve(wanted, names(model.config))
-    ours = names(model.config).find({alias.activation for alias in aliases.values()})
-    batch = padded(model, texts)
-    recorder = _BatchRecorder(ours, metric is not None, metric is None)
+    recorded = names(model.config).find({alias.activation for alias in aliases.values()})
+    check_texts(model, texts)
+    if edits is not None and len(edits) != len(texts):
+        raise InputError(f"there are {len(edits)} edits for {len(texts)} texts; give one, or a list, for each text.")
+    chosen = _chosen_positions(positions, texts)
+    if chosen is not None and any(alias.convert is masked_scores for alias in aliases.values()):
+        raise InputError(
+            "hook_attn_scores are masked by position, so they come whole; leave positions out, or record "
+            "attention.scores."
+        )
+    plan = _PassPlan(model, recorded, metric, None if edits is None else EditedRows(model.config, edits))
+    if metric is not None or len(texts) <= batch_size:
+        values, gradients = plan.run(texts, chosen, list(range(len(texts))))
+    else:
+        values, gradients = _in_batches(plan, texts, chosen, batch_size), {}
+    axes = {name: alias.token_axes(names(model.config), chosen is not None) for name, alias in aliases.items()}
+    return ActivationCache(
+        texts, _converted(aliases, values, model), axes, _converted(aliases, gradients, model) if gradients else None
+    )
+
+
+def _converted(aliases: Mapping[str, Alias], values: Mapping[str, Tensor], model: GPTModel) -> dict[str, Tensor]:
+    """Return values under the wanted names, in the axis order of each."""
+    return {name: alias.convert(values[alias.activation], model.config) for name, alias in aliases.items()}
+
+
+@dataclass(frozen=True)
+class _PassPlan:
+    """What to record, and what to change meanwhile, in passes over batches of texts."""
+
+    model: GPTModel
+    activations: tuple[Activation, ...]
+    metric: Metric | None
+    edits: EditedRows | None
+
+    def run(
+        self, texts: Sequence[Sequence[int]], positions: Tensor | None, rows: list[int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Run one batch: return its activations and gradients by name, [B, *shape], with 0 for padding.
+
+        Args:
+            texts: the texts of the batch.
+            positions: the positions to keep of each, int64 [B, P].
+            rows: the index of each text among all, to find its edits.
+        """
+        batch = padded(self.model, texts)
+        recorder = _BatchRecorder(self.activations, self.metric is not None)
+        at = torch.arange(batch.shape[1], device=batch.device).expand(batch.shape)  # [B, T]
+        gradients: list[Tensor | None] = []
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(torch.enable_grad() if self.metric is not None else torch.no_grad())
+            if self.edits is not None:
+                stack.enter_context(installed(self.model, self.edits.of(rows)))
+            stack.enter_context(installed(self.model, recorder))
+            try:
+                logits = self.model(batch, at)
+                if self.metric is not None:
+                    scores = self.metric(logits)
+                    _check_metric(scores, len(texts))
+                    wrt = list(recorder.recorded.values())
+                    gradients = list(torch.autograd.grad(scores.sum(), wrt, allow_unused=True))
+            except _StopPass:
+                pass
+        mask = at < torch.tensor([len(ids) for ids in texts], device=batch.device)[:, None]
+        found = {one.name: recorder.recorded[one.name].detach() for one in self.activations}
+        by_name = dict(zip(recorder.recorded, gradients, strict=True)) if gradients else {}
+        slopes = {name: _or_zero(by_name[name], value) for name, value in found.items()} if gradients else {}
+        kept = [
+            {one.name: _kept(one, values[one.name], mask, positions) for one in self.activations if values}
+            for values in (found, slopes)
+        ]
+        return kept[0], kept[1]
+
+
+def _in_batches(
+    plan: _PassPlan, texts: Sequence[Sequence[int]], positions: Tensor | None, batch_size: int
+) -> dict[str, Tensor]:
+    """Return the activations of many texts, of which only a batch runs at a time."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of similar length: little padding
+    longest = len(texts[order[-1]])
+    whole: dict[str, Tensor] = {}
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        values, _ = plan.run([texts[i] for i in rows], None if positions is None else positions[rows], rows)
+        for activation in plan.activations:
+            value = values[activation.name]
+            if activation.name not in whole:
+                shape = list(activation.shape(plan.model.config, longest))
+                if positions is not None:
+                    shape[activation.token_axis] = positions.shape[1]
+                whole[activation.name] = value.new_zeros(len(texts), *shape)
+            for row, one in zip(rows, value, strict=True):
+                whole[activation.name][row][tuple(slice(0, size) for size in one.shape)] = one
+    return whole
+
+
+class _StopPass(Exception):  # noqa: N818 - it ends a pass on purpose and never leaves this module
+    """Every wanted activation is recorded."""
+
+
+class _BatchRecorder:
+    """An ActivationHook that keeps whole batches, and without gradients ends the pass after the last wanted one."""
+
+    def __init__(self, activations: tuple[Activation, ...], keep_graph: bool) -> None:
+        self.activations = activations
+        self.recorded: dict[str, Tensor] = {}
+        self._keep_graph = keep_graph
+
+    def __call__(self, activation: Activation, tensor: Tensor, positions: Tensor) -> Tensor:
+        if self._keep_graph:
+            if not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_()
+            self.recorded[activation.name] = tensor
+            return tensor
+        # A copy: an edit's function may still write into the tensor.
+        self.recorded[activation.name] = tensor.detach().clone()
+        if len(self.recorded) == len(self.activations):
+            raise _StopPass
+        return tensor
+
+
+@contextmanager
+def evaluating(model: GPTModel) -> Iterator[None]:
+    """Put a model into evaluation mode inside a `with`, and back into its own mode afterwards."""
     training = model.training
     model.eval()
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad() if metric is not None else torch.no_grad())
-            for hook in hooks:
-                stack.enter_context(installed(model, hook))  # type: ignore[arg-type]
-            stack.enter_context(installed(model, recorder))
-            try:
-                logits = model(batch)
-                if metric is not None:
-                    scores = metric(logits)
-                    _check_metric(scores, len(texts))
-                    wrt = list(recorder.recorded.values())
-                    found = torch.autograd.grad(scores.sum(), wrt, allow_unused=True)
-            except _StopPass:
-                pass
+        yield
     finally:
         model.train(training)
-    mask = _token_mask(batch, texts)
-    values = {name: _converted(alias, recorder.recorded, ours, mask, model) for name, alias in aliases.items()}
-    cache = ActivationCache(texts, values)
-    if metric is not None:
-        gradients = dict(zip(recorder.recorded, (_or_zero(g, t) for g, t in zip(found, wrt, strict=True)), strict=True))
-        cache.gradients = {name: gradients[alias.activation].detach() for name, alias in aliases.items()}
-    return cache
 
 
-def padded(model: GPTModel, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Return texts as one int64 batch [B, T], with id 0 after the end of shorter ones.
+def check_texts(model: GPTModel, texts: Sequence[Sequence[int]]) -> None:
+    """Check that a model can run texts.
 
     Raises:
         InputError: if there is no text, or one is empty, too long or has an id outside the vocabulary.
     """
     config = model.config
-    if not texts:
+    if not len(texts):
         raise InputError("there are no texts to run; give at least one.")
     for number, ids in enumerate(texts):
         if not 1 <= len(ids) <= config.context_length:
             raise InputError(
-                f"text {number} has {len(ids):,} tokens; the model reads 1 to {config.context_length:,}. Shorten it, "
-                "or leave it out."
+                f"text {number} has {len(ids):,} tokens, but the model reads 1 to {config.context_length:,}; shorten "
+                "it, or leave it out."
             )
         check_token_ids(ids, config.vocab_size)
+
+
+def padded(model: GPTModel, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Return texts as one int64 batch [B, T] on the model's device, with id 0 after the end of shorter ones.
+
+    Raises:
+        InputError: as `check_texts`.
+    """
+    check_texts(model, texts)
     longest = max(map(len, texts))
     rows = [[*ids, *[0] * (longest - len(ids))] for ids in texts]
     return torch.tensor(rows, device=model.token_embedding.weight.device)
+
+
+def _chosen_positions(positions: int | Sequence[int] | None, texts: Sequence[Sequence[int]]) -> Tensor | None:
+    """Return the positions to keep of each text, [N, P], counted from the start; None for all.
+
+    Raises:
+        InputError: if there is none, or one is outside a text.
+    """
+    if positions is None:
+        return None
+    wanted = [positions] if isinstance(positions, int) else [int(one) for one in positions]
+    shortest = min(map(len, texts))
+    if not wanted:
+        raise InputError("positions is empty; name at least one, or leave it out for all.")
+    for position in wanted:
+        if not -shortest <= position < shortest:
+            raise InputError(f"there is no position {position} in the shortest text, which has {shortest:,} tokens.")
+    return torch.tensor([[position % len(ids) for position in wanted] for ids in texts])
+
+
+def _kept(activation: Activation, value: Tensor, mask: Tensor, positions: Tensor | None) -> Tensor:
+    """Return a recorded batch with 0 for padding, at the chosen positions only.
+
+    Args:
+        activation: what it is.
+        value: [B, *shape].
+        mask: true for each token that is no padding, [B, T].
+        positions: [B, P], or None for all.
+    """
+    if not bool(mask.all()):
+        for axis, letter in enumerate(activation.letters, start=1):
+            if letter == "T":
+                value = value.masked_fill(~_along(mask, axis, value.ndim), 0.0)
+    if positions is None:
+        return value
+    axis = activation.token_axis + 1
+    return torch.take_along_dim(value, _along(positions.to(value.device), axis, value.ndim), dim=axis)
+
+
+def _along(rows: Tensor, axis: int, ndim: int) -> Tensor:
+    """Return rows [B, T] as a view whose second axis is the given one of ndim."""
+    shape = [rows.shape[0], *([1] * (ndim - 1))]
+    shape[axis] = rows.shape[1]
+    return rows.view(shape)
 
 
 def _check_metric(scores: Tensor, n_texts: int) -> None:
@@ -198,29 +285,3 @@ def _check_metric(scores: Tensor, n_texts: int) -> None:
 
 def _or_zero(gradient: Tensor | None, value: Tensor) -> Tensor:
     return torch.zeros_like(value) if gradient is None else gradient
-
-
-def _token_mask(batch: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-    lengths = torch.tensor([len(ids) for ids in texts], device=batch.device)
-    return torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]  # [B, T]
-
-
-def _converted(
-    alias: Alias,
-    recorded: Mapping[str, Tensor],
-    ours: tuple[Activation, ...],
-    mask: Tensor,
-    model: GPTModel,
-) -> Tensor:
-    """Return one activation with zeros for padding, under the wanted name's axis order."""
-    activation = next(one for one in ours if one.name == alias.activation)
-    value = recorded[alias.activation].detach()
-    if value.shape[0] != mask.shape[0]:  # position embeddings are shared by all texts
-        value = value.expand(mask.shape[0], *value.shape[1:])
-    if not bool(mask.all()):
-        for axis, letter in enumerate(activation.letters, start=1):
-            if letter == "T":
-                shape = [mask.shape[0], *([1] * (value.ndim - 1))]
-                shape[axis] = mask.shape[1]
-                value = value.masked_fill(~mask.view(shape), 0.0)
-    return alias.convert(value, model.config)

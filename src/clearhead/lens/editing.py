@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 from clearhead.lens.activations import Activation, check_indices, names
 from clearhead.lens.hooks import installed
@@ -17,6 +19,23 @@ from clearhead.model import GPTModel
 
 Change = float | Tensor | npt.ArrayLike | Callable[[Tensor], Tensor | float | npt.ArrayLike]
 """A number, an array or a tensor to replace an activation with, or a function from the activation to it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One change of activations, as `edit` takes it, to run many of them in one pass.
+
+    Attributes:
+        names: the name of an activation, or several, with wildcards.
+        change: the replacement, or a function to it.
+        heads: change these heads only.
+        positions: change the tokens at these positions only.
+    """
+
+    names: str | Iterable[str]
+    change: Change
+    heads: int | Sequence[int] | None = None
+    positions: int | Sequence[int] | None = None
 
 
 @contextmanager
@@ -47,18 +66,65 @@ def edit(
         InputError: if a name is unknown, a head or position is out of range, or the change is not numeric; and during
             the run, if the shape of a new activation does not fit.
     """
-    config, activations = model.config, names(model.config).find(wanted)
+    replacement = _replacement(model.config, Edit(wanted, change, heads, positions))
+    with installed(model, replacement):
+        yield
+
+
+def _replacement(config: GPTConfig, wanted: Edit) -> _Replacement:
+    """Return the hook for an edit.
+
+    Raises:
+        InputError: as `edit`, before anything runs.
+    """
+    activations, heads, positions = names(config).find(wanted.names), wanted.heads, wanted.positions
     for activation in activations:
         if heads is not None and not activation.per_head:
             raise InputError(f"{activation.name} has no axis for heads; leave heads out, or edit attention.mixed.")
-    replacement = _Replacement(
+    return _Replacement(
         activations,
-        change,
+        wanted.change,
         None if heads is None else check_indices("head", heads, config.n_heads, "model"),
         None if positions is None else check_indices("position", positions, config.context_length, "model"),
     )
-    with installed(model, replacement):
-        yield
+
+
+class EditedRows:
+    """Edits for each row of a batch.
+
+    Args:
+        config: the model's shape.
+        edits: for each text an edit, or several, of which later ones get the result of earlier ones.
+
+    Raises:
+        InputError: as `edit`.
+    """
+
+    def __init__(self, config: GPTConfig, edits: Sequence[Edit | Sequence[Edit]]) -> None:
+        self._rows = [[_replacement(config, one) for one in ([row] if isinstance(row, Edit) else row)] for row in edits]
+
+    def of(self, rows: Sequence[int]) -> _RowReplacements:
+        """Return the hook for a batch of these texts, by their indices."""
+        return _RowReplacements([self._rows[row] for row in rows])
+
+
+class _RowReplacements:
+    """An ActivationHook that changes each row of a batch in its own way."""
+
+    def __init__(self, rows: list[list[_Replacement]]) -> None:
+        found = {activation for row in rows for one in row for activation in one.activations}
+        self.activations = tuple(found)
+        self._rows = rows
+
+    def __call__(self, activation: Activation, tensor: Tensor, positions: Tensor) -> Tensor:
+        changed = []
+        for old, at, replacements in zip(tensor, positions.tolist(), self._rows, strict=True):
+            new = old
+            for one in replacements:
+                if activation in one.activations:
+                    new = one.replaced(activation, new, at)
+            changed.append(new)
+        return torch.stack(changed)
 
 
 class _Replacement:
@@ -75,12 +141,13 @@ class _Replacement:
 
     def __call__(self, activation: Activation, tensor: Tensor, positions: Tensor) -> Tensor:
         """Replace the activation of each sequence of the batch separately."""
-        rows = [self._one(activation, *row) for row in zip(tensor, positions.tolist(), strict=True)]
+        rows = [self.replaced(activation, *row) for row in zip(tensor, positions.tolist(), strict=True)]
         if all(new is old for new, old in zip(rows, tensor, strict=True)):
             return tensor
         return torch.stack(rows)
 
-    def _one(self, activation: Activation, old: Tensor, positions: list[int]) -> Tensor:
+    def replaced(self, activation: Activation, old: Tensor, positions: list[int]) -> Tensor:
+        """Return the new activation of one sequence, of which the pass has the tokens at these positions."""
         axis = activation.token_axis
         if self.array is None:
             entries = self._tokens(positions)

@@ -222,7 +222,8 @@ def path_patch(
     held = {name: value.clone() for name, value in kept.items()}
     held[f"blocks.{layer}.attention.mixed"][:, head] = given[f"blocks.{layer}.attention.mixed"][:, head]
     freeze = _Replace(tuple(names(config)[name] for name in held), held)
-    arrived = run_with_cache(model, [corrupted], [one.name for one in receivers], hooks=[freeze])
+    with installed(model, freeze):
+        arrived = run_with_cache(model, [corrupted], [one.name for one in receivers])
     replace = _Replace(receivers, dict(arrived))
     with installed(model, replace):
         patched = float(metric(model(torch.tensor([list(corrupted)]))[:, -1].float())[0])

@@ -16,7 +16,8 @@ from clearhead.inference.filters import top_k_ids
 from clearhead.inference.options import SamplingParams
 from clearhead.inference.sampling import Sampler
 from clearhead.lens.reading import logit_lens, pieces
-from clearhead.lens.watching import Trace, watch
+from clearhead.lens.results import Trace
+from clearhead.lens.watching import watch
 from clearhead.model import GPTModel
 
 if TYPE_CHECKING:
