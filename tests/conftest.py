@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SLOW_MODULES = {
     "test_book_chapters.py",
     "test_bulk.py",
+    "test_chat_template.py",
     "test_cli.py",
     "test_cli_edges.py",
     "test_compression.py",

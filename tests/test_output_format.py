@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any
 
 import httpx
@@ -16,9 +17,12 @@ from serving import serving
 import clearhead
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
+from clearhead.inference import continuation
 from clearhead.inference.generation import generate
-from clearhead.inference.output_format import OutputFormat
+from clearhead.inference.output_format import FormatMatcher, OutputFormat
 from clearhead.inference.requests import Request, Sample
+from clearhead.loading import bundled
+from clearhead.tokenizer import Tokenizer
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -127,3 +131,40 @@ def test_through_the_server(gpt: GPT) -> None:
         ):
             response = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", **body})
             assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+def test_samples_of_a_request_share_a_compiled_format(gpt: GPT) -> None:
+    assert gpt.tokenizer is not None
+    ids = gpt.tokenizer.encode("Once")
+    request = Request(ids, output_format=OutputFormat.json_schema(SCHEMA), n=6, seed=4, max_new_tokens=80)
+    together = generate(gpt.runner, gpt.tokenizer, [request])[0].samples
+    assert len({one.text for one in together}) > 1
+    fresh = GPT(gpt.model, Tokenizer.from_folder(bundled()), runner=gpt.runner)
+    assert fresh.tokenizer is not None
+    assert generate(fresh.runner, fresh.tokenizer, [request])[0].samples == together
+    assert generate(gpt.runner, gpt.tokenizer, [request])[0].samples == together  # none changed the kept one
+
+
+def test_a_schema_is_compiled_beside_the_event_loop(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling, may_end = threading.Event(), threading.Event()
+
+    class Slow(FormatMatcher):
+        def __init__(self, format: OutputFormat, tokenizer: Tokenizer) -> None:
+            compiling.set()
+            assert may_end.wait(60)
+            super().__init__(format, tokenizer)
+
+    monkeypatch.setattr(continuation, "FormatMatcher", Slow)
+    answers: list[httpx.Response] = []
+    body = {"prompt": "Once", "choice": ["yes", "no"], "seed": 1}
+    with serving(gpt) as server:
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60))
+        )
+        asking.start()
+        assert compiling.wait(60)
+        plain = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Once", "max_tokens": 2}, timeout=60)
+        assert plain.status_code == 200 and not answers
+        may_end.set()
+        asking.join()
+    assert answers[0].json()["choices"][0]["text"] in ("yes", "no")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import PROMPTS, alone, serving
+from serving import PROMPTS, StepGate, TestServer, alone, serving, wait_for
 from transformers import GPT2LMHeadModel
 
 from clearhead.gpt import GPT
@@ -228,8 +229,15 @@ def test_the_asynchronous_client_and_its_retries(tiny_gpt: GPT) -> None:
 
             return await asyncio.gather(*map(one, range(3)), *map(streamed, (3, 4)))
 
+    def until_refused(server: TestServer, gate: StepGate) -> None:
+        wait_for(lambda: ',status="429"} 4.0' in httpx.get(f"{server.url}/metrics").text)
+        gate.release()
+
     with serving(tiny_gpt, ServerSettings(limits=limits)) as busy:
-        assert asyncio.run(ask(busy.url)) == expected  # all but one are refused with 429 at first
+        opener = threading.Thread(target=until_refused, args=(busy, StepGate(busy)))
+        opener.start()
+        assert asyncio.run(ask(busy.url)) == expected  # the first waits until the four others were refused with 429
+        opener.join()
 
 
 def test_further_ends_of_text_end_a_text_as_in_the_library(tiny_gpt: GPT) -> None:

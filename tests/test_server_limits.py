@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import threading
-import time
 from typing import Any
 
 import httpx
@@ -14,7 +12,7 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import TestServer, serving, slow_down, wait_until_idle
+from serving import StepGate, TestServer, serving, wait_for, wait_until_idle
 
 from clearhead.gpt import GPT
 from clearhead.inference.scheduler import Limits
@@ -186,15 +184,15 @@ def test_keys_guard_every_route_but_health(tiny_gpt: GPT) -> None:
 
 
 def test_large_and_slow_bodies_are_refused(tiny_gpt: GPT) -> None:
-    settings = ServerSettings(max_body_bytes=1000, body_seconds=0.3)
-    with serving(tiny_gpt, settings) as limited:
+    with serving(tiny_gpt, ServerSettings(max_body_bytes=1000)) as limited:
         response = httpx.post(f"{limited.url}/v1/completions", json={"prompt": "a" * 2000})
         assert response.status_code == 413 and "1,000 bytes" in response.json()["error"]["message"]
+    with serving(tiny_gpt, ServerSettings(body_seconds=0.3)) as limited:
         host, port = limited.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as slow:
+        with socket.create_connection((host, int(port)), timeout=60) as slow:
             slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert b" 408 " in slow.recv(1000).partition(b"\r\n")[0]
-        with socket.create_connection((host, int(port)), timeout=10) as wide:
+        with socket.create_connection((host, int(port)), timeout=60) as wide:
             wide.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
             with contextlib.suppress(ConnectionError):
                 assert b" 400 " in wide.recv(1000).partition(b"\r\n")[0]
@@ -215,28 +213,33 @@ def test_a_full_queue_is_answered_with_429_and_a_client_that_leaves_frees_its_pl
     limits = Limits(max_live=1, max_waiting=1)
     endless = {"prompt": "a", "max_tokens": 60, "ignore_eos": True, "stream": True}
     with serving(tiny_gpt, ServerSettings(limits=limits)) as small, httpx.Client(base_url=small.url) as http:
-        slow_down(small, 0.05)
+        gate = StepGate(small)
+        gate.permit(1)
         with http.stream("POST", "/v1/completions", json=endless) as first:
             lines = first.iter_lines()
             next(lines)
-            leaving = threading.Thread(target=leave, args=(small.url, endless))
-            leaving.start()
-            until = time.monotonic() + 10
-            while small.scheduler.load().waiting == 0:
-                assert time.monotonic() < until
-                time.sleep(0.005)
-            busy = http.post("/v1/completions", json={"prompt": "a"})
-            assert (
-                busy.status_code == 429 and busy.headers["Retry-After"] and busy.json()["error"]["code"] == "overloaded"
-            )
-            leaving.join()  # it leaves before its first token
-            while small.scheduler.load().waiting:
-                assert time.monotonic() < until
-                time.sleep(0.005)
+            with open_request(small.url, {**endless, "stream": False}):
+                wait_for(lambda: small.scheduler.load().waiting == 1)
+                busy = http.post("/v1/completions", json={"prompt": "a"})
+                assert busy.status_code == 429 and busy.json()["error"]["code"] == "overloaded"
+                assert busy.headers["Retry-After"]
+            wait_for(lambda: small.scheduler._cancelled)  # the second client left before its first token
+            gate.permit(1)
+            wait_for(lambda: small.scheduler.load().waiting == 0)
+            assert small.scheduler.load().running == 1
+        wait_for(lambda: small.scheduler._cancelled)
+        gate.release()
         wait_until_idle(small.scheduler)
         assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
 
 
-def leave(url: str, body: dict[str, Any]) -> None:
-    with contextlib.suppress(httpx.TimeoutException):
-        httpx.post(f"{url}/v1/completions", json={**body, "stream": False}, timeout=0.5)
+def open_request(url: str, body: dict[str, Any]) -> socket.socket:
+    """Send a request and return its connection, before any answer."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    content = json.dumps(body).encode()
+    connection.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(content) + content
+    )
+    return connection

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
 
 _LONGEST_GRAMMAR = 100_000
+_KEPT_FORMATS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +91,13 @@ class FormatMatcher:
     """
 
     def __init__(self, format: OutputFormat, tokenizer: Tokenizer) -> None:
-        llguidance = _library()
-        matcher = llguidance.LLMatcher
+        compiled = _compiler(tokenizer)
         try:
-            if format.kind == "json_schema":
-                grammar = matcher.grammar_from_json_schema(format.pattern, overrides={"whitespace_flexible": False})
-            else:
-                grammar = matcher.grammar_from_regex(format.pattern)
-            compiled = _compiled_tokenizer(tokenizer)
-            self._matcher = matcher(compiled, grammar, log_level=0)
+            self._matcher = compiled.matcher(format)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"the output format cannot be used: {_one_line(error)}") from None
         self._check()
-        self._bits = np.zeros(-(-compiled.vocab_size // 32), np.int32)
+        self._bits = np.zeros(-(-compiled.vocabulary.vocab_size // 32), np.int32)
 
     @property
     def finished(self) -> bool:
@@ -134,15 +131,49 @@ def _library() -> Any:
     return llguidance
 
 
-_compiled: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()
+class _FormatCompiler:
+    """Compiles formats for one tokenizer, and keeps the last ones: the samples of a request share theirs."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._library = _library()
+        self.vocabulary = self._library.LLTokenizer(self._library.TokenizerWrapper(_Vocabulary(tokenizer)))
+        self._matchers: OrderedDict[OutputFormat, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, format: OutputFormat) -> Any:
+        """Return a matcher at the beginning of a text."""
+        with self._lock:
+            found = self._matchers.get(format)
+            if found is not None:
+                self._matchers.move_to_end(format)
+                return found.deep_copy()
+        made = self._compile(format)
+        if not made.is_error():
+            with self._lock:
+                self._matchers[format] = made.deep_copy()
+                if len(self._matchers) > _KEPT_FORMATS:
+                    self._matchers.popitem(last=False)
+        return made
+
+    def _compile(self, format: OutputFormat) -> Any:
+        matcher = self._library.LLMatcher
+        if format.kind == "json_schema":
+            grammar = matcher.grammar_from_json_schema(format.pattern, overrides={"whitespace_flexible": False})
+        else:
+            grammar = matcher.grammar_from_regex(format.pattern)
+        return matcher(self.vocabulary, grammar, log_level=0)
 
 
-def _compiled_tokenizer(tokenizer: Tokenizer) -> Any:
-    """Return llguidance's form of a tokenizer; made once, in a tenth of a second for GPT-2's vocabulary."""
-    if tokenizer not in _compiled:
-        llguidance = _library()
-        _compiled[tokenizer] = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Vocabulary(tokenizer)))
-    return _compiled[tokenizer]
+_compilers: weakref.WeakKeyDictionary[Tokenizer, _FormatCompiler] = weakref.WeakKeyDictionary()
+_compilers_lock = threading.Lock()
+
+
+def _compiler(tokenizer: Tokenizer) -> _FormatCompiler:
+    """Return the compiler of a tokenizer; made once, in a tenth of a second for GPT-2's vocabulary."""
+    with _compilers_lock:
+        if tokenizer not in _compilers:
+            _compilers[tokenizer] = _FormatCompiler(tokenizer)
+        return _compilers[tokenizer]
 
 
 class _Vocabulary:

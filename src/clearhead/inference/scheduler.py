@@ -152,16 +152,48 @@ class Scheduler:
             InputError: if the request does not fit the model.
             OverloadedError: if too many requests wait, or the scheduler was closed.
         """
+        with self._lock:
+            self._check_room(request)
+        return self._enter(request, self._continuations(request), score_top)
+
+    async def begin(self, request: Request, *, score_top: int | None = None) -> Ticket:
+        """Begin a request as `submit` does, and compile its output format in a thread if it has one.
+
+        Raises:
+            InputError: if the request does not fit the model.
+            OverloadedError: if too many requests wait, or the scheduler was closed.
+        """
+        if request.output_format is None:
+            return self.submit(request, score_top=score_top)
+        with self._lock:
+            self._check_room(request)
+        return self._enter(request, await asyncio.to_thread(self._continuations, request), score_top)
+
+    def _continuations(self, request: Request) -> list[Continuation]:
+        return [Continuation(request, index, self.runner.config, self.tokenizer) for index in range(request.n)]
+
+    def _check_room(self, request: Request) -> None:
+        """Check that a request may be accepted now.
+
+        Raises:
+            OverloadedError: if too many requests wait, or the scheduler was closed.
+        """
         if self._closed:
             raise OverloadedError("the server is shutting down; try again in a moment.")
-        load = self.load()
-        if load.running + load.waiting + request.n > self.limits.max_live + self.limits.max_waiting:
-            raise OverloadedError(
-                f"{load.running:,} texts are being generated and {load.waiting:,} wait; try again in a moment."
-            )
-        continuations = [Continuation(request, index, self.runner.config, self.tokenizer) for index in range(request.n)]
+        running, waiting = self._running_and_waiting()
+        if running + waiting + request.n > self.limits.max_live + self.limits.max_waiting:
+            raise OverloadedError(f"{running:,} texts are being generated and {waiting:,} wait; try again in a moment.")
+
+    def _running_and_waiting(self) -> tuple[int, int]:
+        """Return how many texts run and how many wait; their sum counts every accepted text that has not ended."""
+        accepted = sum(ticket.unfinished for ticket in self._tickets.values())
+        running = min(self._batch.running, accepted)  # the batch may be in the middle of a step
+        return running, accepted - running
+
+    def _enter(self, request: Request, continuations: list[Continuation], score_top: int | None) -> Ticket:
         ticket = Ticket(request, continuations, score_top, self, asyncio.get_running_loop())
         with self._lock:
+            self._check_room(request)
             self._tickets[id(ticket)] = ticket
             self._new.append(ticket)
             self._prompt_tokens += len(request.prompt_ids)
@@ -179,9 +211,10 @@ class Scheduler:
     def load(self) -> LoadReport:
         """Return what is running and waiting, and the totals so far."""
         with self._lock:
+            running, waiting = self._running_and_waiting()
             return LoadReport(
-                running=self._batch.running,
-                waiting=self._batch.waiting + sum(len(ticket.continuations) for ticket in self._new),
+                running=running,
+                waiting=waiting,
                 prompt_tokens=self._prompt_tokens,
                 cached_prompt_tokens=self._cached_tokens,
                 generated_tokens=self._generated_tokens,
@@ -259,11 +292,11 @@ class Scheduler:
     def _fail(self, error: Exception) -> None:
         """End every request that runs, with the error."""
         told = error if isinstance(error, ClearheadError) else ClearheadError(f"the model could not run: {error}.")
+        self._batch.close()  # first, so that a request that is not counted any more has freed its memory
         with self._lock:
             failed = [ticket for ticket in self._tickets.values() if ticket.group is not None]
             for ticket in failed:
                 del self._tickets[id(ticket)]
-        self._batch.close()
         self._deliver([(ticket, told) for ticket in failed])
 
     def _deliver(self, items: list[tuple[Ticket, tuple[int, Event] | ClearheadError]]) -> None:

@@ -177,7 +177,7 @@ def seeded(options: dict[str, object], index: int) -> dict[str, object]:
     return {**options, "seed": (seed + index) & LARGEST_SEED}
 
 
-def submit(service: Service, requests: Sequence[tuple[Request, int | None]]) -> list[Ticket]:
+async def submit(service: Service, requests: Sequence[tuple[Request, int | None]]) -> list[Ticket]:
     """Begin several requests, all or none.
 
     Args:
@@ -191,8 +191,8 @@ def submit(service: Service, requests: Sequence[tuple[Request, int | None]]) -> 
     tickets: list[Ticket] = []
     try:
         for request, score_top in requests:
-            tickets.append(service.scheduler.submit(request, score_top=score_top))
-    except ClearheadError:
+            tickets.append(await service.scheduler.begin(request, score_top=score_top))
+    except (ClearheadError, asyncio.CancelledError):
         cancel(tickets)
         raise
     return tickets

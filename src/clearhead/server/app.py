@@ -231,7 +231,7 @@ def _model(service: Service) -> dict[str, object]:
         "base_model": not chat,
         "description": "A GPT-2 with a chat template of its own."
         if chat
-        else "A GPT-2: a base model that continues text. It was not trained to chat; conversations are plain text to it.",
+        else "A GPT-2: a base model that continues text. It was not trained to chat, and reads a chat as plain text.",
     }
 
 

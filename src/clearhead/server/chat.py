@@ -28,7 +28,7 @@ async def chat(service: Service, body: ChatRequest, http: HTTPRequest) -> Respon
         ClearheadError: if it does not fit the model, or too many wait.
     """
     request = _request(service, body)
-    tickets = submit(service, [(request, None)])
+    tickets = await submit(service, [(request, None)])
     answer = _ChatAnswer(service, body, tickets[0])
     if body.stream:
         return event_stream(answer.chunks(http))

@@ -56,7 +56,7 @@ async def complete(service: Service, body: CompletionRequest, http: HTTPRequest)
         ClearheadError: if it does not fit the model, or too many wait.
     """
     plan = _plan(service, body)
-    tickets = submit(service, [(request, plan.score_top) for request in plan.requests])
+    tickets = await submit(service, [(request, plan.score_top) for request in plan.requests])
     answer = _Answer(service, body, plan, tickets)
     if body.stream:
         return event_stream(answer.chunks(http))
