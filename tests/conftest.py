@@ -30,6 +30,7 @@ SLOW_MODULES = {
     "test_page_server.py",
     "test_scoring.py",
     "test_server.py",
+    "test_server_clients.py",
     "test_server_limits.py",
     "test_server_load.py",
     "test_surprisal.py",
