@@ -18,7 +18,8 @@ import command_line
 import httpx
 import numpy as np
 import pytest
-from serving import PROMPTS, TEXT, StepGate, TestServer, alone, serving, wait_for
+import server_grid
+from serving import PROMPTS, StepGate, TestServer, alone, serving, wait_for
 
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
@@ -34,60 +35,17 @@ pytest_plugins = ["server_fixtures"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cached_tokens", [0, 1000])
-def test_results_do_not_depend_on_the_load(tiny_gpt: GPT, cached_tokens: int) -> None:
-    choices: list[dict[str, Any]] = [
-        {"temperature": 0},
-        {"temperature": 1.3},
-        {"top_p": 0.7},
-        {"top_k": 4, "n": 2},
-        {"echo": True, "max_tokens": 2},
-    ]
-    grid: list[dict[str, Any]] = [
-        {"prompt": prompt, "max_tokens": 10, "logprobs": 2, "seed": seed, **options}
-        for prompt in [*PROMPTS, TEXT[:60], TEXT[:60] + "a", TEXT[:60] + " little"]
-        for seed, options in enumerate(choices)
-    ]
-    limits = Limits(max_live=16, prompt_tokens=8, cached_tokens=cached_tokens)
-
-    async def ask(client: httpx.AsyncClient, body: dict[str, Any], stream: bool) -> list[Any]:
-        response = await client.post("/v1/completions", json={**body, "stream": stream})
-        assert response.status_code == 200, response.text
-        if not stream:
-            return [(one["text"], one["logprobs"]["token_logprobs"]) for one in response.json()["choices"]]
-        found: list[Any] = [("", []) for _ in range(body.get("n", 1))]
-        for line in response.text.splitlines():
-            if line.startswith("data: {"):
-                for one in json.loads(line[6:])["choices"]:
-                    text, logprobs = found[one["index"]]
-                    found[one["index"]] = text + one["text"], logprobs + one["logprobs"]["token_logprobs"]
-        return found
-
-    async def run(url: str, concurrency: int, stream: bool) -> list[list[Any]]:
-        gate = asyncio.Semaphore(concurrency)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
-
-            async def one(body: dict[str, Any]) -> list[Any]:
-                async with gate:
-                    return await ask(client, body, stream)
-
-            return await asyncio.gather(*map(one, grid))
-
-    with serving(tiny_gpt, ServerSettings(limits=limits)) as loaded:
-        expected = asyncio.run(run(loaded.url, 1, False))
-        for concurrency in (1, 8, 44):
-            for stream in (False, True):
-                assert asyncio.run(run(loaded.url, concurrency, stream)) == expected
-        report = loaded.scheduler.load()
-        assert (report.cached_prompt_tokens > 0) == (cached_tokens > 0)
-        assert report.prefix_tokens <= cached_tokens
-    for body, found in zip(grid, expected, strict=True):
+def test_results_do_not_depend_on_the_load(tiny_gpt: GPT) -> None:
+    grid = server_grid.bodies(server_grid.PROMPTS[::3])
+    compared, answers = server_grid.compare(tiny_gpt, grid, 1000)
+    assert compared == 12 * len(grid)
+    for body, choices in zip(grid, answers, strict=True):
         if not body.get("echo"):
-            options = {name: body[name] for name in ("temperature", "top_p", "top_k") if name in body}
-            direct = alone(
-                tiny_gpt, body["prompt"], seed=body["seed"], n=body.get("n", 1), max_new_tokens=10, **options
-            )
-            assert [text for text, _ in found] == list(direct.texts)
+            options = {name: value for name, value in body.items() if name not in ("prompt", "max_tokens", "logprobs")}
+            if "logit_bias" in options:
+                options["logit_bias"] = {int(token): bias for token, bias in options["logit_bias"].items()}
+            direct = alone(tiny_gpt, body["prompt"], max_new_tokens=body["max_tokens"], **options)
+            assert [choice["text"] for choice in choices] == list(direct.texts)
 
 
 def test_stopping_answers_what_was_accepted(tiny_gpt: GPT) -> None:
