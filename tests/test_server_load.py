@@ -12,18 +12,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import command_line
 import httpx
 import numpy as np
 import pytest
 import server_grid
-from serving import PROMPTS, StepGate, TestServer, alone, serving, wait_for
+from serving import PROMPTS, StepGate, TestServer, alone, wait_for
 
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
-from clearhead.inference.scheduler import Limits
 from clearhead.server import ServerSettings, create_app
 
 pytest_plugins = ["server_fixtures"]
