@@ -23,7 +23,7 @@ _NUMERIC = [
     "tests/test_training_distributed.py",
     "tests/test_finetune.py",
 ]
-_PRINTED = ["tests/test_cli.py", "tests/test_corpus.py", "tests/test_training_record.py", "tests/test_weights_cli.py"]
+_PRINTED = ["tests/test_cli.py", "tests/corpora", "tests/test_training_record.py", "tests/test_weights_cli.py"]
 _STORED = ["tests/test_engine_load.py", "tests/test_weights_convert.py", "tests/test_training_safety.py"]
 _SHORT = ["tests/test_sampling.py", "tests/test_model.py"]
 

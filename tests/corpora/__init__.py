@@ -1,0 +1,1 @@
+"""Tests of corpora: reading documents, building, resuming, refusing."""
