@@ -121,7 +121,8 @@ def test_scores_are_those_of_the_logits(dtype: str, activations: str) -> None:
         ScoreTask(slot, ids, ids[4:], start=3) if len(ids) > 100 else ScoreTask(slot, ids, ids[1:])
         for slot, ids in zip(slots, texts, strict=True)
     ]
-    last, scores = runner.score(tasks, top=7, n_choices=90)
+    groups = np.random.default_rng(0).random((3, vocab_size)) < 0.3
+    last, scores = runner.score(tasks, top=7, n_choices=90, groups=groups)
     for ids, task, logits, found in zip(texts, tasks, last, scores, strict=True):
         expected = runner.logits(ids)
         assert (logits == expected[-1]).all()
@@ -134,12 +135,15 @@ def test_scores_are_those_of_the_logits(dtype: str, activations: str) -> None:
         assert (found.ranks == (rows[:, :90] > rows[chosen][:, None]).sum(1)).all()
         assert (found.top_ids == np.argsort(-rows[:, :90], axis=1, kind="stable")[:, :7]).all()
         assert np.abs(found.top_logprobs - np.take_along_axis(logprobs, found.top_ids, 1)).max() < 1e-6
+        assert np.abs(found.groups - np.log(np.exp(logprobs) @ groups.T)).max() < 1e-6
     for slot in slots:
         runner.close(slot)
     pieces, slot = [], runner.open()
     for start in range(0, 150, 40):
         ids, targets = texts[0][start : start + 40], texts[0][start + 1 : start + 41]
-        pieces.append(runner.score([ScoreTask(slot, ids, targets)])[1][0].logprobs)
+        none, (piece,) = runner.score([ScoreTask(slot, ids, targets)], last_logits=False)
+        assert none.shape == (0, vocab_size) and piece.groups.shape == (len(targets), 0)
+        pieces.append(piece.logprobs)
     assert (np.concatenate(pieces)[3:] == scores[0].logprobs).all()
     runner.close(slot)
 

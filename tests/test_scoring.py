@@ -18,10 +18,10 @@ import clearhead
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import GPT
-from clearhead.inference.logit_scores import group_logprobs
 from clearhead.inference.logprobs import score_rows
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores
 from clearhead.inference.scoring import ScoreOptions, ScoreRequest, score_sequences, windows
+from clearhead.inference.shared_prefixes import LEAST_SHARED, ScoredSequence, plan_branches
 from clearhead.loading import bundled
 from clearhead.tokenizer import Tokenizer
 
@@ -72,10 +72,16 @@ class FakeRunner:
         return np.stack([self.table[ids[-1]] for _, ids in work])
 
     def score(
-        self, work: Sequence[ScoreTask], *, top: int = 0, n_choices: int | None = None
+        self,
+        work: Sequence[ScoreTask],
+        *,
+        top: int = 0,
+        n_choices: int | None = None,
+        groups: np.ndarray | None = None,
+        last_logits: bool = True,
     ) -> tuple[np.ndarray, list[TokenScores]]:
         rows = [self.table[list(task.ids[task.start :])][: len(task.targets)] for task in work]
-        scores = [score_rows(one, task.targets, top, n_choices) for one, task in zip(rows, work, strict=True)]
+        scores = [score_rows(one, task.targets, top, n_choices, groups) for one, task in zip(rows, work, strict=True)]
         return self.extend([(task.slot, task.ids) for task in work]), scores
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -110,7 +116,8 @@ def test_numbers_from_logits_are_those_of_torch(seed: int, n: int, top: int) -> 
     logits[:, 7] = logits[:, 3]  # a tie: the lower id comes first
     logits[rng.random((n, 30)) < 0.05] = -np.inf
     targets = rng.integers(0, 30, n)
-    found = score_rows(logits, targets.tolist(), top, 20)
+    groups = rng.random((3, 30)) < 0.5
+    found = score_rows(logits, targets.tolist(), top, 20, groups)
     logs = torch.from_numpy(logits).double().log_softmax(-1)
     chosen = logs[torch.arange(n), torch.from_numpy(targets)]
     np.testing.assert_allclose(found.logprobs, chosen, atol=1e-12)
@@ -119,9 +126,8 @@ def test_numbers_from_logits_are_those_of_torch(seed: int, n: int, top: int) -> 
     best = logs[:, :20].sort(dim=-1, descending=True, stable=True)
     assert found.top_ids.tolist() == best.indices[:, :top].tolist()
     np.testing.assert_allclose(found.top_logprobs, best.values[:, :top], atol=1e-12)
-    groups = rng.random((3, 30)) < 0.5
     sums = torch.stack([logs[:, torch.from_numpy(group)].logsumexp(-1) for group in groups], dim=1)
-    np.testing.assert_allclose(group_logprobs(logits, groups), sums, atol=1e-9)
+    np.testing.assert_allclose(found.groups, sums, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=15)
@@ -136,6 +142,33 @@ def test_the_batch_changes_no_bit(gpt: GPT, ids: list[list[int]], batch_size: in
         ]
 
     assert numbers(1) == numbers(batch_size)
+
+
+_BEGINNINGS = st.lists(st.integers(0, 2), min_size=2, max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(_BEGINNINGS, st.integers(1, 11)), min_size=1, max_size=40), st.integers(1, 8))
+def test_common_beginnings_run_once_and_change_no_bit(
+    gpt: GPT, cases: list[tuple[list[int], int]], batch_size: int
+) -> None:
+    """Sequences of three tokens have much in common: equal ones, beginnings of others, and other first targets."""
+    requests = [ScoreRequest(ids, min(first, len(ids) - 1)) for ids, first in cases]
+    groups = np.arange(4096)[None] % np.array([[2], [3]]) == 0
+    options = ScoreOptions(top=1, batch_size=batch_size, groups=groups)
+    for request, found in zip(requests, score_sequences(gpt.runner, requests, options), strict=True):
+        (alone,) = score_sequences(gpt.runner, [request], options)
+        for name in ("logprobs", "entropies", "ranks", "top_ids", "groups"):
+            np.testing.assert_array_equal(getattr(found.scores, name), getattr(alone.scores, name))
+        assert len(found.scores.logprobs) == len(request.ids) - request.first
+        assert (found.contexts == np.arange(request.first, len(request.ids))).all()
+    sequences = [ScoredSequence(one.ids, one.first) for one in sorted(requests, key=lambda one: list(one.ids))]
+    for index, branch in enumerate(plan_branches(sequences)):
+        if branch.parent >= 0:
+            assert branch.parent < index and branch.shared >= LEAST_SHARED
+            parent = sequences[branch.parent].ids
+            assert list(parent[: branch.shared]) == list(sequences[index].ids[: branch.shared])
+            assert branch.shared < len(parent)  # its last token is only a target
 
 
 def test_requests_may_be_endless(gpt: GPT) -> None:

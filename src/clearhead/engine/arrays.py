@@ -90,6 +90,9 @@ class BlockScores(NamedTuple):
     ranks: Array  # int64 [rows]
     best_logprobs: Array  # float64 [rows, top]
     best_ids: Array  # int64 [rows, top]
+    groups: Array  # float32 [G, rows of all blocks]: 1 for the tokens of a group
+    group_sums: Array  # float32 [rows, blocks, G]: sum of exp(logit - m) of a group's tokens
+    group_logprobs: Array  # float64 [rows, G]
 
 
 class Scratch(NamedTuple):

@@ -55,7 +55,8 @@ class PageCache:
                 f"cache_tokens is {limit:,}, and one sequence may have {config.context_length:,} tokens; "
                 "give at least as many."
             )
-        self.page_bytes = page_numbers(config) * np.dtype(stored).itemsize
+        self._config, self._stored = config, np.dtype(stored)
+        self.page_bytes = page_numbers(config) * self._stored.itemsize
         self._limit = None if limit is None else -(-limit // PAGE)
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._pages: dict[int, npt.NDArray[np.uint8]] = {}
@@ -102,12 +103,23 @@ class PageCache:
         self._make_room(sum(max(0, count) for count in counts) + len(shared))
         for slot in shared:
             old, new = slot.pages[slot.length // PAGE], self._take()
-            self._pages[new][:] = self._pages[old]
+            self._copy_tokens(old, new, slot.length % PAGE)
             slot.pages[slot.length // PAGE] = new
             self._users[old] -= 1
         for (slot, _), count in zip(needs, counts, strict=True):
             for _ in range(count):
                 slot.pages.append(self._take())
+
+    def _copy_tokens(self, old: int, new: int, count: int) -> None:
+        """Copy the first `count` tokens of a page to another one."""
+        config, wide = self._config, int(padded_head.py_func(self._config.head_dim))
+        keys = config.n_heads * config.head_dim
+        pages = [self._pages[page].view(self._stored).reshape(config.n_layers, -1) for page in (old, new)]
+        # As `attention.write_kv` writes them: number by number, and token by token.
+        old_keys, new_keys = (page[:, : keys * PAGE].reshape(-1, keys, PAGE) for page in pages)
+        new_keys[:, :, :count] = old_keys[:, :, :count]
+        old_values, new_values = (page[:, keys * PAGE :].reshape(config.n_layers, -1, PAGE, wide) for page in pages)
+        new_values[:, :, :count] = old_values[:, :, :count]
 
     def _take(self) -> int:
         page = self._free.pop()

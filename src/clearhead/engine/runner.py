@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -22,6 +23,7 @@ from clearhead.engine.forward import phases_of
 from clearhead.engine.pool import ThreadPool
 from clearhead.engine.products import GROUPS, PANEL
 from clearhead.engine.scores import BLOCK, TOKENS
+from clearhead.inference.logprobs import empty_scores, slice_scores
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_fork, check_score_work, check_work
 from clearhead.utils.jit import compile_notice
 
@@ -31,6 +33,7 @@ _LOGIT_ROWS = 32
 """Tokens whose logits a pass computes; more take passes that run the head only."""
 _SCORE_ROWS = 128
 """Tokens that a pass scores, likewise."""
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass
@@ -40,13 +43,15 @@ class _Pass:
     Attributes:
         rows: how many tokens there are.
         wanted: rows whose logits are wanted, and the row of the result each goes to.
-        scored: rows that predict a target, the target, and the task and index that its scores go to.
+        scored: rows that predict a target, in the order of all targets of the call, a group of rows at a time.
+        targets: what they predict.
         done: slots, and how many tokens each has more after the pass.
     """
 
     rows: int = 0
     wanted: list[tuple[int, int]] = field(default_factory=list)
-    scored: list[tuple[int, int, int, int]] = field(default_factory=list)
+    scored: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    targets: list[npt.NDArray[np.int64]] = field(default_factory=list)
     done: list[tuple[EngineSlot, int]] = field(default_factory=list)
 
 
@@ -56,16 +61,16 @@ class _Task:
 
     Attributes:
         slot, ids: the sequence and its new tokens.
-        wanted: the row of the result for the last token's logits; with `all_logits`, for the first token's.
+        wanted: the row of the result for the last token's logits, or None; with `all_logits`, for the first token's.
         all_logits: whether each token's logits are wanted.
         targets, start: as in `ScoreTask`.
     """
 
     slot: EngineSlot
     ids: npt.NDArray[np.int64]
-    wanted: int
+    wanted: int | None
     all_logits: bool = False
-    targets: Sequence[int] = ()
+    targets: npt.NDArray[np.int64] = field(default_factory=lambda: _NONE)
     start: int = 0
 
 
@@ -157,7 +162,7 @@ class EngineRunner:
         tasks = [_Task(_own_slot(slot), np.asarray(ids, np.int64), index) for index, (slot, ids) in enumerate(work)]
         with self._lock:
             check_work(self._config, [(task.slot, task.ids) for task in tasks])
-            return self._run(tasks, len(tasks), [])
+            return self._run(tasks, len(tasks))
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the logits at every token of a whole sequence, which is not kept: float32 [T, V].
@@ -170,12 +175,18 @@ class EngineRunner:
             task = _Task(slot, np.asarray(ids, np.int64), 0, all_logits=True)
             with self._lock:
                 check_work(self._config, [(slot, task.ids)])
-                return self._run([task], len(ids), [])
+                return self._run([task], len(ids))
         finally:
             self.close(slot)
 
     def score(
-        self, work: Sequence[ScoreTask], *, top: int = 0, n_choices: int | None = None
+        self,
+        work: Sequence[ScoreTask],
+        *,
+        top: int = 0,
+        n_choices: int | None = None,
+        groups: npt.NDArray[np.bool_] | None = None,
+        last_logits: bool = True,
     ) -> tuple[npt.NDArray[np.float32], list[TokenScores]]:
         """Append tokens to each sequence and score the targets, without holding the logits of all tokens.
 
@@ -185,32 +196,45 @@ class EngineRunner:
             work: at least one task; no slot twice.
             top: how many of the most likely tokens to return at each position.
             n_choices: count only ids below this in ranks and top; None for all.
+            groups: sets of tokens, bool [G, V], whose probabilities are wanted at each target's position.
+            last_logits: whether the logits after each task's last token are wanted.
 
         Returns:
-            the logits after each task's last token, float32 [len(work), V], and the scores of each task's targets.
+            the logits after each task's last token, float32 [len(work), V] or [0, V], and the scores of each task's
+            targets.
 
         Raises:
             InputError: as `extend`; or if a target is outside the vocabulary, or there are more targets than tokens.
         """
         tasks = [
-            _Task(_own_slot(task.slot), np.asarray(task.ids, np.int64), index, targets=task.targets, start=task.start)
+            _Task(
+                _own_slot(task.slot),
+                np.asarray(task.ids, np.int64),
+                index if last_logits else None,
+                targets=np.asarray(task.targets, np.int64),
+                start=task.start,
+            )
             for index, task in enumerate(work)
         ]
         choices = self._config.vocab_size if n_choices is None else min(n_choices, self._config.vocab_size)
         top = min(top, choices)
         with self._lock:
-            check_score_work(self._config, [(ours.slot, task) for ours, task in zip(tasks, work, strict=True)])
+            checked = [(own.slot, ScoreTask(own.slot, own.ids, own.targets, own.start)) for own in tasks]  # type: ignore[arg-type]
+            check_score_work(self._config, checked)
             self._work.counts[3:] = top, choices
-            self._make_score_room(top)
-            scores = [_empty_scores(len(task.targets), top) for task in tasks]
-            return self._run(tasks, len(tasks), scores), scores
+            self._make_score_room(top, groups)
+            ends = np.cumsum([0, *(len(task.targets) for task in tasks)]).tolist()
+            found = empty_scores(ends[-1], top, len(self._scratch.scores.groups))
+            logits = self._run(tasks, len(tasks) if last_logits else 0, found)
+        return logits, [slice_scores(found, first, last) for first, last in itertools.pairwise(ends)]
 
-    def _run(self, tasks: Sequence[_Task], results: int, scores: list[TokenScores]) -> npt.NDArray[np.float32]:
-        """Fill passes with tokens until all have run."""
+    def _run(self, tasks: Sequence[_Task], results: int, scores: TokenScores | None = None) -> npt.NDArray[np.float32]:
+        """Fill passes with tokens until all have run; `scores` takes those of all targets, task after task."""
         logits = np.empty((results, self._config.vocab_size), np.float32)
         self._cache.reserve([(task.slot, len(task.ids)) for task in tasks])
         work, one = self._work, _Pass()
-        for index, task in enumerate(tasks):
+        done = 0
+        for task in tasks:
             position, taken = task.slot.length, 0
             while taken < len(task.ids):
                 count = min(len(task.ids) - taken, MOST_ROWS - one.rows)
@@ -222,47 +246,56 @@ class EngineRunner:
                 one.done.append((task.slot, count))
                 if task.all_logits:
                     one.wanted.extend((one.rows + i, taken + i) for i in range(count))
-                elif taken + count == len(task.ids):
+                elif task.wanted is not None and taken + count == len(task.ids):
                     one.wanted.append((one.rows + count - 1, task.wanted))
-                for i in range(max(0, task.start - taken), min(count, task.start + len(task.targets) - taken)):
-                    at = taken + i - task.start
-                    one.scored.append((one.rows + i, int(task.targets[at]), index, at))
+                first, last = max(0, task.start - taken), min(count, task.start + len(task.targets) - taken)
+                if first < last:
+                    one.scored.append(work.row_index[one.rows + first : one.rows + last])
+                    one.targets.append(task.targets[taken + first - task.start : taken + last - task.start])
                 one.rows += count
                 taken += count
                 if one.rows == MOST_ROWS:
-                    self._run_pass(one, logits, scores)
+                    done = self._run_pass(one, logits, scores, done)
                     one = _Pass()
         if one.rows:
-            self._run_pass(one, logits, scores)
+            self._run_pass(one, logits, scores, done)
         return logits
 
-    def _run_pass(self, one: _Pass, logits: npt.NDArray[np.float32], scores: list[TokenScores]) -> None:
-        """Run a pass, and further ones for what is asked of more rows than one pass can answer."""
+    def _run_pass(self, one: _Pass, logits: npt.NDArray[np.float32], scores: TokenScores | None, done: int) -> int:
+        """Run a pass, and further ones for what is asked of more rows than one pass can answer.
+
+        Returns:
+            how many targets of the call have their scores; before, it was `done`.
+        """
         work, n = self._work, one.rows
+        all_scored, all_targets = np.concatenate([_NONE, *one.scored]), np.concatenate([_NONE, *one.targets])
         first = 0
-        while first == 0 or first * _LOGIT_ROWS < len(one.wanted) or first * _SCORE_ROWS < len(one.scored):
+        while first == 0 or first * _LOGIT_ROWS < len(one.wanted) or first * _SCORE_ROWS < len(all_scored):
             wanted = one.wanted[first * _LOGIT_ROWS : (first + 1) * _LOGIT_ROWS]
-            scored = one.scored[first * _SCORE_ROWS : (first + 1) * _SCORE_ROWS]
+            scored = all_scored[first * _SCORE_ROWS : (first + 1) * _SCORE_ROWS]
             work.wanted[: len(wanted)] = [row for row, _ in wanted]
-            work.scored[: len(scored)] = [row for row, *_ in scored]
-            work.targets[: len(scored)] = [target for _, target, *_ in scored]
+            work.scored[: len(scored)] = scored
+            work.targets[: len(scored)] = all_targets[first * _SCORE_ROWS : (first + 1) * _SCORE_ROWS]
             work.counts[:3] = n, len(wanted), len(scored)
             self._start_pass()
             for index, (_, result) in enumerate(wanted):
                 logits[result] = self._scratch.logits[index, : self._config.vocab_size]
-            self._keep_scores(scored, scores)
+            if scores is not None:
+                self._keep_scores(slice_scores(scores, done, done + len(scored)), len(scored))
+            done += len(scored)
             first, n = first + 1, 0
         for slot, count in one.done:
             slot.length += count
+        return done
 
-    def _keep_scores(self, scored: Sequence[tuple[int, int, int, int]], scores: list[TokenScores]) -> None:
+    def _keep_scores(self, kept: TokenScores, n: int) -> None:
+        """Copy what the last pass found for its n scored rows."""
         found, top = self._scratch.scores, int(self._work.counts[3])
-        for row, (_, _, task, index) in enumerate(scored):
-            kept = scores[task]
-            kept.logprobs[index], kept.entropies[index] = found.results[row]
-            kept.ranks[index] = found.ranks[row]
-            kept.top_ids[index] = found.best_ids[row, :top]
-            kept.top_logprobs[index] = found.best_logprobs[row, :top]
+        kept.logprobs[:], kept.entropies[:] = found.results[:n].T
+        kept.ranks[:] = found.ranks[:n]
+        kept.top_ids[:] = found.best_ids[:n, :top]
+        kept.top_logprobs[:] = found.best_logprobs[:n, :top]
+        kept.groups[:] = found.group_logprobs[:n]
 
     def _start_pass(self) -> None:
         if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
@@ -277,20 +310,17 @@ class EngineRunner:
     def _arguments(self) -> tuple[Any, ...]:
         return self._weights, self._shape, self._work, self._scratch
 
-    def _make_score_room(self, top: int) -> None:
-        """Have memory for scores with `top` tokens each; there is none before the first call."""
+    def _make_score_room(self, top: int, groups: npt.NDArray[np.bool_] | None) -> None:
+        """Have memory for scores with `top` tokens and some groups each; there is none before the first call."""
         had = self._scratch.scores
-        if len(had.ranks) == 0 or had.best_ids.shape[1] < top:
-            scores = _score_scratch(self._config, self.threads, _SCORE_ROWS, top)
+        n_groups = 0 if groups is None else len(groups)
+        if len(had.ranks) == 0 or had.best_ids.shape[1] < top or len(had.groups) != n_groups:
+            scores = _score_scratch(self._config, self.threads, _SCORE_ROWS, top, n_groups)
             self._scratch = self._scratch._replace(scores=scores)
             if self._pool is not None and self._process == os.getpid():
                 self._pool.replace(self._arguments())
-
-
-def _empty_scores(n: int, top: int) -> TokenScores:
-    return TokenScores(
-        np.empty(n), np.empty(n), np.empty(n, np.int64), np.empty((n, top), np.int64), np.empty((n, top))
-    )
+        if groups is not None:
+            self._scratch.scores.groups[:, : self._config.vocab_size] = groups
 
 
 def _new_work(n_pages: int) -> Work:
@@ -330,11 +360,11 @@ def _new_scratch(config: GPTConfig, threads: int, weights: np.dtype[Any], stored
         attention_scores=aligned_zeros((threads, MOST_QUERIES, tokens), np.float32),
         mixed=np.zeros((threads, MOST_QUERIES, int(padded_head.py_func(config.head_dim))), np.float32),
         stored=np.zeros(0, stored),
-        scores=_score_scratch(config, threads, 0, 0),
+        scores=_score_scratch(config, threads, 0, 0, 0),
     )
 
 
-def _score_scratch(config: GPTConfig, threads: int, rows: int, top: int) -> BlockScores:
+def _score_scratch(config: GPTConfig, threads: int, rows: int, top: int, n_groups: int) -> BlockScores:
     blocks = -(-config.vocab_size // BLOCK)
     in_block = min(top, BLOCK)
     return BlockScores(
@@ -351,6 +381,9 @@ def _score_scratch(config: GPTConfig, threads: int, rows: int, top: int) -> Bloc
         ranks=np.zeros(rows, np.int64),
         best_logprobs=np.zeros((rows, top)),
         best_ids=np.zeros((rows, top), np.int64),
+        groups=np.zeros((n_groups, blocks * BLOCK), np.float32),
+        group_sums=np.zeros((rows, blocks, n_groups), np.float32),
+        group_logprobs=np.zeros((rows, n_groups)),
     )
 
 

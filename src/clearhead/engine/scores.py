@@ -67,6 +67,7 @@ def score_blocks(
                     _score_block(
                         logits, token - start, last - first, token, block, work.counts[4] - first, scratch.scores
                     )
+                    _score_groups(logits, token - start, last - first, token, block, scratch.scores)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
@@ -96,6 +97,17 @@ def _score_block(logits: Any, row: int, n: int, token: int, block: int, choices:
     for i in range(padded):
         logits[row, np.uint64(i)] = logits[row, np.uint64(BLOCK + i)]
     scores.sums[token, block] = row_sum(logits, row, padded)
+
+
+@kernel
+def _score_groups(logits: Any, row: int, n: int, token: int, block: int, scores: Any) -> None:
+    """Sum up the exponentials of each group's tokens, which `_score_block` left in the buffer's second half."""
+    padded = (n + LANES - 1) // LANES * LANES
+    for group in range(len(scores.groups)):
+        for i in range(padded):
+            column = np.uint64(block * BLOCK + i)
+            logits[row, np.uint64(i)] = logits[row, np.uint64(BLOCK + i)] * scores.groups[group, column]
+        scores.group_sums[token, block, group] = row_sum(logits, row, padded)
 
 
 @kernel
@@ -150,6 +162,12 @@ def _combine(token: int, blocks: int, top: int, scores: Any) -> None:
     scores.results[token, 0] = np.float64(scores.target_logits[token]) - greatest - log_total + 0.0 * product
     scores.results[token, 1] = log_total - product / total
     scores.ranks[token] = above
+    for group in range(len(scores.groups)):
+        share = 0.0
+        for block in range(blocks):
+            shift = np.float64(scores.greatest[token, block]) - greatest
+            share += math.exp(shift) * scores.group_sums[token, block, group]
+        scores.group_logprobs[token, group] = math.log(share) - log_total if share > 0.0 else -np.inf
     for i in range(top):
         # Each block's list is sorted, so its next candidate is the first that was not taken: marked by id -2.
         best, best_block, best_index = np.float32(-np.inf), -1, 0

@@ -273,7 +273,7 @@ class SurprisalTable:
         if self._boundaries is None:
             return None
         n = len(prepared.ids)
-        surprisals = np.concatenate([np.zeros((missing, 2)), -found.groups])  # [tokens + 1, 2]
+        surprisals = np.concatenate([np.zeros((missing, 2)), -found.scores.groups])  # [tokens + 1, 2]
         spaced = np.array([bool(self._boundaries[0, token]) for token in prepared.ids])
         corrections = np.zeros((n + 1, 2))
         corrections[:n][spaced] = surprisals[:n, :1][spaced]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from clearhead.inference.runner import TokenScores
 
 SCORED_ROWS = 64
 """Rows of logits that a Runner scores at a time: 64 x 50,257 numbers in float64 are 25 MiB."""
+
+
+_FIELDS = tuple(field.name for field in fields(TokenScores))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,11 @@ def log_sum_exp(logits: Floats) -> npt.NDArray[np.float64]:
 
 
 def score_rows(
-    logits: npt.NDArray[np.float32], targets: Sequence[int], top: int = 0, n_choices: int | None = None
+    logits: npt.NDArray[np.float32],
+    targets: Sequence[int],
+    top: int = 0,
+    n_choices: int | None = None,
+    groups: npt.NDArray[np.bool_] | None = None,
 ) -> TokenScores:
     """Score one target per row of logits.
 
@@ -65,12 +72,11 @@ def score_rows(
         targets: [N], the token that follows at each row.
         top: how many of the most likely tokens to return for each row.
         n_choices: count only ids below this in ranks and top; None for all.
+        groups: sets of tokens, bool [G, V], whose probabilities are wanted at each row.
     """
     ids, rows = np.asarray(targets, np.int64), np.arange(len(targets))
     if not len(ids):
-        return TokenScores(
-            np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros((0, top), np.int64), np.zeros((0, top))
-        )
+        return empty_scores(0, top, 0 if groups is None else len(groups))
     chosen, choices = logits[rows, ids], logits[:, :n_choices]
     normalizers = log_sum_exp(logits)  # [N]
     logs = logits.astype(np.float64) - normalizers[:, None]  # [N, V]
@@ -86,14 +92,36 @@ def score_rows(
         ranks=(choices > chosen[:, None]).sum(axis=1),
         top_ids=listed,
         top_logprobs=np.take_along_axis(choices, listed, axis=1).astype(np.float64) - normalizers[:, None],
+        groups=np.zeros((len(ids), 0)) if groups is None else _group_logprobs(probabilities, groups),
     )
+
+
+def _group_logprobs(probabilities: npt.NDArray[np.float64], groups: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return the log-probability of each group of tokens, [N, V] and [G, V] to [N, G]; -inf if it is 0."""
+    with np.errstate(divide="ignore"):
+        found: npt.NDArray[np.float64] = np.log(probabilities @ groups.T)
+    return found
+
+
+def empty_scores(n: int, top: int, n_groups: int) -> TokenScores:
+    """Return room for the scores of n targets, of which each lists `top` tokens and `n_groups` groups."""
+    return TokenScores(
+        np.empty(n),
+        np.empty(n),
+        np.empty(n, np.int64),
+        np.empty((n, top), np.int64),
+        np.empty((n, top)),
+        np.empty((n, n_groups)),
+    )
+
+
+def slice_scores(scores: TokenScores, first: int, last: int) -> TokenScores:
+    """Return the scores of the targets from `first` to before `last`, as views."""
+    return TokenScores(*(getattr(scores, name)[first:last] for name in _FIELDS))
 
 
 def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
     """Concatenate the scores of consecutive tokens."""
-    return TokenScores(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("logprobs", "entropies", "ranks", "top_ids", "top_logprobs")
-        )
-    )
+    if len(parts) == 1:
+        return parts[0]
+    return TokenScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))

@@ -97,6 +97,7 @@ class TokenScores:
         ranks: int64 [N], how many tokens are more likely than the target; 0 if it is the most likely one.
         top_ids: int64 [N, top], the most likely tokens, the best first; of equal ones the lower id first.
         top_logprobs: float64 [N, top], their log-probabilities.
+        groups: float64 [N, G], the log-probability that the next token is in each group of tokens that was given.
     """
 
     logprobs: npt.NDArray[np.float64]
@@ -104,13 +105,20 @@ class TokenScores:
     ranks: npt.NDArray[np.int64]
     top_ids: npt.NDArray[np.int64]
     top_logprobs: npt.NDArray[np.float64]
+    groups: npt.NDArray[np.float64]
 
 
 class ScoringRunner(Runner, Protocol):
     """A Runner that also scores every token of a text."""
 
     def score(
-        self, work: Sequence[ScoreTask], *, top: int = 0, n_choices: int | None = None
+        self,
+        work: Sequence[ScoreTask],
+        *,
+        top: int = 0,
+        n_choices: int | None = None,
+        groups: npt.NDArray[np.bool_] | None = None,
+        last_logits: bool = True,
     ) -> tuple[npt.NDArray[np.float32], list[TokenScores]]:
         """Append tokens to each sequence and score the targets, without holding the logits of all tokens.
 
@@ -119,10 +127,12 @@ class ScoringRunner(Runner, Protocol):
             top: how many of the most likely tokens to return at each position.
             n_choices: count only ids below this in ranks and top, for a tokenizer with fewer tokens than the model has
                 rows; None for all. Probabilities are always among all rows.
+            groups: sets of tokens, bool [G, V], whose probabilities are wanted at each target's position.
+            last_logits: whether the logits after each task's last token are wanted.
 
         Returns:
-            the logits after each task's last token, float32 [len(work), V], as `extend` returns them, and the scores
-            of each task's targets.
+            the logits after each task's last token, float32 [len(work), V], as `extend` returns them, or none of them,
+            [0, V]; and the scores of each task's targets.
 
         Raises:
             InputError: as `extend`; or if a target is outside the vocabulary, or there are more targets than tokens.
@@ -203,6 +213,9 @@ def check_token_ids(ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int,
     Raises:
         InputError: if one is not.
     """
+    numbers = np.asarray(ids)
+    if not numbers.size or (numbers.min() >= 0 and numbers.max() < vocab_size):
+        return
     outside = next((token for token in ids if not 0 <= token < vocab_size), None)
     if outside is not None:
         found = f"{what} contains token {outside}, which" if what else f"token id {outside}"

@@ -19,17 +19,19 @@ import numpy.typing as npt
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.inference.declaration import is_whole
-from clearhead.inference.logit_scores import group_logprobs, score_in_blocks
 from clearhead.inference.logprobs import join_scores
-from clearhead.inference.runner import ScoreTask, ScoringRunner, Slot, TokenScores
+from clearhead.inference.runner import ScoringRunner, TokenScores
+from clearhead.inference.shared_prefixes import ScoreDetails, ScoredSequence, score_sharing
 
 if TYPE_CHECKING:
+    from clearhead.config import GPTConfig
     from clearhead.tokenizer import Tokenizer
 
 _BUFFERED_TOKENS = 1 << 17  # tokens of sequences that are sorted by length at a time
-_BATCH_TOKENS = 4096  # tokens in one call of the Runner
 _BATCH_SIZE = 64  # sequences in one call of the Runner
-_SHARED_TOKENS = 16  # a shorter common context is not worth a call of its own
+_CHUNK_BATCHES = 4  # batches that may share beginnings, and be open at once
+_CACHE_NUMBERS = 1 << 28  # keys and values of the sequences that are open at once: 1 GiB in float32
+_PAGE_TOKENS = 64  # a sequence's memory grows by so many tokens
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -69,21 +71,27 @@ class ScoreOptions:
     groups: npt.NDArray[np.bool_] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class SequenceScores:
     """The scores of one request's tokens from `first` on.
 
     Attributes:
         scores: N of each.
-        contexts: int64 [N], from how many tokens before it each one was predicted.
-        windows: int64 [N], the index of the window that scored it.
-        groups: float64 [N, G], the log-probability of each group in the distribution that the token comes from.
+        cuts: the windows, as `windows` yields them.
     """
 
     scores: TokenScores
-    contexts: npt.NDArray[np.int64]
-    windows: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.float64]
+    cuts: tuple[tuple[int, int, int], ...]
+
+    @cached_property
+    def contexts(self) -> npt.NDArray[np.int64]:
+        """From how many tokens before it each token was predicted, int64 [N]."""
+        return np.concatenate([np.arange(scored, last + 1) - first for first, scored, last in self.cuts])
+
+    @cached_property
+    def windows(self) -> npt.NDArray[np.int64]:
+        """The index of the window that scored each token, int64 [N]."""
+        return np.repeat(np.arange(len(self.cuts)), [last + 1 - scored for _, scored, last in self.cuts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +105,13 @@ class _Window:
     last: int
 
 
-_Part = tuple[TokenScores, npt.NDArray[np.float64]]
-"""The scores of one window, and its groups' log-probabilities [N, G]."""
-
-
 def score_sequences(
     runner: ScoringRunner, requests: Iterable[ScoreRequest], options: ScoreOptions = ScoreOptions()
 ) -> Iterator[SequenceScores]:
     """Score many sequences; yield the results in the order of the requests.
 
-    Consecutive requests with the same context, as the endings of one question have, run it once.
+    What several of them have in common at their beginnings, as minimal pairs and the endings of a question have, runs
+    once.
 
     Args:
         runner: runs the model.
@@ -169,97 +174,51 @@ def windows(length: int, context_length: int, stride: int, start: int = 1) -> It
 def _score_buffer(
     runner: ScoringRunner, requests: Sequence[ScoreRequest], options: ScoreOptions, stride: int
 ) -> Iterator[SequenceScores]:
-    context_length = runner.config.context_length
-    pieces: list[_Window] = []
-    for number, request in enumerate(requests):
-        cuts = windows(len(request.ids), context_length, stride, request.first)
-        pieces += [_Window(number, index, *cut) for index, cut in enumerate(cuts)]
-    found: list[dict[int, _Part]] = [{} for _ in requests]
-    run = _run if options.groups is None else _run_with_groups
-    for batch in _batches(pieces, requests, options.batch_size):
-        for window, part in zip(batch, run(runner, requests, batch, options), strict=True):
-            found[window.request][window.index] = part
-    by_request: list[list[_Window]] = [[] for _ in requests]
+    pieces = [
+        _Window(number, index, *cut)
+        for number, request in enumerate(requests)
+        for index, cut in enumerate(windows(len(request.ids), runner.config.context_length, stride, request.first))
+    ]
+    found: list[list[TokenScores | None]] = [[] for _ in requests]
+    cuts: list[list[_Window]] = [[] for _ in requests]
     for window in pieces:
-        by_request[window.request].append(window)
-    for request, parts, cut in zip(requests, found, by_request, strict=True):
-        yield _joined(request, [parts[index] for index in range(len(parts))], cut)
+        found[window.request].append(None)
+        cuts[window.request].append(window)
+    details = ScoreDetails(options.top, options.n_choices, options.groups)
+    for windows_and_ids in _chunks(runner.config, pieces, requests, options.batch_size):
+        sequences = [ScoredSequence(ids, window.scored - window.first) for window, ids in windows_and_ids]
+        scores = score_sharing(runner, sequences, details, options.batch_size)
+        for (window, _), one in zip(windows_and_ids, scores, strict=True):
+            found[window.request][window.index] = one
+    for request, parts, own in zip(requests, found, cuts, strict=True):
+        yield _joined(request, [part for part in parts if part is not None], own)
 
 
-def _batches(pieces: Sequence[_Window], requests: Sequence[ScoreRequest], batch_size: int) -> Iterator[list[_Window]]:
-    """Group windows of similar length, the longest first; consecutive windows with the same context stay together."""
-    groups: list[list[_Window]] = []
-    before = None
-    for window in pieces:
-        ids = requests[window.request].ids
-        context = (window.index == 0, list(ids[window.first : window.scored - 1]))
-        if len(context[1]) >= _SHARED_TOKENS and context == before:
-            groups[-1].append(window)
-        else:
-            groups.append([window])
-        before = context
-    batch: list[_Window] = []
+def _chunks(
+    config: GPTConfig, pieces: Sequence[_Window], requests: Sequence[ScoreRequest], batch_size: int
+) -> Iterator[list[tuple[_Window, list[int]]]]:
+    """Yield windows with their tokens, sorted so that those that begin alike are neighbours, some at a time.
+
+    The size of a chunk limits the memory of keys and values: all its windows may be open at once.
+    """
+    with_ids = [(window, list(requests[window.request].ids[window.first : window.last + 1])) for window in pieces]
+    with_ids.sort(key=lambda pair: pair[1])
+    most_tokens = max(1, _CACHE_NUMBERS // (2 * config.n_layers * config.emb_dim))
+    chunk: list[tuple[_Window, list[int]]] = []
     tokens = 0
-    for group in sorted(groups, key=lambda group: -max(window.last - window.first for window in group)):
-        for window in group:
-            length = window.last - window.first
-            if batch and (len(batch) == batch_size or tokens + length > _BATCH_TOKENS):
-                yield batch
-                batch, tokens = [], 0
-            batch.append(window)
-            tokens += length
-    if batch:
-        yield batch
+    for window, ids in with_ids:
+        length = -(-len(ids) // _PAGE_TOKENS) * _PAGE_TOKENS
+        if chunk and (len(chunk) == _CHUNK_BATCHES * batch_size or tokens + length > most_tokens):
+            yield chunk
+            chunk, tokens = [], 0
+        chunk.append((window, ids))
+        tokens += length
+    if chunk:
+        yield chunk
 
 
-def _run_with_groups(
-    runner: ScoringRunner, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions
-) -> list[_Part]:
-    """Score one batch from whole rows of logits, which the probabilities of groups need."""
-    assert options.groups is not None
-    parts = []
-    for window in batch:
-        ids = requests[window.request].ids
-        logits = runner.logits(ids[window.first : window.last])[window.scored - 1 - window.first :]
-        targets = ids[window.scored : window.last + 1]
-        scores = score_in_blocks(logits, targets, options.top, options.n_choices)
-        parts.append((scores, group_logprobs(logits, options.groups)))
-    return parts
-
-
-def _run(
-    runner: ScoringRunner, requests: Sequence[ScoreRequest], batch: Sequence[_Window], options: ScoreOptions
-) -> list[_Part]:
-    """Score one batch in one call of the Runner, and one more for contexts that several of its windows share."""
-    slots: list[Slot] = []
-    shared: dict[tuple[int, ...], Slot] = {}
-    try:
-        contexts = [tuple(requests[w.request].ids[w.first : w.scored - 1]) for w in batch]
-        counts: dict[tuple[int, ...], int] = {}
-        for context in contexts:
-            counts[context] = counts.get(context, 0) + 1
-        for context, count in counts.items():
-            if count > 1 and len(context) >= _SHARED_TOKENS:
-                shared[context] = runner.open()
-        if shared:
-            runner.extend([(slot, context) for context, slot in shared.items()])
-        work = []
-        for window, context in zip(batch, contexts, strict=True):
-            slot = runner.fork(shared[context]) if context in shared else runner.open()
-            slots.append(slot)
-            ids = requests[window.request].ids
-            begin = window.scored - 1 if context in shared else window.first
-            targets = ids[window.scored : window.last + 1]
-            work.append(ScoreTask(slot, ids[begin : window.last], targets, window.scored - 1 - begin))
-        _, found = runner.score(work, top=options.top, n_choices=options.n_choices)
-        return [(scores, np.zeros((len(scores.logprobs), 0))) for scores in found]
-    finally:
-        for slot in [*slots, *shared.values()]:
-            runner.close(slot)
-
-
-def _joined(request: ScoreRequest, parts: Sequence[_Part], cuts: Sequence[_Window]) -> SequenceScores:
-    scores, groups = join_scores([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+def _joined(request: ScoreRequest, parts: Sequence[TokenScores], cuts: Sequence[_Window]) -> SequenceScores:
+    scores = join_scores(parts)
     if not np.isfinite(scores.logprobs).all():
         index = int(np.flatnonzero(~np.isfinite(scores.logprobs))[0])
         raise WeightsError(
@@ -267,9 +226,7 @@ def _joined(request: ScoreRequest, parts: Sequence[_Part], cuts: Sequence[_Windo
             f"{scores.logprobs[index]}; its weights are broken, or they overflow in this dtype: check the file, or "
             "load it in float32."
         )
-    contexts = [np.arange(cut.scored, cut.last + 1) - cut.first for cut in cuts]
-    numbers = [np.full(cut.last + 1 - cut.scored, index) for index, cut in enumerate(cuts)]
-    return SequenceScores(scores, np.concatenate(contexts), np.concatenate(numbers), groups)
+    return SequenceScores(scores, tuple((cut.first, cut.scored, cut.last) for cut in cuts))
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ product), and one pass for each sequence that gets several (prefill).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -207,18 +207,29 @@ class TorchRunner:
         return logits
 
     def score(
-        self, work: Sequence[ScoreTask], *, top: int = 0, n_choices: int | None = None
+        self,
+        work: Sequence[ScoreTask],
+        *,
+        top: int = 0,
+        n_choices: int | None = None,
+        groups: npt.NDArray[np.bool_] | None = None,
+        last_logits: bool = True,
     ) -> tuple[npt.NDArray[np.float32], list[TokenScores]]:
         """Append tokens to each sequence and score the targets; see `ScoringRunner.score`."""
         tasks = [(_own_slot(task.slot), task) for task in work]
         check_score_work(self.config, tasks)
-        logits = np.empty((len(tasks), self.config.vocab_size), np.float32)
+        logits = np.empty((len(tasks) if last_logits else 0, self.config.vocab_size), np.float32)
         scores = []
+
+        def score_some(rows: npt.NDArray[np.float32], targets: Sequence[int]) -> TokenScores:
+            return score_rows(rows, targets, top, n_choices, groups)
+
         with self._evaluating():
             for index, (slot, task) in enumerate(tasks):
                 hidden = self._prefill(slot, task.ids)  # [T, C]
-                logits[index] = self._head(hidden[-1:])[0]
-                scores.append(self._scores(hidden[task.start :], task.targets, top, n_choices))
+                if last_logits:
+                    logits[index] = self._head(hidden[-1:])[0]
+                scores.append(self._scores(hidden[task.start :], task.targets, score_some))
         for slot, task in tasks:
             slot.length += len(task.ids)
         return logits, scores
@@ -260,14 +271,19 @@ class TorchRunner:
         positions = torch.arange(slot.length, slot.length + len(new), device=self._device)  # [T]
         return self.model.forward_hidden(ids, positions, PrefillCache(self._cache, slot, len(new), self._device))[0]
 
-    def _scores(self, hidden: Tensor, targets: Sequence[int], top: int, n_choices: int | None) -> TokenScores:
+    def _scores(
+        self,
+        hidden: Tensor,
+        targets: Sequence[int],
+        score_some: Callable[[npt.NDArray[np.float32], Sequence[int]], TokenScores],
+    ) -> TokenScores:
         """Score targets a few rows of logits at a time; all at once while an edit of the logits is in effect."""
         rows = len(hidden) if self.model.head._forward_hooks else SCORED_ROWS
-        parts = [score_rows(np.zeros((0, self.config.vocab_size), np.float32), (), top, n_choices)]
+        parts = [score_some(np.zeros((0, self.config.vocab_size), np.float32), ())]
         for first in range(0, len(targets), rows):
             wanted = targets[first : first + rows]
             logits = _array(self.model.head(hidden[None, first : first + rows])[0])  # [rows, V]
-            parts.append(score_rows(logits[: len(wanted)], wanted, top, n_choices))
+            parts.append(score_some(logits[: len(wanted)], wanted))
         return join_scores(parts)
 
     def _head(self, hidden: Tensor) -> npt.NDArray[np.float32]:
