@@ -78,7 +78,7 @@ def run(machine: Machine, short: bool) -> bool:
         variables.pop(name, None)
         if value is not None:
             variables[name] = value
-    options = ["-q", "-x", "-p", "no:cacheprovider", *(["-m", "not slow"] if short else [])]
+    options = ["-q", "-p", "no:cacheprovider", *(["-m", "not slow"] if short else [])]
     command = [sys.executable, "-m", "pytest", *options, *(machine.short if short else machine.tests)]
     started = time.monotonic()
     settings = " ".join(f"{name}={value}" for name, value in machine.variables.items()) or f"umask {machine.umask:o}"

@@ -530,7 +530,8 @@ def test_greedy_text_is_that_of_transformers(model: Path) -> None:
     assert [token["id"] for token in top] == expected.indices.tolist()
     assert [token["logprob"] for token in top] == pytest.approx(expected.values.tolist(), abs=1e-4)
     assert [token["token"] for token in top] == [tokenizer.decode([token["id"]]) for token in top]
-    result = run("generate", "-m", model, PROMPT, "--temperature", "0", "-n", "15")
+    options = ("-m", model, PROMPT, "--temperature", "0", "-n", "15")
+    result = run("generate", *options, env={"PYTHONIOENCODING": "utf-8"})
     assert result.returncode == 0
     assert result.stdout.decode() == tokenizer.decode(sample["ids"]) + "\n"
     assert result.stderr == b""

@@ -16,13 +16,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import clearhead
-from clearhead import loading
 from clearhead.errors import InputError, WeightsError
 from clearhead.gpt import GPT
 from clearhead.inference.options import OPTIONS
 from clearhead.inference.results import Generation
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
+from clearhead.weights import location
 
 TEXT = "Once upon a time there was a little girl — she said: “über naïve 🙂 cats!” and it was a big day. "
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_had_is_refused(folder: Path, options: dict[str, Any], se
 def test_the_bundled_model_is_what_load_opens(
     folder: Path, gpt: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "__file__", str(tmp_path / "loading.py"))
+    monkeypatch.setattr(location, "__file__", str(tmp_path / "weights" / "location.py"))
     with pytest.raises(WeightsError, match="no bundled model"):
         clearhead.load()
     (tmp_path / "bundled").symlink_to(folder)

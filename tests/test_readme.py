@@ -17,6 +17,7 @@ import clearhead
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "README.zh.md"]
 NOT_RUN = {
+    "chat": "it needs a model of the hub",
     "serve": "it serves until it is stopped",
     "tour": "it serves until it is stopped",
     "train": "it takes hours",

@@ -17,6 +17,7 @@ from rich.markup import escape
 from clearhead.cli import corpus, weights
 from clearhead.cli.architecture import architecture
 from clearhead.cli.bench import bench
+from clearhead.cli.chat import chat
 from clearhead.cli.classify import classify
 from clearhead.cli.compress import compress, decompress
 from clearhead.cli.diagram import diagram
@@ -55,6 +56,7 @@ Each command explains its options: [bold]clearhead generate --help[/]
 # In the order in which `--help` lists them.
 VERBS = (
     generate,
+    chat,
     tokenize,
     params,
     diagram,

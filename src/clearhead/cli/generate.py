@@ -12,7 +12,7 @@ from clearhead.cli.console import read_prompt, write_json
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import MODEL_PANEL, Config, Device, Json, Model, PromptFile, flatten
 from clearhead.errors import InputError
-from clearhead.inference.options import PromptOptions
+from clearhead.inference.options import Prompt, PromptOptions
 
 if TYPE_CHECKING:
     from clearhead.gpt import GPT
@@ -29,6 +29,8 @@ Examples:
 
 [bold]clearhead generate --file story.txt -n 300 --top-p 0.9 --seed 7[/]
 
+[bold]clearhead generate "Hello, how are you?" --chat --model microsoft/DialoGPT-small[/]
+
 [bold]echo "A joke:" | clearhead generate --stop "." --samples 3 --json[/]
 """
 
@@ -36,7 +38,7 @@ DEMO_PROMPT = "Once upon a time, there was a little"
 DEMO_TOKENS = 220
 DEMO_SEED = 16  # so that everybody reads the same story the first time
 
-Prompt = Annotated[
+PromptText = Annotated[
     str | None,
     typer.Argument(help="The text to continue. Read from --file or standard input if it is left out or '-'."),
 ]
@@ -82,9 +84,15 @@ class LoadOptions:
 def generate(
     options: PromptOptions,
     loading: LoadOptions,
-    prompt: Prompt = None,
+    prompt: PromptText = None,
     file: PromptFile = None,
     as_json: Json = False,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Answer the prompt as the first turn of a conversation, in the form that the model reads."
+        ),
+    ] = False,
     demo: Annotated[bool, typer.Option("--demo", hidden=True)] = False,
 ) -> None:
     """Continue a prompt.
@@ -92,6 +100,7 @@ def generate(
     The text appears while it is generated. A model gives a probability for every token of its vocabulary; the options
     below decide how one of them is chosen. One newline at the end of a file or a pipe is not part of the prompt.
     """
+    from clearhead.chat import ChatSession
     from clearhead.cli.generate_text import introduce, suggest, write_samples
 
     text = (prompt or DEMO_PROMPT) if demo else read_prompt(prompt, file)
@@ -103,12 +112,17 @@ def generate(
         options = replace(options, max_new_tokens=DEMO_TOKENS, seed=DEMO_SEED if options.seed is None else options.seed)
     gpt = loading.load()
     chosen = _as_keywords(options)
+    begun: Prompt = text
+    if chat:
+        request = ChatSession(gpt, **chosen).request(text)
+        begun, chosen = list(request.prompt_ids), {**chosen, "stop": request.stop}
     if as_json:
-        write_json(_as_json(gpt, gpt.generate(text, **chosen)))
+        write_json({**_as_json(gpt, gpt.generate(begun, **chosen)), "prompt": text})
         return
     if demo:
         introduce(gpt)
-    write_samples(gpt, text, gpt.request(text, **chosen), show_prompt=demo or sys.stdout.isatty())
+    show_prompt = demo or (sys.stdout.isatty() and not chat)
+    write_samples(gpt, text, gpt.request(begun, **chosen), show_prompt=show_prompt)
     if demo:
         suggest()
 

@@ -6,7 +6,8 @@ The rules are those of `transformers`, whose classes wrote the files:
   token in its `added_tokens_decoder`.
 - Without that, `special_tokens_map.json` names the special tokens, and `added_tokens.json` has the tokens that were
   added to the vocabulary.
-- A chat template is in `chat_template.jinja`, or in `tokenizer_config.json`, which may have several by name.
+- A chat template is in `chat_template.jinja`, or in `tokenizer_config.json`, which may have several by name. DialoGPT
+  and the models made from it have often none, and "conversational" among the tasks of their `config.json`.
 - A named token that the vocabulary lacks is added to it.
 - A token that is added gets the next free id, as in the `tokenizers` library.
 """
@@ -35,6 +36,9 @@ from clearhead.utils.text import shown
 _EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 _MAX_ADDED_TOKENS = 100_000
 _CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+TURNS_TEMPLATE = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+"""DialoGPT's: the user and the model take turns, and each turn ends with the end of text."""
 
 
 class TokenizerSettings:
@@ -69,7 +73,10 @@ class TokenizerSettings:
 
     @property
     def chat_template(self) -> str | None:
-        """The model's chat template: of a file of its own, or of the settings; the default one if there are several."""
+        """The model's chat template: of a file of its own, or of the settings; the default one if there are several.
+
+        A model for conversations without one reads turns that each end with the end of text, as DialoGPT does.
+        """
         path = self._folder / _CHAT_TEMPLATE_FILE
         if path.is_file():
             return read_text_file(path)
@@ -77,7 +84,10 @@ class TokenizerSettings:
         if isinstance(found, list):
             named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
             found = named.get("default")
-        return found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
+        tasks = self._model_configs[-1].get("task_specific_params")
+        return TURNS_TEMPLATE if isinstance(tasks, dict) and "conversational" in tasks else None
 
     def apply(self, definition: Definition) -> None:
         """Complete a definition as `transformers` does when it opens the folder.
