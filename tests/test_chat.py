@@ -59,7 +59,8 @@ def with_template(folder: Path, template: str) -> GPT:
 def test_a_model_like_dialogpt_answers_as_in_transformers(dialogpt: Path, gpt: GPT) -> None:
     """DialoGPT's own example: what both said, each turn with the end of text behind it, is the prompt."""
     peer, tokenizer = GPT2LMHeadModel.from_pretrained(dialogpt).eval(), AutoTokenizer.from_pretrained(dialogpt)
-    end = clearhead.load(dialogpt, backend="torch").end_of_text
+    end = gpt.end_of_text
+    assert end is not None
     session = ChatSession(gpt, temperature=0, max_new_tokens=6)
     history: list[int] = []
     for text in SAID:
