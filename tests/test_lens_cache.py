@@ -17,7 +17,7 @@ from clearhead import lens
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
 from clearhead.lens.aliases import transformer_lens_names
-from clearhead.lens.attribution import logits_from
+from clearhead.lens.attribution import last_logits_from
 from clearhead.model import GPTModel
 
 
@@ -78,7 +78,7 @@ def test_gradients_are_those_of_finite_differences(model: GPTModel) -> None:
     try:
         direction = torch.randn(cache[name].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         step = 1e-5
-        ends = [logits_from(model, cache[name] + sign * step * direction, 2)[:, -1, 5] for sign in (1, -1)]
+        ends = [last_logits_from(model, cache[name] + sign * step * direction, 2)[:, 5] for sign in (1, -1)]
         expected = (ends[0] - ends[1]) / (2 * step)
         assert float((cache.gradients[name] * direction).sum()) == pytest.approx(expected.item(), rel=1e-6)
     finally:
@@ -204,7 +204,7 @@ def test_watching_with_a_metric_gives_gradients(model: GPTModel) -> None:
     name = "blocks.1.residual_out"
     trace = lens.watch(model, TEXTS[0], [name, "embedding.position"], metric=lambda logits: logits[:, -1, 5])
     residual = torch.tensor(trace[name])[None].requires_grad_()
-    (expected,) = torch.autograd.grad(logits_from(model, residual, 2)[0, -1, 5], residual)
+    (expected,) = torch.autograd.grad(last_logits_from(model, residual, 2)[0, 5], residual)
     np.testing.assert_allclose(trace.gradients[name], expected[0], atol=1e-5)
     assert trace.gradients["embedding.position"].shape == (8, 32)
     assert not lens.watch(model, TEXTS[0], name).gradients

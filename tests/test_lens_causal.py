@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clearhead import lens
 from clearhead.errors import InputError
-from clearhead.lens.attribution import logits_from
+from clearhead.lens.attribution import last_logits_from
 from clearhead.model import Block, GPTModel
 
 
@@ -52,7 +52,7 @@ def test_integrated_gradients_sum_to_the_difference_from_zero_embeddings(model: 
     found = lens.integrated_gradients(model, TEXTS[0], 5, versus=9, steps=300)
     positions = model.position_embedding.weight[:8]
     ends = [
-        logits_from(model, x[None], 0)[0, -1].detach()
+        last_logits_from(model, x[None], 0)[0].detach()
         for x in (model.token_embedding.weight[TEXTS[0]] + positions, positions)
     ]
     expected = (ends[0][5] - ends[0][9]) - (ends[1][5] - ends[1][9])
@@ -310,7 +310,7 @@ def test_labelled_arrays_print_and_draw_themselves(model: GPTModel) -> None:
     assert repr(found).startswith("logit of 5 (24 components), largest first\n")
     assert found.top(1)[0][1] == pytest.approx(max(found.values, key=abs))
     sweep = lens.patch(model, CLEAN, CORRUPTED, "blocks.*.residual_in", METRIC)
-    assert sweep._repr_html_().startswith("<svg") and "layer 2" in sweep.values.to_svg()
+    assert sweep._repr_html_().startswith("<div") and "layer 2" in sweep.values.to_svg()
     assert np.asarray(sweep.values).shape == (3, 6)
     with pytest.raises(InputError, match="give one label for each entry"):
         lens.LabelledArray(np.zeros((2, 2)), ("a", "b"), (("x",), ("y", "z")))

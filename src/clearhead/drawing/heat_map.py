@@ -8,6 +8,7 @@ from clearhead.drawing.svg import Picture, clean, document, label, rect, text_wi
 
 _CELL = 44
 _SIGNED_CELL = 24  # without a number inside
+_TEXT_WIDTH, _TEXT_HEIGHT = 58, 24  # of a cell with a token's text
 _FONT_SIZE = 13.0
 _DARK_CELL = 0.55  # from this value on, the number is written in the light colour
 _SLOPE = 0.75  # the length of a label at 45 degrees, seen from the side or from above
@@ -74,6 +75,61 @@ def signed_heat_map(
     bottom = top + len(rows) * _SIGNED_CELL
     shapes.append(label("label", left, bottom + 20, scale))
     return document(Picture(width, bottom + 34, title, ", ".join(rows), shapes, lang), _RULES)
+
+
+def text_grid(
+    title: str,
+    texts: Sequence[Sequence[str]],
+    shades: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    lang: str = "en",
+) -> str:
+    """Return a grid of short texts as an SVG document, each cell as strongly shaded as its number is large.
+
+    Args:
+        title: what it shows.
+        texts: one list for each row; white space is made visible, and long texts are cut.
+        shades: numbers from 0 to 1, one for each text.
+        rows, columns: the labels.
+        lang: the language of the title, `en` or `zh`.
+    """
+    left = 20 + max(text_width(name, _FONT_SIZE) for name in rows) + 12
+    top = 44 + max(text_width(name, _FONT_SIZE) for name in columns) * _SLOPE + 14
+    middles = [left + (column + 0.5) * _TEXT_WIDTH for column in range(len(columns))]
+    shapes = [label("title", 20, 26, title)]
+    for x, name in zip(middles, columns, strict=True):
+        turn = f' transform="rotate(-45 {x:.1f} {top - 8:.1f})"'
+        shapes.append(label("label", x, top - 8, name, attributes=turn))
+    for row, name in enumerate(rows):
+        y = top + row * _TEXT_HEIGHT
+        shapes.append(label("label", left - 10, y + _TEXT_HEIGHT / 2 + 5, name, "end"))
+        for x, text, shade in zip(middles, texts[row], shades[row], strict=True):
+            about = f"{name}, {columns[middles.index(x)]}: {text!r} {shade:.1%}"
+            box = (x - _TEXT_WIDTH / 2 + 1, y + 1, _TEXT_WIDTH - 2, _TEXT_HEIGHT - 2, 2)
+            kind = "number on" if shade > _DARK_CELL else "number"
+            shapes += [
+                f"<g><title>{clean(about)}</title>",
+                rect("empty", *box),
+                rect("cell", *box, f' fill-opacity="{shade:.3f}"'),
+                label(kind, x, y + _TEXT_HEIGHT / 2 + 4, _fitting(text), "middle"),
+                "</g>",
+            ]
+    ends = [x + text_width(name, _FONT_SIZE) * _SLOPE for x, name in zip(middles, columns, strict=True)]
+    width = max(*ends, left + len(columns) * _TEXT_WIDTH, 20 + text_width(title, 15, bold=True)) + 20
+    picture = Picture(width, top + len(rows) * _TEXT_HEIGHT + 18, title, ", ".join(rows), shapes, lang)
+    return document(picture, _RULES)
+
+
+def _fitting(text: str) -> str:
+    """Return a text that fits a cell of a grid: spaces visible, the end cut off."""
+    text = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    if text_width(text, 12) <= _TEXT_WIDTH - 6:
+        return text
+    while text and text_width(text + "…", 12) > _TEXT_WIDTH - 6:
+        text = text[:-1]
+    return text + "…"
 
 
 def _axis_labels(rows: Sequence[str], columns: Sequence[str], left: float, top: float, cell: float) -> list[str]:

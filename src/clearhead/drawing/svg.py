@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -127,6 +128,16 @@ def document(picture: Picture, rules: str, theme: str = "auto") -> str:
             "</svg>\n",
         ]
     )
+
+
+def inline(picture: str) -> str:
+    """Return a document of `document` for the middle of an HTML page: its style sheet applies to this picture only.
+
+    The style sheet's rules are nested in one of the picture's own identifier, which browsers do since 2023.
+    """
+    own = f"picture-{zlib.crc32(picture.encode()):08x}"
+    styled = picture.replace("<style>", f"<style>#{own} {{", 1).replace("</style>", "}</style>", 1)
+    return re.sub(r'(\bid="|url\(#)tip', rf"\g<1>{own}-tip", styled).replace("<svg ", f'<svg id="{own}" ', 1)
 
 
 def side_by_side(pictures: Sequence[str], lang: str = "en") -> str:

@@ -15,11 +15,13 @@ from clearhead.lens.editing import Edit, edit
 from clearhead.lens.head_scores import head_scores
 from clearhead.lens.labelled import LabelledArray
 from clearhead.lens.patching import Patching, logit_difference, patch, path_patch
+from clearhead.lens.predictions import LayerPredictions, layer_predictions
 from clearhead.lens.probing import Probe, train_probe
 from clearhead.lens.reading import logit_lens, pieces
 from clearhead.lens.results import ActivationCache, Trace, numpy_cache
 from clearhead.lens.splicing import Spliced, splice
 from clearhead.lens.storage import read_activations, stream_activations
+from clearhead.lens.tuned import TunedLens, train_tuned_lens
 from clearhead.lens.watching import watch, watch_tensors
 
 __all__ = [
@@ -28,16 +30,19 @@ __all__ = [
     "Activations",
     "Edit",
     "LabelledArray",
+    "LayerPredictions",
     "Patching",
     "Probe",
     "Spliced",
     "Trace",
+    "TunedLens",
     "ablate",
     "direct_logit_attribution",
     "edit",
     "gradient_times_input",
     "head_scores",
     "integrated_gradients",
+    "layer_predictions",
     "logit_difference",
     "logit_lens",
     "names",
@@ -52,6 +57,7 @@ __all__ = [
     "steering_vector",
     "stream_activations",
     "train_probe",
+    "train_tuned_lens",
     "watch",
     "watch_tensors",
 ]

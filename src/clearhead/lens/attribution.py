@@ -12,6 +12,7 @@ from clearhead.errors import InputError
 from clearhead.inference.runner import check_token_ids
 from clearhead.lens.cache import padded, run_with_cache
 from clearhead.lens.labelled import LabelledArray, token_labels
+from clearhead.lens.reading import read_residual
 from clearhead.model import Block, GPTModel
 
 
@@ -135,18 +136,23 @@ def _embedding_gradient(
     for start in range(0, len(points), 16):
         scales = torch.tensor(points[start : start + 16], device=embedded.device, dtype=embedded.dtype)
         x = (scales[:, None, None] * embedded).requires_grad_()  # [N, T, C]
-        logits = logits_from(model, x + positions, 0)[:, -1]  # [N, V]
+        logits = last_logits_from(model, x + positions, 0)  # [N, V]
         wanted = logits[:, token] if versus is None else logits[:, token] - logits[:, versus]
         total += torch.autograd.grad(wanted.sum(), x)[0].sum(0)
     return total / len(points), embedded
 
 
-def logits_from(model: GPTModel, residual: Tensor, layer: int) -> Tensor:
-    """Return the logits [B, T, V] of a model that goes on from a residual stream [B, T, C] before block `layer`."""
+def last_logits_from(model: GPTModel, residual: Tensor, layer: int) -> Tensor:
+    """Return the logits after the last token, [B, V], of a model that goes on from a residual stream before a block.
+
+    Args:
+        model: the model.
+        residual: the residual stream before block `layer`, [B, T, C].
+        layer: the block.
+    """
     for block in model.blocks[layer:]:
         residual = block(residual)
-    logits: Tensor = model.head(model.final_norm(residual))
-    return logits
+    return read_residual(model, residual[:, -1])
 
 
 def _position(ids: Sequence[int], position: int) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from clearhead.drawing.heat_map import signed_heat_map
+from clearhead.drawing.png import save_picture
+from clearhead.drawing.svg import inline
 from clearhead.errors import InputError
 
 _MOST_CELLS = 4_096
@@ -74,14 +79,27 @@ class LabelledArray:
         title = self.title or " × ".join(self.axes)
         return signed_heat_map(title, table.tolist(), rows, columns, lang=lang)
 
+    def save(self, path: str | os.PathLike[str], lang: str = "en") -> None:
+        """Write the heat map to a file whose name ends in `.svg` or `.png`.
+
+        Raises:
+            InputError: if there are too many entries to read, or the file cannot be written.
+        """
+        save_picture(self.to_svg(lang), Path(path))
+
     def _repr_html_(self) -> str:
-        return self.to_svg() if self.values.size <= _MOST_CELLS else f"<pre>{self!r}</pre>"
+        return picture_html(self.to_svg()) if self.values.size <= _MOST_CELLS else f"<pre>{escape(repr(self))}</pre>"
 
     def __repr__(self) -> str:
         shape = " × ".join(f"{len(names)} {axis}s" for axis, names in zip(self.axes, self.labels, strict=True))
         lines = [f"{', '.join(names)}: {value:+.3f}" for names, value in self.top(5)]
         more = [] if self.values.size <= 5 else ["..."]
         return "\n".join([f"{self.title or 'values'} ({shape}), largest first", *lines, *more])
+
+
+def picture_html(svg: str) -> str:
+    """Return a picture for a notebook, in which other pictures have styles of their own; wide ones scroll."""
+    return f'<div style="overflow-x: auto">{inline(svg)}</div>'
 
 
 def numbered(n: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clearhead.errors import InputError
 from clearhead.lens.activations import Activation, names
-from clearhead.lens.attribution import logits_from
+from clearhead.lens.attribution import last_logits_from
 from clearhead.lens.cache import run_with_cache
 from clearhead.lens.hooks import installed
 from clearhead.lens.labelled import LabelledArray, numbered, token_labels
@@ -109,7 +109,7 @@ def patch(
         values[row].flat = _run_patches(model, start, layer, patches, metric, (n_heads, n_positions))
     first = chosen[0][0]
     ends = [given[starts[0]], taken[starts[0]]]
-    both = [float(metric(logits_from(model, end, first)[:, -1].float())[0]) for end in ends]
+    both = [float(metric(last_logits_from(model, end, first).float())[0]) for end in ends]
     axes = {"layer": tuple(f"layer {layer}" for layer, _ in chosen)}
     if heads:
         axes["head"] = tuple(f"head {head}" for head in numbered(n_heads))
@@ -128,7 +128,7 @@ def _run_patches(
     for begin in range(0, len(cells), _MOST_ROWS):
         patches.cells = cells[begin : begin + _MOST_ROWS]
         with installed(model, patches):
-            logits = logits_from(model, start.expand(len(patches.cells), -1, -1), layer)[:, -1]
+            logits = last_logits_from(model, start.expand(len(patches.cells), -1, -1), layer)
         found += metric(logits.float()).double().tolist()
     return found
 

@@ -77,7 +77,7 @@ def train_probe(
         raise InputError(
             f"all examples have the class {classes[0] if classes else 'none'!r}; a probe needs two or more."
         )
-    train, test = _split(len(labels), groups, held_out, seed)
+    train, test = split_examples(len(labels), groups, held_out, seed)
     x = activations.double()
     y = torch.tensor([classes.index(label) for label in labels])
     mean, scale = x[train].mean(0), x[train].std(0).clamp_min(1e-8)
@@ -97,7 +97,7 @@ def train_probe(
     )
 
 
-def _split(n: int, groups: Sequence[object] | None, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_examples(n: int, groups: Sequence[object] | None, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the indices of the examples to learn from and of those held out.
 
     Raises:

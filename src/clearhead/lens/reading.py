@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from clearhead.errors import InputError
 from clearhead.model import GPTModel
@@ -51,5 +52,11 @@ def logit_lens(model: GPTModel, residual: npt.NDArray[np.floating[Any]]) -> npt.
     weight = model.token_embedding.weight
     with torch.no_grad():
         x = torch.as_tensor(residual).to(device=weight.device, dtype=weight.dtype)
-        logits: npt.NDArray[np.float32] = model.head(model.final_norm(x)).float().cpu().numpy()
+        logits: npt.NDArray[np.float32] = read_residual(model, x).float().cpu().numpy()
         return logits
+
+
+def read_residual(model: GPTModel, residual: Tensor) -> Tensor:
+    """Return the logits [..., V] that a model gives if it ends at a residual [..., C]: the final norm and the head."""
+    logits: Tensor = model.head(model.final_norm(residual))
+    return logits
