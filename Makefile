@@ -34,7 +34,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Damaged files for every reader, FUZZ_INPUTS of each kind: nothing but success or a ClearheadError.
+# Damaged files for every reader and bodies for every route, FUZZ_INPUTS of each kind: nothing but success or a ClearheadError.
 FUZZ_INPUTS ?= 10000
 fuzz: $(VENV)/.installed-test
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(PYTEST) tests/fuzz

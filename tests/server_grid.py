@@ -73,7 +73,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], stream: bool) -> 
 async def round_of(url: str, grid: Sequence[dict[str, Any]], concurrency: int, stream: bool) -> list[Choices]:
     """Send every request, so many at a time."""
     gate = asyncio.Semaphore(concurrency)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=None, limits=httpx.Limits(max_connections=None)) as client:
 
         async def one(body: dict[str, Any]) -> Choices:
             async with gate:

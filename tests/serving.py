@@ -121,3 +121,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.005)
+
+
+def pages_in_use(gpt: GPT) -> int:
+    """Return how many pages of the engine's key/value cache are not free."""
+    runner: Any = gpt.runner
+    return sum(count > 0 for count in runner._cache._users.values())

@@ -212,6 +212,39 @@ def test_a_broken_text_ends_alone() -> None:
     assert good[0].result().ids and not runner.slots
 
 
+def test_a_fault_in_one_text_ends_it_alone(caplog: pytest.LogCaptureFixture) -> None:
+    runner = HashRunner()
+    scheduler = Scheduler(runner, None, Limits())
+    good = Request([1], seed=1, max_new_tokens=5)
+    expected = generate(HashRunner(), None, [good])[0].samples[0]
+
+    async def main() -> None:
+        runner.may_run.clear()
+        tickets = [scheduler.submit(Request([2], seed=1, max_new_tokens=5)), scheduler.submit(good)]
+        tickets[0].continuations[0]._sampler.sample = None  # type: ignore[method-assign, assignment]
+        runner.may_run.set()
+        with pytest.raises(ClearheadError, match="could not run: 'NoneType'"):
+            _ = [event async for event in tickets[0]]
+        _ = [event async for event in tickets[1]]
+        assert tickets[1].continuations[0].result() == expected
+        await scheduler.close()
+
+    asyncio.run(main())
+    assert not runner.slots and "Traceback" in caplog.text
+
+
+def test_a_prompt_may_have_tokens_that_are_never_chosen() -> None:
+    class Padded:
+        vocab_size, end_of_text = 40, None
+
+        def stream(self) -> None:
+            return None
+
+    request = Request([1, 45], seed=1, max_new_tokens=5, repetition_penalty=1.5)
+    continuation = Continuation(request, 0, CONFIG, Padded())  # type: ignore[arg-type]
+    assert continuation.accept(np.zeros(50, np.float32)).token in range(40)
+
+
 def test_the_scheduler_cancels_refuses_reports_and_survives_errors() -> None:
     runner = HashRunner()
     scheduler = Scheduler(runner, None, Limits(max_live=2, max_waiting=1))

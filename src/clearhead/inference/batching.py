@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from clearhead.errors import ClearheadError, InputError
+from clearhead.errors import InputError
 from clearhead.inference.continuation import Continuation
 from clearhead.inference.declaration import is_whole
 from clearhead.inference.prefix_cache import PrefixCache
@@ -70,7 +70,7 @@ class Outcome:
 
     entry: Entry
     event: Event | None = None
-    error: ClearheadError | None = None
+    error: Exception | None = None
 
 
 class Batch:
@@ -217,7 +217,7 @@ class Batch:
     def _accept(self, entry: Entry, logits: Logits) -> Iterator[Outcome]:
         try:
             event = entry.continuation.accept(logits)
-        except ClearheadError as error:
+        except Exception as error:  # a fault in one text must not end the others
             self._end(entry)
             yield Outcome(entry, error=error)
             return

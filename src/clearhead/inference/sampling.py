@@ -69,7 +69,8 @@ class Sampler:
         self._bias_ids = np.fromiter(params.bias.keys(), np.int64)
         self._bias = np.fromiter(params.bias.values(), np.float32)
         penalized = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1, 0, 0)
-        self._history = _History(prompt_ids) if penalized else None
+        # A model may have rows that its tokenizer has no token for. They are never chosen, so nothing lowers them.
+        self._history = _History(token for token in prompt_ids if token < vocab_size) if penalized else None
 
     def sample(self, logits: Floats) -> int:
         """Choose the next token and remember it.

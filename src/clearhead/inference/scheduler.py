@@ -7,6 +7,7 @@ it when they end or are cancelled; each gets the same text as if it ran alone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -23,6 +24,8 @@ from clearhead.inference.runner import Runner, TokenScores
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
+
+log = logging.getLogger("clearhead.scheduler")
 
 PROMPT_TOKENS = 256
 """How many tokens of prompts run in a step at most: enough for fast products, and short beside a token's time."""
@@ -275,7 +278,7 @@ class Scheduler:
             if ticket is None:
                 continue
             if outcome.error is not None:
-                items.append((ticket, outcome.error))
+                items.append((ticket, _told(outcome.error)))
                 self.cancel(ticket)
                 continue
             assert outcome.event is not None
@@ -291,7 +294,7 @@ class Scheduler:
 
     def _fail(self, error: Exception) -> None:
         """End every request that runs, with the error."""
-        told = error if isinstance(error, ClearheadError) else ClearheadError(f"the model could not run: {error}.")
+        told = _told(error)
         self._batch.close()  # first, so that a request that is not counted any more has freed its memory
         with self._lock:
             failed = [ticket for ticket in self._tickets.values() if ticket.group is not None]
@@ -310,6 +313,14 @@ class Scheduler:
             except RuntimeError:  # the loop was closed: nobody waits any more
                 for ticket, _ in ours:
                     self.cancel(ticket)
+
+
+def _told(error: Exception) -> ClearheadError:
+    """Return the error that a request gets; what nobody foresaw goes into the log with its traceback."""
+    if isinstance(error, ClearheadError):
+        return error
+    log.error("the model could not run", exc_info=error)
+    return ClearheadError(f"the model could not run: {error}.")
 
 
 def _enqueue(items: list[tuple[Ticket, tuple[int, Event] | ClearheadError]]) -> None:
