@@ -40,7 +40,7 @@ class Program(Protocol):
 class Clearhead:
     """Clearhead's compiled engine."""
 
-    def __init__(self, form: str, folder: Path, threads: int) -> None:
+    def __init__(self, form: Any, folder: Path, threads: int) -> None:
         import clearhead
 
         self.version = clearhead.__version__

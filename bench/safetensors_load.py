@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from processes import fastest
 from random_model import random_124m
@@ -36,7 +37,7 @@ def make(folder: Path) -> None:
 PROMPT = [464, 3797, 3332]
 
 
-def clearhead(folder: str, backend: str = "auto") -> None:
+def clearhead(folder: str, backend: Literal["auto", "engine", "torch"] = "auto") -> None:
     """What Clearhead takes by itself: its engine."""
     import clearhead
 

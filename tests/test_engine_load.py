@@ -281,7 +281,7 @@ def test_the_engine_imports_no_torch(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("variant", [*(variant.name for variant in runnable()), "no features"])
-def test_every_variant_that_this_cpu_can_run(folder: Path, variant: str, dtype: str) -> None:
+def test_every_variant_that_this_cpu_can_run(folder: Path, variant: str, dtype: Any) -> None:
     """Token by token gives the bits of the whole text, and all variants agree to rounding.
 
     int4 is rounded for each kind of activations from texts of its own, so two variants are as near to float32 as each

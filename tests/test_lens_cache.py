@@ -273,7 +273,7 @@ def test_edits_that_cannot_be_are_refused_before_anything_runs(model: GPTModel) 
 
 
 @pytest.mark.parametrize("backend", ["torch", "engine"])
-def test_a_gpt_caches_texts_on_any_backend(backend: str) -> None:
+def test_a_gpt_caches_texts_on_any_backend(backend: Any) -> None:
     gpt = clearhead.load(backend=backend)
     texts = ["Once upon a time", "Tom and Lily went to the park. Tom"]
     cache = gpt.run_with_cache(texts, ["blocks.5.residual_out", "logits", "blocks.0.attn.hook_z"])

@@ -299,7 +299,7 @@ def test_bytes_are_those_of_the_text_that_was_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["engine", "torch"])
-def test_a_text_has_the_bits_per_byte_that_evaluate_prints(tmp_path: Path, backend: str) -> None:
+def test_a_text_has_the_bits_per_byte_that_evaluate_prints(tmp_path: Path, backend: Any) -> None:
     import json
 
     from typer.testing import CliRunner

@@ -1,23 +1,20 @@
 """`GPT`: a model with its tokenizer, the one object that a user holds.
 
-import clearhead
-
 gpt = clearhead.load()                      # the bundled model; or a folder, or a name on the hub
 print(gpt.generate("Once upon a time"))
-for piece in gpt.stream("Once upon a time"):
-    print(piece, end="", flush=True)
 print(gpt.score("The cat sat on the mat.").bits_per_byte)
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
@@ -30,16 +27,14 @@ from clearhead.inference.options import (
     check_names,
     shows,
     takes,
-    token_ids,
 )
+from clearhead.inference.prompt_ids import no_tokenizer, prompt_ids
 from clearhead.inference.requests import Request
 from clearhead.inference.results import Generation, TextStream
-from clearhead.inference.runner import check_token_ids
 from clearhead.inference.score_inputs import is_single, pair_texts, to_score
 from clearhead.inference.scoring import Score, ScoreOptions, score_texts
-from clearhead.tokenizer.files import NO_TOKENIZER
 from clearhead.tokenizer.model_vocabulary import check_model_vocabulary
-from clearhead.utils.atomic import write_text
+from clearhead.utils.arguments import checks_names, refuse_unknown
 from clearhead.utils.packages import need_torch
 
 if TYPE_CHECKING:
@@ -73,6 +68,7 @@ class GPT:
         notes: as the attribute.
         generation_config: as the attribute.
         end_ids: as the attribute.
+        tensors: returns the weights by canonical name, so that `save` needs no network.
 
     Attributes:
         tokenizer: as given.
@@ -94,6 +90,7 @@ class GPT:
         notes: Sequence[str] = (),
         generation_config: Mapping[str, Any] | None = None,
         end_ids: Sequence[int] = (),
+        tensors: Callable[[], Mapping[str, npt.NDArray[Any]]] | None = None,
     ) -> None:
         if runner is None:
             from clearhead.model import GPTModel
@@ -102,17 +99,24 @@ class GPT:
                 raise TypeError("a GPT without a runner needs the network itself, not a function that makes it.")
             runner = _torch_runner(model)
         beyond = check_model_vocabulary(runner.config, tokenizer)
-        self.runner: ScoringRunner = runner
+        self._runner: ScoringRunner = runner
+        self._edited: ContextVar[TorchRunner | None] = ContextVar("edited", default=None)
         self._scheduler: Scheduler | None = None
         self._model = model
+        self._tensors = tensors
         self.tokenizer = tokenizer
         self.notes = (*notes, *([beyond] if beyond else []))
         self.generation_config = dict(generation_config or {})
         self.end_ids = tuple(end_ids)
 
     @property
+    def runner(self) -> ScoringRunner:
+        """What runs generation and scores: inside `edit`, PyTorch with the edits."""
+        return self._edited.get() or self._runner
+
+    @property
     def model(self) -> GPTModel:
-        """The network, a `torch.nn.Module`.
+        """The network, a `torch.nn.Module`; inside `edit`, one with the edits and the same weights.
 
         If the compiled engine runs the model, the network is made now, from the same weights in float32. Changes to it
         do not reach the engine: to train a model and generate with it, load it with backend="torch".
@@ -120,20 +124,36 @@ class GPT:
         need_torch("the network as a PyTorch module")
         from clearhead.model import GPTModel
 
+        if (edited := self._edited.get()) is not None:
+            return edited.model
         if not isinstance(self._model, GPTModel):
             self._model = self._model().eval()
         return self._model
 
     @property
-    def _runs_on_torch(self) -> bool:
-        from clearhead.inference.torch_runner import TorchRunner
-
-        return isinstance(self.runner, TorchRunner)
-
-    @property
     def config(self) -> GPTConfig:
         """The shape of the model."""
         return self.runner.config
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GPT:
+        """Return a model of its own; what nothing can change, such as the engine's weights, is shared."""
+        from clearhead.inference.torch_runner import TorchRunner
+
+        return GPT(
+            copy.deepcopy(self._model, memo),  # a function that makes it stays as it is
+            self.tokenizer,
+            runner=None if isinstance(self._runner, TorchRunner) else copy.deepcopy(self._runner, memo),
+            notes=self.notes,
+            generation_config=self.generation_config,
+            end_ids=self.end_ids,
+            tensors=self._tensors,
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "a GPT cannot be pickled, as it holds memory of this process; save it with gpt.save(folder), or load the "
+            "same model in the other process."
+        )
 
     def __repr__(self) -> str:
         shape = self.config
@@ -273,6 +293,7 @@ class GPT:
         top: int = 0,
     ) -> list[Score]: ...
 
+    @checks_names
     def score(
         self,
         text: Prompt | Sequence[Prompt],
@@ -307,8 +328,7 @@ class GPT:
         options = ScoreOptions(top=top, n_choices=choices, stride=stride)
         pairs = [to_score(*pair, bos, self._ids, self.tokenizer) for pair in pair_texts(text, continuation)]
         found = list(score_texts(self.runner, pairs, options=options, tokenizer=self.tokenizer))
-        single = is_single(text) and (continuation is None or is_single(continuation))
-        return found[0] if single else found
+        return found[0] if is_single(text) and (continuation is None or is_single(continuation)) else found
 
     @overload
     def watch(
@@ -339,8 +359,10 @@ class GPT:
         """
         need_torch("watching activations")
         from clearhead import lens
+        from clearhead.lens.watching import WatchOptions
 
         ids = self._ids(text)
+        refuse_unknown("watch", options, WatchOptions.__annotations__)
         if self.tokenizer is not None:
             options.setdefault("tokens", lens.pieces(self.tokenizer, ids))
         return (lens.watch_tensors if as_torch else lens.watch)(self.model, ids, names, **options)
@@ -390,6 +412,7 @@ class GPT:
         cache = lens.run_with_cache(self.model, [self._ids(text) for text in texts], names, **options)
         return cache if as_torch else lens.numpy_cache(cache)
 
+    @checks_names
     @contextmanager
     def edit(
         self,
@@ -404,7 +427,8 @@ class GPT:
             with gpt.edit("blocks.3.attention.pattern", lambda pattern: pattern.tril(-1), heads=2):
                 print(gpt.generate("Once upon a time"))
 
-        Edits can be nested; of two edits of one activation, the inner one gets the result of the outer one.
+        Edits can be nested; of two edits of one activation, the inner one gets the result of the outer one. Other
+        threads and asynchronous tasks that use the same `GPT` get their results without the edits.
 
         Args:
             names: the activations to replace, as in `watch`.
@@ -420,17 +444,21 @@ class GPT:
         """
         need_torch("editing activations")
         from clearhead import lens
+        from clearhead.model_weights import share_weights
 
-        original = self.runner
-        with lens.edit(self.model, names, change, heads=heads, positions=positions):
-            if not self._runs_on_torch:  # compiled code has no hooks
-                self.runner = _torch_runner(self.model)
+        model = self.model if self._edited.get() else share_weights(self.model)  # hooks on a copy reach no other thread
+        with lens.edit(model, names, change, heads=heads, positions=positions):
+            outer = self._edited.get()
+            self._edited.set(outer or _torch_runner(model))
             try:
                 yield self
             finally:
-                self.runner = original
+                self._edited.set(outer)
 
-    def save(self, folder: str | os.PathLike[str], *, dtype: str = "float32") -> None:
+    @checks_names
+    def save(
+        self, folder: str | os.PathLike[str], *, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    ) -> None:
         """Save the model and its tokenizer as a Hugging Face folder, which `transformers` opens too.
 
         Args:
@@ -440,41 +468,25 @@ class GPT:
         Raises:
             WeightsError, TokenizerError: if the folder cannot be written, or the dtype is unknown.
         """
-        need_torch("saving a model")
-        from clearhead import weights
+        from clearhead.weights.model_folder import FolderContents, save_model
+
+        contents = FolderContents(self.tokenizer, self.end_of_text, self.end_ids, self.generation_config)
+        save_model(Path(folder), self.config, self._named_tensors(), contents, dtype)
+
+    def _named_tensors(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Return the weights by canonical name: those of the files, unless the network exists and may differ."""
+        if self._tensors is not None and callable(self._model) and not hasattr(self._model, "parameters"):
+            return self._tensors()
         from clearhead.model_weights import ModelTensors
 
-        end = self.end_of_text
-        # Written even if there is none: transformers would assume 50256, beyond the end of a small vocabulary.
-        special = {"bos_token_id": end, "eos_token_id": list(self.end_ids) or end}
-        weights.save_huggingface(Path(folder), self.config, ModelTensors(self.model), dtype=dtype, extra_config=special)
-        if self.tokenizer is not None:
-            self.tokenizer.save(Path(folder))
-        if self.generation_config:
-            text = json.dumps(self.generation_config, indent=2) + "\n"
-            write_text(Path(folder) / "generation_config.json", text)
+        return ModelTensors(self.model)
 
     def _ids(self, prompt: Prompt, special: bool = False) -> tuple[int, ...]:
-        if not isinstance(prompt, str):
-            ids = token_ids("the prompt", prompt)
-            check_token_ids(ids, self.config.vocab_size, "the prompt")
-            return ids
-        tokenizer = self._need_tokenizer("text")
-        ids = tuple(tokenizer.encode(prompt, special=special))
-        if (highest := max(ids, default=0)) >= self.config.vocab_size:
-            raise InputError(
-                f"the text has the token {tokenizer.token_name(highest)!r} ({highest:,}), for which the model, with "
-                f"{self.config.vocab_size:,} rows, has none; leave it out."
-            )
-        return ids
+        return prompt_ids(prompt, self.config, self._need_tokenizer, special)
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
-            found = next((note for note in self.notes if note.startswith(NO_TOKENIZER)), "")
-            remedy = found.removeprefix(NO_TOKENIZER) or (
-                "; give token ids to generate, or put the tokenizer's files (tokenizer.json) next to the weights."
-            )
-            raise InputError(f"this model has no tokenizer, which {what} needs{remedy}")
+            raise no_tokenizer(what, self.notes)
         return self.tokenizer
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clearhead.config import ConfigLike
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
+from clearhead.inference.declaration import is_whole
 from clearhead.tokenizer.model_vocabulary import check_model_vocabulary
+from clearhead.utils.arguments import Backend, Device, Dtype, checks_names
 from clearhead.utils.packages import need_torch
 from clearhead.weights.location import bundled as bundled
 
@@ -18,20 +20,21 @@ if TYPE_CHECKING:
     from clearhead.model import GPTModel
     from clearhead.weights import Source
 
-BACKENDS = ("auto", "engine", "torch")
+BACKENDS = get_args(Backend)
 DTYPES = {"engine": ("float32", "bfloat16", "int8", "int4"), "torch": ("float32", "bfloat16", "float16")}
 """The dtypes of weights in memory that each backend supports."""
 MAX_THREADS = 1024
 
 
+@checks_names
 def load(
     source: str | os.PathLike[str] | None = None,
     *,
-    backend: str = "auto",
-    device: str = "cpu",
-    dtype: str = "float32",
+    backend: Backend = "auto",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     threads: int | None = None,
-    activations: str | None = None,
+    activations: Literal["8bit", "16bit"] | None = None,
     cache_tokens: int | None = None,
     revision: str | None = None,
     config: ConfigLike | None = None,
@@ -62,6 +65,10 @@ def load(
     chosen = _backend(backend, device, dtype)
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
         raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}.")
+    if cache_tokens is not None and not is_whole(cache_tokens):
+        raise InputError(f"cache_tokens is {cache_tokens!r}; give a whole number, or None for no limit.")
+    if not isinstance(device, str):
+        raise InputError(f"device is {device!r}; give a name such as 'cpu', 'cuda' or 'mps'.")
     if source is not None and not isinstance(source, (str, os.PathLike)):
         raise InputError(f"the source is a {type(source).__name__}; give a path, or a name on the hub.")
     if chosen == "torch" and (activations, cache_tokens) != (None, None):
@@ -77,6 +84,7 @@ def load(
         "notes": opened.notes,
         "generation_config": companions.generation_config(),
         "end_ids": companions.end_ids(),
+        "tensors": opened.lazy,
     }
     if torch_device is not None:
         return GPT(_model(opened, torch_device, dtype), tokenizer, **around)

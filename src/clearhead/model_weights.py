@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from clearhead.weights.tensors import shape_words
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from clearhead.model import GPTModel
 
 
 @contextmanager
@@ -122,3 +125,9 @@ class ModelTensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """Return the number of names."""
         return len(self._tensors)
+
+
+def share_weights(model: GPTModel) -> GPTModel:
+    """Return a model of modules of its own, with the same tensors: hooks on it do not reach the other one."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -24,7 +24,9 @@ from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
 from clearhead.cli.exit_codes import FAILED, USAGE
 from clearhead.cli.generate import generate
+from clearhead.cli.language import choose, localize_typer, translate, translation
 from clearhead.cli.new import new
+from clearhead.cli.options import flatten
 from clearhead.cli.page import page
 from clearhead.cli.params import params
 from clearhead.cli.runs import runs
@@ -33,7 +35,7 @@ from clearhead.cli.serve import serve
 from clearhead.cli.tokenize import tokenize
 from clearhead.cli.tour import tour
 from clearhead.cli.train import train
-from clearhead.cli.verb_command import VerbCommand
+from clearhead.cli.verb_command import VerbCommand, VerbGroup
 from clearhead.cli.walk import walk
 from clearhead.errors import ClearheadError
 from clearhead.utils.packages import missing_package
@@ -80,6 +82,7 @@ VERBS = (
 def run() -> None:
     """Run the command and turn every expected error into one sentence and an exit status."""
     _prepare_streams()
+    choose(sys.argv[1:], os.environ)
     try:
         try:
             make_app()(prog_name="clearhead")
@@ -122,34 +125,50 @@ def _discard_output() -> None:
 
 def make_app() -> typer.Typer:
     """Return the command with all its verbs."""
+    localize_typer()
     app = typer.Typer(
         name="clearhead",
-        help="A GPT-2 that you can read, trust and run fast.",
-        epilog=EPILOG,
+        cls=VerbGroup,
+        help=translation("A GPT-2 that you can read, trust and run fast."),
+        epilog=_epilog(EPILOG),
         no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_clearhead)
+    app.callback()(flatten(_clearhead))
     _add_verbs(app, {verb.__name__: (verb, sys.modules[verb.__module__].EPILOG) for verb in VERBS})
     for group in (corpus, weights):
-        below = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+        below = typer.Typer(cls=VerbGroup, no_args_is_help=True, rich_markup_mode="rich")
         _add_verbs(below, group.VERBS)
-        app.add_typer(below, name=group.__name__.rpartition(".")[2], help=group.HELP)
+        app.add_typer(below, name=group.__name__.rpartition(".")[2], help=translation(group.HELP))
     return app
 
 
 def _add_verbs(app: typer.Typer, verbs: Mapping[str, tuple[Callable[..., None], str]]) -> None:
     for name, (verb, epilog) in verbs.items():
-        app.command(name, cls=VerbCommand, help=_paragraphs(verb.__doc__), epilog=epilog)(verb)
+        app.command(name, cls=VerbCommand, help=_paragraphs(verb.__doc__), epilog=_epilog(epilog))(flatten(verb))
 
 
 def _paragraphs(docstring: str | None) -> str:
     """Join the lines of each paragraph, so that the terminal decides where lines end."""
     paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
-    return escape("\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs))
+    return escape("\n\n".join(translation(paragraph.replace("\n", " ")) for paragraph in paragraphs))
+
+
+def _epilog(examples: str) -> str:
+    """Translate the words beside the examples, and the lines between them."""
+    lines = []
+    for line in examples.splitlines():
+        command, bracket, remark = line.partition("[/]")
+        if not bracket:
+            lines.append(translation(line))
+        elif (words := remark.strip()) and not command[0].isalpha():
+            lines.append(command + bracket + remark.replace(words, translation(words)))
+        else:
+            lines.append(translation(line))
+    return "\n".join(lines)
 
 
 def _show_version(wanted: bool) -> None:
@@ -167,5 +186,5 @@ def _clearhead(
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    print(f"clearhead: {printable(sentence)}", file=sys.stderr)
+    print(f"clearhead: {printable(translate(sentence))}", file=sys.stderr)
     sys.exit(status)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.options import flatten
+from clearhead.cli.options import Lang, PageLayout, Theme, flatten
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,19 +34,9 @@ _ENDINGS = (".svg", ".png", ".mmd", ".json")
 class ChartOptions:
     """How the chart looks."""
 
-    lang: Annotated[str, typer.Option("--lang", help="The language of the labels: en or zh.")] = "en"
-    theme: Annotated[
-        str, typer.Option("--theme", help="Colours: light, dark, or auto to follow the reader's screen.")
-    ] = "auto"
-    layout: Annotated[
-        str, typer.Option("--layout", help="page (two columns), slide (three), or column (one, for a narrow screen).")
-    ] = "page"
-
-    def __post_init__(self) -> None:
-        from clearhead.anatomy.architecture.words import CHART
-
-        if self.lang not in CHART:
-            raise InputError(f"--lang is {self.lang!r}; the languages are {', '.join(CHART)}.")
+    lang: Lang = ""
+    theme: Theme = "auto"
+    layout: PageLayout = "page"
 
 
 @flatten

@@ -37,7 +37,10 @@ Model = Annotated[
 ]
 Dtype = Annotated[
     list[str] | None,
-    typer.Option(help="float32, bfloat16, int8 or int4; may be given several times. All if left out."),
+    typer.Option(
+        help="float32, bfloat16, int8 or int4; may be given several times. All if left out.",
+        autocompletion=lambda: ["float32", "bfloat16", "int8", "int4"],
+    ),
 ]
 Random = Annotated[
     bool, typer.Option("--random", help="Use random weights of the model's shape; they are as fast as trained ones.")

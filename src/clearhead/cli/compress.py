@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearhead.cli.console import write_file
-from clearhead.cli.options import Config, Model
+from clearhead.cli.options import Config, Model, choices
 from clearhead.errors import InputError
+from clearhead.utils.arguments import Dtype
 
 if TYPE_CHECKING:
     from clearhead.evaluation.compression import TextCompressor
@@ -26,11 +27,13 @@ SUFFIX = ".clearhead"
 
 Input = Annotated[Path, typer.Argument(metavar="FILE", help="The file; any bytes.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.")]
-Dtype = Annotated[str, typer.Option(help="The dtype of the weights in memory; float32 compresses best.")]
+WeightsDtype = Annotated[
+    str, typer.Option(help="The dtype of the weights in memory; float32 compresses best.", **choices(Dtype))
+]
 
 
 def compress(
-    file: Input, output: Output = None, model: Model = None, config: Config = None, dtype: Dtype = "float32"
+    file: Input, output: Output = None, model: Model = None, config: Config = None, dtype: WeightsDtype = "float32"
 ) -> None:
     """Compress a file with a model: text that the model predicts well becomes small.
 
@@ -56,7 +59,7 @@ def compress(
 
 
 def decompress(
-    file: Input, output: Output = None, model: Model = None, config: Config = None, dtype: Dtype = "float32"
+    file: Input, output: Output = None, model: Model = None, config: Config = None, dtype: WeightsDtype = "float32"
 ) -> None:
     """Restore a file that `clearhead compress` made."""
     from clearhead.evaluation.compression import read_container

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from clearhead.cli.language import translate
 from clearhead.errors import InputError
 from clearhead.utils import atomic
 from clearhead.utils.progress import stderr_console
@@ -21,7 +22,7 @@ def output() -> Console:
 
 def notice(text: str) -> None:
     """Print one line on standard error, such as that a prompt was cut."""
-    stderr_console().print(f"clearhead: {printable(text)}", style="dim", soft_wrap=True)
+    stderr_console().print(f"clearhead: {printable(translate(text))}", style="dim", soft_wrap=True)
 
 
 def read_text(argument: str | None, file: Path | None, noun: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearhead.cli.console import notice, write_file
-from clearhead.cli.options import Book, Config, ShapeSource, flatten
+from clearhead.cli.options import Book, Config, Lang, PageLayout, ShapeSource, Theme, flatten
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,14 +34,9 @@ _SUFFIXES = (".svg", ".png", ".mmd")
 class DrawingOptions:
     """How the diagram looks."""
 
-    lang: Annotated[str, typer.Option("--lang", help="The language of the labels: en or zh.")] = "en"
-    theme: Annotated[
-        str, typer.Option("--theme", help="Colours: light, dark, or auto to follow the reader's screen.")
-    ] = "auto"
-    layout: Annotated[
-        str,
-        typer.Option("--layout", help="page (two columns), slide (three), or column (one, for a narrow screen)."),
-    ] = "page"
+    lang: Lang = ""
+    theme: Theme = "auto"
+    layout: PageLayout = "page"
     batch: Annotated[int | None, typer.Option("--batch", help="Show this number in the shapes instead of B.")] = None
     tokens: Annotated[int | None, typer.Option("--tokens", help="Show this number in the shapes instead of T.")] = None
     scale: Annotated[float, typer.Option("--scale", help="Pixels of a PNG for each unit of the drawing.")] = 2.0

@@ -13,8 +13,9 @@ import typer
 
 from clearhead.cli.console import notice, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Config, Device, Json, Model, flatten
+from clearhead.cli.options import Config, Device, Json, Model, choices, flatten
 from clearhead.errors import InputError
+from clearhead.utils.arguments import Dtype
 
 if TYPE_CHECKING:
     from clearhead.evaluation.published_scores import Agreement
@@ -52,7 +53,9 @@ class TaskChoice:
         int | None, typer.Option(help="Tokens that each window after the first scores, in tasks with one text.")
     ] = None
     bos: Annotated[bool, typer.Option("--bos", help="Put the end-of-text token before every context.")] = False
-    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory, for tasks.")] = "float32"
+    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory, for tasks.", **choices(Dtype))] = (
+        "float32"
+    )
 
 
 @dataclass(frozen=True)

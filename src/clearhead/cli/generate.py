@@ -10,9 +10,10 @@ import typer
 
 from clearhead.cli.console import read_prompt, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import MODEL_PANEL, Config, Device, Json, Model, PromptFile, flatten
+from clearhead.cli.options import MODEL_PANEL, Config, Device, Json, Model, PromptFile, choices, flatten
 from clearhead.errors import InputError
 from clearhead.inference.options import Prompt, PromptOptions
+from clearhead.utils.arguments import Backend, Dtype
 
 if TYPE_CHECKING:
     from clearhead.gpt import GPT
@@ -54,14 +55,17 @@ class LoadOptions:
     dtype: Annotated[
         str,
         typer.Option(
-            help="How the weights are stored in memory: float32; bfloat16, int8 or int4, which are faster on a CPU "
-            "and less exact; float16 on a GPU.",
+            help="How the weights are stored in memory: bfloat16, int8 and int4 are faster on a CPU and less exact; "
+            "float16 is for GPUs.",
             rich_help_panel=MODEL_PANEL,
+            **choices(Dtype),
         ),
     ] = "float32"
     backend: Annotated[
         str,
-        typer.Option(help="Run it with: engine (compiled, for the CPU), torch, or auto.", rich_help_panel=MODEL_PANEL),
+        typer.Option(
+            help="What runs it; the engine is compiled, for the CPU.", rich_help_panel=MODEL_PANEL, **choices(Backend)
+        ),
     ] = "auto"
     threads: Annotated[
         int | None,

@@ -6,17 +6,20 @@ has a few parameters, however many options it has. The options of sampling come 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from clearhead.cli.language import check_language, language, translation
 from clearhead.errors import InputError
+from clearhead.utils.arguments import Language
 
 if TYPE_CHECKING:
     from clearhead.inference.declaration import Option
@@ -47,7 +50,40 @@ Config = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
-Device = Annotated[str, typer.Option(help="Run on this device: cpu, cuda, mps.", rich_help_panel=MODEL_PANEL)]
+
+
+def choices(kind: object) -> dict[str, Any]:
+    """Return the settings of an option whose values are those of a `Literal`: what help shows and shells complete.
+
+    The value itself stays a `str`: what checks it says in a sentence which values there are.
+    """
+    names = list(typing.get_args(kind))
+    return {"metavar": "|".join(names), "autocompletion": lambda: names}
+
+
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Run on this device; also cuda:1.", rich_help_panel=MODEL_PANEL, **choices(Literal["cpu", "cuda", "mps"])
+    ),
+]
+Lang = Annotated[
+    str, typer.Option("--lang", help="The language; otherwise the system's.", show_default=False, **choices(Language))
+]
+Theme = Annotated[
+    str,
+    typer.Option(
+        "--theme", help="Colours; auto follows the reader's screen.", **choices(Literal["auto", "light", "dark"])
+    ),
+]
+PageLayout = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        help="Two columns, three, or one for a narrow screen.",
+        **choices(Literal["page", "slide", "column"]),
+    ),
+]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -70,6 +106,8 @@ Book = Annotated[
 def flatten(verb: Callable[..., None]) -> Callable[..., None]:
     """Turn every parameter of a verb that is a dataclass into one parameter for each field of it.
 
+    Every verb also gets `--lang`, and the words of its options in the language that was chosen.
+
     The fields keep their annotations, so `typer` reads them as options. A field that `clearhead.inference.options`
     declares becomes the option of that declaration; it is left out if the declaration has no flag.
     """
@@ -84,9 +122,15 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
             parameters += own
         else:
             parameters.append(parameter.replace(annotation=hint))
+    wants_language = any(one.name == "lang" for one in parameters)
+    if not wants_language:
+        parameters.append(inspect.Parameter("lang", inspect.Parameter.KEYWORD_ONLY, default="", annotation=Lang))
 
     @functools.wraps(verb)
     def wrapper(**given: Any) -> None:
+        lang = check_language(given.pop("lang"))
+        if wants_language:
+            given["lang"] = lang
         for name, (structure, own) in structures.items():
             fields = {one: given.pop(one) for one in own}
             try:
@@ -95,10 +139,23 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
                 raise InputError(_in_flags(str(error))) from None
         verb(**given)
 
+    parameters = [one.replace(annotation=_localized(one.annotation)) for one in parameters]
     signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
     setattr(wrapper, "__signature__", signature)  # noqa: B010
     wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
     return wrapper
+
+
+def _localized(annotation: Any) -> Any:
+    """Return an option's annotation with its help and its panel in the language that was chosen."""
+    kind, *metadata = typing.get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
+    if not metadata:
+        return annotation
+    info = copy.copy(metadata[0])
+    info.help = translation(info.help) if info.help else info.help
+    if info.rich_help_panel:
+        info.rich_help_panel = translation(info.rich_help_panel)
+    return Annotated[kind, info]
 
 
 def _field_parameters(structure: type[Any]) -> list[inspect.Parameter]:
@@ -126,7 +183,10 @@ def _option_annotation(name: str) -> Any:
 
     declared = OPTIONS[name]
     option = typer.Option(
-        *declared.flags, help=declared.help, metavar=declared.metavar, rich_help_panel=_PANELS[declared.group]
+        *declared.flags,
+        help=declared.help if language() == "en" else declared.help_zh,
+        metavar=declared.metavar,
+        rich_help_panel=_PANELS[declared.group],
     )
     return Annotated[declared.cli_type, option]
 

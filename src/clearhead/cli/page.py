@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clearhead.cli.options import Config, Model
-from clearhead.errors import InputError
+from clearhead.cli.options import Config, Lang, Model
 
 EPILOG = """
 Examples:
@@ -20,14 +19,12 @@ Examples:
 [bold]clearhead page -o story.html --lang zh[/]              begin in Chinese
 """
 
-_LANGUAGES = ("en", "zh")
-
 
 def page(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to write.")],
     model: Model = None,
     config: Config = None,
-    lang: Annotated[str, typer.Option("--lang", help="The language to begin with: en or zh.")] = "en",
+    lang: Lang = "",
 ) -> None:
     """Write one HTML file that contains a model and runs it in any browser, without a network.
 
@@ -39,8 +36,6 @@ def page(
     from clearhead.cli.console import notice, write_file
     from clearhead.web.export import page_html
 
-    if lang not in _LANGUAGES:
-        raise InputError(f"--lang is {lang!r}; the page speaks {' and '.join(_LANGUAGES)}.")
     source = weights.open(model or "bundled", config=config)
     name = "Clearhead's bundled model" if model in (None, "bundled") else Path(str(model)).name or str(model)
     write_file(out, page_html(name, source.config, source.load(), source.tokenizer(), lang))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Config, Model, flatten
+from clearhead.cli.options import Config, Model, choices, flatten
+from clearhead.utils.arguments import Dtype
 
 if TYPE_CHECKING:
     from clearhead.evaluation.surprisal import InputText, Row, SurprisalOptions, SurprisalTable
@@ -92,7 +93,7 @@ class ModelOptions:
 
     model: Model = None
     config: Config = None
-    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory.")] = "float32"
+    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory.", **choices(Dtype))] = "float32"
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; as many as cores by default.")] = None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from clearhead.cli.options import Lang
 from clearhead.errors import InputError
 
 EPILOG = """
@@ -28,7 +29,6 @@ _RUN = {"rich_help_panel": "Running the chapters"}
 Folder = Annotated[
     Path | None, typer.Argument(help="A folder such as docs/tour. The chapters that come with Clearhead if left out.")
 ]
-Lang = Annotated[str, typer.Option(help="The language: en or zh.", **_SERVE)]
 Port = Annotated[int, typer.Option(help="The port on this machine; 0 for any free one.", **_SERVE)]
 NoOpen = Annotated[bool, typer.Option("--no-open", help="Do not open a browser; print the address only.", **_SERVE)]
 Check = Annotated[
@@ -41,7 +41,7 @@ Write = Annotated[
 
 def tour(
     folder: Folder = None,
-    lang: Lang = "en",
+    lang: Lang = "",
     port: Port = 0,
     no_open: NoOpen = False,
     check: Check = False,
@@ -51,12 +51,10 @@ def tour(
 
     They are served to a browser on this machine only, until Ctrl-C.
     """
-    from clearhead.tour import LANGUAGES, chapters
+    from clearhead.tour import chapters
 
     if check and write:
         raise typer.BadParameter("give --check or --write, not both.")
-    if lang not in LANGUAGES:
-        raise InputError(f"--lang is {lang!r}; the tour is available in {' and '.join(LANGUAGES)}.")
     if write:
         if folder is None:
             raise InputError("--write needs the folder of the chapters, such as docs/tour.")

@@ -10,7 +10,7 @@ import typer
 
 from clearhead.cli.console import output, read_prompt, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Config, Device, Model, PromptFile, flatten
+from clearhead.cli.options import Config, Device, Lang, Model, PromptFile, flatten
 from clearhead.errors import InputError
 from clearhead.utils.progress import busy
 
@@ -49,20 +49,16 @@ class ViewOptions:
         Path | None,
         typer.Option(help="Write an interactive page with all blocks and heads to this file.", **_SHOW),
     ] = None
-    lang: Annotated[str, typer.Option(help="The language of the explanations: en or zh.", **_SHOW)] = "en"
+    lang: Lang = ""
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with all blocks and heads.", **_SHOW)
     ] = False
 
     def __post_init__(self) -> None:
-        from clearhead.lens.words import LANGUAGES
-
         if self.html is not None and self.as_json:
             raise typer.BadParameter("give --html or --json, not both.")
         if self.html is not None and not self.html.name:
             raise InputError("--html is empty; give the name of a file to write.")
-        if self.lang not in LANGUAGES:
-            raise InputError(f"--lang is {self.lang!r}; the explanations are available in {' and '.join(LANGUAGES)}.")
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ class EngineRunner:
         self._scratch = _new_scratch(config, threads, weights.qkv.weights.dtype, stored)
         self._pool: ThreadPool | None = None
         self._process = os.getpid()
+        self._cache_tokens = cache_tokens
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineRunner:
+        """Return a Runner with a key/value cache of its own; the weights, which nothing changes, are shared."""
+        return EngineRunner(self._config, self._weights, self.threads, self._cache_tokens)
 
     @property
     def config(self) -> GPTConfig:

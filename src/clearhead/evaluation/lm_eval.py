@@ -24,6 +24,7 @@ from clearhead.errors import InputError
 from clearhead.gpt import GPT
 from clearhead.inference.scoring import ScoreOptions, ScoreRequest, score_sequences
 from clearhead.loading import load
+from clearhead.utils.arguments import Backend, Device, Dtype
 from clearhead.utils.progress import Progress
 
 _MAX_GENERATED = 256  # tokens, as lm-eval's hf model generates if a task does not say
@@ -47,9 +48,9 @@ class ClearheadLM(TemplateLM):  # type: ignore[misc]
         self,
         pretrained: str | GPT | None = None,
         *,
-        dtype: str = "float32",
-        backend: str = "auto",
-        device: str | None = None,
+        dtype: Dtype = "float32",
+        backend: Backend = "auto",
+        device: Device | None = None,
         threads: int | None = None,
         revision: str | None = None,
         batch_size: int | str | None = None,

@@ -15,7 +15,6 @@ The classes build on one another:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -27,6 +26,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from clearhead.errors import InputError
 from clearhead.inference.declaration import Option, is_number, is_whole, option, with_default
+from clearhead.utils.arguments import refuse_unknown
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -339,11 +339,7 @@ def check_names(given: Mapping[str, object], what: str = "generate") -> None:
     Raises:
         InputError: if one is not; the message suggests the nearest name.
     """
-    for name in given:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(OPTIONS)}."
-            raise InputError(f"{name!r} is not an option of {what}; {hint}")
+    refuse_unknown(what, given, OPTIONS)
 
 
 def takes(options: Callable[P, T]) -> Callable[[Callable[[S, T], R]], Callable[Concatenate[S, P], R]]:
@@ -362,6 +358,8 @@ def takes(options: Callable[P, T]) -> Callable[[Callable[[S, T], R]], Callable[C
             if len(args) > 1:
                 raise TypeError(f"{method.__name__} takes one positional argument, the prompt; give options by name.")
             check_names({name: value for name, value in given.items() if name != "prompt"}, method.__name__)
+            if not args and "prompt" not in given:
+                raise TypeError(f"{method.__name__} needs a prompt: text, or token ids.")
             return method(self, options(*args, **given))
 
         return shows(options)(wrapper)

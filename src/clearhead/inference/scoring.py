@@ -124,8 +124,8 @@ def score_sequences(
     """
     stride = check_stride(options.stride, runner.config.context_length)
     choices = runner.config.vocab_size if options.n_choices is None else options.n_choices
-    if not 0 <= options.top <= choices:
-        raise InputError(f"top is {options.top}; give a number from 0 to the {choices:,} tokens of the vocabulary.")
+    if not is_whole(options.top) or not 0 <= options.top <= choices:
+        raise InputError(f"top is {options.top!r}; give a number from 0 to the {choices:,} tokens of the vocabulary.")
     buffer: list[ScoreRequest] = []
     tokens = 0
     for request in requests:

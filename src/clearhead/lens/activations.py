@@ -7,6 +7,7 @@ A name is a path: `blocks.3.attention.pattern`. To name several, use wildcards a
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,7 +121,10 @@ class Activations(Mapping[str, Activation]):
             InputError: if a name matches none of them; the message lists near matches, or the range of the blocks.
         """
         found = set()
-        for name in [names] if isinstance(names, str) else names:
+        wanted = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+        for name in wanted:
+            if not isinstance(name, str):
+                raise InputError(f"an activation's name is {name!r}; give one such as 'logits', or a list of them.")
             matches = [name] if name in self._activations else [known for known in self if fnmatchcase(known, name)]
             if not matches:
                 raise InputError(self._unknown(name))
@@ -154,7 +158,10 @@ def check_indices(what: str, given: int | Sequence[int], size: int, of: str) -> 
     Raises:
         InputError: if there is none, one is out of range, or one appears twice.
     """
-    indices = [given] if isinstance(given, int) else [int(index) for index in given]
+    try:
+        indices = [given] if isinstance(given, int) else [operator.index(index) for index in given]
+    except TypeError:
+        raise InputError(f"{what}s is {given!r}; give a whole number, or a list of them.") from None
     if not indices:
         raise InputError(f"{what}s is empty; name at least one, or leave it out for all.")
     for index in indices:

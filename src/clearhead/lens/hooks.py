@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -252,6 +253,32 @@ def _cache_update(attend: AttentionFn) -> Callable[[Tensor, Tensor], tuple[Tenso
     return partial(cache.update, *attend.args)
 
 
+class _EagerStance:
+    """Run models themselves instead of what torch.compile made of them, which ignores hooks.
+
+    The stance is one for the whole process, so it is set by the first of several threads and restored by the last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._stance.close()
+
+
+_EAGER = _EagerStance()
+
 # Only the models that have hooks now: an entry keeps its model alive, and is removed with the last ActivationHook.
 _hooked: dict[int, _ModelHooks] = {}
 
@@ -268,8 +295,7 @@ def installed(model: GPTModel, hook: ActivationHook) -> Iterator[None]:
 
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
-            # A model compiled by torch.compile ignores hooks, so the model itself runs meanwhile.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_EAGER)
         stack.callback(remove)
         hooks.set([*hooks.installed, hook])
         yield

@@ -56,6 +56,8 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
         WeightsError: if it is a path that does not exist.
         HubError: if the model cannot be fetched.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise WeightsError(f"the source has the type {type(source).__name__}; give a path, or a name on the hub.")
     text = os.fspath(source)
     try:
         path = Path(source).expanduser()

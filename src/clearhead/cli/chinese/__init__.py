@@ -1,0 +1,23 @@
+"""The Chinese tables of the command line: English sentences and what they are in Chinese, by subject.
+
+`help.json` has what `--help` says, `output.json` what the verbs print, `messages.json` errors and notes. In the first
+two, a key is the text itself, with the fields of `str.format`; in the third, {0}, {1}, ... stand for what the code
+fills in, in its order.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+FILES = ("help.json", "output.json", "messages.json")
+
+
+def _table() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in FILES:
+        found |= json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    return found
+
+
+TABLE = _table()

@@ -1,0 +1,58 @@
+"""Values that many functions and verbs take, and the answer to a keyword argument that a function does not have."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Literal, ParamSpec, TypeVar
+
+from clearhead.errors import InputError
+
+Dtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+"""How weights are stored in memory; the engine and PyTorch support four of these and three of these."""
+
+Backend = Literal["auto", "engine", "torch"]
+"""What runs a model."""
+
+Device = Literal["cpu", "cuda", "mps"] | str
+"""Where PyTorch runs a model; also with a number, such as "cuda:1"."""
+
+Language = Literal["en", "zh"]
+"""The language of what a program says."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def suggest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the end of a sentence about an unknown name: the nearest known one, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(names)}."
+
+
+def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Check the names of keyword arguments.
+
+    Raises:
+        InputError: if one is unknown; the message suggests the nearest.
+    """
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise InputError(f"{name!r} is not an option of {what}; {suggest(name, names)}")
+
+
+def checks_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function, or a class, answer an unknown keyword argument with an `InputError` that names the nearest."""
+    parameters = inspect.signature(function).parameters
+    known = [name for name, one in parameters.items() if name != "self" and one.kind is not one.POSITIONAL_ONLY]
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **given: P.kwargs) -> R:
+        refuse_unknown(function.__name__, given, known)
+        return function(*args, **given)
+
+    return wrapper
