@@ -152,10 +152,19 @@ def _localized(annotation: Any) -> Any:
     if not metadata:
         return annotation
     info = copy.copy(metadata[0])
-    info.help = translation(info.help) if info.help else info.help
+    info.help = _help_in_language(info.help)
     if info.rich_help_panel:
         info.rich_help_panel = translation(info.rich_help_panel)
     return Annotated[kind, info]
+
+
+def _help_in_language(text: str | None) -> str | None:
+    if not text or language() == "en":
+        return text
+    from clearhead.inference.options import OPTIONS
+
+    declared = {option.help: option.help_zh for option in OPTIONS.values()}  # sampling options have their own Chinese
+    return declared.get(text) or translation(text)
 
 
 def _field_parameters(structure: type[Any]) -> list[inspect.Parameter]:
@@ -184,7 +193,7 @@ def _option_annotation(name: str) -> Any:
     declared = OPTIONS[name]
     option = typer.Option(
         *declared.flags,
-        help=declared.help if language() == "en" else declared.help_zh,
+        help=declared.help,
         metavar=declared.metavar,
         rich_help_panel=_PANELS[declared.group],
     )

@@ -56,7 +56,7 @@ class SamplingParams:
         1.0,
         en="Divide the logits by this: below 1 the likely tokens become likelier still, above 1 the text becomes more "
         "varied. 0 always takes the most likely token.",
-        zh="用它除 logits:小于 1 时,可能的词元更占优势;大于 1 时,文本更多变。0 总是取概率最大的词元。",
+        zh="把 logits 除以此值：小于 1 时，概率大的词元更占优势；大于 1 时，文本更多变。0 表示总是取概率最大的词元。",
         group="sampling",
         flags=["--temperature"],
         minimum=_LOWEST_TEMPERATURE,
@@ -75,7 +75,7 @@ class SamplingParams:
         1.0,
         en="Choose among the most likely tokens that together reach this probability (nucleus sampling): few if the "
         "model is sure, many if it is not.",
-        zh="只在概率之和达到此值的最可能词元中选择(核采样):模型有把握时候选少,没把握时候选多。",
+        zh="只在概率之和达到此值的最可能词元中选择（核采样）：模型有把握时候选少，没把握时候选多。",
         group="sampling",
         flags=["--top-p"],
         minimum=0,
@@ -96,7 +96,7 @@ class SamplingParams:
     repetition_penalty: float = option(
         1.0,
         en="Above 1, make tokens that the prompt or the text already contains less likely.",
-        zh="大于 1 时,降低提示词或已生成文本中出现过的词元的概率。",
+        zh="大于 1 时，降低提示词或已生成文本中出现过的词元的概率。",
         group="sampling",
         flags=["--repetition-penalty"],
         minimum=1 / _LARGEST_PENALTY,
@@ -116,7 +116,7 @@ class SamplingParams:
     frequency_penalty: float = option(
         0.0,
         en="Subtract this from a token's logit once for each time that it was generated.",
-        zh="词元每生成过一次,就从它的 logit 中减去一次此值。",
+        zh="词元每生成过一次，就从它的 logit 中减去一次此值。",
         group="sampling",
         flags=["--frequency-penalty"],
         minimum=-_LARGEST_PENALTY,
@@ -126,13 +126,13 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = option(
         None,
         en="Add these numbers to the logits of these token ids; -inf forbids a token.",
-        zh="给这些词元编号的 logit 加上对应的数;-inf 表示禁用该词元。",
+        zh="给这些词元编号的 logit 加上对应的数；-inf 表示禁用该词元。",
         group="sampling",
     )
     seed: int | None = option(
         None,
         en="Seed of the random numbers: the same seed gives the same text. Without one, each run draws a fresh seed.",
-        zh="随机数种子:同一种子得到同一文本。不指定时,每次运行使用新的种子。",
+        zh="随机数种子：同一种子得到同一文本。不指定时，每次运行使用新的种子。",
         group="sampling",
         flags=["--seed"],
         minimum=0,
@@ -166,7 +166,7 @@ class GenerationOptions(SamplingParams):
     max_new_tokens: int = option(
         128,
         en="The most tokens to generate; a token is about four letters of English.",
-        zh="最多生成的词元数;英文中一个词元约为四个字母。",
+        zh="最多生成的词元数；英文中一个词元约为四个字母。",
         group="ending",
         flags=["--max-new-tokens", "-n"],
         minimum=1,
@@ -174,7 +174,7 @@ class GenerationOptions(SamplingParams):
     stop: str | Sequence[str] | None = option(
         (),
         en="End the text before this string, or before the first of several.",
-        zh="文本在此字符串之前结束;可以给出多个。",
+        zh="文本在此字符串之前结束；可以给出多个。",
         group="ending",
         flags=["--stop"],
         cli_type=list[str] | None,
@@ -195,7 +195,7 @@ class GenerationOptions(SamplingParams):
         False,
         en="Refuse a prompt and a length that do not fit the model's context together. Otherwise the oldest tokens "
         "are dropped, with a notice.",
-        zh="提示词与生成长度之和超出模型上下文时拒绝运行。否则丢弃最早的词元,并给出提示。",
+        zh="提示词与生成长度之和超出模型上下文时拒绝运行。否则丢弃最早的词元，并给出提示。",
         group="ending",
         flags=["--strict-context"],
     )
@@ -211,7 +211,7 @@ class GenerationOptions(SamplingParams):
     logprobs: int | None = option(
         None,
         en="Return the log-probability of each generated token, and of the N most likely tokens at its position.",
-        zh="返回每个生成词元的对数概率,以及同一位置上概率最大的 N 个词元的对数概率。",
+        zh="返回每个生成词元的对数概率，以及同一位置上概率最大的 N 个词元的对数概率。",
         group="output",
         flags=["--logprobs"],
         metavar="N",
@@ -238,7 +238,7 @@ class PromptOptions(GenerationOptions):
     special: bool = option(
         False,
         en="Read special tokens such as <|endoftext|> in the prompt as the tokens that they name, not as plain text.",
-        zh="把提示词中的特殊词元(如 <|endoftext|>)当作该词元本身,而不是普通文本。",
+        zh="把提示词中的特殊词元（如 <|endoftext|>）当作该词元本身，而不是普通文本。",
         group="sampling",
         flags=["--special"],
     )

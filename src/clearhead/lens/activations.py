@@ -121,10 +121,7 @@ class Activations(Mapping[str, Activation]):
             InputError: if a name matches none of them; the message lists near matches, or the range of the blocks.
         """
         found = set()
-        wanted = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
-        for name in wanted:
-            if not isinstance(name, str):
-                raise InputError(f"an activation's name is {name!r}; give one such as 'logits', or a list of them.")
+        for name in wanted_names(names):
             matches = [name] if name in self._activations else [known for known in self if fnmatchcase(known, name)]
             if not matches:
                 raise InputError(self._unknown(name))
@@ -150,6 +147,20 @@ class Activations(Mapping[str, Activation]):
 def names(config: GPTConfig) -> Activations:
     """Return every activation of a model of this shape: name, shape, meaning."""
     return Activations(config)
+
+
+def wanted_names(names: object) -> list[str]:
+    """Return one name, or an iterable of names, as a list.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    found: list[str] = []
+    for name in [names] if isinstance(names, str) or not isinstance(names, Iterable) else names:
+        if not isinstance(name, str):
+            raise InputError(f"an activation's name is {name!r}; give one such as 'logits', or a list of them.")
+        found.append(name)
+    return found
 
 
 def check_indices(what: str, given: int | Sequence[int], size: int, of: str) -> list[int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clearhead.config import GPTConfig
-from clearhead.lens.activations import Activations
+from clearhead.lens.activations import Activations, wanted_names
 
 
 def _same(tensor: Tensor, config: GPTConfig) -> Tensor:
@@ -108,7 +108,7 @@ def resolve(wanted: str | Iterable[str], known: Activations) -> dict[str, Alias]
     """
     aliases = transformer_lens_names(known.config)
     chosen: dict[str, Alias] = {}
-    for name in [wanted] if isinstance(wanted, str) else wanted:
+    for name in wanted_names(wanted):
         pattern = re.escape(name).replace(r"\*", ".*").replace(r"\?", ".")
         theirs = [alias for key, alias in aliases.items() if re.fullmatch(pattern, key)] if "hook_" in name else []
         ours = [] if theirs else [Alias(one.name, one.name) for one in known.find(name)]
