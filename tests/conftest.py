@@ -31,6 +31,7 @@ SLOW_MODULES = {
     "test_fuzz.py",
     "test_output_format.py",
     "test_page.py",
+    "test_page_model.py",
     "test_page_server.py",
     "test_scoring.py",
     "test_server.py",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -11,12 +14,17 @@ import numpy as np
 import pytest
 import torch
 from browsers import needs_chromium
+from pages import OpenPage
 from serving import TestServer, serving
 
 import clearhead
 from clearhead import GPT
 from clearhead.lens import logit_lens
+from clearhead.server import ServerSettings
 
+pytest_plugins = ["page_fixtures"]
+
+START = "Once upon a time"
 PROMPT = "The little dog saw a cat."
 
 
@@ -46,6 +54,12 @@ def inspect(http: httpx.Client, prompt: str | list[int], **details: Any) -> dict
 
 def logits_of(found: dict[str, Any]) -> Any:
     return np.frombuffer(base64.b64decode(found["logits"]), "<f4")
+
+
+def test_the_model_is_described(http: httpx.Client, gpt: GPT) -> None:
+    found = http.get("/inspect").json()
+    assert found["config"]["n_layers"] == gpt.config.n_layers and found["parameters"] == 4_605_440
+    assert gpt.tokenizer is not None and found["endOfText"] == gpt.tokenizer.end_of_text
 
 
 def test_tokens_are_those_of_the_tokenizer(http: httpx.Client, gpt: GPT) -> None:
@@ -105,48 +119,120 @@ def test_what_does_not_fit_the_model_is_refused(http: httpx.Client, body: dict[s
     assert sentence in answer.json()["error"]["message"] + str(answer.json()["error"]["param"])
 
 
-def opened_page(browser: Any, url: str) -> tuple[Any, list[str], list[str]]:
-    tab = browser.new_context(reduced_motion="reduce").new_page()
-    tab.set_default_timeout(120_000)
-    said: list[str] = []
-    requests: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(f"{url}/")
-    tab.wait_for_selector("html[data-state=ready]")
-    return tab, said, requests
+def opened_page(browser: Any, url: str, state: str = "ready") -> OpenPage:
+    return OpenPage(browser, f"{url}/", state=state, viewport={"width": 1280, "height": 900})
 
 
-def generate(tab: Any, tokens: int) -> str:
-    tab.fill("#length", str(tokens))
-    tab.dispatch_event("#length", "change")
-    tab.click("#run")
-    tab.wait_for_selector("#run:enabled")
-    return "".join(tab.locator("#tokens .token").all_text_contents())
+def generate(page: OpenPage, tokens: int) -> str:
+    page.length(tokens)
+    page.click("#run")
+    return "".join(page.texts())
 
 
 @needs_chromium
 def test_a_seed_gives_the_same_text_streamed_and_from_a_branch(browser: Any, server: TestServer, gpt: GPT) -> None:
-    expected = gpt.generate("Once upon a time", seed=1, max_new_tokens=20).text
-    tab, said, requests = opened_page(browser, server.url)
-    assert generate(tab, 12) == "Once upon a time" + str(
-        gpt.generate("Once upon a time", seed=1, max_new_tokens=12).text
-    )
-    assert any(url.endswith("/v1/completions") for url in requests)
-    assert generate(tab, 8) == f"Once upon a time{expected}"  # token by token, since the text does not begin here
-    tab.click("#tab-lens")
-    tab.wait_for_selector("#lens-table")
-    assert said == []
-    assert all(url.startswith((server.url, "data:")) for url in requests)
+    expected = gpt.generate(START, seed=1, max_new_tokens=20).text
+    page = opened_page(browser, server.url)
+    assert generate(page, 12) == START + str(gpt.generate(START, seed=1, max_new_tokens=12).text)
+    assert any(url.endswith("/v1/completions") for url in page.requests)
+    assert generate(page, 8) == f"{START}{expected}"  # token by token, since the text does not begin here
+    for name in ("lens", "residual", "journey", "attention"):
+        page.click(f"#tab-{name}")
+    page.click("[data-ablate='feed_forward.2']")
+    assert page.tab.locator("#restore").count() == 1
+    for text in ("a\ud83d </script>", "a" * 100_000):
+        page.ask(
+            "text => { const box = $('prompt'); box.value = text; box.dispatchEvent(new InputEvent('input')); }", text
+        )
+        page.finish()
+        page.click("#step")
+        assert "interrupted" not in page.status()
+    assert page.said == []
+    assert all(url.startswith((server.url, "data:")) for url in page.requests)
+    page.close()
 
 
 @needs_chromium
 def test_a_server_that_goes_away_leaves_the_text(browser: Any) -> None:
     with serving(clearhead.load(backend="torch")) as running:
-        tab, _, _ = opened_page(browser, running.url)
-        before = generate(tab, 5)
-    tab.click("#run")
-    tab.wait_for_selector("#run:enabled")
-    assert "interrupted" in tab.inner_text("#status")
-    assert "".join(tab.locator("#tokens .token").all_text_contents()) == before
+        page = opened_page(browser, running.url)
+        before = generate(page, 5)
+    page.click("#run")
+    assert "interrupted" in page.status() and page.tab.get_attribute("#status", "class") == "error"
+    assert "".join(page.texts()) == before
+    assert page.tab.is_enabled("#run"), "it can be tried again"
+    page.close()
+
+
+@contextmanager
+def breaking(url: str) -> Iterator[str]:
+    """Pass requests on to a server, except that a stream's connection breaks after its first 3,000 bytes."""
+    with httpx.Client(timeout=120) as upstream:
+
+        class Proxy(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.pass_on(upstream.get(f"{url}{self.path}").content, "text/html; charset=utf-8")
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                answer = upstream.post(f"{url}{self.path}", content=body, headers={"Content-Type": "application/json"})
+                kind = answer.headers["Content-Type"]
+                self.pass_on(
+                    answer.content[:3000] if "event-stream" in kind else answer.content, kind, len(answer.content)
+                )
+
+            def pass_on(self, body: bytes, kind: str, promised: int | None = None) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(promised or len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{proxy.server_port}"
+        finally:
+            proxy.shutdown()
+            thread.join()
+            proxy.server_close()
+
+
+@needs_chromium
+def test_a_stream_that_breaks_keeps_what_has_come(browser: Any, server: TestServer, gpt: GPT) -> None:
+    with breaking(server.url) as url:
+        page = opened_page(browser, url)
+        text = generate(page, 40)
+        assert "interrupted" in page.status() and "The text so far is kept." in page.status()
+        assert len(text) > len(START)
+        whole = f"{START}{gpt.generate(START, seed=1, max_new_tokens=40).text}"
+        assert whole.startswith(text) and len(text) < len(whole)
+        page.close()
+
+
+@needs_chromium
+def test_a_server_with_keys_asks_for_one_and_tells_nothing_before(browser: Any, gpt: GPT, axe: str) -> None:
+    settings = ServerSettings(api_keys=("the right key",), model_name="secret-model")
+    with serving(clearhead.load(backend="torch"), settings) as running:
+        assert "secret-model" not in httpx.get(running.url).text
+        assert httpx.get(f"{running.url}/inspect").status_code == 401
+        page = opened_page(browser, running.url, "locked")
+        page.ask(axe)
+        assert page.accessibility_errors() == []
+        page.tab.keyboard.type("wrong")  # the field has the focus
+        page.tab.keyboard.press("Enter")
+        page.tab.wait_for_selector("#key-problem:not(:empty)")
+        assert "API key is missing or wrong" in page.tab.inner_text("#key-problem")
+        page.tab.fill("#key", "the right key")
+        page.tab.click("form button")
+        page.finish()
+        assert "secret-model" in page.tab.inner_text("#model")
+        assert generate(page, 5) == START + str(gpt.generate(START, seed=1, max_new_tokens=5).text)
+        assert page.ask("() => [document.cookie, localStorage.length, sessionStorage.length]") == ["", 0, 0]
+        assert "the right key" not in page.tab.content()
+        page.close()

@@ -21,7 +21,7 @@ from clearhead.inference.scheduler import Scheduler
 from clearhead.server.answers import Service
 from clearhead.server.chat import chat
 from clearhead.server.completions import complete
-from clearhead.server.inspection import Inspector, InspectRequest, served_page
+from clearhead.server.inspection import Inspector, InspectRequest, describe, served_page
 from clearhead.server.limits import BodyLimit, KeyCheck
 from clearhead.server.metrics import Metrics
 from clearhead.server.problems import JSON, ProblemError, add_handlers
@@ -112,6 +112,7 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
     app.state.clearhead = state
     add_handlers(app)
     _add_routes(app, state)
+    _add_page_routes(app, state)
     _add_tokenizer_routes(app, state)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(KeyCheck, keys=settings.api_keys)
@@ -132,37 +133,26 @@ async def _load(state: ModelState, model: Callable[[], GPT]) -> None:
         state.on_error()
 
 
-def _add_routes(app: FastAPI, state: ModelState) -> None:
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"description": what}
-        for status, what in {
-            400: "The request is not valid.", 401: "The API key is missing or wrong.", 404: "No such model.",
-            408: "The body came too slowly.", 413: "The body is too large.", 429: "Too many requests wait.",
-            503: "The model is loading.",
-        }.items()
-    }  # fmt: skip
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": what}
+    for status, what in {
+        400: "The request is not valid.", 401: "The API key is missing or wrong.", 404: "No such model.",
+        408: "The body came too slowly.", 413: "The body is too large.", 429: "Too many requests wait.",
+        503: "The model is loading.",
+    }.items()
+}  # fmt: skip
 
-    @app.post("/v1/completions", responses=errors)
+
+def _add_routes(app: FastAPI, state: ModelState) -> None:
+    @app.post("/v1/completions", responses=_ERRORS)
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """Continue one or several prompts."""
         return await complete(state.ready(), body, http)
 
-    @app.post("/v1/chat/completions", responses=errors)
+    @app.post("/v1/chat/completions", responses=_ERRORS)
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """Continue a conversation, written by the model's chat template, or as plain text if it has none."""
         return await chat(state.ready(), body, http)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        """Return the page for this model."""
-        return HTMLResponse(served_page(state.ready()), headers={"X-Content-Type-Options": "nosniff"})
-
-    @app.post("/inspect", responses=errors)
-    async def inspect(body: InspectRequest) -> Response:
-        """Return what the model computes for a text: attention, logit lens, sizes, probabilities, logits."""
-        if state.inspector is None:
-            state.inspector = Inspector(state.ready())
-        return JSON(await asyncio.to_thread(state.inspector.answer, body))
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -188,6 +178,25 @@ def _add_routes(app: FastAPI, state: ModelState) -> None:
     async def metrics() -> Response:
         """Return metrics in Prometheus's format."""
         return Response(state.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_page_routes(app: FastAPI, state: ModelState) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """Return the page for this model."""
+        return HTMLResponse(served_page(state.ready()), headers={"X-Content-Type-Options": "nosniff"})
+
+    @app.get("/inspect", responses=_ERRORS)
+    async def described() -> Response:
+        """Describe the model as the page needs it: name, parameters, shape and end-of-text token."""
+        return JSON(describe(state.ready()))
+
+    @app.post("/inspect", responses=_ERRORS)
+    async def inspect(body: InspectRequest) -> Response:
+        """Return what the model computes for a text: attention, logit lens, sizes, probabilities, logits."""
+        if state.inspector is None:
+            state.inspector = Inspector(state.ready())
+        return JSON(await asyncio.to_thread(state.inspector.answer, body))
 
 
 def _add_tokenizer_routes(app: FastAPI, state: ModelState) -> None:

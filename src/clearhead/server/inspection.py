@@ -1,4 +1,4 @@
-"""`GET /`, the page, and `POST /inspect`, which tells it what the model computes inside for a text."""
+"""`GET /`, the page, and `/inspect`, which tells it what the model is and what it computes inside for a text."""
 
 from __future__ import annotations
 
@@ -155,12 +155,23 @@ class Inspector:
 
 
 def served_page(service: Service) -> str:
-    """Return the page for this server's model: it asks the server, and no other."""
-    config = asdict(service.config)
-    about = {"name": service.settings.model_name, "config": config, "server": True}
-    about["endOfText"] = service.tokenizer.end_of_text
-    about["parameters"] = _parameters(service)
-    return fill_page(about, "", connect="'self'")
+    """Return the page for this server's model: it asks the server, and no other.
+
+    If the server has API keys, the page says nothing about the model: it asks the reader for a key, and then this
+    server for `GET /inspect`.
+    """
+    about = {"locked": True} if service.settings.api_keys else describe(service)
+    return fill_page({**about, "server": True}, "", connect="'self'")
+
+
+def describe(service: Service) -> dict[str, object]:
+    """Return what the page must know about the model before it can ask about texts."""
+    return {
+        "name": service.settings.model_name,
+        "parameters": _parameters(service),
+        "config": asdict(service.config),
+        "endOfText": service.tokenizer.end_of_text,
+    }
 
 
 def _watched_names(body: InspectRequest) -> list[str]:

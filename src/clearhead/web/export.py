@@ -30,8 +30,19 @@ LARGEST_FILE = 256_000_000
 GROUP = 32  # weights that share a scale
 _HERE = Path(__file__).parent
 # In the order in which they are put together; each module imports only from those before it.
-WORKER_MODULES = ("tokenizer.js", "sampling.js", "model.js", "worker.js")
-PAGE_MODULES = ("sampling.js", "words.js", "backend.js", "tree.js", "dom.js", "pictures.js", "inside.js", "app.js")
+WORKER_MODULES = ("tokenizer.js", "sampling.js", "compute.js", "model.js", "worker.js")
+PAGE_MODULES = (
+    "sampling.js",
+    "words.js",
+    "backend.js",
+    "tree.js",
+    "dom.js",
+    "pictures.js",
+    "distribution.js",
+    "inside.js",
+    "exports.js",
+    "app.js",
+)
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -55,6 +66,7 @@ def page_html(name: str, config: GPTConfig, tensors: Arrays, tokenizer: Tokenize
         "config": asdict(config),
         "tokenizer": tokenizer_definition(tokenizer),
         "language": language,
+        "kernels": base64.b64encode((_HERE / "js" / "kernels.wasm").read_bytes()).decode("ascii"),
     }
     size = sum(_stored_size(array.shape) for tensor, array in tensors.items() if not _is_tied(tensor, config))
     if size > LARGEST_FILE:
@@ -78,7 +90,8 @@ def fill_page(about: Mapping[str, Any], weights: str, connect: str = "'none'") -
     script = bundle(PAGE_MODULES)
     marks = {
         "POLICY": (
-            f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data: blob:; "
+            f"default-src 'none'; script-src '{_digest(script)}' 'wasm-unsafe-eval'; "
+            f"style-src '{_digest(style)}'; img-src data: blob:; "
             f"worker-src blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
         ),
         "STYLE": style,

@@ -1,63 +1,110 @@
 // The page: a text that the model continues, the distribution of each token, branches, settings, and a look inside.
 
-import { DEFAULTS, distribution, probability } from "./sampling.js";
+import { DEFAULTS } from "./sampling.js";
 import { speak, say } from "./words.js";
 import { HttpBackend, WorkerBackend } from "./backend.js";
 import { Tree } from "./tree.js";
-import { $, el, vars, debounced, save, visible, percent } from "./dom.js";
-import { branchMap, standalone, asPng } from "./pictures.js";
+import { $, el, vars, debounced, visible, percent } from "./dom.js";
+import { branchMap } from "./pictures.js";
+import { Distribution, likeliest } from "./distribution.js";
 import { Inside } from "./inside.js";
+import { EXPORTS } from "./exports.js";
 
 const SHOWN = 400; // tokens of the text on the page
-const LIKELIEST = 20;
 const SCORE_LIMIT = 1.5e9; // multiplications: a longer prompt is not scored, so its tokens have no tint
-const SLIDERS = {
-  temperature: { min: 0, max: 2, step: 0.05, digits: 2 }, topK: { min: 0, max: 100, step: 1, digits: 0, all: true },
-  topP: { min: 0.05, max: 1, step: 0.01, digits: 2 }, minP: { min: 0, max: 0.5, step: 0.01, digits: 2 },
-};
-const PENALTIES = {
-  repetition: { min: 1, max: 2, step: 0.05, digits: 2 }, presence: { min: -2, max: 2, step: 0.1, digits: 1 }, frequency: { min: -2, max: 2, step: 0.1, digits: 1 },
-};
 
 const page = {
   backend: null, about: null, config: null, tree: new Tree(), settings: { ...DEFAULTS }, length: 100, ablation: new Set(),
-  language: "en", theme: "auto", selected: null, running: null, logits: null, intact: null, names: new Map(), request: 0, inside: null, endOfText: null,
+  language: "en", theme: "auto", selected: null, running: null, request: 0, pending: 0, distribution: null, inside: null, endOfText: null, simd: null,
   path: () => page.tree.path(),
   changed: async () => {
     await score();
     await refresh();
   },
+  during,
 };
 
 const position = () => page.selected ?? page.path().ids.length;
+
+// Runs what a control starts. Meanwhile the document's state is "busy". Whatever fails (a server that is gone, a worker
+// that ran out of memory) leaves the text and says so.
+async function during(work) {
+  page.pending++;
+  document.documentElement.dataset.state = "busy";
+  try {
+    await (typeof work === "function" ? work() : work);
+  } catch (error) {
+    announce(say("lost", { error: error.message }), "error");
+    page.running = null;
+    render();
+  }
+  if (!--page.pending) document.documentElement.dataset.state = "ready";
+}
+
+// Turns an action into a listener.
+const does = action => event => during(() => action(event));
 
 // ---- Starting ------------------------------------------------------------------------------------------------------
 
 async function start() {
   page.about = JSON.parse($("about").textContent);
-  page.config = page.about.config;
-  page.inside = new Inside(page);
   const saved = JSON.parse($("state").textContent);
   page.language = saved?.language ?? page.about.language ?? "en";
   if (!saved && page.language === "en" && navigator.language.startsWith("zh")) page.language = "zh";
+  speak(page.language);
+  if (page.about.server) page.backend = new HttpBackend(page.about);
+  if (page.about.locked) await unlock();
+  page.config = page.about.config;
+  page.inside = new Inside(page);
   if (saved) restore(saved);
+  page.distribution = new Distribution(page.settings, (id, share) => during(() => pick(id, share)));
   build();
   label();
-  if (typeof Worker === "undefined" && !page.about.server) return fail(say("workers"));
+  announce(say("opening"));
   try {
-    page.backend = page.about.server ? new HttpBackend(page.about) : new WorkerBackend($("worker").textContent, page.about, $("weights").textContent);
-    page.endOfText = (await page.backend.open()).endOfText;
+    page.backend ??= openWorker();
+    Object.assign(page, await page.backend.open()); // endOfText, simd
   } catch (error) {
-    return fail(say("failed", { error: error.message }));
+    return fail(error.message);
   }
-  if (saved) await page.changed();
-  else await plant(page.about.prompt ?? "Once upon a time");
-  document.documentElement.dataset.state = "ready";
+  await during(() => (saved ? page.changed() : plant(page.about.prompt ?? "Once upon a time")));
+}
+
+function openWorker() {
+  if (typeof Worker === "undefined") throw new Error(say("workers"));
+  return new WorkerBackend($("worker").textContent, page.about, $("weights").textContent);
 }
 
 function fail(sentence) {
   document.documentElement.dataset.state = "failed";
-  announce(sentence);
+  announce(say("failed", { error: sentence }), "error");
+  for (const control of document.querySelectorAll("main :is(button, input, textarea, select)")) control.disabled = true;
+}
+
+// Asks for the server's API key until the server accepts one; it is kept in memory only.
+async function unlock() {
+  for (let problem = ""; page.about.locked;) {
+    const key = await askForKey(problem);
+    try {
+      page.about = { server: true, ...(await page.backend.unlock(key)) };
+    } catch (error) {
+      problem = error.message;
+    }
+  }
+}
+
+function askForKey(problem) {
+  return new Promise(answer => {
+    const input = el("input", { id: "key", type: "password", autocomplete: "off", spellcheck: false, required: true, "aria-describedby": "key-problem" });
+    $("app").replaceChildren(el("main", { class: "alone" }, el("form", { class: "card", onsubmit: event => {
+      event.preventDefault();
+      if (input.value) answer(input.value.trim());
+    } }, el("h1", {}, say("title")), el("p", { class: "soft" }, say("keyHint")), el("label", { for: "key", class: "caption" }, say("key")), input,
+      el("p", { id: "key-problem", role: "alert" }, problem), el("button", { class: "primary" }, say("unlock")))));
+    document.title = `${say("title")} · Clearhead`;
+    document.documentElement.dataset.state = "locked";
+    input.focus();
+  });
 }
 
 function restore(saved) {
@@ -73,15 +120,15 @@ function restore(saved) {
 
 function build() {
   const themes = ["auto", "light", "dark"].map(value => el("option", { value, selected: value === page.theme, "data-word": value }));
-  const exports = { exportHtml, exportJson, exportSvg: () => exportPicture("svg"), exportPng: () => exportPicture("png") };
+  const { distribution } = page, kinds = Object.keys(EXPORTS).filter(word => word !== "exportHtml" || !page.about.server);
   $("app").replaceChildren(
     el("header", {}, el("div", { class: "brand" }, el("b", {}, "Clearhead"), el("h1", { "data-word": "title" })),
       el("div", { class: "controls" },
         el("details", { id: "export" }, el("summary", { "data-word": "export" }),
-          el("div", { class: "menu" }, ...Object.entries(exports).filter(([word]) => word !== "exportHtml" || !page.about.server).map(([word, action]) => el("button", { type: "button", id: word, "data-word": word, onclick: () => {
+          el("div", { class: "menu" }, ...kinds.map(word => el("button", { type: "button", id: word, "data-word": word, onclick: does(() => {
             $("export").open = false;
-            action();
-          } })))),
+            return EXPORTS[word](page);
+          }) })))),
         el("label", {}, el("span", { "data-word": "theme", class: "wide-only" }), el("select", { id: "theme", onchange: event => theme(event.target.value) }, ...themes)),
         el("button", { id: "language", type: "button", "data-word": "language", onclick: () => {
           page.language = page.language === "zh" ? "en" : "zh";
@@ -93,47 +140,31 @@ function build() {
       el("section", { class: "card writing", "aria-labelledby": "text-title" },
         el("h2", { id: "text-title", "data-word": "text" }),
         el("label", { for: "prompt", "data-word": "prompt", class: "caption" }),
-        el("textarea", { id: "prompt", rows: 2, spellcheck: false, oninput: debounced(250, event => plant(event.target.value)) }),
+        el("textarea", { id: "prompt", rows: 2, spellcheck: false, oninput: event => during(() => typed(event.target.value)) }),
         el("div", { class: "toolbar" },
-          el("button", { id: "run", class: "primary", type: "button", onclick: () => generate(page.length) }, el("span", { "data-word": "run" })),
+          el("button", { id: "run", class: "primary", type: "button", onclick: does(() => generate(page.length)) }, el("span", { "data-word": "run" })),
           el("button", { id: "stop", type: "button", "data-word": "stop", onclick: () => page.backend.stop() }),
-          el("button", { id: "step", type: "button", "data-word": "step", onclick: () => generate(1) }),
-          el("button", { id: "undo", type: "button", "data-word": "undo", onclick: () => travel("undo") }),
-          el("button", { id: "redo", type: "button", "data-word": "redo", onclick: () => travel("redo") }),
+          el("button", { id: "step", type: "button", "data-word": "step", onclick: does(() => generate(1)) }),
+          el("button", { id: "undo", type: "button", "data-word": "undo", onclick: does(() => travel("undo")) }),
+          el("button", { id: "redo", type: "button", "data-word": "redo", onclick: does(() => travel("redo")) }),
           el("label", { class: "number" }, el("span", { "data-word": "length" }), el("input", { id: "length", type: "number", min: 1, max: 1000, value: page.length, onchange: event => {
             page.length = Math.min(1000, Math.max(1, Math.round(Number(event.target.value)) || 100));
             event.target.value = page.length;
           } })),
           el("output", { id: "speed", class: "soft" })),
-        el("p", { id: "status", role: "status", "aria-live": "polite", class: "soft" }),
+        el("p", { id: "status", role: "status", "aria-live": "polite" }),
         el("div", { id: "tokens", role: "group", onkeydown: walk }),
         el("p", { class: "soft small", "data-word": "legend" })),
       el("section", { class: "card choosing", "aria-labelledby": "next-title" },
-        el("h2", { id: "next-title" }), el("p", { id: "next-after", class: "soft" }), el("ol", { id: "distribution" }), el("p", { class: "soft small", "data-word": "marks" }),
-        el("h3", { "data-word": "settings" }), ...Object.entries(SLIDERS).map(([name, range]) => slider(name, range)),
-        el("label", { class: "slider" }, el("span", { "data-word": "seed" }), el("input", { id: "seed", type: "number", min: 0, max: 2 ** 53 - 1, step: 1, value: page.settings.seed, onchange: event => {
-          page.settings.seed = Math.min(2 ** 53 - 1, Math.max(0, Math.floor(Number(event.target.value)) || 0));
-          event.target.value = page.settings.seed;
-        } })),
-        el("details", { id: "penalties" }, el("summary", { "data-word": "penalties" }), ...Object.entries(PENALTIES).map(([name, range]) => slider(name, range))),
-        el("button", { id: "reset", type: "button", "data-word": "reset", onclick: () => {
-          page.settings = { ...DEFAULTS };
-          showSettings();
-          drawDistribution();
-        } })),
+        el("h2", { id: "next-title" }), el("p", { id: "next-after", class: "soft" }), distribution.list, el("p", { class: "soft small", "data-word": "marks" }),
+        el("h3", { "data-word": "settings" }), ...["temperature", "topK", "topP", "minP"].map(name => distribution.slider(name)), distribution.seed(),
+        el("details", { id: "penalties" }, el("summary", { "data-word": "penalties" }), ...["repetition", "presence", "frequency"].map(name => distribution.slider(name))),
+        el("button", { id: "reset", type: "button", "data-word": "reset", onclick: () => distribution.reset() })),
       el("section", { class: "card branching", "aria-labelledby": "branches-title" }, el("h2", { id: "branches-title", "data-word": "branches" }), el("p", { class: "soft", "data-word": "branchesHint" }), el("div", { id: "branch-map" }), el("ul", { id: "branches" })),
       page.inside.build()),
     el("footer", {}, el("p", { class: "soft", "data-word": "made" })));
   theme(page.theme);
   if (page.tree.root.texts.length) $("prompt").value = page.tree.root.texts.join("");
-}
-
-function slider(name, { min, max, step }) {
-  return el("label", { class: "slider" }, el("span", { "data-word": name }), el("input", { id: name, type: "range", min, max, step, value: page.settings[name], oninput: event => {
-    page.settings[name] = Number(event.target.value);
-    showSettings();
-    drawDistribution();
-  } }), el("output", { id: `${name}-value` }));
 }
 
 // Puts the words of the current language everywhere.
@@ -147,18 +178,7 @@ function label() {
   $("tokens").setAttribute("aria-label", say("tokens"));
   $("theme").setAttribute("aria-label", say("theme"));
   document.title = `${say("title")} · Clearhead`;
-  if (document.documentElement.dataset.state === undefined) announce(say("opening"));
-  showSettings();
-}
-
-function showSettings() {
-  for (const [name, { digits, all }] of Object.entries({ ...SLIDERS, ...PENALTIES })) {
-    const text = all && page.settings[name] === 0 ? say("all") : page.settings[name].toFixed(digits);
-    $(name).value = page.settings[name];
-    $(name).setAttribute("aria-valuetext", text);
-    $(`${name}-value`).textContent = text;
-  }
-  $("seed").value = page.settings.seed;
+  page.distribution.showSettings();
 }
 
 function theme(value) {
@@ -167,9 +187,18 @@ function theme(value) {
   if (page.inside?.found) page.inside.draw(); // the thumbnails are pixels
 }
 
-const announce = sentence => ($("status").textContent = sentence);
+function announce(sentence, kind = "") {
+  $("status").textContent = sentence;
+  $("status").className = kind;
+}
 
 // ---- Text -----------------------------------------------------------------------------------------------------------
+
+const settled = debounced(250);
+
+async function typed(text) {
+  if (await settled()) await plant(text);
+}
 
 async function plant(text) {
   if (page.running) return;
@@ -195,41 +224,52 @@ async function generate(most) {
   const { ids, prompt } = page.path(), run = (page.running = { count: 0, begun: performance.now() });
   page.tree.mark();
   page.selected = null;
-  announce(say("running"));
-  render();
+  announce(say("running"), "running");
+  drawTokens();
+  drawButtons();
   const options = { generated: ids.length - prompt, params: page.settings, most, ablation: [...page.ablation] };
   try {
-    const { ended } = await page.backend.generate(ids, options, ({ id, probability }) => {
-      run.queue = (run.queue ?? Promise.resolve()).then(async () => {
-        const text = await pieceOf(id);
-        page.tree.grow(id, text, probability);
-        run.count++;
-        appendToken();
-        $("speed").textContent = say("speed", { speed: ((1000 * run.count) / (performance.now() - run.begun)).toFixed(0) });
-      });
+    const { ended } = await page.backend.generate(ids, options, token => {
+      run.queue = (run.queue ?? Promise.resolve()).then(() => receive(run, token));
     });
     await run.queue;
     announce(say(`ended.${ended}`, { count: run.count }));
   } catch (error) {
-    await run.queue;
-    announce(say("lost", { error: error.message }));
+    await run.queue?.catch(() => null); // what has come of the text is kept
+    announce(say("lost", { error: error.message }), "error");
   }
+  showSpeed(run);
   page.running = null;
   render();
   await respell();
   await refresh();
 }
 
+// Adds a token to the text; the screen shows it with the next frame, together with those that come meanwhile.
+async function receive(run, { id, probability, name }) {
+  if (name !== undefined) page.distribution.names.set(id, name);
+  page.tree.grow(id, await pieceOf(id), probability);
+  run.count++;
+  run.frame ??= requestAnimationFrame(() => {
+    run.frame = null;
+    if (page.running !== run) return;
+    appendTokens();
+    showSpeed(run);
+  });
+}
+
+function showSpeed({ count, begun }) {
+  $("speed").textContent = say("speed", { speed: ((1000 * count) / (performance.now() - begun)).toFixed(0) });
+}
+
 async function pieceOf(id) {
-  if (!page.names.has(id)) await learn([id]);
-  return page.names.get(id);
+  await learn([id]);
+  return page.distribution.names.get(id);
 }
 
 async function learn(ids) {
-  const unknown = [...new Set(ids)].filter(id => !page.names.has(id));
-  if (!unknown.length) return;
-  const { names } = await page.backend.describe(unknown);
-  unknown.forEach((id, i) => page.names.set(id, names[i]));
+  const { names } = page.distribution, unknown = [...new Set(ids)].filter(id => !names.has(id));
+  if (unknown.length) (await page.backend.describe(unknown)).names.forEach((name, i) => names.set(unknown[i], name));
 }
 
 // Tokens that are parts of one character get their text from the whole line.
@@ -280,6 +320,10 @@ function render() {
   drawBranches();
   drawDistribution();
   if ($("inside-title")) page.inside.draw();
+  drawButtons();
+}
+
+function drawButtons() {
   const busy = Boolean(page.running), empty = !page.path().ids.length;
   $("run").disabled = $("step").disabled = busy || empty;
   $("stop").disabled = !busy;
@@ -295,10 +339,11 @@ function drawTokens() {
   $("tokens").replaceChildren(...shown);
 }
 
-function appendToken() {
-  const { ids, texts, probabilities, prompt } = page.path(), last = ids.length - 1;
+// Draws the tokens that are not on the screen yet.
+function appendTokens() {
+  const { ids, texts, probabilities, prompt } = page.path();
   if (ids.length > SHOWN) return drawTokens();
-  $("tokens").append(tokenElement(last, texts[last], probabilities[last], prompt));
+  for (let i = $("tokens").children.length; i < ids.length; i++) $("tokens").append(tokenElement(i, texts[i], probabilities[i], prompt));
 }
 
 function tokenElement(index, text, share, prompt) {
@@ -320,7 +365,7 @@ function select(index) {
     token.tabIndex = chosen ? 0 : -1;
   }
   page.inside.follow(page.selected ?? page.path().ids.length - 1);
-  showDistribution();
+  during(showDistribution);
 }
 
 // The arrow keys walk over the tokens; Enter and the space bar choose one.
@@ -342,22 +387,17 @@ function walk(event) {
 
 // Asks for the logits at the selected position.
 async function showDistribution() {
-  const request = ++page.request, before = page.path().ids.slice(0, position());
-  if (!before.length) {
-    page.logits = null;
-    return drawDistribution();
+  const request = ++page.request, end = position(), { ids } = page.path(), before = ids.slice(0, end);
+  let given = null;
+  if (before.length) {
+    const ablation = [...page.ablation], logits = await page.backend.logits(before, ablation);
+    const intact = ablation.length ? await page.backend.logits(before, []) : logits;
+    await learn([...likeliest(intact), ...likeliest(logits)]);
+    given = { logits, intact, history: history(end), taken: ids[end] };
   }
-  const ablation = [...page.ablation], logits = await page.backend.logits(before, ablation);
-  const intact = ablation.length ? await page.backend.logits(before, []) : logits;
-  const top = likeliest(intact, LIKELIEST), changed = likeliest(logits, LIKELIEST);
-  await learn([...top, ...changed]);
   if (request !== page.request) return;
-  Object.assign(page, { logits, intact });
+  page.distribution.show(given);
   drawDistribution();
-}
-
-function likeliest(logits, most) {
-  return Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b).slice(0, most);
 }
 
 function history(end) {
@@ -367,36 +407,19 @@ function history(end) {
 }
 
 function drawDistribution() {
-  const { ids, texts } = page.path(), at = position(), list = $("distribution");
+  const { texts } = page.path(), at = position();
   $("next-title").textContent = page.selected === null ? say("next") : say("instead", { token: visible(texts[at] ?? "") });
   $("next-after").textContent = at ? say("after", { token: visible(texts[at - 1] ?? ""), position: at }) : say("nothing");
-  if (!page.logits || !at) return list.replaceChildren();
-  const { ids: left, probabilities } = distribution(page.logits, page.settings, history(at));
-  const share = left ? new Map(left.map((id, i) => [id, probabilities[i]])) : null, of = id => (share ? share.get(id) ?? 0 : probabilities[id]);
-  const listed = likeliest(page.logits, LIKELIEST), focused = document.activeElement?.closest?.("#distribution button")?.dataset.id;
-  let sum = 0, models = 0;
-  const rows = listed.map(id => {
-    const own = probability(page.intact, id), now = of(id);
-    sum += now;
-    models += own;
-    return vars(el("li", {}, el("button", {
-      type: "button", "data-id": id, class: id === ids[at] ? "taken" : undefined, title: say("pick", { token: visible(page.names.get(id) ?? ""), share: percent(now) }), onclick: () => pick(id, own),
-    }, el("span", { class: "piece" }, visible(page.names.get(id) ?? "")), el("span", { class: "track" }, el("i", { class: "bar" }), el("i", { class: "own" })), el("span", { class: "share" }, percent(now)))), { now, own });
-  });
-  const others = (left ? left.length : probabilities.length) - listed.filter(id => of(id) > 0).length;
-  rows.push(vars(el("li", { class: "rest" }, el("div", {}, el("span", { class: "piece" }, say("rest", { count: Math.max(0, others).toLocaleString("en") })),
-    el("span", { class: "track" }, el("i", { class: "bar" }), el("i", { class: "own" })), el("span", { class: "share" }, percent(Math.max(0, 1 - sum))))), { now: Math.max(0, 1 - sum), own: Math.max(0, 1 - models) }));
-  list.replaceChildren(...rows);
-  if (focused) list.querySelector(`[data-id="${focused}"]`)?.focus();
+  page.distribution.draw();
 }
 
 function drawBranches() {
   const branches = page.tree.branches(), name = (branch, lane) => say("branch", { number: lane + 1, text: snippet(branch) });
   document.querySelector(".branching").hidden = branches.length < 2;
   if (branches.length < 2) return;
-  $("branch-map").replaceChildren(branchMap(branches, page.tree.current, goTo, name));
+  $("branch-map").replaceChildren(branchMap(branches, page.tree.current, node => during(() => goTo(node)), name));
   $("branches").replaceChildren(...branches.map((branch, lane) => el("li", {},
-    el("button", { type: "button", "aria-current": branch.node === page.tree.current ? "true" : undefined, onclick: () => goTo(branch.node) }, el("b", {}, `${lane + 1} `), snippet(branch)))));
+    el("button", { type: "button", "aria-current": branch.node === page.tree.current ? "true" : undefined, onclick: does(() => goTo(branch.node)) }, el("b", {}, `${lane + 1} `), snippet(branch)))));
 }
 
 function snippet({ node, from }) {
@@ -404,40 +427,5 @@ function snippet({ node, from }) {
   const text = texts.join("").trim();
   return text.length > 90 ? `${text.slice(0, 88)}…` : text;
 }
-
-// ---- Export ----------------------------------------------------------------------------------------------------------
-
-function state() {
-  const { tree, settings, length, theme, language, ablation, inside } = page;
-  return { tree, settings, length, theme, language, ablation: [...ablation], inside: { tab: inside.tab, block: inside.block, head: inside.head } };
-}
-
-function exportJson() {
-  const { ids, texts, probabilities, prompt } = page.path();
-  const text = { text: texts.join(""), prompt, tokens: ids.map((id, i) => ({ id, text: texts[i], probability: probabilities[i] ?? null })) };
-  save("clearhead.json", JSON.stringify({ model: page.about.name, ...text, ...state() }, null, 1), "application/json");
-}
-
-function exportHtml() {
-  const copy = document.documentElement.cloneNode(true);
-  copy.querySelector("#app").replaceChildren();
-  copy.querySelector("#state").textContent = JSON.stringify(state()).replace(/</g, "\\u003c");
-  for (const name of ["state", "theme"]) delete copy.dataset[name];
-  save("clearhead.html", `<!doctype html>\n${copy.outerHTML}`, "text/html");
-}
-
-async function exportPicture(kind) {
-  const shown = document.querySelector("#panel svg") ?? document.querySelector("#branch-map svg");
-  if (!shown) return;
-  if (kind === "svg") save("clearhead.svg", standalone(shown), "image/svg+xml");
-  else save("clearhead.png", await asPng(shown), "image/png");
-}
-
-// Whatever fails (a server that is gone, a worker that ran out of memory) leaves the text and says so.
-addEventListener("unhandledrejection", event => {
-  event.preventDefault();
-  page.running = null;
-  announce(say("lost", { error: event.reason?.message ?? event.reason }));
-});
 
 start();

@@ -2,12 +2,12 @@ import { DEFAULTS, probability, sample } from "./sampling.js";
 
 // What the page asks of a model. A backend has these methods, all of which return promises:
 //
-//   open()                                  -> { endOfText }
+//   open()                                  -> { endOfText, simd? }
 //   encode(text)                            -> { ids, texts }
 //   describe(ids)                           -> { texts, names }
 //   logits(ids, ablation)                   -> Float32Array of the next token's logits
 //   score(ids, ablation)                    -> probabilities, null for the first token
-//   generate(ids, options, onToken)         -> { ended }; onToken({ id, probability }) for each token
+//   generate(ids, options, onToken)         -> { ended }; onToken({ id, probability, name? }) for each token
 //   stop()
 //   inspect(ids, ablation, most)            -> { start, count, layers, patterns, norms }
 //   lens(position, most), journey(position, layer)   of what was inspected last
@@ -91,15 +91,28 @@ export class WorkerBackend {
 export class HttpBackend {
   constructor(about) {
     this.about = about;
+    this.key = null; // never stored
     this.aborts = new AbortController();
     this.window = [];
   }
 
-  async post(path, body, signal) {
-    const answer = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+  async request(path, options = {}) {
+    const headers = { ...options.headers, ...(this.key ? { Authorization: `Bearer ${this.key}` } : {}) };
+    const answer = await fetch(path, { ...options, headers });
     if (answer.ok) return answer;
     const told = await answer.json().catch(() => null);
     throw new Error(told?.error?.message ?? `the server answered ${answer.status}`);
+  }
+
+  post(path, body, signal) {
+    return this.request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+  }
+
+  // Uses an API key from now on, and returns what the page must know about the model.
+  async unlock(key) {
+    this.key = key;
+    this.about = await (await this.request("inspect")).json();
+    return this.about;
   }
 
   async inspected(prompt, details = {}) {

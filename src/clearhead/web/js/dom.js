@@ -29,11 +29,13 @@ export function vars(element, values) {
   return element;
 }
 
-export function debounced(wait, action) {
-  let timer;
-  return (...given) => {
-    clearTimeout(timer);
-    timer = setTimeout(() => action(...given), wait);
+// A function that waits; it returns false if it was called again meanwhile.
+export function debounced(wait) {
+  let last = 0;
+  return async () => {
+    const own = ++last;
+    await new Promise(resolve => setTimeout(resolve, wait));
+    return own === last;
   };
 }
 

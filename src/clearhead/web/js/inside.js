@@ -9,7 +9,7 @@ const TABS = ["attention", "lens", "residual", "journey"];
 const LENS_TOP = 5;
 
 export class Inside {
-  // page: { backend, config, path(), ablation, select(position), changed() }
+  // page: { backend, config, path(), selected, ablation, changed(), during(action) }
   constructor(page) {
     this.page = page;
     this.tab = "attention";
@@ -52,8 +52,7 @@ export class Inside {
     const found = await this.page.backend.inspect(ids, [...this.page.ablation], MOST);
     if (request !== this.request) return;
     this.found = { ...found, texts: texts.slice(found.start) };
-    this.token = Math.min(Math.max(0, this.token), found.count - 1);
-    this.draw();
+    this.follow(this.page.selected ?? ids.length - 1);
   }
 
   // Follows the token that was chosen in the text.
@@ -69,7 +68,8 @@ export class Inside {
     this.draw();
   }
 
-  draw() {
+  // focus: the id of the control that caused it, which is drawn anew.
+  draw(focus = null) {
     $("inside-title").textContent = say("inside");
     $("inside-hint").textContent = this.found ? say("insideHint", { count: this.found.count }) : say("nothing");
     for (const name of TABS) {
@@ -81,7 +81,10 @@ export class Inside {
     const panel = $("panel");
     panel.setAttribute("aria-labelledby", `tab-${this.tab}`);
     if (!this.found) return panel.replaceChildren();
-    this[this.tab](panel);
+    this.page.during(async () => {
+      await this[this.tab](panel);
+      if (focus) $(focus)?.focus();
+    });
   }
 
   get name() {
@@ -91,7 +94,7 @@ export class Inside {
   attention(panel) {
     const { texts, patterns } = this.found, choose = token => this.choose(token), pattern = patterns[this.block][this.head];
     panel.replaceChildren(
-      el("div", { class: "controls" }, this.select("block", patterns.length), this.select("head", patterns[0].length), this.ablations()),
+      el("div", { class: "controls" }, this.select("block", patterns.length), this.select("head", patterns[0].length), this.tokenChoice(), this.ablations()),
       el("div", { class: "attention" },
         el("div", {}, el("p", { class: "soft small" }, say("heads")), this.thumbnails(),
           el("p", { class: "soft small" }, say("arcs")), el("div", { class: "scroll", tabIndex: 0, role: "group", "aria-label": say("arcs") }, arcs(texts, pattern, this.token, choose))),
@@ -102,8 +105,7 @@ export class Inside {
     const options = Array.from({ length: count }, (_, i) => el("option", { value: String(i), textContent: String(i), selected: i === this[what] }));
     return el("label", {}, `${say(what)} `, el("select", { id: `choose-${what}`, onchange: event => {
       this[what] = Number(event.target.value);
-      this.draw();
-      $(`choose-${what}`)?.focus();
+      this.draw(`choose-${what}`);
     } }, ...options));
   }
 
@@ -127,7 +129,7 @@ export class Inside {
     this.block = (block + patterns.length) % patterns.length;
     this.head = (head + patterns[0].length) % patterns[0].length;
     this.draw();
-    document.querySelector(`#heads [aria-pressed=true]`)?.focus();
+    document.querySelector("#heads [aria-pressed=true]")?.focus();
   }
 
   move(event) {
@@ -141,13 +143,13 @@ export class Inside {
     const { ablation } = this.page;
     const names = { removeHead: `attention.${this.block}.${this.head}`, removeAttention: `attention.${this.block}`, removeFeedForward: `feed_forward.${this.block}` };
     const buttons = Object.entries(names).map(([word, name]) =>
-      el("button", { type: "button", "aria-pressed": String(ablation.has(name)), "data-ablate": name, onclick: () => this.toggle(name) }, say(word)));
+      el("button", { type: "button", "aria-pressed": String(ablation.has(name)), "data-ablate": name, onclick: () => this.page.during(() => this.toggle(name)) }, say(word)));
     const removed = [...ablation].map(name => {
       const [part, block, head] = name.split(".");
       return head === undefined ? say(`${part}.name`, { block }) : say("headName", { block, head });
     });
     return el("div", { class: "ablations", role: "group", "aria-label": say("ablate") }, el("span", {}, say("ablate")), ...buttons,
-      ...(removed.length ? [el("span", { class: "soft", role: "status" }, say("removed", { what: removed.join(", ") })), el("button", { type: "button", id: "restore", onclick: () => this.toggle(null) }, say("restore"))] : []));
+      ...(removed.length ? [el("span", { class: "soft", role: "status" }, say("removed", { what: removed.join(", ") })), el("button", { type: "button", id: "restore", onclick: () => this.page.during(() => this.toggle(null)) }, say("restore"))] : []));
   }
 
   async toggle(name) {
@@ -191,7 +193,7 @@ export class Inside {
     const options = this.found.texts.map((text, i) => el("option", { value: String(i), textContent: `${this.found.start + i}  ${visible(text)}`, selected: i === this.token }));
     return el("label", { class: "token-choice" }, `${say("tokenLabel")} `, el("select", { id: "choose-token", onchange: event => {
       this.token = Number(event.target.value);
-      this.draw();
+      this.draw("choose-token");
     } }, ...options));
   }
 }

@@ -1,34 +1,47 @@
-// GPT-2 in plain typed arrays: one sequence, with a cache of keys and values.
+// GPT-2: one sequence, with a cache of keys and values. compute.js multiplies; the rest is here, in plain JavaScript.
 //
-// Matrices are [out, in], row after row. Sums are computed in double precision and stored as float32.
+// Matrices are [out, in], row after row.
 
-const GROUP = 32; // weights that share a scale
+import { decodeBase64, openCompute, vector } from "./compute.js";
 
-// tensors: name -> Float32Array, by Clearhead's canonical names.
 export class Model {
-  constructor(config, tensors) {
+  // config: the model's shape; table: { name, shape, dtype, offset } of each tensor, by Clearhead's canonical names;
+  // weights: the tensors in base64; kernels: the WebAssembly module.
+  constructor(config, table, weights, kernels) {
+    const { n_layers: layers, emb_dim: width, context_length: context, ff_dim: inner, vocab_size: vocabulary } = config;
     this.config = config;
-    this.tensors = tensors;
-    const { n_layers: layers, emb_dim: width, context_length: context } = config;
     this.width = width;
     this.headWidth = width / config.n_heads;
-    this.keys = Array.from({ length: layers }, () => new Float32Array(context * width));
-    this.values = Array.from({ length: layers }, () => new Float32Array(context * width));
+    // The whole context's scratch arrays, each under its name and with its number of floats.
+    const scratch = {
+      x: context * width, normed: context * width, qkv: 3 * context * width, mixed: context * width, added: context * width,
+      inner: context * inner, attention: context, one: width, logits: vocabulary,
+    };
+    const cache = new Array(2 * layers).fill(context * width), size = (3 * weights.length) / 4;
+    this.compute = openCompute(kernels, size, Math.max(width, inner), [...Object.values(scratch), ...cache]);
+    decodeBase64(weights, this.compute.bytes);
+    this.scratch = Object.fromEntries(Object.entries(scratch).map(([name, count]) => [name, this.compute.floats(count)]));
+    this.keys = Array.from({ length: layers }, () => this.compute.floats(context * width));
+    this.values = Array.from({ length: layers }, () => this.compute.floats(context * width));
     this.cached = []; // the ids whose keys and values are in the cache
     this.removed = ""; // what was ablated when they were computed
-    this.blocks = Array.from({ length: layers }, (_, i) => {
-      const get = name => tensors.get(`blocks.${i}.${name}`) ?? null;
-      return {
-        norm1: [get("norm_1.weight"), get("norm_1.bias")],
-        qkv: [get("attention.qkv.weight"), get("attention.qkv.bias")],
-        out: [get("attention.out.weight"), get("attention.out.bias")],
-        norm2: [get("norm_2.weight"), get("norm_2.bias")],
-        up: [get("feed_forward.up.weight"), get("feed_forward.up.bias")],
-        down: [get("feed_forward.down.weight"), get("feed_forward.down.bias")],
-      };
-    });
-    this.finalNorm = [tensors.get("final_norm.weight"), tensors.get("final_norm.bias")];
-    this.head = tensors.get("head.weight") ?? tensors.get("token_embedding.weight");
+    this.place(table);
+  }
+
+  // Finds each tensor's place in the network.
+  place(table) {
+    const { compute } = this, entries = new Map(table.map(entry => [entry.name, entry]));
+    const read = name => entries.has(name) ? vector(compute.bytes, entries.get(name)) : null;
+    const matrix = name => ({ ...compute.matrix(entries.get(`${name}.weight`)), bias: read(`${name}.bias`) });
+    const norm = name => ({ weight: read(`${name}.weight`), bias: read(`${name}.bias`) });
+    this.tokens = matrix("token_embedding");
+    this.positions = read("position_embedding.weight");
+    this.blocks = Array.from({ length: this.config.n_layers }, (_, i) => ({
+      norm1: norm(`blocks.${i}.norm_1`), qkv: matrix(`blocks.${i}.attention.qkv`), out: matrix(`blocks.${i}.attention.out`),
+      norm2: norm(`blocks.${i}.norm_2`), up: matrix(`blocks.${i}.feed_forward.up`), down: matrix(`blocks.${i}.feed_forward.down`),
+    }));
+    this.finalNorm = norm("final_norm");
+    this.head = entries.has("head.weight") ? matrix("head") : this.tokens;
   }
 
   // The logits after the last of `ids`, which may be at most context_length. What the cache has of them is not computed
@@ -53,34 +66,38 @@ export class Model {
     const { config, width } = this, count = ids.length - start;
     if (ids.length > config.context_length) throw new Error(`${ids.length} tokens do not fit ${config.context_length} positions`);
     this.cached = this.cached.slice(0, start);
-    const tokens = this.tensors.get("token_embedding.weight"), positions = this.tensors.get("position_embedding.weight");
-    const x = new Float32Array(count * width), normed = new Float32Array(count * width), added = new Float32Array(count * width);
-    const qkv = new Float32Array(count * 3 * width), mixed = new Float32Array(count * width), wide = new Float32Array(count * config.ff_dim);
-    for (let t = 0; t < count; t++) for (let c = 0; c < width; c++)
-      x[t * width + c] = tokens[ids[start + t] * width + c] + positions[(start + t) * width + c];
+    const part = (name, size) => this.scratch[name].subarray(0, count * size);
+    const x = part("x", width), normed = part("normed", width), added = part("added", width);
+    const qkv = part("qkv", 3 * width), mixed = part("mixed", width), inner = part("inner", config.ff_dim);
+    for (let t = 0; t < count; t++) {
+      const row = x.subarray(t * width, (t + 1) * width), position = (start + t) * width;
+      this.compute.row(this.tokens, ids[start + t], row);
+      for (let c = 0; c < width; c++) row[c] += this.positions[position + c];
+    }
     watch?.("embedding", 0, x);
     for (let layer = 0; layer < config.n_layers; layer++) {
       const block = this.blocks[layer];
       normalize(x, block.norm1, normed, config.norm_eps);
       watch?.("norm_1.output", layer, normed);
-      product(normed, block.qkv, qkv, width);
+      this.product(normed, block.qkv, qkv);
       const keys = this.keys[layer], values = this.values[layer];
       for (let t = 0; t < count; t++) {
         keys.set(qkv.subarray((3 * t + 1) * width, (3 * t + 2) * width), (start + t) * width);
         values.set(qkv.subarray((3 * t + 2) * width, (3 * t + 3) * width), (start + t) * width);
       }
       this.attend(qkv, layer, start, count, mixed, ablation, watch);
-      product(mixed, block.out, added, width);
+      this.product(mixed, block.out, added);
       if (ablation.has(`attention.${layer}`)) added.fill(0);
       watch?.("attention.output", layer, added);
       for (let i = 0; i < x.length; i++) x[i] += added[i];
       normalize(x, block.norm2, normed, config.norm_eps);
       watch?.("norm_2.output", layer, normed);
-      product(normed, block.up, wide, width);
-      watch?.("feed_forward.up", layer, wide);
-      for (let i = 0; i < wide.length; i++) wide[i] = gelu(wide[i], config.activation);
-      watch?.("feed_forward.activated", layer, wide);
-      product(wide, block.down, added, config.ff_dim);
+      this.product(normed, block.up, inner);
+      watch?.("feed_forward.up", layer, inner);
+      const activate = config.activation === "gelu_tanh" ? geluTanh : gelu;
+      for (let i = 0; i < inner.length; i++) inner[i] = activate(inner[i]);
+      watch?.("feed_forward.activated", layer, inner);
+      this.product(inner, block.down, added);
       if (ablation.has(`feed_forward.${layer}`)) added.fill(0);
       watch?.("feed_forward.output", layer, added);
       for (let i = 0; i < x.length; i++) x[i] += added[i];
@@ -91,44 +108,47 @@ export class Model {
   }
 
   attend(qkv, layer, start, count, mixed, ablation, watch) {
-    const { width, headWidth } = this, keys = this.keys[layer], values = this.values[layer];
-    const scale = 1 / Math.sqrt(headWidth);
+    const { width, headWidth, compute } = this, scale = 1 / Math.sqrt(headWidth);
     for (let head = 0; head < this.config.n_heads; head++) {
       const offset = head * headWidth, removed = ablation.has(`attention.${layer}.${head}`);
-      const pattern = watch ? [] : null;
+      const keys = this.keys[layer].subarray(offset), values = this.values[layer].subarray(offset), pattern = watch ? [] : null;
       for (let t = 0; t < count; t++) {
-        const length = start + t + 1, weights = new Float64Array(length), q = t * 3 * width + offset;
-        let greatest = -Infinity, total = 0;
-        for (let s = 0; s < length; s++) {
-          let sum = 0;
-          for (let d = 0, k = s * width + offset; d < headWidth; d++) sum += qkv[q + d] * keys[k + d];
-          weights[s] = sum * scale;
-          if (weights[s] > greatest) greatest = weights[s];
-        }
-        for (let s = 0; s < length; s++) total += weights[s] = Math.exp(weights[s] - greatest);
-        const m = t * width + offset;
-        mixed.fill(0, m, m + headWidth);
-        for (let s = 0; s < length; s++) {
-          const weight = (weights[s] /= total);
-          if (!removed) for (let d = 0, v = s * width + offset; d < headWidth; d++) mixed[m + d] += weight * values[v + d];
-        }
+        const weights = this.scratch.attention.subarray(0, start + t + 1), q = 3 * t * width + offset, m = t * width + offset;
+        compute.scores(qkv.subarray(q, q + headWidth), keys, width, scale, weights);
+        softmax(weights);
+        if (removed) mixed.fill(0, m, m + headWidth);
+        else compute.blend(weights, values, width, mixed.subarray(m, m + headWidth));
         pattern?.push(Float32Array.from(weights));
       }
       watch?.("attention.pattern", layer, pattern, head);
     }
   }
 
+  // out = x W^T + b.
+  product(x, matrix, out) {
+    const { rows, bias } = matrix;
+    this.compute.product(x, matrix, out);
+    if (bias) for (let start = 0; start < out.length; start += rows) for (let row = 0; row < rows; row++) out[start + row] += bias[row];
+  }
+
   // Final norm and head on one vector [C] of the residual stream: logits [V].
   unembed(vector) {
-    const normed = new Float32Array(this.width), logits = new Float32Array(this.config.vocab_size);
-    normalize(vector, this.finalNorm, normed, this.config.norm_eps);
-    product(normed, [this.head, null], logits, this.width);
-    return logits;
+    const { one, logits } = this.scratch;
+    normalize(vector, this.finalNorm, one, this.config.norm_eps);
+    this.product(one, this.head, logits);
+    return logits.slice();
   }
 }
 
+function softmax(values) {
+  let greatest = -Infinity, total = 0;
+  for (const value of values) if (value > greatest) greatest = value;
+  for (let i = 0; i < values.length; i++) total += values[i] = Math.exp(values[i] - greatest);
+  for (let i = 0; i < values.length; i++) values[i] /= total;
+}
+
 // (x - mean) / sqrt(variance + eps) * weight + bias for each row.
-export function normalize(x, [weight, bias], out, eps) {
+function normalize(x, { weight, bias }, out, eps) {
   const width = weight.length;
   for (let row = 0; row < x.length; row += width) {
     let mean = 0, variance = 0;
@@ -140,29 +160,13 @@ export function normalize(x, [weight, bias], out, eps) {
   }
 }
 
-// out = x W^T + b, for x [T, in] and W [out, in]. Four sums run side by side, since none has to wait for another.
-function product(x, [weight, bias], out, width) {
-  const rows = weight.length / width, count = x.length / width, whole = width - (width % 4);
-  for (let row = 0; row < rows; row++) {
-    const w = row * width, start = bias ? bias[row] : 0;
-    for (let t = 0; t < count; t++) {
-      let a = start, b = 0, c = 0, d = 0, i = 0;
-      for (let p = t * width; i < whole; i += 4, p += 4) {
-        a += weight[w + i] * x[p];
-        b += weight[w + i + 1] * x[p + 1];
-        c += weight[w + i + 2] * x[p + 2];
-        d += weight[w + i + 3] * x[p + 3];
-      }
-      for (; i < width; i++) a += weight[w + i] * x[t * width + i];
-      out[t * rows + row] = a + b + (c + d);
-    }
-  }
-}
-
 const ROOT = Math.sqrt(2 / Math.PI);
 
-function gelu(x, form) {
-  if (form === "gelu_tanh") return 0.5 * x * (1 + Math.tanh(ROOT * (x + 0.044715 * x * x * x)));
+function geluTanh(x) {
+  return 0.5 * x * (1 + Math.tanh(ROOT * (x + 0.044715 * x * x * x)));
+}
+
+function gelu(x) {
   return 0.5 * x * (1 + erf(x / Math.SQRT2));
 }
 
@@ -177,37 +181,4 @@ function erf(x) {
   let fraction = 0;
   for (let n = 60; n > 0; n--) fraction = n / 2 / (y + fraction);
   return Math.sign(x) * (1 - Math.exp(-y * y) / (Math.sqrt(Math.PI) * (y + fraction)));
-}
-
-// The tensors of a file: { name, shape, dtype, offset } each, with offsets into `bytes`.
-export function readTensors(table, bytes) {
-  const tensors = new Map();
-  for (const { name, shape, dtype, offset } of table) tensors.set(name, readers[dtype](bytes, offset, shape));
-  return tensors;
-}
-
-const readers = {
-  float32(bytes, offset, shape) {
-    const size = shape.reduce((a, b) => a * b, 1);
-    return new Float32Array(bytes.buffer.slice(bytes.byteOffset + offset, bytes.byteOffset + offset + 4 * size));
-  },
-  bfloat16(bytes, offset, shape) {
-    const size = shape.reduce((a, b) => a * b, 1);
-    return bfloat16(bytes, offset, size);
-  },
-  // Rows of int8 in groups of 32, then a bfloat16 scale for each group.
-  int8(bytes, offset, [rows, width]) {
-    const groups = Math.ceil(width / GROUP), values = new Float32Array(rows * width);
-    const whole = new Int8Array(bytes.buffer, bytes.byteOffset + offset, rows * width);
-    const scales = bfloat16(bytes, offset + rows * width, rows * groups);
-    for (let row = 0, i = 0; row < rows; row++)
-      for (let c = 0; c < width; c++, i++) values[i] = whole[i] * scales[row * groups + ((c / GROUP) | 0)];
-    return values;
-  },
-};
-
-function bfloat16(bytes, offset, size) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset + offset, 2 * size), bits = new Uint32Array(size);
-  for (let i = 0; i < size; i++) bits[i] = view.getUint16(2 * i, true) << 16;
-  return new Float32Array(bits.buffer);
 }

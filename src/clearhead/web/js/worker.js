@@ -2,17 +2,16 @@
 
 import { Tokenizer } from "./tokenizer.js";
 import { probability, sample } from "./sampling.js";
-import { Model, readTensors } from "./model.js";
+import { Model } from "./model.js";
 
 let model, tokenizer, stopped = 0, inspected = null;
 
 const handlers = {
   open({ about, weights }) {
-    const text = atob(weights), bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
     tokenizer = new Tokenizer(about.tokenizer);
-    model = new Model(about.config, readTensors(about.tensors, bytes));
-    return { endOfText: tokenizer.endOfText };
+    const kernels = Uint8Array.from(atob(about.kernels), letter => letter.charCodeAt(0));
+    model = new Model(about.config, about.tensors, weights, kernels);
+    return { endOfText: tokenizer.endOfText, simd: model.compute.simd };
   },
 
   encode({ text }) {
@@ -54,7 +53,7 @@ const handlers = {
       path.push(id);
       history.set(id, (history.get(id) ?? 0) + 1);
       window = moved(window, id);
-      postMessage({ number, token: { id, probability: probability(logits, id) } });
+      postMessage({ number, token: { id, name: tokenizer.name(id), probability: probability(logits, id) } });
       await new Promise(resume => channel(resume)); // lets a request to stop come in
       if (stopped >= number) return { ended: "stopped" };
     }
