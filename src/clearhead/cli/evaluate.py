@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,18 @@ Examples:
 [bold]clearhead evaluate lambada_test.jsonl --task lambada --model gpt2 --published[/]
 
 [bold]clearhead evaluate blimp.zip --task blimp --markdown[/]
+
+[bold]clearhead evaluate hub --task wikitext2 --model gpt2[/]                       the task's data set on the hub
 """
 
 Files = Annotated[
-    list[Path], typer.Argument(help="Text files; a line <|endoftext|> separates documents. Or the files of a task.")
+    list[str],
+    typer.Argument(
+        help="Text files; a line <|endoftext|> separates documents. Or the files of a task; hub is its data set on the "
+        "hub, hub:NAME another one of the same form."
+    ),
 ]
+_HUB = "hub"
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class TaskChoice:
     task: Annotated[
         str | None,
         typer.Option(
-            help="perplexity (sliding windows), lambada, hellaswag, hellaswag-completion, wikitext2 or blimp.",
+            help="perplexity (sliding windows), lambada, hellaswag, hellaswag-completion, wikitext2, blimp, cbt-cn, "
+            "cbt-ne, ptb, wikitext103, 1bw, enwik8, text8, or points (single published values).",
             metavar="TASK",
         ),
     ] = None
@@ -91,11 +100,20 @@ def evaluate(
     """
     loader = partial(load_model, model, device=device, config=config)
     if choice.task is not None:
-        _run_tasks(files, loader, choice, show)
+        with ExitStack() as stack:
+            _run_tasks([_task_file(file, choice.task, stack) for file in files], loader, choice, show)
         return
     if show.markdown or show.published or choice != TaskChoice():
         raise typer.BadParameter("--limit, --stride, --bos, --dtype, --markdown and --published need --task.")
-    _held_out(files, loader, show.as_json)
+    _held_out([Path(file) for file in files], loader, show.as_json)
+
+
+def _task_file(file: str, task: str, stack: ExitStack) -> Path:
+    """Return a task's file; one from the hub exists until the stack is closed."""
+    from clearhead.evaluation.hub_tasks import hub_file
+
+    prefix, _, name = file.partition(":")
+    return stack.enter_context(hub_file(task, name or None)) if prefix == _HUB else Path(file)
 
 
 def _held_out(files: Sequence[Path], loader: partial[GPT], as_json: bool) -> None:
@@ -139,7 +157,8 @@ def _held_out(files: Sequence[Path], loader: partial[GPT], as_json: bool) -> Non
 
 def _run_tasks(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, show: ResultChoice) -> None:
     from clearhead.evaluation.published_scores import compare_published
-    from clearhead.evaluation.tasks import TASKS, TaskOptions, run_task
+    from clearhead.evaluation.task_scoring import TaskOptions
+    from clearhead.evaluation.tasks import TASKS, run_task
 
     if choice.task not in TASKS:
         raise InputError(f"there is no task named {choice.task!r}; the tasks are {', '.join(TASKS)}.")
@@ -192,15 +211,18 @@ def _as_json(
 
 
 def _rows(result: TaskResult, agreements: Sequence[Agreement]) -> list[list[str]]:
-    beside = {one.metric: one for one in agreements}
     rows = []
     for name, metrics in {result.task: result.metrics, **result.groups}.items():
         for metric in metrics:
             error = "" if metric.standard_error is None else f"{metric.standard_error:.4f}"
-            known = beside.get(metric.name) if name == result.task else None
-            published = "" if known is None else f"{known.published.value:g}, {'agrees' if known.agrees else 'differs'}"
-            rows.append([name, metric.name, f"{metric.value:.4f}", error, published])
+            known = [one for one in agreements if one.metric == metric.name and name == result.task]
+            rows.append([name, metric.name, f"{metric.value:.4f}", error, "; ".join(map(_agreement, known))])
     return rows
+
+
+def _agreement(one: Agreement) -> str:
+    word = "not comparable" if one.agrees is None else "agrees" if one.agrees else "differs"
+    return f"{one.published.value:g} ({one.published.source}), {word}"
 
 
 _HEADER = ["task", "metric", "value", "± stderr", "published"]

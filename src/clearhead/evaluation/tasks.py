@@ -6,99 +6,37 @@ before a context, an empty context is the end-of-text token, and a sentence of B
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from clearhead.errors import InputError
-from clearhead.evaluation.results import Metric, TaskResult, accuracy, perplexity
+from clearhead.evaluation.paper_tasks import (
+    evaluate_billion_words,
+    evaluate_common_nouns,
+    evaluate_enwik8,
+    evaluate_named_entities,
+    evaluate_text8,
+    evaluate_treebank,
+    evaluate_wikitext103,
+)
+from clearhead.evaluation.points import evaluate_points
+from clearhead.evaluation.results import TaskResult, accuracy, perplexity
 from clearhead.evaluation.task_files import (
     detokenize_wikitext,
     read_blimp,
     read_hellaswag,
     read_lambada,
 )
+from clearhead.evaluation.task_scoring import PairScorer, TaskOptions, read_text, score_text
 from clearhead.gpt import GPT
-from clearhead.inference.scoring import ScoreOptions, ScoreRequest, score_sequences
-from clearhead.tokenizer import Tokenizer
-from clearhead.utils.progress import Progress
-from clearhead.utils.text import decode_text
-
-
-@dataclass(frozen=True, slots=True)
-class TaskOptions:
-    """How a task runs.
-
-    Attributes:
-        limit: only the first so many items; None for all.
-        stride: of perplexity by sliding windows; None for half the context.
-        bos: put the end-of-text token before every context. An empty context is that token in any case.
-    """
-
-    limit: int | None = None
-    stride: int | None = None
-    bos: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _ChoiceScore:
-    """The score of one continuation.
-
-    Attributes:
-        logprob: of the continuation, in nats.
-        greedy: whether every token of it is the most likely one.
-    """
-
-    logprob: float
-    greedy: bool
-
-
-class _Scorer:
-    """Scores pairs of a context and a continuation, encoded as lm-evaluation-harness encodes them."""
-
-    def __init__(self, gpt: GPT, options: TaskOptions) -> None:
-        if gpt.tokenizer is None:
-            raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
-        self.gpt, self.options = gpt, options
-        self.tokenizer: Tokenizer = gpt.tokenizer
-
-    def score(self, pairs: Sequence[tuple[str, str]], what: str) -> list[_ChoiceScore]:
-        """Return the score of each pair's continuation, in order."""
-        found = []
-        with Progress(what, len(pairs)) as progress:
-            for one in score_sequences(self.gpt.runner, map(self._request, pairs), ScoreOptions()):
-                scores = one.scores
-                found.append(_ChoiceScore(float(scores.logprobs.sum()), bool((scores.ranks == 0).all())))
-                progress.advance(1)
-        return found
-
-    def _request(self, pair: tuple[str, str]) -> ScoreRequest:
-        context, continuation = pair
-        visible = context.rstrip()
-        context, continuation = visible, context[len(visible) :] + continuation
-        end = self.tokenizer.end_of_text
-        before = [] if end is None or (context and not self.options.bos) else [end]
-        whole = self.tokenizer.encode(context + continuation)
-        n_context = len(self.tokenizer.encode(context)) if context else 0
-        n_scored = len(whole) - n_context
-        if n_scored < 1 or not (before or n_context):
-            raise InputError(f"{continuation!r} cannot be scored alone by this tokenizer; use another task or model.")
-        ids = [*before, *whole][-(self.gpt.config.context_length + 1) :]
-        return ScoreRequest(ids, max(1, len(ids) - n_scored))
-
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """Return what a result states."""
-        return {"bos": self.options.bos, "limit": self.options.limit, **more}
 
 
 def evaluate_lambada(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
     """Predict the last word of each passage: accuracy of greedy generation, and perplexity of the word."""
-    scorer = _Scorer(gpt, options)
+    scorer = PairScorer(gpt, options)
     passages = read_lambada(file)[: options.limit]
     pairs = [(passage[: passage.rindex(" ")], passage[passage.rindex(" ") :]) for passage in passages]
     answers = scorer.score(pairs, "LAMBADA")
@@ -114,7 +52,7 @@ def evaluate_hellaswag(gpt: GPT, file: Path, options: TaskOptions, *, with_label
 
     Without the activity label this is the completion style, whose "acc_norm" is per token.
     """
-    scorer = _Scorer(gpt, options)
+    scorer = PairScorer(gpt, options)
     questions = read_hellaswag(file, with_label=with_label)[: options.limit]
     pairs = [(question.context, f" {ending}") for question in questions for ending in question.endings]
     answers = iter(scorer.score(pairs, "HellaSwag"))
@@ -131,7 +69,7 @@ def evaluate_hellaswag(gpt: GPT, file: Path, options: TaskOptions, *, with_label
     return TaskResult(name, metrics, len(questions), scorer.settings())
 
 
-def _n_tokens(scorer: _Scorer, context: str, ending: str) -> int:
+def _n_tokens(scorer: PairScorer, context: str, ending: str) -> int:
     encode = scorer.tokenizer.encode
     return max(1, len(encode(f"{context} {ending}")) - len(encode(context)))
 
@@ -141,7 +79,7 @@ def evaluate_blimp(gpt: GPT, source: Path, options: TaskOptions) -> TaskResult:
 
     A limit counts pairs of each paradigm.
     """
-    scorer = _Scorer(gpt, options)
+    scorer = PairScorer(gpt, options)
     pairs = read_blimp(source)
     if options.limit is not None:
         seen: dict[str, int] = defaultdict(int)
@@ -166,8 +104,8 @@ def evaluate_blimp(gpt: GPT, source: Path, options: TaskOptions) -> TaskResult:
 
 def evaluate_sliding(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
     """Compute the perplexity of a text with overlapping windows: per token, per word, and bits per byte."""
-    text = decode_text(_read(file), str(file))
-    return _sliding(gpt, text, text, options, "perplexity")
+    text = read_text(file)
+    return score_text(gpt, text, text, options, "perplexity")
 
 
 def evaluate_wikitext(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
@@ -175,37 +113,8 @@ def evaluate_wikitext(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
 
     The words are those of the file as it is, between white space, so the perplexity is that of its original tokens.
     """
-    text = decode_text(_read(file), str(file))
-    return _sliding(gpt, detokenize_wikitext(text), text, options, "wikitext2")
-
-
-def _sliding(gpt: GPT, text: str, original: str, options: TaskOptions, task: str) -> TaskResult:
-    scorer = _Scorer(gpt, options)
-    if options.limit is not None:
-        raise InputError(f"--limit counts items, but the task {task} is one text; leave --limit out.")
-    if not text.strip():
-        raise InputError("the file has no text; give one with some.")
-    end = scorer.tokenizer.end_of_text
-    ids = [*([] if end is None else [end]), *scorer.tokenizer.encode(text)]
-    stride = options.stride or max(1, gpt.config.context_length // 2)
-    with Progress(task, None):
-        (found,) = score_sequences(gpt.runner, [ScoreRequest(ids)], ScoreOptions(stride=options.stride))
-    nats = -found.scores.logprobs
-    words, total = len(original.split()), float(nats.sum())
-    metrics = (
-        perplexity("token_perplexity", nats.tolist()),
-        Metric("word_perplexity", math.exp(min(700.0, total / words))),
-        Metric("bits_per_byte", total / math.log(2) / len(text.encode("utf-8"))),
-    )
-    settings = {"bos": end is not None, "stride": stride, "words": words, "context_length": gpt.config.context_length}
-    return TaskResult(task, metrics, len(nats), settings)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} could not be read ({error.strerror}); check the path.") from None
+    text = read_text(file)
+    return score_text(gpt, detokenize_wikitext(text), text, options, "wikitext2")
 
 
 def _hellaswag_completion(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
@@ -219,6 +128,14 @@ TASKS: dict[str, Callable[[GPT, Path, TaskOptions], TaskResult]] = {
     "hellaswag-completion": _hellaswag_completion,
     "wikitext2": evaluate_wikitext,
     "blimp": evaluate_blimp,
+    "cbt-cn": evaluate_common_nouns,
+    "cbt-ne": evaluate_named_entities,
+    "ptb": evaluate_treebank,
+    "wikitext103": evaluate_wikitext103,
+    "1bw": evaluate_billion_words,
+    "enwik8": evaluate_enwik8,
+    "text8": evaluate_text8,
+    "points": evaluate_points,
 }
 """Every task by its name."""
 

@@ -1,0 +1,100 @@
+"""Files of evaluation tasks from the Hugging Face hub, by the package `datasets`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from clearhead.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class HubTask:
+    """Where a task's items are on the hub.
+
+    Attributes:
+        name: the data set's name.
+        config: which of its parts; None for its only one, "*" for all.
+        split: the split with the items.
+        text: the column that holds lines of one text; None if each row is an item.
+    """
+
+    name: str
+    config: str | None
+    split: str
+    text: str | None = None
+
+
+HUB_TASKS = {
+    "lambada": HubTask("EleutherAI/lambada_openai", "default", "test"),
+    "hellaswag": HubTask("Rowan/hellaswag", None, "validation"),
+    "hellaswag-completion": HubTask("Rowan/hellaswag", None, "validation"),
+    "blimp": HubTask("nyu-mll/blimp", "*", "train"),
+    "wikitext2": HubTask("Salesforce/wikitext", "wikitext-2-raw-v1", "test", text="text"),
+    "wikitext103": HubTask("Salesforce/wikitext", "wikitext-103-raw-v1", "test", text="text"),
+    "ptb": HubTask("ptb-text-only/ptb_text_only", None, "test", text="sentence"),
+}
+
+
+@contextmanager
+def hub_file(task: str, name: str | None = None) -> Iterator[Path]:
+    """Give a file with a task's items, which exists while the context does.
+
+    Args:
+        task: the task.
+        name: another data set of the same form, a folder or a name on the hub; None for the usual one.
+
+    Raises:
+        InputError: if the task is not on the hub, `datasets` is missing, or the data set cannot be loaded.
+    """
+    where = HUB_TASKS.get(task)
+    if where is None:
+        raise InputError(
+            f"the task {task} has no data set on the hub; give its files. {', '.join(HUB_TASKS)} have one."
+        )
+    with TemporaryDirectory() as folder:
+        if where.text is None:
+            file = Path(folder) / f"{task}.jsonl"
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(where, name))
+        else:
+            file = Path(folder) / f"{task}.txt"
+            lines = (_line(row, where.text) for row in _rows(where, name))
+        with file.open("w", encoding="utf-8") as stream:
+            stream.writelines(lines)
+        yield file
+
+
+def _line(row: dict[str, Any], column: str) -> str:
+    text = str(row.get(column, ""))
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _rows(where: HubTask, name: str | None) -> Iterator[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError('data sets from the hub need the package datasets; `pip install "clearhead[eval]"`.') from None
+    source = name or where.name
+    configs = [where.config] if name is None else [None]
+    try:
+        if where.config == "*" and name is None:
+            configs = datasets.get_dataset_config_names(source)
+        for config in configs:
+            split = where.split if name is None else _only_split(datasets.get_dataset_split_names(source), where.split)
+            yield from datasets.load_dataset(source, config, split=split)
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the data set {source} could not be loaded ({first}); check the name and the network."
+        ) from None
+
+
+def _only_split(names: list[str], usual: str) -> str:
+    return usual if usual in names else names[0]
