@@ -30,6 +30,8 @@ SLOW_MODULES = {
     "test_engine_load.py",
     "test_fuzz.py",
     "test_output_format.py",
+    "test_config_argument.py",
+    "test_python_manners.py",
     "test_page.py",
     "test_page_model.py",
     "test_page_server.py",

@@ -382,7 +382,7 @@ def test_the_command_checks_and_writes(chapter: Path) -> None:
     chapter.write_text(GOOD.replace("n + 1", "n + 2"))
     bad = _clearhead(folder, "--check")
     assert bad.returncode == 1 and "03-it.md:3: line 1 of the output" in bad.stdout
-    assert _clearhead(folder, "--write").stdout == f"wrote {chapter}\n"
+    assert _clearhead(folder, "--write").stdout == f"wrote {chapter}.\n"
     assert "4\n" in chapter.read_text()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearhead.cli.console import write_file
+from clearhead.cli.console import say, write_file
 from clearhead.cli.options import Config, Model, choices
 from clearhead.errors import InputError
 from clearhead.utils.arguments import Dtype
@@ -55,7 +55,7 @@ def compress(
     target = output or file.with_name(file.name + SUFFIX)
     write_file(target, container)
     bits = 8 * len(container) / len(data) if data else 0.0
-    print(f"{target}: {len(container):,} bytes of {len(data):,}, {bits:.3f} bits per byte")
+    say(f"{target}: {len(container):,} bytes of {len(data):,}, {bits:.3f} bits per byte")
 
 
 def decompress(
@@ -76,7 +76,7 @@ def decompress(
     with Progress(f"decompressing {file.name}", header["tokens"]) as progress:
         data = compressor.decompress(container, progress.advance)
     write_file(target, data)
-    print(f"{target}: {len(data):,} bytes")
+    say(f"{target}: {len(data):,} bytes")
 
 
 def _compressor(model: str | None, config: str | None, dtype: str) -> TextCompressor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,9 +16,27 @@ from clearhead.utils.progress import stderr_console
 from clearhead.utils.text import decode_text, printable
 
 
+class OutputConsole(Console):
+    """A console whose sentences are in the language that was chosen."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects; a text that has an entry in the tables, in the user's language."""
+        super().print(*(translate(one) if isinstance(one, str) else one for one in objects), **options)
+
+
 def output() -> Console:
+    """Return a console on standard output that prints the words of a verb."""
+    return OutputConsole(highlight=False, markup=False, emoji=False)
+
+
+def verbatim_output() -> Console:
     """Return a console on standard output that prints text as it is given."""
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence of a verb in the language that was chosen."""
+    print(translate(sentence), flush=True)
 
 
 def notice(text: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearhead.cli.console import notice, output
+from clearhead.cli.console import notice, say, verbatim_output
+from clearhead.cli.language import tr
 
 if TYPE_CHECKING:
     from clearhead.gpt import GPT
@@ -30,11 +31,11 @@ def write_samples(gpt: GPT, prompt: str, request: Request, *, show_prompt: bool)
     samples: list[list[Event]] = [[] for _ in range(request.n)]
     notices: dict[str, None] = {}  # each once, in order
     current = 0
-    console = output()
+    console = verbatim_output()
 
     def begin() -> None:
         if request.n > 1:
-            console.rule(f"{current + 1} of {request.n}", align="left", style="dim")
+            console.rule(tr("{number} of {total}", number=current + 1, total=request.n), align="left", style="dim")
         if show_prompt:
             console.print(prompt, end="", style="dim", soft_wrap=True)
 
@@ -84,15 +85,16 @@ def introduce(gpt: GPT) -> None:
 
     config = gpt.config
     total = count_parameters(config).total
-    print(
+    say(
         f"A GPT-2 with {total:,} parameters ({config.n_layers} blocks, {config.n_heads} heads, "
-        f"{config.emb_dim} numbers per token) writes:\n"
+        f"{config.emb_dim} numbers per token) writes:"
     )
+    print()
 
 
 def suggest() -> None:
     """Print the commands to try after the demo."""
-    print(_SUGGESTIONS.format(clearhead=_own_name()), end="")
+    print(tr(_SUGGESTIONS, clearhead=_own_name()), end="")
 
 
 def _own_name() -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clearhead.cli.console import say
 from clearhead.cli.options import flatten
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.errors import ConfigError, InputError
@@ -177,9 +178,9 @@ def _make(folder: Path, config: GPTConfig, vocabulary: Tokenizer | None, seed: i
         torch.manual_seed(seed)
         model = GPTModel(config)
     _save(folder, model, vocabulary)
-    print(f"{folder}: a GPT-2 with {total:,} parameters ({format_bytes(needed)}), seed {seed}.")
+    say(f"{folder}: a GPT-2 with {total:,} parameters ({format_bytes(needed)}), seed {seed}.")
     if vocabulary is None:
-        print("It has no tokenizer, so it cannot read text; give --tokenizer to copy one in.")
+        say("It has no tokenizer, so it cannot read text; give --tokenizer to copy one in.")
 
 
 def _save(folder: Path, model: GPTModel, vocabulary: Tokenizer | None) -> None:

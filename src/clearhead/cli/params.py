@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearhead.cli.console import output, write_json
+from clearhead.cli.language import translate
 from clearhead.cli.options import Book, Config, flatten
 from clearhead.cli.workload import WorkloadOptions
 
@@ -91,5 +92,6 @@ def _print(heading: list[str], tables: list[TextTable], remarks: list[str]) -> N
 
 
 def _print_markdown(heading: list[str], tables: list[TextTable], remarks: list[str]) -> None:
-    top = [f"**{heading[0]}** ({'; '.join(heading[1:])})"] if heading else []
-    typer.echo("\n\n".join([*top, *(table.for_markdown() for table in tables), *remarks]))
+    lines = [translate(line) for line in heading]
+    top = [f"**{lines[0]}** ({'; '.join(lines[1:])})"] if lines else []
+    typer.echo("\n\n".join([*top, *(table.for_markdown() for table in tables), *map(translate, remarks)]))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clearhead.cli.console import output, write_json
+from clearhead.cli.console import output, say, write_json
 
 EPILOG = """
 Examples:
@@ -58,7 +58,7 @@ def runs(folders: Folders = None, curves: Curves = None, step: Step = None, as_j
         names = _names([run.folder for run in found])
         save_picture(curves_svg({names[run.folder]: read_metrics(run.folder) for run in found}), curves)
         if not as_json:
-            print(f"The curves are in {curves}.")
+            say(f"The curves are in {curves}.")
 
 
 def _export(folders: list[Path], step: int | None) -> None:
@@ -67,7 +67,7 @@ def _export(folders: list[Path], step: int | None) -> None:
     if len(folders) != 2:
         raise typer.BadParameter(f"export needs a run and a folder for its model; {len(folders)} folders were given.")
     checkpoint = export_checkpoint(folders[0], folders[1], step)
-    print(f"The model of {checkpoint} is in {folders[1]}.")
+    say(f"The model of {checkpoint} is in {folders[1]}.")
 
 
 def _names(folders: list[Path]) -> dict[Path, str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from clearhead.cli.language import translate
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -60,26 +62,27 @@ class TextTable:
         )
         for i, name in enumerate(self.header):
             justify = "left" if i < self.left else "right"
-            footer = self.footer[i] if self.footer else ""
+            footer = translate(self.footer[i]) if self.footer else ""
             wraps = 0 < i < self.left
-            table.add_column(name, footer=footer, justify=justify, no_wrap=not wraps)  # type: ignore[arg-type]
+            table.add_column(translate(name), footer=footer, justify=justify, no_wrap=not wraps)  # type: ignore[arg-type]
         for row in self.rows:
             style = "bold" if self.headings and row.depth == 0 else "dim" if row.depth > 2 else ""
-            cells = ["  " * row.depth + row.cells[0], *row.cells[1:]]
-            table.add_row(*(Text(cell) for cell in cells), style=style)
+            cells = [translate(cell) for cell in row.cells]
+            table.add_row(Text("  " * row.depth + cells[0]), *map(Text, cells[1:]), style=style)
         return table
 
     def for_markdown(self) -> str:
         """Return the table in Markdown, with its title as a line of bold text."""
-        lines = [f"**{self.title}**", ""] if self.title else []
-        lines += [self.note, ""] if self.note else []
-        lines.append(_line(name.replace("\n", " ") for name in self.header))
+        lines = [f"**{translate(self.title)}**", ""] if self.title else []
+        lines += [translate(self.note), ""] if self.note else []
+        lines.append(_line(translate(name).replace("\n", " ") for name in self.header))
         lines.append("|" + "|".join("---" if i < self.left else "---:" for i in range(len(self.header))) + "|")
         for row in self.rows:
-            name = f"**{row.cells[0]}**" if self.headings and row.depth == 0 else row.cells[0]
-            lines.append(_line(["&nbsp;&nbsp;" * row.depth + name, *row.cells[1:]]))
+            first, *others = [translate(cell) for cell in row.cells]
+            name = f"**{first}**" if self.headings and row.depth == 0 else first
+            lines.append(_line(["&nbsp;&nbsp;" * row.depth + name, *others]))
         if self.footer:
-            lines.append(_line(self.footer))
+            lines.append(_line(map(translate, self.footer)))
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import read_text, write_json
+from clearhead.cli.console import read_text, say, write_json
 from clearhead.cli.options import TextFile
 from clearhead.errors import InputError
 
@@ -111,7 +111,7 @@ def _print_rows(tokenizer: Tokenizer, text: str, ids: list[int]) -> None:
             shown[token] = piece(tokenizer.token_bytes(token))
         lines.append(f"{token:>{width}}  {shown[token]}\n")
     sys.stdout.writelines(lines)
-    print(_summary(len(ids), len(text), len(text.encode("utf-8"))))
+    say(_summary(len(ids), len(text), len(text.encode("utf-8"))))
 
 
 def _summary(tokens: int, characters: int, size: int) -> str:

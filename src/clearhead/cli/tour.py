@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from clearhead.cli.console import say
 from clearhead.cli.options import Lang
 from clearhead.errors import InputError
 
@@ -71,7 +72,8 @@ def _serve(folder: Path, lang: str, port: int, no_open: bool) -> None:
 
     with open_server(Site(folder), port) as server:
         address = f"http://127.0.0.1:{server.server_port}/{'' if lang == 'en' else f'{lang}/'}README.html"
-        print(f"The tour is at {address}\nCtrl-C ends it.", flush=True)
+        say(f"The tour is at {address}")
+        say("Ctrl-C ends it.")
         if not no_open:
             webbrowser.open(address)
         server.serve_forever()
@@ -100,6 +102,6 @@ def _write(folder: Path) -> None:
 
     changed = [path for chapter in tour.find(folder) for path in tour.rewrite(chapter.path)]
     for path in changed:
-        print(f"wrote {path}")
+        say(f"wrote {path}.")
     if not changed:
-        print("every chapter is as it was.")
+        say("every chapter is as it was.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from clearhead.cli.console import say
 from clearhead.cli.options import flatten
 from clearhead.errors import InputError
 
@@ -128,12 +129,12 @@ def train(
         rates = training.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
         for key, rate in rates.items():
             print(f"{key} = {rate:.2g}")
-        print(f"The curve is in {out / 'find_lr.svg'}.")
+        say(f"The curve is in {out / 'find_lr.svg'}.")
         return
     how: bool | Literal["auto"] = "auto" if start_from.auto_resume else start_from.resume
     folder = training.train(chosen, data, out, corpus_folder=corpus, resume=how, device=device, dtype=dtype)
     names = chosen.finetune is not None and chosen.finetune.kind == "classes"
-    print(
+    say(
         f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'
     )
 
@@ -150,7 +151,7 @@ def _read(file: Path, from_text: bool) -> Recipe:
     recipe = parse_recipe(recipe_for_text(file))
     tokens = recipe.training.steps * recipe.training.batch_size * recipe.model.context_length
     parameters = count_parameters(recipe.model).total
-    print(
+    say(
         f"{file.name}: a GPT-2 with {parameters:,} parameters will read {tokens:,} tokens in "
         f"{recipe.training.steps:,} steps, some {6 * parameters * tokens / 1e12:,.1f} TFLOPs."
     )

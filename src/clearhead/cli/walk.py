@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import output, read_prompt, write_json
+from clearhead.cli.console import output, read_prompt, say, write_json
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Config, Device, Lang, Model, PromptFile, flatten
 from clearhead.errors import InputError
@@ -110,7 +110,7 @@ def walk(
         from clearhead.lens.page import write_page
 
         write_page(view.html, found, view.lang)
-        print(f"{view.html} ({view.html.stat().st_size / 1e6:.1f} MB): open it in a browser.")
+        say(f"{view.html} ({view.html.stat().st_size / 1e6:.1f} MB): open it in a browser.")
     else:
         from clearhead.cli.walk_text import WalkPrinter
 
