@@ -162,6 +162,47 @@ def test_sentence_piece_gives_the_ids_of_transformers(sentence_piece: Path, tmp_
         assert ids == again(text, add_special_tokens=False).input_ids
 
 
+BPE_KINDS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "bytes, as Llama's": {
+        "byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+        "split_digits": True,
+    },
+    "no space in front": {"add_dummy_prefix": False},
+    "symbols": {"user_defined_symbols": ["<sep>", "世界"], "control_symbols": ["<cls>"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=BPE_KINDS)
+def sentence_piece_bpe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sentence_piece_bpe")
+    model = io.BytesIO()
+    options = {"vocab_size": 400, "model_type": "bpe", "hard_vocab_limit": False, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20), model_writer=model, **options, **BPE_KINDS[request.param]
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    return folder
+
+
+SYMBOLS = ["<sep>", "世界"]
+bpe_text = st.lists(
+    st.sampled_from([*"".join(SENTENCES), " ", "the", "ｶﾞ", "①", "龘", "\n", "<cls>", *SYMBOLS]), max_size=25
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=bpe_text.map("".join).filter(lambda text: text.strip() not in SYMBOLS))  # these lose the space in front
+def test_sentence_piece_bpe_gives_the_ids_of_its_own_library(sentence_piece_bpe: Path, text: str) -> None:
+    ours = Tokenizer.from_folder(sentence_piece_bpe)
+    own = sentencepiece.SentencePieceProcessor(model_file=str(sentence_piece_bpe / "spiece.model"))
+    ids = ours.encode(text)
+    assert ids == own.encode(text)
+    assert ours.decode(ids).replace("<unk>", "") == own.decode(ids).replace(" \u2047 ", "")
+    stream = ours.stream()
+    assert "".join([*(stream.push(id) for id in ids), stream.finish()]) == ours.decode(ids)
+
+
 @pytest.mark.parametrize(
     "contents",
     [b"", b"\x0a", b"\xff" * 40, b"\x0a\x02\x0a\x00", b"not a model at all", b"\x0a\x09\x0a\x01a\x15\0\0\xc0\x7f"],

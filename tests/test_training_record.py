@@ -89,10 +89,10 @@ def test_a_line_of_metrics_is_json_whatever_it_holds(tmp_path: Path) -> None:
         step=2, loss=math.nan, valid={"birds": {"loss": 800.0, "perplexity": CrossEntropy(800.0, 1, 9).perplexity}}
     )
     metrics.add(step=2, final={})
-    text = metrics.path.read_text()
+    text = metrics.path.read_text(encoding="utf-8")
     assert "NaN" not in text
     assert "Infinity" not in text
-    metrics.path.write_text(text + '{"step": 3, "loss": NaN}\n')  # as earlier versions wrote it
+    metrics.path.write_text(text + '{"step": 3, "loss": NaN}\n', encoding="utf-8")  # as earlier versions wrote it
     lines = read_metrics(tmp_path)
     assert [line.get("loss", 0) for line in lines] == [0, None, 0, None]
     assert lines[0]["sample"] == "one\u2028two\x85three\x0cfour"

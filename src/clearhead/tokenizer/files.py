@@ -108,7 +108,8 @@ def read_folder(folder: Path) -> Definition:
 
 def _read_other_files(folder: Path) -> Definition:
     """Read a tokenizer in the files of GPT-2's wider family."""
-    from clearhead.tokenizer.other_files import read_nanogpt_characters, read_sentence_piece, read_word_piece
+    from clearhead.tokenizer.other_files import read_nanogpt_characters, read_word_piece
+    from clearhead.tokenizer.sentence_piece import read_sentence_piece
 
     if (folder / WORD_PIECE_FILE).is_file():
         config = folder / SETTINGS_FILES[0]
