@@ -177,7 +177,7 @@ BPE_KINDS: dict[str, dict[str, Any]] = {
 def sentence_piece_bpe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sentence_piece_bpe")
     model = io.BytesIO()
-    options = {"vocab_size": 400, "model_type": "bpe", "hard_vocab_limit": False, "minloglevel": 2}
+    options: dict[str, Any] = {"vocab_size": 400, "model_type": "bpe", "hard_vocab_limit": False, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 20), model_writer=model, **options, **BPE_KINDS[request.param]
     )
