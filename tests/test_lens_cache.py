@@ -123,6 +123,9 @@ def test_every_value_equals_transformer_lens(which: str, tmp_path: Path) -> None
         # The bridge masks scores with the lowest float, which is minus infinity here.
         both = (value.clamp_min(-1e30).numpy(), expected[name].detach().clamp_min(-1e30).numpy())
         np.testing.assert_allclose(*both, atol=1e-4, err_msg=name)
+    for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"):
+        weights = getattr(theirs.blocks[1].attn, name).detach()
+        torch.testing.assert_close(getattr(lens.head_weights(gpt.model, 1), name), weights, atol=0, rtol=0)
 
 
 def test_texts_that_cannot_be_run_are_refused(model: GPTModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,28 @@ def test_a_path_to_the_logits_is_the_heads_direct_effect(model: GPTModel) -> Non
     assert same == pytest.approx(corrupted, abs=1e-5) and patched != pytest.approx(corrupted, abs=1e-7)
 
 
+def test_attribution_patching_is_patching_to_first_order(model: GPTModel) -> None:
+    """Token 13 becomes nearly token 20, so that patches are small."""
+    near = copy.deepcopy(model)
+    with torch.no_grad():
+        near.token_embedding.weight[13] = near.token_embedding.weight[20] + 1e-3 * torch.randn(32)
+    clean = [13 if id == 20 else id for id in CORRUPTED]
+    for where, heads, positions in (
+        ("residual_mid", False, True),
+        ("attention.mixed", True, True),
+    ):
+        exact, estimate = (
+            sweep(near, clean, CORRUPTED, f"blocks.*.{where}", METRIC, heads=heads, positions=positions)
+            for sweep in (lens.patch, lens.attribution_patch)
+        )
+        assert estimate.values.axes == exact.values.axes and estimate.values.labels == exact.values.labels
+        assert (estimate.clean, estimate.corrupted) == pytest.approx((exact.clean, exact.corrupted), abs=1e-5)
+        found, expected = (one.values.values - one.corrupted for one in (estimate, exact))
+        np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max() + 2e-6)
+    with pytest.raises(InputError, match="has no heads"):
+        lens.attribution_patch(model, CLEAN, CORRUPTED, "blocks.*.residual_in", METRIC, heads=True)
+
+
 def test_patches_that_cannot_be_are_refused(model: GPTModel) -> None:
     with pytest.raises(InputError, match="6 tokens and the corrupted one 5"):
         lens.patch(model, CLEAN, CORRUPTED[:5], "blocks.*.residual_in", METRIC)
@@ -199,6 +222,24 @@ def test_copying_is_the_trace_of_the_whole_circuit(model: GPTModel) -> None:
     eigenvalues = torch.linalg.eigvals(circuit)
     expected = float(eigenvalues.real.sum() / eigenvalues.abs().sum())
     assert copying_scores(model, 1)[1] == pytest.approx(expected, abs=1e-3)
+
+
+def test_heads_compute_with_their_own_weights(model: GPTModel) -> None:
+    trace = lens.watch_tensors(model, TEXTS[0], "blocks.1.*")
+    weights, at = lens.head_weights(model, 1), "blocks.1.attention."
+    x = trace["blocks.1.norm_1.output"]  # [T, C]
+    for name, w, b in (("queries", "W_Q", "b_Q"), ("keys", "W_K", "b_K"), ("values", "W_V", "b_V")):
+        found = x @ getattr(weights, w) + getattr(weights, b)[:, None]  # [H, T, D]
+        torch.testing.assert_close(found, trace[at + name], atol=1e-5, rtol=1e-5)
+    out = (trace[at + "mixed"] @ weights.W_O).sum(0) + weights.b_O
+    torch.testing.assert_close(out, trace[at + "output"], atol=1e-5, rtol=1e-5)
+    block = model.blocks[1]
+    assert isinstance(block, Block)
+    assert weights.W_Q.untyped_storage().data_ptr() == block.attention.qkv.weight.untyped_storage().data_ptr()
+    assert weights.W_O.untyped_storage().data_ptr() == block.attention.out.weight.untyped_storage().data_ptr()
+    with pytest.raises(InputError, match="no layer 3; the model's layers are 0 to 2"):
+        lens.head_weights(model, 3)
+    assert not lens.head_weights(GPTModel(CONFIG.replace(qkv_bias=False)), 0).b_V.any()
 
 
 # --- Autoencoders and probes -------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from clearhead.lens.attribution import direct_logit_attribution, gradient_times_
 from clearhead.lens.cache import run_with_cache
 from clearhead.lens.editing import Edit, edit
 from clearhead.lens.head_scores import head_scores
+from clearhead.lens.head_weights import HeadWeights, head_weights
 from clearhead.lens.labelled import LabelledArray
-from clearhead.lens.patching import Patching, logit_difference, patch, path_patch
+from clearhead.lens.patching import Patching, attribution_patch, logit_difference, patch, path_patch
 from clearhead.lens.predictions import LayerPredictions, layer_predictions
 from clearhead.lens.probing import Probe, train_probe
 from clearhead.lens.reading import logit_lens, pieces
@@ -29,6 +30,7 @@ __all__ = [
     "ActivationCache",
     "Activations",
     "Edit",
+    "HeadWeights",
     "LabelledArray",
     "LayerPredictions",
     "Patching",
@@ -37,10 +39,12 @@ __all__ = [
     "Trace",
     "TunedLens",
     "ablate",
+    "attribution_patch",
     "direct_logit_attribution",
     "edit",
     "gradient_times_input",
     "head_scores",
+    "head_weights",
     "integrated_gradients",
     "layer_predictions",
     "logit_difference",

@@ -11,6 +11,7 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.inference.runner import check_token_ids
 from clearhead.lens.cache import padded, run_with_cache
+from clearhead.lens.head_weights import head_weights
 from clearhead.lens.labelled import LabelledArray, token_labels
 from clearhead.lens.reading import read_residual
 from clearhead.model import Block, GPTModel
@@ -48,13 +49,11 @@ def direct_logit_attribution(
         "token embedding": cache["embedding.token"][0, at].double(),
         "position embedding": cache["embedding.position"][0, at].double(),
     }
-    width = model.config.head_dim
     for layer, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         mixed = cache[f"blocks.{layer}.attention.mixed"][0, :, at].double()  # [H, D]
-        out = block.attention.out.weight.double()  # [C, C]: a head's columns are its own
-        for head in range(model.config.n_heads):
-            parts[f"layer {layer} head {head}"] = out[:, head * width : (head + 1) * width] @ mixed[head]
+        for head, added in enumerate(torch.einsum("hd,hdc->hc", mixed, head_weights(model, layer).W_O.double())):
+            parts[f"layer {layer} head {head}"] = added
         parts[f"layer {layer} attention bias"] = block.attention.out.bias.double()
         activated = cache[f"blocks.{layer}.feed_forward.activated"][0, at].double()
         parts[f"layer {layer} feed-forward"] = block.feed_forward.down.weight.double() @ activated

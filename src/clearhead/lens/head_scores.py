@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
 
 from clearhead.errors import InputError
 from clearhead.lens.cache import run_with_cache
+from clearhead.lens.head_weights import head_weights
 from clearhead.lens.labelled import LabelledArray, numbered
-from clearhead.model import Block, GPTModel
+from clearhead.model import GPTModel
 
 KINDS = ("previous token", "duplicate token", "induction", "copying")
 """Attention to the token before; to an earlier copy of the token; to the token after that copy; and whether what a head
@@ -64,19 +63,11 @@ def copying_scores(model: GPTModel, layer: int) -> list[float]:
     The V by V matrix from tokens read to logits has the same nonzero eigenvalues as a D by D one, which is computed
     here.
     """
-    config = model.config
-    block = cast(Block, model.blocks[layer])
-    read, write = config.emb_dim, config.head_dim
     embedding, head = model.token_embedding.weight.double(), model.head.weight.double()  # [V, C] each
-    around = embedding.T @ head  # [C, C]: from what a head writes back to what it reads, over all tokens
-    value = block.attention.qkv.weight[2 * read :].double()  # [C, C]: rows of a head are its own
-    out = block.attention.out.weight.double()
-    scores = []
-    for number in range(config.n_heads):
-        rows = slice(number * write, (number + 1) * write)
-        # tokens -> embedding @ value.T @ out.T @ head.T; cyclic: out.T @ head.T @ embedding @ value.T, [D, D]
-        small = out[:, rows].T @ around.T @ value[rows].T
-        eigenvalues = torch.linalg.eigvals(small)
-        total = eigenvalues.abs().sum()
-        scores.append(float(eigenvalues.real.sum() / total) if total > 0 else 0.0)
+    around = head.T @ embedding  # [C, C]: from what a head writes back to what it reads, over all tokens
+    weights = head_weights(model, layer)
+    # tokens -> embedding @ W_V @ W_O @ head.T; cyclic: W_O @ head.T @ embedding @ W_V, [D, D]
+    eigenvalues = torch.linalg.eigvals(weights.W_O.double() @ around @ weights.W_V.double())  # [H, D]
+    total = eigenvalues.abs().sum(-1)
+    scores: list[float] = torch.where(total > 0, eigenvalues.real.sum(-1) / total, 0.0).tolist()
     return scores
