@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead.config import GPTConfig
 from clearhead.model import GPTModel
-from clearhead.training.cpu_kernels import use_cpu_kernels
+from clearhead.training.cpu.choices import head_operations, use_cpu_kernels
 from clearhead.training.distributed import Processes
 from clearhead.training.memory import keep_freed_memory
 from clearhead.training.objective import Objective
@@ -52,7 +52,7 @@ def clearhead_step(config: GPTConfig, windows: int, length: int, dtype: torch.dt
     if not compiled:
         use_cpu_kernels(model, config, dtype)
     alone = Processes(0, 1, torch.device("cpu"))
-    objective = Objective(model, compiled=compiled)
+    objective = Objective(model, compiled=compiled, head=head_operations(dtype))
     stepper = Stepper(objective, make_optimizers(model, recipe), recipe, alone, dtype, dropout=False)
     batch = ids_of(config, windows, length)
     return lambda: stepper.take(0, batch).loss

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,11 @@ from hypothesis import strategies as st
 from reference_models import SMALL
 
 from clearhead.model import GPTModel, fused_attention
-from clearhead.training.cpu_kernels import CompiledGELU, attention_in_float32, use_cpu_kernels
+from clearhead.training.cpu.attention import blocked_attention
+from clearhead.training.cpu.choices import head_operations, use_cpu_kernels
+from clearhead.training.cpu.elementwise import CompiledGELU, compiled_softmax_gradient
+from clearhead.training.cpu.linear import OneDnnLinear
+from clearhead.training.objective import Objective
 
 
 @settings(deadline=None, max_examples=50)
@@ -57,16 +63,83 @@ def test_nan_and_infinity_stay_visible() -> None:
     assert found[3] == 0
 
 
-def test_attention_of_narrow_heads_is_torchs_in_float32() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 17, 64, 129, 300, 513])),
+    width=st.sampled_from([1, 8, 24]),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_attention_is_torchs(
+    dtype: torch.dtype, shape: tuple[int, int, int], width: int, scale: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    given = [(scale * torch.randn(*shape, width)).to(dtype).requires_grad_() for _ in range(3)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    received = torch.randn(*shape, width).to(dtype)
+    found, expected = blocked_attention(given[0], given[1], given[2]), fused_attention(exact[0], exact[1], exact[2])
+    gradients = torch.autograd.grad(found, given, received)
+    expected_gradients = torch.autograd.grad(expected, exact, received.double())
+    tolerance = 2e-5 if dtype == torch.float32 else 5e-2  # 8 bits of mantissa, in sums that may nearly cancel
+    assert found.dtype == dtype
+    assert (found.double() - expected).norm() <= tolerance * expected.norm()
+    size = max(gradient.norm() for gradient in expected_gradients)  # one of a single token is 0
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert (gradient.double() - wanted).norm() <= tolerance * size
+
+
+def test_attention_does_not_look_ahead_and_shows_nan() -> None:
     torch.manual_seed(0)
-    wide = [torch.randn(2, 3, 17, 8) for _ in range(3)]
-    narrow = [tensor.bfloat16().requires_grad_() for tensor in wide]
-    with torch.autocast("cpu", torch.bfloat16):
-        found = attention_in_float32(narrow[0], narrow[1], narrow[2])
-    expected = fused_attention(narrow[0].float(), narrow[1].float(), narrow[2].float())
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, expected.bfloat16())
-    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.sum(), narrow))
+    q, k, v = (torch.randn(1, 2, 600, 8) for _ in range(3))
+    before = blocked_attention(q, k, v)
+    for tensor in (q, k, v):
+        tensor[:, :, 500:] = 7.0
+    after = blocked_attention(q, k, v)
+    assert torch.equal(before[:, :, :500], after[:, :, :500])
+    q[:, :, 500] = torch.nan
+    assert blocked_attention(q, k, v)[:, :, 500].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(deadline=None, max_examples=25)
+@given(rows=st.integers(1, 70), columns=st.integers(2, 3000), seed=st.integers(0, 2**31))
+def test_cross_entropy_is_torchs(dtype: torch.dtype, rows: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    logits = (3 * torch.randn(rows, columns)).to(dtype)
+    targets = torch.randint(columns, (rows,))
+    targets[::3] = -100
+    exact = logits.double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="sum", ignore_index=-100)
+    (expected_gradient,) = torch.autograd.grad(expected, exact)
+    nats, gradient = compiled_softmax_gradient(logits, targets)
+    assert nats.item() == pytest.approx(expected.item(), rel=2e-6, abs=1e-6)
+    tolerance = 2e-6 if dtype == torch.float32 else 4e-3
+    assert torch.allclose(gradient.double(), expected_gradient, rtol=tolerance, atol=1e-7)
+
+
+def test_cross_entropy_shows_nan_and_infinity() -> None:
+    for odd in (torch.nan, torch.inf):
+        logits = torch.zeros(1, 40)
+        logits[0, 7] = odd
+        nats, _ = compiled_softmax_gradient(logits, torch.tensor([3]))
+        assert not nats.isfinite()
+
+
+def test_linear_layers_of_onednn_are_torchs() -> None:
+    torch.manual_seed(0)
+    for bias, shape in itertools.product((True, False), ((), (3,), (2, 5))):
+        layer = torch.nn.Linear(40, 24, bias=bias)
+        x = torch.randn(*shape, 40, requires_grad=True)
+        received = torch.randn(*shape, 24)
+        inputs = [x, *layer.parameters()]
+        expected = layer(x)
+        expected_gradients = torch.autograd.grad(expected, inputs, received)
+        layer.__class__ = OneDnnLinear
+        found = layer(x)
+        assert torch.allclose(found, expected, atol=1e-5)
+        for gradient, wanted in zip(torch.autograd.grad(found, inputs, received), expected_gradients, strict=True):
+            assert torch.allclose(gradient, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,12 +150,12 @@ def test_a_model_with_the_kernels_is_the_model(dtype: torch.dtype) -> None:
     losses, gradients = [], []
     for replaced in (False, True):
         if replaced:
-            words = use_cpu_kernels(model, SMALL, dtype)
-            assert len(words) == (2 if dtype == torch.bfloat16 else 1)
+            assert set(use_cpu_kernels(model, SMALL, dtype)) == {"linear layers", "attention", "GELU", "cross-entropy"}
+        objective = Objective(model, head=head_operations(dtype) if replaced else None)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss = model.loss(ids, ids)
+            loss = objective(ids, ids)
+            gradients.append(torch.autograd.grad(loss, model.token_embedding.weight)[0])  # in the context, as a step
         losses.append(loss.item())
-        gradients.append(torch.autograd.grad(loss, model.token_embedding.weight)[0])
     tolerance = 1e-6 if dtype == torch.float32 else 2e-3
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
     assert (gradients[0] - gradients[1]).norm() < 10 * tolerance * gradients[0].norm()

@@ -7,6 +7,8 @@ head. Their gradient is computed immediately, while the logits are in memory, so
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +17,44 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 64 << 20  # of logits in float32 at a time: large enough for fast products, small compared with a model
+_ROWS = 1024  # of the vocabulary
 NOT_COUNTED = -100
 """The target of a token that does not count; torch's cross-entropy uses the same number."""
 
 
-def head_nats(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0) -> Tensor:
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight.T
+
+
+def softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed nats of logits [N, V], and their gradient in float32 [N, V]."""
+    logs = logits.float().log_softmax(dim=-1)
+    counted = targets != NOT_COUNTED
+    indices = targets.where(counted, 0)[:, None]  # [N, 1]
+    nats = -(logs.gather(1, indices)[:, 0] * counted).sum()
+    gradient = logs.exp_().scatter_add_(1, indices, -torch.ones_like(indices, dtype=logs.dtype))
+    return nats, gradient.mul_(counted[:, None]) if not bool(counted.all()) else gradient
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOperations:
+    """The operations of the head and its loss; others may be faster on a device.
+
+    Attributes:
+        product: x [N, in] and W [out, in] to x W^T.
+        softmax_gradient: logits [N, V], which it may overwrite, and targets to the summed nats and the gradient.
+    """
+
+    product: Callable[[Tensor, Tensor], Tensor] = _product
+    softmax_gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = softmax_gradient
+
+
+_TORCH = HeadOperations()
+
+
+def head_nats(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0, operations: HeadOperations = _TORCH
+) -> Tensor:
     """Return the summed surprisal of the targets, -sum log softmax(hidden weight^T)[target], in nats.
 
     Equal to `F.cross_entropy(hidden @ weight.T, targets, reduction="sum")` in value and gradients to rounding. With
@@ -31,13 +66,14 @@ def head_nats(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0) -
         weight: the head's, [V, C].
         targets: int64 [N]; -100 for a token that does not count.
         chunk: tokens at a time; 0 for as many as 64 MiB of logits allow.
+        operations: those with which the gradients are computed.
 
     Returns:
         a scalar, float32.
     """
     chunk = chunk or max(16, CHUNK_BYTES // (4 * weight.shape[0]))
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        nats: Tensor = _HeadNats.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
+        nats: Tensor = _HeadNats.apply(hidden, weight, targets, chunk, operations)  # type: ignore[no-untyped-call]
         return nats
     device = hidden.device.type
     low, matrix = _product_dtype(hidden), weight.to(_product_dtype(hidden))
@@ -53,7 +89,9 @@ class _HeadNats(torch.autograd.Function):
     """Compute the gradients in the forward pass: softmax(logits) - onehot(target), times weight and times hidden."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, operations: HeadOperations
+    ) -> Tensor:
         low = _product_dtype(hidden)
         inputs, matrix = hidden.to(low), weight.to(low)
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -62,23 +100,20 @@ class _HeadNats(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, len(inputs), chunk):
                 piece = inputs[first : first + chunk]
-                nats, logit_gradient = _softmax_gradient(piece @ matrix.T, targets[first : first + chunk])
+                logits = operations.product(piece, matrix)
+                nats, logit_gradient = operations.softmax_gradient(logits, targets[first : first + chunk])
                 total += nats
                 logit_gradient = logit_gradient.to(low)
                 if hidden_gradient is not None:
-                    torch.mm(logit_gradient, matrix, out=hidden_gradient[first : first + chunk])
-                if weight_gradient is None:
-                    continue
-                if weight_gradient.dtype == low:
-                    weight_gradient.addmm_(logit_gradient.T, piece)
-                else:
-                    weight_gradient += logit_gradient.T @ piece
+                    hidden_gradient[first : first + chunk] = operations.product(logit_gradient, matrix.T)
+                if weight_gradient is not None:
+                    _add_weight_gradient(weight_gradient, logit_gradient, piece)
         ctx.gradients = None if hidden_gradient is None else hidden_gradient.to(hidden.dtype), weight_gradient
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Return the stored gradients times the upstream one; in place, since one of them is as large as the head."""
         if ctx.gradients is None:
             raise RuntimeError("the result of head_nats can be differentiated once; call it again.")
@@ -86,17 +121,17 @@ class _HeadNats(torch.autograd.Function):
         for gradient in (hidden_gradient, weight_gradient):
             if gradient is not None:
                 gradient.mul_(upstream)
-        return hidden_gradient, weight_gradient, None, None
+        return hidden_gradient, weight_gradient, None, None, None
 
 
-def _softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed nats of logits [N, V], and their gradient in float32 [N, V]."""
-    logs = logits.float().log_softmax(dim=-1)
-    counted = targets != NOT_COUNTED
-    indices = targets.where(counted, 0)[:, None]  # [N, 1]
-    nats = -(logs.gather(1, indices)[:, 0] * counted).sum()
-    gradient = logs.exp_().scatter_add_(1, indices, -torch.ones_like(indices, dtype=logs.dtype))
-    return nats, gradient.mul_(counted[:, None]) if not bool(counted.all()) else gradient
+def _add_weight_gradient(total: Tensor, logit_gradient: Tensor, hidden: Tensor) -> None:
+    """Add the product of a chunk's logit gradient [N, V] and hidden [N, C] to a sum [V, C]."""
+    if total.dtype == hidden.dtype:
+        total.addmm_(logit_gradient.T, hidden)
+        return
+    # A block of the vocabulary at a time, so that a product in 16 bits is added to the sum while it is in the cache.
+    for first in range(0, len(total), _ROWS):
+        total[first : first + _ROWS] += logit_gradient[:, first : first + _ROWS].T @ hidden
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,9 +45,20 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
+def cpu_features() -> str:
+    """Return the processor's name, its vector instructions as torch uses them, and the number of threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        words = set()
+    more = sorted(words & {"avx512_bf16", "avx512_vnni", "amx_bf16"})
+    return ", ".join([_processor(), capability, *more, f"{torch.get_num_threads()} threads"])
+
+
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
         return names[0]
     except (OSError, IndexError):

@@ -28,10 +28,10 @@ from clearhead.training.checkpoint import (
     tensors_by_name,
 )
 from clearhead.training.clock import Clock
-from clearhead.training.cpu_kernels import use_cpu_kernels
+from clearhead.training.cpu.choices import head_operations, use_cpu_kernels
 from clearhead.training.display import Status
 from clearhead.training.distributed import Processes
-from clearhead.training.environment import environment
+from clearhead.training.environment import cpu_features, environment
 from clearhead.training.length import find_milestones
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import make_optimizers
@@ -83,11 +83,14 @@ class Run:
             self.model = model.to(group.device)
         self.precision = precision or choose_precision(t.precision, group.device)
         self.dtype = self.precision.dtype
-        self.kernels: list[str] = []
-        if group.device.type == "cpu" and not t.compile:
-            self.kernels = use_cpu_kernels(self.model, recipe.model, self.dtype)
+        self.kernels: dict[str, str] = {}
+        head = None
+        if group.device.type == "cpu":
+            head = head_operations(self.dtype)
+            if not t.compile:
+                self.kernels = {"processor": cpu_features(), **use_cpu_kernels(self.model, recipe.model, self.dtype)}
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute)
+        self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute, head=head)
         spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
         dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
         self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout)
@@ -129,8 +132,8 @@ class Run:
         """
         t = self.recipe.training
         self.record.say(self._introduction())
-        if self.kernels:
-            self.record.say(f"on this device: {'; '.join(self.kernels)}")
+        for operation, choice in self.kernels.items():
+            self.record.say(f"  {operation:<14} {choice}")
         self.clock.start(t.steps - self.step)
         with self.record, handle_stop_signals() as stop:
             if self._is_validated() and not self.group.from_first(self.record.contains(self.step, "valid")):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clearhead.losses import NOT_COUNTED, head_nats
+from clearhead.losses import NOT_COUNTED, HeadOperations, head_nats
 from clearhead.model import GPTModel
 
 
@@ -21,12 +21,22 @@ class Objective(nn.Module):
         compiled: whether torch.compile fuses everything below the head (the head consists of a few large products and
             gains nothing).
         recompute: whether the inside of each block is computed again in the backward pass.
+        head: the operations of the loss.
     """
 
-    def __init__(self, model: GPTModel, *, chunk: int = 0, compiled: bool = False, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        model: GPTModel,
+        *,
+        chunk: int = 0,
+        compiled: bool = False,
+        recompute: bool = False,
+        head: HeadOperations | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.chunk = chunk
+        self.head = head or HeadOperations()
         if recompute:
             for block in model.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -53,7 +63,7 @@ class Objective(nn.Module):
         if guess:
             logits: torch.Tensor = self.model.head(hidden)  # [N, V]
             return logits.argmax(dim=-1)  # [N]
-        return head_nats(hidden, self.model.head.weight, targets, self.chunk)
+        return head_nats(hidden, self.model.head.weight, targets, self.chunk, self.head)
 
 
 def counted_indices(targets: Tensor) -> Tensor | None:

@@ -87,6 +87,21 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     return (wide if x.shape[0] <= x.shape[1] else wide.T).to(matrix.dtype)
 
 
+def scale_gradients(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply the gradients of an optimizer's parameters before its step.
+
+    torch's fused AdamW does it in the step itself, without another pass over memory.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return
+    if isinstance(optimizer, torch.optim.AdamW) and not isinstance(gradients[0], DTensor):
+        divisor = torch.tensor(1 / factor, dtype=torch.float32, device=gradients[0].device)
+        optimizer.grad_scale = None if factor == 1.0 else divisor  # type: ignore[attr-defined]
+    elif factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
+
+
 def make_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a run; each trained parameter belongs to exactly one group of one of them."""
     decayed: list[Tensor] = []

@@ -18,6 +18,7 @@ from clearhead.errors import TrainingError
 from clearhead.losses import NOT_COUNTED
 from clearhead.training.distributed import Processes
 from clearhead.training.objective import counted_indices
+from clearhead.training.optimizer import scale_gradients
 from clearhead.training.precision import LossScale, autocast
 from clearhead.training.recipe import TrainingRecipe
 from clearhead.training.schedule import rate_at
@@ -175,11 +176,10 @@ class Stepper:
     def _update(self, norm: float, scale: float, rate: float) -> None:
         """Undo the loss scale, clip the gradient, and let the optimizers step."""
         factor = min(1.0, self.recipe.clip_norm / (norm + 1e-6)) / scale
-        if factor != 1.0:
-            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
+            scale_gradients(optimizer, factor)
             optimizer.step()
 
     def state(self) -> dict[str, Any]:

@@ -8,20 +8,22 @@ source by the same version of Numba for the same CPU: anything else is compiled 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba import njit
+from numba import njit, types
 from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
+from numba.core.ccallback import CFunc
 
 from clearhead.utils.atomic import write_bytes
 from clearhead.utils.system import cache_folder
@@ -38,6 +40,37 @@ def entry(function: Callable[..., Any]) -> Any:
     compiled = njit(nogil=True, error_model="numpy", _nrt=False)(function)
     compiled._cache = _CodeCache(function)
     return compiled
+
+
+class Callback:
+    """A compiled C function of one table of int64, for libraries that call a function on threads of their own.
+
+    It is compiled when it is first used, and its machine code is kept on disk like an entry's.
+
+    Args:
+        function: takes a pointer to the table's first number, and returns nothing.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, table: int) -> None:
+        """Call it on this thread with the address of a table."""
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)(table)
+
+    @property
+    def address(self) -> int:
+        """The address of the machine code."""
+        address: int = self._compiled.address
+        return address
+
+    @cached_property
+    def _compiled(self) -> Any:
+        flags: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
+        compiled: Any = CFunc(self._function, ((types.CPointer(types.int64),), types.void), locals={}, options=flags)
+        compiled._cache = _CodeCache(self._function)
+        compiled.compile()
+        return compiled
 
 
 @contextlib.contextmanager
