@@ -29,6 +29,8 @@ Examples:
 [bold]clearhead score items.csv --id item --text sentence --by word -o words.csv[/]
 
 [bold]clearhead score *.txt --model gpt2 --top 5 -o scores.parquet[/]
+
+[bold]clearhead score essay.txt --html essay.html[/]                        a page tinted by surprisal
 """
 
 
@@ -51,6 +53,11 @@ Files = Annotated[list[Path], typer.Argument(help="Text files, or tables (.csv, 
 Output = Annotated[
     str, typer.Option("--output", "-o", help="A file (.parquet, .csv, .jsonl); - prints JSON lines.", metavar="FILE")
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="Write a web page instead: the texts, tinted by surprisal.", metavar="FILE"),
+]
+_ALTERNATIVES = 5  # likely tokens that the page lists, if --top does not say
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,15 @@ class ModelOptions:
 
 
 @flatten
-def score(files: Files, *, output: Output = "-", source: InputOptions, row: RowOptions, run: ModelOptions) -> None:
+def score(
+    files: Files,
+    *,
+    output: Output = "-",
+    html: Html = None,
+    source: InputOptions,
+    row: RowOptions,
+    run: ModelOptions,
+) -> None:
     """Compute the surprisal of every token, word or region of texts.
 
     Surprisal is in bits and in nats; a row also has the entropy of the prediction and the rank of the token. Words are
@@ -110,6 +125,10 @@ def score(files: Files, *, output: Output = "-", source: InputOptions, row: RowO
     from clearhead.evaluation.surprisal import SurprisalTable
     from clearhead.evaluation.text_inputs import Columns, read_texts
 
+    if html is not None:
+        if output != "-" or row.by is not By.TOKEN:
+            raise typer.BadParameter("--html shows tokens and writes no table; leave -o and --by out.")
+        row = dataclasses.replace(row, top=row.top or _ALTERNATIVES)
     options = _table_options(row)
     columns = Columns(source.text, source.id, source.context)
     for _ in read_texts(files, columns, lines=source.lines):
@@ -117,7 +136,9 @@ def score(files: Files, *, output: Output = "-", source: InputOptions, row: RowO
     gpt = load_model(run.model, dtype=run.dtype, threads=run.threads, config=run.config)
     table = SurprisalTable(gpt, options)
     texts = read_texts(files, columns, lines=source.lines)
-    if output == "-":
+    if html is not None:
+        _write_page(html, table, texts, _metadata(gpt, table, run))
+    elif output == "-":
         _print(table, texts)
     else:
         job = {
@@ -143,6 +164,22 @@ def _table_options(row: RowOptions) -> SurprisalOptions:
         bos=row.bos,
         correction=row.correction.value,
     )
+
+
+def _write_page(file: Path, table: SurprisalTable, texts: Iterator[InputText], metadata: dict[str, Any]) -> None:
+    from clearhead.cli.console import write_file
+    from clearhead.evaluation.score_page import score_page
+    from clearhead.utils.progress import Progress
+
+    with Progress("scoring", None) as progress:
+
+        def counted() -> Iterator[list[Row]]:
+            for done, rows in enumerate(table.rows(texts), start=1):
+                progress.advance(1, f"{done:,} texts")
+                yield rows
+
+        page = score_page(counted(), metadata, f"Surprisal by {metadata['model']}")
+    write_file(file, page.encode("utf-8"))
 
 
 def _print(table: SurprisalTable, texts: Iterator[InputText]) -> None:
