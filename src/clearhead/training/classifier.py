@@ -27,11 +27,11 @@ from clearhead.model_weights import ModelTensors
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.run_folder import resume_advice
 from clearhead.utils.atomic import staged_files
+from clearhead.weights import Source, save_huggingface
 from clearhead.weights import open as open_weights
-from clearhead.weights import save_huggingface
 
 _WEIGHTS = "model.safetensors"
-_HEAD = "score.weight"
+_HEAD, _BIAS = "score.weight", "score.bias"
 
 
 def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str], folder: Path, dtype: str) -> None:
@@ -84,9 +84,12 @@ class Classifier:
         labels: their names.
         problem_type: how the head's outputs are meant; None if the config does not say.
         padding: the token that pads shorter texts of a batch; the class is read from the last other token.
+        bias: of the head, [classes]; transformers has none.
 
     Attributes:
         labels: as given.
+        pad_to: if set, texts are filled with the end of text to this number of tokens, and the class is read from the
+            last of them, as in the book's chapter 6.
         output: "probabilities", which sum to one over the classes; "independent", one probability for each class; or
             "value", a number that is not a probability.
     """
@@ -99,8 +102,10 @@ class Classifier:
         *,
         problem_type: str | None = None,
         padding: int | None = None,
+        bias: Tensor | None = None,
     ) -> None:
         self.gpt, self.head, self.labels, self.padding = gpt, head, list(labels), padding
+        self.bias, self.pad_to = bias, 0
         self.output: Literal["probabilities", "independent", "value"] = "probabilities"
         # The same decision as in transformers' text-classification pipeline.
         if problem_type == "regression":
@@ -122,34 +127,55 @@ class Classifier:
         ids = self.gpt.tokenizer.encode(text)[: self.gpt.config.context_length]
         if not ids:
             raise InputError("the text to classify is empty; give some text.")
-        last = max((index for index, token in enumerate(ids) if token != self.padding), default=0)
+        if self.pad_to:
+            ids, last = self._padded(ids), self.pad_to - 1
+        else:
+            last = max((index for index, token in enumerate(ids) if token != self.padding), default=0)
         features = self.gpt.model.forward_hidden(torch.tensor([ids]))[0, last]  # [C]
         logits = self.head @ features  # [classes]
+        logits = logits if self.bias is None else logits + self.bias
         if self.output == "probabilities":
             logits = logits.softmax(dim=-1)
         elif self.output == "independent":
             logits = logits.sigmoid()
         return dict(sorted(zip(self.labels, logits.tolist(), strict=True), key=lambda pair: -pair[1]))
 
+    def _padded(self, ids: list[int]) -> list[int]:
+        """Return the first `pad_to` tokens, with the end of text behind a shorter text."""
+        most = self.gpt.config.context_length
+        if not 1 <= self.pad_to <= most:
+            raise InputError(f"texts cannot be filled to {self.pad_to:,} tokens; give a number from 1 to {most:,}.")
+        if (end := self.gpt.end_of_text) is None:
+            raise InputError("texts are filled with the end of text, and the tokenizer has none.")
+        return (ids + [end] * self.pad_to)[: self.pad_to]
 
-def load_classifier(folder: str | os.PathLike[str]) -> Classifier:
-    """Open a classifier's folder, as `save_classifier` or `transformers` writes it, in any file format.
+
+def load_classifier(source: str | os.PathLike[str], labels: Sequence[str] | None = None) -> Classifier:
+    """Open a classifier: a folder of `save_classifier` or `transformers`, or a file of the book's chapter 6.
+
+    Args:
+        source: the folder, or the file of weights.
+        labels: the classes' names in the head's order; by default those of `config.json`, or LABEL_0 and so on.
 
     Raises:
         WeightsError: if it contains no classifier, or is broken.
+        InputError: if the number of labels is wrong.
     """
-    path = Path(folder)
+    path = Path(source)
     source = open_weights(path)
     if _HEAD not in source.tensors:
         raise WeightsError(
             f'{path} is no classifier: it has no tensor {_HEAD}; train one with kind = "classes", or give the folder '
-            "of a GPT2ForSequenceClassification."
+            "of a GPT2ForSequenceClassification, or the file of a classifier of the book's chapter 6."
         )
     head = torch.from_numpy(source.read(_HEAD).astype(np.float32))  # [classes, C]
     if head.ndim != 2 or head.shape[1] != source.config.emb_dim:
         shape = list(head.shape)
         raise WeightsError(f"{_HEAD} in {source.path} has shape {shape}; expected [classes, {source.config.emb_dim}].")
-    settings = _read_settings(path)
+    bias = torch.from_numpy(source.read(_BIAS).astype(np.float32)) if _BIAS in source.tensors else None
+    if bias is not None and bias.shape != head.shape[:1]:
+        raise WeightsError(f"{_BIAS} in {source.path} has shape {list(bias.shape)}; expected [{len(head)}].")
+    settings = _read_settings(source)
     gpt = load(path, backend="torch")
     if gpt.tokenizer is None:
         raise WeightsError(f"{path} has no tokenizer; put its files (tokenizer.json) beside the weights.")
@@ -157,17 +183,27 @@ def load_classifier(folder: str | os.PathLike[str]) -> Classifier:
     return Classifier(
         gpt,
         head,
-        _labels(settings, len(head), path),
+        _labels(settings, len(head), source.folder) if labels is None else _checked(labels, len(head)),
         problem_type=settings.get("problem_type"),
         padding=padding if isinstance(padding, int) else None,
+        bias=bias,
     )
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def _checked(labels: Sequence[str], count: int) -> Sequence[str]:
+    if len(labels) != count or len(set(labels)) < count:
+        raise InputError(f"{len(labels)} labels were given ({', '.join(labels)}); give {count} different ones.")
+    return labels
+
+
+def _read_settings(source: Source) -> dict[str, Any]:
+    path = source.folder / "config.json"
+    if source.layout != "huggingface" and not path.exists():
+        return {}  # a file of weights alone
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder / 'config.json'} cannot be read ({error}); a classifier needs one.") from None
+        raise WeightsError(f"{path} cannot be read ({error}); a classifier needs one.") from None
     return values if isinstance(values, dict) else {}
 
 

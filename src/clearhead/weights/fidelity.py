@@ -52,6 +52,8 @@ def losses(plan: ConversionPlan, companions: Companions) -> tuple[str, ...]:
     if (heads := _heads(plan)) and plan.to != "huggingface":
         labels = " and its labels" if "id2label" in companions.head_settings() else ""
         found.append(f"the head {', '.join(heads)}{labels}")
+    elif any(name.endswith("score.bias") for name in heads):
+        found.append("score.bias (GPT2ForSequenceClassification has no bias)")
     if plan.to not in (*WITH_SETTINGS, *WEIGHTS_ONLY):
         found += _lost_tokens(plan, companions)
     return tuple(found)

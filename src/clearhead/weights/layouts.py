@@ -97,6 +97,7 @@ class Layout:
         return next((rule.reason for rule in self.ignored if re.fullmatch(rule.pattern, bare)), None)
 
 
+_CLASSIFIER = Ignored(r"score\.(weight|bias)", "the head of a classifier; `clearhead classify` reads it", is_head=True)
 _BIASES = frozenset(
     {"final_norm.bias"}
     | {f"blocks.{{i}}.{part}.bias" for part in ("norm_1", "attention.out", "norm_2", "feed_forward.up")}
@@ -114,7 +115,7 @@ LAYOUTS: dict[str, Layout] = {
             aliases={"lm_head.decoder.weight": "lm_head.weight"},
             keeps_qkv_bias=True,
             ignored=(
-                Ignored(r"score\.weight", "the head of a classifier; `clearhead classify` reads it", is_head=True),
+                _CLASSIFIER,
                 Ignored(
                     r"v_head\..+",
                     "a value head, for reinforcement learning",
@@ -137,7 +138,7 @@ LAYOUTS: dict[str, Layout] = {
             "book",
             "the book's GPTModel",
             keeps_head=True,
-            ignored=(Ignored(r"trf_blocks\.\d+\.att\.mask", "the causal mask, a constant"),),
+            ignored=(Ignored(r"trf_blocks\.\d+\.att\.mask", "the causal mask, a constant"), _CLASSIFIER),
         ),
         Layout(
             "nanogpt",

@@ -180,6 +180,7 @@ def _open_named(path: Path, given: _Given, layout: str | None = None) -> OpenedW
         layout = "huggingface"
     notes: tuple[str, ...] = ()
     state_dicts.refuse_changed(file, layout)
+    file, head_notes = adapters.name_book_classifier(file) if layout == "book" else (file, ())
     if layout == "huggingface" and (given is None or (folder / "config.json").is_file()):
         settled, _ = _settle(given, lambda: (huggingface.config_of(file, folder), ()))
         says_head = True
@@ -190,7 +191,7 @@ def _open_named(path: Path, given: _Given, layout: str | None = None) -> OpenedW
     if layout != "huggingface" and given is not None:
         settled, more = state_dicts.settle_qkv_bias(file, layout, settled)
         notes = (*notes, *more)
-    settled, notes = _settle_head(file, layout, settled, notes, not says_head)
+    settled, notes = _settle_head(file, layout, settled, (*head_notes, *notes), not says_head)
     if layout != "huggingface":
         return OpenedWeights(file, settled, folder, notes, layout)
     huggingface.refuse_hidden_biases(file, settled)

@@ -22,6 +22,7 @@ from clearhead.errors import WeightsError
 from clearhead.weights.formats.onnx import OnnxFile
 from clearhead.weights.formats.sharded import ShardedFile
 from clearhead.weights.formats.tensorflow import TensorFlowFile
+from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.schemes.huggingface import open_weights, read_json
 from clearhead.weights.tensors import TensorFile, TensorInfo, shape_words
 
@@ -252,3 +253,24 @@ def merge_book(file: TensorFile, folder: Path) -> TensorFile:
         # A is [in, rank] and B [rank, out], and the matrix is stored as [out, in].
         updates[f"{module}.weight"] = LowRankUpdate(first, f"{module}.lora.B", float(alpha), True)
     return AdaptedFile(file, file, updates, plain)
+
+
+# --- the book's chapter 6 -------------------------------------------------------------------------
+
+
+def name_book_classifier(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
+    """Return the tensors of a book model, and notes; a head that classifies gets the name that transformers gives it.
+
+    Chapter 6 puts a layer with one row for each class, and a bias, in place of the output head.
+    """
+    layout = LAYOUTS["book"]
+    stored = {layout.bare(name): name for name in file.tensors}
+    head, embedding = (file.tensors.get(stored.get(name, "")) for name in ("out_head.weight", "tok_emb.weight"))
+    if head is None or embedding is None or head.shape[:1] == embedding.shape[:1]:
+        return file, ()
+    parts = ("weight", "bias")
+    renamed = {f"score.{part}": stored[f"out_head.{part}"] for part in parts if f"out_head.{part}" in stored}
+    return AdaptedFile(file, file, {}, renamed), (
+        f"{stored['out_head.weight']} has {head.shape[0]} rows and the vocabulary {embedding.shape[0]:,}: it is the "
+        "head of a classifier, which `clearhead classify` uses; all else runs the model with its token embedding.",
+    )

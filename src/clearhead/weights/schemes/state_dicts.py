@@ -19,7 +19,7 @@ from clearhead.errors import ConfigError, WeightsError
 from clearhead.weights.formats.pytorch import write_pytorch
 from clearhead.weights.layouts import LAYOUTS
 from clearhead.weights.plan import ConversionPlan
-from clearhead.weights.recognize import config_from_shapes, has_qkv_bias, same_shape, stored_name
+from clearhead.weights.recognize import config_from_shapes, has_qkv_bias, same_shape
 from clearhead.weights.tensors import TensorFile, TensorInfo, encode
 
 ConfigAndNotes = tuple[GPTConfig, tuple[str, ...]]
@@ -61,12 +61,10 @@ def refuse_changed(file: TensorFile, layout: str) -> None:
     """Raise if tensors of a layout were changed into something other than a GPT-2.
 
     Raises:
-        WeightsError: for norms folded into matrices by TransformerLens, or a head that classifies.
+        WeightsError: for norms folded into matrices by TransformerLens.
     """
     if layout == "transformerlens":
         _refuse_folded(file)
-    if layout == "book":
-        _refuse_classifier(file)
 
 
 def settle_qkv_bias(file: TensorFile, layout: str, config: GPTConfig) -> ConfigAndNotes:
@@ -88,18 +86,6 @@ def _config_beside(folder: Path) -> tuple[GPTConfig | None, tuple[str, ...]]:
         return (GPTConfig.from_file(path) if path.is_file() else None), ()
     except ConfigError as error:
         return None, (f"{path} is not used: {error}",)
-
-
-def _refuse_classifier(file: TensorFile) -> None:
-    head, embedding = (stored_name(name, "book", file.tensors) for name in ("head.weight", "token_embedding.weight"))
-    if head is None or embedding is None:
-        return
-    rows, tokens = file.tensors[head].shape[0], file.tensors[embedding].shape[0]
-    if rows != tokens:
-        raise WeightsError(
-            f"{file.path}: {head} has {rows} rows and the vocabulary {tokens}; this is a model that sorts "
-            f"texts into {rows} classes, and Clearhead runs models that go on with a text."
-        )
 
 
 # --- what the table of layouts does not tell -------------------------------------------------------------
