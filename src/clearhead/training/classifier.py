@@ -150,18 +150,18 @@ class Classifier:
         return (ids + [end] * self.pad_to)[: self.pad_to]
 
 
-def load_classifier(source: str | os.PathLike[str], labels: Sequence[str] | None = None) -> Classifier:
+def load_classifier(folder: str | os.PathLike[str], labels: Sequence[str] | None = None) -> Classifier:
     """Open a classifier: a folder of `save_classifier` or `transformers`, or a file of the book's chapter 6.
 
     Args:
-        source: the folder, or the file of weights.
+        folder: the folder, or a file of weights.
         labels: the classes' names in the head's order; by default those of `config.json`, or LABEL_0 and so on.
 
     Raises:
         WeightsError: if it contains no classifier, or is broken.
         InputError: if the number of labels is wrong.
     """
-    path = Path(source)
+    path = Path(folder)
     source = open_weights(path)
     if _HEAD not in source.tensors:
         raise WeightsError(
