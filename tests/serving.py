@@ -34,7 +34,9 @@ class TestServer:
 
     def __init__(self, gpt: GPT, settings: ServerSettings) -> None:
         self._app = create_app(gpt, settings)
-        config = uvicorn.Config(self._app, port=0, log_level="warning", http="h11", timeout_graceful_shutdown=60)
+        config = uvicorn.Config(
+            self._app, port=0, log_level="warning", http="h11", timeout_graceful_shutdown=60, timeout_keep_alive=600
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
         self._thread.start()

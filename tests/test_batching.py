@@ -184,17 +184,42 @@ def test_the_least_recently_used_sequence_goes_first() -> None:
     assert not any(one is huge for one in runner.slots)
 
 
-def test_a_full_cache_drops_prefixes_and_then_says_so() -> None:
+def test_a_full_cache_drops_prefixes_and_a_text_that_does_not_fit_alone_says_so() -> None:
     runner = HashRunner()
-    runner.room = 45
+    runner.room = 35
     batch = Batch(runner, prefix_cache=PrefixCache(runner, 45))
     run(batch, [Request([1] * 30, max_new_tokens=1), Request([2] * 30, max_new_tokens=1)])
     batch.add([Continuation(Request([3] * 30, max_new_tokens=20), 0, CONFIG)])
-    batch.add([Continuation(Request([4] * 30, max_new_tokens=20), 0, CONFIG)])
-    with pytest.raises(InputError, match="full"):
-        batch.step()
-    batch.close()
-    assert not batch.busy
+    small = [Continuation(Request([4], seed=1, max_new_tokens=20), 0, CONFIG)]
+    batch.add(small)
+    errors = []
+    while batch.busy:
+        errors += [outcome.error for outcome in batch.step() if outcome.error is not None]
+    assert len(errors) == 1 and "full" in str(errors[0])
+    assert small[0].result() == generate(HashRunner(), None, [small[0].request])[0].samples[0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    prompts=st.lists(prompts, min_size=1, max_size=6),
+    n=st.integers(1, 4),
+    new=st.integers(1, 30),
+    room=st.integers(80, 200),
+    cached=st.sampled_from([0, 60]),
+)
+def test_texts_that_wait_for_memory_and_start_again_are_the_same(
+    prompts: list[list[int]], n: int, new: int, room: int, cached: int
+) -> None:
+    requests = [
+        Request(prompt, seed=index, n=n, max_new_tokens=new, logprobs=1) for index, prompt in enumerate(prompts)
+    ]
+    runner = HashRunner()
+    runner.room = room
+    cache = PrefixCache(runner, cached)
+    found = run(Batch(runner, max_live=5, prompt_tokens=7, prefix_cache=cache), requests)
+    assert found == [list(generate(HashRunner(), None, [request])[0].samples) for request in requests]
+    cache.clear()
+    assert not runner.slots
 
 
 def test_a_broken_text_ends_alone() -> None:

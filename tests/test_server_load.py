@@ -18,10 +18,12 @@ import httpx
 import numpy as np
 import pytest
 import server_grid
-from serving import PROMPTS, StepGate, TestServer, alone, wait_for
+from serving import PROMPTS, StepGate, TestServer, alone, pages_in_use, serving, wait_for
 
+import clearhead
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
+from clearhead.inference.scheduler import Limits
 from clearhead.server import ServerSettings, create_app
 
 pytest_plugins = ["server_fixtures"]
@@ -44,6 +46,16 @@ def test_results_do_not_depend_on_the_load(tiny_gpt: GPT) -> None:
                 options["logit_bias"] = {int(token): bias for token, bias in options["logit_bias"].items()}
             direct = alone(tiny_gpt, body["prompt"], max_new_tokens=body["max_tokens"], **options)
             assert [choice["text"] for choice in choices] == list(direct.texts)
+
+
+def test_results_do_not_depend_on_the_memory(tiny_gpt: GPT, tiny_folder: Path) -> None:
+    grid = server_grid.bodies(server_grid.PROMPTS[::5])
+    small = clearhead.load(tiny_folder, cache_tokens=256)
+    limits = Limits(max_live=16, cached_tokens=200)
+    with serving(tiny_gpt) as ample, serving(small, ServerSettings(limits=limits)) as scarce:
+        expected = asyncio.run(server_grid.round_of(ample.url, grid, 1, False))
+        assert asyncio.run(server_grid.round_of(scarce.url, grid, 44, False)) == expected
+    assert pages_in_use(small) == 0
 
 
 def test_stopping_answers_what_was_accepted(tiny_gpt: GPT) -> None:
@@ -142,7 +154,7 @@ def test_the_command_serves_until_it_is_told_to_stop_and_answers_what_it_accepte
     port = free_port()
     command = [
         *(sys.executable, "-m", "clearhead", "serve", "-m", str(tiny_folder), "--port", str(port)),
-        *("--api-key-file", str(keys), "--log-level", "warning", "--cache-tokens", "500"),
+        *("--api-key-file", str(keys), "--log-level", "warning", "--cache-tokens", "500", "--memory-tokens", "2000"),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

@@ -79,9 +79,13 @@ class Client:
 
     def check(self, route: str, content: bytes, kind: str = "application/json") -> int:
         """Send a body and check the answer; return its status."""
-        self._connection.request("POST", route, content, {"Content-Type": kind})
-        answer = self._connection.getresponse()
-        body = answer.read()
+        try:
+            self._connection.request("POST", route, content, {"Content-Type": kind})
+            answer = self._connection.getresponse()
+            body = answer.read()
+        except BaseException:
+            self._connection.close()  # the next body gets a new one
+            raise
         assert answer.status in (200, 400, 404, 413), (route, content, body)
         if answer.status != 200:
             error = json.loads(body)["error"]

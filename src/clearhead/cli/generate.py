@@ -72,8 +72,8 @@ class LoadOptions:
         typer.Option(help="Threads of the engine; one for each core if left out.", rich_help_panel=MODEL_PANEL),
     ] = None
 
-    def load(self) -> GPT:
-        """Load the model."""
+    def load(self, cache_tokens: int | None = None) -> GPT:
+        """Load the model; `cache_tokens` limits the engine's key/value cache."""
         return load_model(
             self.model,
             device=self.device,
@@ -81,6 +81,7 @@ class LoadOptions:
             backend=self.backend,
             threads=self.threads,
             config=self.config,
+            cache_tokens=cache_tokens,
         )
 
 

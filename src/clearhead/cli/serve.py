@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,15 @@ class CapacityOptions:
         int,
         typer.Option(help="Keep this many tokens of ended texts for prompts that begin alike.", min=0, **_CAPACITY),
     ] = 16384
+    memory_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep at most this many tokens in the engine's key/value cache, those of --cache-tokens included; "
+            "texts wait while it is full. If left out, --max-running whole contexts fit.",
+            min=1,
+            **_CAPACITY,
+        ),
+    ] = None
     max_logprobs: Annotated[
         int, typer.Option(help="The most alternatives per token that a request may ask for.", min=0, **_CAPACITY)
     ] = 5
@@ -104,7 +114,7 @@ def serve(
         ),
     )
     address = Address(network.host, network.port, network.log_level, capacity.drain_seconds)
-    run(loading.load, settings, address)
+    run(functools.partial(loading.load, capacity.memory_tokens), settings, address)
 
 
 def _name_of(model: str | None) -> str:

@@ -64,6 +64,10 @@ class Entry:
     remaining: Sequence[int] = ()
 
 
+Piece = tuple[Entry, Sequence[int]]
+"""An entry, and the next of its `remaining` ids."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of a step for one continuation: an event, or the error that ended it."""
@@ -100,6 +104,7 @@ class Batch:
         self._prefix_cache = prefix_cache
         self._waiting: deque[Entry] = deque()
         self._live: list[Entry] = []
+        self._full = False  # the Runner's memory: nothing starts until something ends
 
     @property
     def running(self) -> int:
@@ -143,8 +148,8 @@ class Batch:
     def step(self) -> list[Outcome]:
         """Run one token of each continuation, or a piece of its prompt, and return what came of it."""
         outcomes = [*self._admit()]
-        plain: list[tuple[Entry, Sequence[int]]] = []
-        scored: list[tuple[Entry, Sequence[int]]] = []
+        plain: list[Piece] = []
+        scored: list[Piece] = []
         budget = self._prompt_tokens
         for entry in self._live:
             ids = entry.remaining
@@ -154,25 +159,22 @@ class Batch:
             if ids:
                 in_prompt = entry.group.score_top is not None and not entry.continuation.ids
                 (scored if in_prompt else plain).append((entry, ids))
-        results: list[tuple[Entry, Logits]] = []
-        if plain:
-            results += zip([entry for entry, _ in plain], self._extend(plain), strict=True)
-        if scored:
-            results += zip([entry for entry, _ in scored], self._score(scored), strict=True)
-        ran = {id(entry): len(ids) for entry, ids in [*plain, *scored]}
-        for entry, logits in results:
-            entry.remaining = entry.remaining[ran[id(entry)] :]
-            if not entry.remaining:
-                outcomes += self._take(entry, logits)
+        for ran in (self._extend(plain, outcomes), self._score(scored, outcomes)):
+            for entry, ids, logits in ran:
+                entry.remaining = entry.remaining[len(ids) :]
+                if not entry.remaining:
+                    outcomes += self._take(entry, logits)
         return outcomes
 
     def _admit(self) -> Iterator[Outcome]:
         """Start waiting continuations while there is room."""
         held: list[Entry] = []
-        while self._waiting and len(self._live) < self._max_live:
+        while self._waiting and len(self._live) < self._max_live and not self._full:
             entry = self._waiting.popleft()
             group = entry.group
-            if group.prompt_logits is not None:
+            if entry.continuation.ids:
+                self._start(entry)  # again
+            elif group.prompt_logits is not None:
                 yield from self._start_from_prompt(entry)
             elif any(other.group is group for other in self._live):
                 held.append(entry)  # its prompt is running
@@ -181,16 +183,17 @@ class Batch:
         self._waiting.extendleft(reversed(held))
 
     def _start(self, entry: Entry) -> None:
-        ids = entry.continuation.feed.ids
+        ids: Sequence[int] = list(entry.continuation.window)
         beginning = None
-        if self._prefix_cache is not None and entry.group.score_top is None:
+        if self._prefix_cache is not None and (entry.group.score_top is None or entry.continuation.ids):
             live = [(other.continuation.window, other.slot) for other in self._live if other.slot is not None]
             beginning = self._prefix_cache.find(ids, live)
         if beginning is None:
             entry.slot = self._runner.open()
         else:
             entry.slot = self._runner.fork(beginning.slot, beginning.length)
-            entry.group.cached_tokens = beginning.length
+            if not entry.continuation.ids:
+                entry.group.cached_tokens = beginning.length
             ids = ids[beginning.length :]
         entry.remaining = ids
         self._live.append(entry)
@@ -238,6 +241,7 @@ class Batch:
 
     def _end(self, entry: Entry) -> None:
         self._live.remove(entry)
+        self._full = False
         slot, entry.slot = entry.slot, None
         assert slot is not None
         if self._prefix_cache is not None and slot.length:
@@ -250,28 +254,61 @@ class Batch:
         if slot is not None:
             self._runner.close(slot)
 
-    def _extend(self, work: Sequence[tuple[Entry, Sequence[int]]]) -> Logits:
-        pairs = [(entry.slot, ids) for entry, ids in work if entry.slot is not None]
-        while True:
+    def _extend(self, work: Sequence[Piece], outcomes: list[Outcome]) -> Iterator[tuple[Entry, Sequence[int], Logits]]:
+        """Run pieces of sequences together; yield those that ran, with their logits."""
+        while pairs := [(entry.slot, ids) for entry, ids in work if entry.slot is not None]:
+            work = [(entry, ids) for entry, ids in work if entry.slot is not None]
             try:
-                return self._runner.extend(pairs)
-            except InputError:  # the cache of keys and values may be full
-                if self._prefix_cache is None or not self._prefix_cache.drop_oldest():
-                    raise
+                rows = self._runner.extend(pairs)
+            except InputError as error:
+                outcomes += self._make_room(error)
+                continue
+            yield from ((entry, ids, logits) for (entry, ids), logits in zip(work, rows, strict=True))
+            return
 
-    def _score(self, work: Sequence[tuple[Entry, Sequence[int]]]) -> list[Logits]:
+    def _score(self, work: Sequence[Piece], outcomes: list[Outcome]) -> Iterator[tuple[Entry, Sequence[int], Logits]]:
         """Run pieces of prompts and score them, one request at a time: each may list another number of tokens."""
-        runner, rows = self._runner, []
         for entry, ids in work:
-            assert entry.slot is not None and entry.group.score_top is not None
-            targets = entry.remaining[1 : len(ids) + 1]
-            task = ScoreTask(entry.slot, ids, targets)
-            logits, scores = as_scoring(runner).score(
-                [task], top=entry.group.score_top, n_choices=entry.continuation.n_choices
-            )
-            entry.group.prompt_scores += scores
-            rows.append(logits[0])
-        return rows
+            top = entry.group.score_top
+            assert top is not None
+            while entry.slot is not None:
+                task = ScoreTask(entry.slot, ids, entry.remaining[1 : len(ids) + 1])
+                try:
+                    runner = as_scoring(self._runner)
+                    logits, scores = runner.score([task], top=top, n_choices=entry.continuation.n_choices)
+                except InputError as error:
+                    outcomes += self._make_room(error)
+                    continue
+                entry.group.prompt_scores += scores
+                yield entry, ids, logits[0]
+                break
+
+    def _make_room(self, error: InputError) -> Iterator[Outcome]:
+        """Free memory after the Runner refused to take more tokens, since its cache of keys and values may be full.
+
+        Ended sequences go first, then prompts that are kept for further samples. Then the newest text is stopped, and
+        runs again from its beginning when another has ended; that changes nothing in it. A text that does not fit
+        alone ends with the error.
+        """
+        if self._prefix_cache is not None and self._prefix_cache.drop_oldest():
+            return
+        kept = [entry.group for entry in self._waiting if entry.group.prompt_slot is not None]
+        if kept:
+            self._release_prompt(kept[0])
+            return
+        newest = self._live[-1]
+        if len(self._live) == 1:
+            self._end(newest)
+            yield Outcome(newest, error=error)
+            return
+        self._live.pop()
+        slot, newest.slot = newest.slot, None
+        assert slot is not None
+        self._runner.close(slot)
+        if not newest.continuation.ids:
+            newest.group.prompt_scores.clear()
+        self._waiting.appendleft(newest)
+        self._full = True
 
 
 def as_scoring(runner: Runner) -> ScoringRunner:
