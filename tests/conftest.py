@@ -46,6 +46,7 @@ SLOW_MODULES = {
     "test_tokenizer_gpt2.py",
     "test_tokenizer_settings.py",
     "test_tour.py",
+    "test_tour_live.py",
     "test_training.py",
     "test_training_distributed.py",
     "test_training_record.py",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clearhead.drawing.screen import document_head, screen_css, script_json
 from clearhead.errors import InputError
 from clearhead.lens.words import LANGUAGES, words
 from clearhead.utils import atomic
 
 _TEMPLATE = Path(__file__).with_name("walk.html")
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def page(walk: Mapping[str, Any], language: str = "en") -> str:
@@ -23,9 +24,10 @@ def page(walk: Mapping[str, Any], language: str = "en") -> str:
     """
     spoken = {"first": language, **{name: words(name) for name in LANGUAGES}}
     # Split the template first: the prompt might contain the marks.
-    start, rest = _TEMPLATE.read_text(encoding="utf-8").split("@WALK@")
+    head = document_head("clearhead walk", policy=_POLICY, style=screen_css())
+    start, rest = _TEMPLATE.read_text(encoding="utf-8").replace("@HEAD@", head).split("@WALK@")
     middle, end = rest.split("@WORDS@")
-    return "".join([start, _json(walk), middle, _json(spoken), end])
+    return "".join([start, script_json(walk), middle, script_json(spoken), end])
 
 
 def write_page(path: Path, walk: Mapping[str, Any], language: str = "en") -> None:
@@ -38,8 +40,3 @@ def write_page(path: Path, walk: Mapping[str, Any], language: str = "en") -> Non
         atomic.write_text(path, page(walk, language))
     except OSError as error:
         raise InputError(f"{path} could not be written ({error.strerror}); give the path of a file to make.") from None
-
-
-def _json(value: Any) -> str:
-    """Return JSON for a script element: no text in it can end the element or begin a comment."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -10,7 +10,10 @@ from clearhead.errors import InputError
 from clearhead.tour.site import Site, SitePage
 
 _HERE = "127.0.0.1"
-_POLICY = "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src blob:; connect-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'"
+)
 
 
 def open_server(site: Site, port: int = 0) -> ThreadingHTTPServer:

@@ -20,7 +20,10 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from clearhead.drawing.screen import document_head, screen_css
 from clearhead.tour.chapters import LANGUAGES, Chapter, find, language_folder, read, title_of
+from clearhead.tour.live import live_figure, live_model, live_script
+from clearhead.web.export import components_css
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _STYLE = Path(__file__).with_name("page.css")
@@ -83,6 +86,10 @@ class Site:
         """Return the page at a URL's path, decoded and without the query; only the tour and the package can be read."""
         if path == "/style.css":
             return SitePage(_style().encode(), "text/css; charset=utf-8")
+        if path == "/live.js":
+            return SitePage(live_script().encode(), "text/javascript; charset=utf-8")
+        if path == "/live.json":
+            return SitePage(live_model(), "application/json")
         if figure := re.fullmatch(r"/(?:\w+/)?figures/([\w.-]+\.svg)", path):
             file = self.folder / "figures" / figure[1]
             return SitePage(file.read_bytes(), "image/svg+xml") if file.is_file() else self._missing()
@@ -144,7 +151,7 @@ class Site:
         )
         marks = {
             "LANG": "zh-CN" if language == "zh" else language,
-            "TITLE": html.escape(title),
+            "HEAD": document_head(f"{title} · Clearhead", link="/style.css"),
             "TOUR": words["tour"],
             "HOME": f"{base}README.html",
             "SKIP": words["skip"],
@@ -152,6 +159,7 @@ class Site:
             "LANGUAGES": self._languages(language, here or "README"),
             "LIST": listed,
             "BODY": body,
+            "SCRIPT": '<script src="/live.js" defer></script>' if "<figure data-live=" in body else "",
         }
         template = _TEMPLATE.read_text(encoding="utf-8")
         return SitePage(re.sub(r"@([A-Z]+)@", lambda mark: marks[mark[1]], template).encode())
@@ -185,7 +193,10 @@ def markdown_html(text: str) -> str:
             rendered.append(_fence(block.content, block.info.strip(), _is_output(tokens, index)))
             start = index + 1
     rendered.append(markdown.renderer.render(tokens[start:], markdown.options, {}))
-    return re.sub(r"<table>.*?</table>", r'<div class="table">\g<0></div>', "".join(rendered), flags=re.DOTALL)
+    joined = re.sub(r"<table>.*?</table>", r'<div class="table">\g<0></div>', "".join(rendered), flags=re.DOTALL)
+    return re.sub(
+        r'<p>(<img src="([^"]*)"[^>]*>)</p>', lambda found: live_figure(found[2], found[1]) or found[0], joined
+    )
 
 
 def _is_output(tokens: Sequence[Token], index: int) -> bool:
@@ -211,7 +222,8 @@ def _highlighted(code: str, language: str) -> str:
 
 @cache
 def _style() -> str:
-    """Return the style sheet: the colours of code for light and dark screens, then the page's own rules."""
+    """Return the style sheet: the shared palette and components, the colours of code, then the tour's own rules."""
     light = HtmlFormatter(style="friendly").get_style_defs(".code")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".code")
-    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{_STYLE.read_text(encoding='utf-8')}"
+    code = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+    return f"{screen_css()}{components_css()}{code}{_STYLE.read_text(encoding='utf-8')}"

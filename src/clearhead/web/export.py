@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from clearhead.drawing.screen import document_head, screen_css, script_json
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ PAGE_MODULES = (
     "app.js",
 )
 
+LIVE_MODULES = (
+    "sampling.js",
+    "words.js",
+    "backend.js",
+    "dom.js",
+    "pictures.js",
+    "distribution.js",
+    "inside.js",
+    "live.js",
+)
+
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
 
@@ -60,12 +72,29 @@ def page_html(name: str, config: GPTConfig, tensors: Arrays, tokenizer: Tokenize
     Raises:
         InputError: if the model is too large for one file, or its tokenizer is not byte-level BPE.
     """
+    about, weights = packed_model(name, config, tensors, tokenizer)
+    return fill_page({**about, "language": language}, weights)
+
+
+def live_json(name: str, config: GPTConfig, tensors: Arrays, tokenizer: Tokenizer | None) -> str:
+    """Return what `live.js` fetches: a model and the worker's script. The arguments are those of `page_html`."""
+    about, weights = packed_model(name, config, tensors, tokenizer)
+    return json.dumps({"about": about, "weights": weights, "worker": bundle(WORKER_MODULES)})
+
+
+def packed_model(
+    name: str, config: GPTConfig, tensors: Arrays, tokenizer: Tokenizer | None
+) -> tuple[dict[str, Any], str]:
+    """Return what the worker opens: a description of the model, and its weights in base64.
+
+    Raises:
+        InputError: if the model is too large for one file, or its tokenizer is not byte-level BPE.
+    """
     about = {
         "name": name,
         "parameters": sum(array.size for tensor, array in tensors.items() if not _is_tied(tensor, config)),
         "config": asdict(config),
         "tokenizer": tokenizer_definition(tokenizer),
-        "language": language,
         "kernels": base64.b64encode((_HERE / "js" / "kernels.wasm").read_bytes()).decode("ascii"),
     }
     size = sum(_stored_size(array.shape) for tensor, array in tensors.items() if not _is_tied(tensor, config))
@@ -75,7 +104,7 @@ def page_html(name: str, config: GPTConfig, tensors: Arrays, tokenizer: Tokenize
             f"{LARGEST_FILE / 1e6:,.0f} MB; choose a smaller model."
         )
     table, data = pack({name: array for name, array in tensors.items() if not _is_tied(name, config)})
-    return fill_page({**about, "tensors": table}, base64.b64encode(data).decode("ascii"))
+    return {**about, "tensors": table}, base64.b64encode(data).decode("ascii")
 
 
 def fill_page(about: Mapping[str, Any], weights: str, connect: str = "'none'") -> str:
@@ -86,15 +115,14 @@ def fill_page(about: Mapping[str, Any], weights: str, connect: str = "'none'") -
         weights: base64 of the tensors.
         connect: what the page may request, as a source of a Content-Security-Policy.
     """
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    style = screen_css() + components_css() + (_HERE / "page.css").read_text(encoding="utf-8")
     script = bundle(PAGE_MODULES)
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}' 'wasm-unsafe-eval'; style-src '{_digest(style)}'; "
+        f"img-src data: blob:; worker-src blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )
     marks = {
-        "POLICY": (
-            f"default-src 'none'; script-src '{_digest(script)}' 'wasm-unsafe-eval'; "
-            f"style-src '{_digest(style)}'; img-src data: blob:; "
-            f"worker-src blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
-        ),
-        "STYLE": style,
+        "HEAD": document_head("Clearhead", policy=policy, style=style),
         "WORKER": bundle(WORKER_MODULES),
         "ABOUT": script_json(about),
         "WEIGHTS": weights,
@@ -102,6 +130,11 @@ def fill_page(about: Mapping[str, Any], weights: str, connect: str = "'none'") -
     }
     template = (_HERE / "page.html").read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda mark: marks[mark[1]], template)
+
+
+def components_css() -> str:
+    """Return the style sheet of the components that the page and the tour's chapters share."""
+    return (_HERE / "components.css").read_text(encoding="utf-8")
 
 
 def bundle(modules: tuple[str, ...]) -> str:
@@ -175,11 +208,6 @@ def quantize(matrix: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = np.where(scales[..., None] > 0, np.rint(padded / scales[..., None]), 0)
     return np.clip(whole, -127, 127).astype(np.int8).reshape(rows, -1), scales
-
-
-def script_json(value: Any) -> str:
-    """Return JSON for a script element: no text in it can end the element or begin a comment."""
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _is_tied(tensor: str, config: GPTConfig) -> bool:

@@ -160,7 +160,7 @@ function build() {
         el("h3", { "data-word": "settings" }), ...["temperature", "topK", "topP", "minP"].map(name => distribution.slider(name)), distribution.seed(),
         el("details", { id: "penalties" }, el("summary", { "data-word": "penalties" }), ...["repetition", "presence", "frequency"].map(name => distribution.slider(name))),
         el("button", { id: "reset", type: "button", "data-word": "reset", onclick: () => distribution.reset() })),
-      el("section", { class: "card branching", "aria-labelledby": "branches-title" }, el("h2", { id: "branches-title", "data-word": "branches" }), el("p", { class: "soft", "data-word": "branchesHint" }), el("div", { id: "branch-map" }), el("ul", { id: "branches" })),
+      el("section", { class: "card branching", "aria-labelledby": "branches-title" }, el("h2", { id: "branches-title", "data-word": "branches" }), el("p", { class: "soft", "data-word": "branchesHint" }), el("div", { id: "branch-map", class: "scroll" }), el("ul", { id: "branches" })),
       page.inside.build()),
     el("footer", {}, el("p", { class: "soft", "data-word": "made" })));
   theme(page.theme);
@@ -353,7 +353,7 @@ function tokenElement(index, text, share, prompt) {
   return vars(el("span", {
     class: `token${index < prompt ? " given" : ""}`, role: "button", tabIndex: chosen || (page.selected === null && index === page.path().ids.length - 1) ? 0 : -1,
     "aria-pressed": String(chosen), "aria-label": name, title: name, "data-index": index, onclick: () => select(index),
-  }, text), { surprise: surprise.toFixed(3), line: `${(1 + 3 * surprise).toFixed(1)}px` });
+  }, text), { surprise: surprise.toFixed(3), edge: `${(1 + 3 * surprise).toFixed(1)}px` });
 }
 
 function select(index) {

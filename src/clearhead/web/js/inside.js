@@ -9,10 +9,11 @@ const TABS = ["attention", "lens", "residual", "journey"];
 const LENS_TOP = 5;
 
 export class Inside {
-  // page: { backend, config, path(), selected, ablation, changed(), during(action) }
-  constructor(page) {
+  // tabs: which pictures there are; with one, there is neither a heading nor a row of tabs. page: { backend, config, path(), selected, ablation, changed(), during(action) }
+  constructor(page, tabs = TABS) {
     this.page = page;
-    this.tab = "attention";
+    this.tabs = tabs;
+    this.tab = tabs[0];
     this.block = Math.floor(page.config.n_layers / 3); // early blocks look everywhere, middle ones at something
     this.head = Math.min(1, page.config.n_heads - 1);
     this.token = 0; // among those inspected
@@ -21,7 +22,8 @@ export class Inside {
   }
 
   build() {
-    const tabs = TABS.map(name =>
+    if (this.tabs.length === 1) return el("div", { id: "panel", role: "group", "aria-label": say(this.tab) });
+    const tabs = this.tabs.map(name =>
       el("button", { id: `tab-${name}`, type: "button", role: "tab", "aria-controls": "panel", onclick: () => this.open(name), onkeydown: event => this.turn(event) }));
     return el("section", { id: "inside", class: "card", "aria-labelledby": "inside-title" },
       el("h2", { id: "inside-title" }), el("p", { id: "inside-hint", class: "soft" }),
@@ -33,7 +35,7 @@ export class Inside {
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!move) return;
     event.preventDefault();
-    this.open(TABS[(TABS.indexOf(this.tab) + move + TABS.length) % TABS.length]);
+    this.open(this.tabs.at((this.tabs.indexOf(this.tab) + move) % this.tabs.length));
     $(`tab-${this.tab}`).focus();
   }
 
@@ -70,21 +72,25 @@ export class Inside {
 
   // focus: the id of the control that caused it, which is drawn anew.
   draw(focus = null) {
-    $("inside-title").textContent = say("inside");
-    $("inside-hint").textContent = this.found ? say("insideHint", { count: this.found.count }) : say("nothing");
-    for (const name of TABS) {
-      const tab = $(`tab-${name}`);
-      tab.textContent = say(name);
-      tab.setAttribute("aria-selected", String(name === this.tab));
-      tab.tabIndex = name === this.tab ? 0 : -1;
-    }
     const panel = $("panel");
-    panel.setAttribute("aria-labelledby", `tab-${this.tab}`);
+    if (this.tabs.length > 1) this.drawTabs(panel);
     if (!this.found) return panel.replaceChildren();
     this.page.during(async () => {
       await this[this.tab](panel);
       if (focus) $(focus)?.focus();
     });
+  }
+
+  drawTabs(panel) {
+    $("inside-title").textContent = say("inside");
+    $("inside-hint").textContent = this.found ? say("insideHint", { count: this.found.count }) : say("nothing");
+    for (const name of this.tabs) {
+      const tab = $(`tab-${name}`);
+      tab.textContent = say(name);
+      tab.setAttribute("aria-selected", String(name === this.tab));
+      tab.tabIndex = name === this.tab ? 0 : -1;
+    }
+    panel.setAttribute("aria-labelledby", `tab-${this.tab}`);
   }
 
   get name() {

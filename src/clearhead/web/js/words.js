@@ -45,6 +45,7 @@ const WORDS = {
   pick: ["Go on with “{token}”, {share}", "用“{token}”继续，{share}"],
   rest: ["{count} other tokens", "其余 {count} 个词元"],
   marks: ["Bars: with the settings below. Lines: the model itself, at temperature 1.", "条形：按下方设置的概率。竖线：模型自身的概率（温度为 1）。"],
+  marksLive: ["Bars: with these settings. Lines: the model itself, at temperature 1.", "条形：按这些设置的概率。竖线：模型自身的概率（温度为 1）。"],
   nothing: ["Write a prompt first.", "请先输入提示词。"],
   settings: ["Settings", "设置"],
   temperature: ["Temperature", "温度"], topK: ["Top-k", "Top-k"], topP: ["Top-p", "Top-p"], minP: ["Min-p", "Min-p"],
