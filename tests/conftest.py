@@ -32,6 +32,7 @@ SLOW_MODULES = {
     "test_output_format.py",
     "test_config_argument.py",
     "test_python_manners.py",
+    "test_notebooks.py",
     "test_page.py",
     "test_page_model.py",
     "test_page_server.py",

@@ -1,9 +1,4 @@
-"""`GPT`: a model with its tokenizer, the one object that a user holds.
-
-gpt = clearhead.load()                      # the bundled model; or a folder, or a name on the hub
-print(gpt.generate("Once upon a time"))
-print(gpt.score("The cat sat on the mat.").bits_per_byte)
-"""
+"""`GPT`: a model with its tokenizer, the one object that a user holds."""
 
 from __future__ import annotations
 
@@ -48,6 +43,7 @@ if TYPE_CHECKING:
     from clearhead.lens import ActivationCache, Trace
     from clearhead.lens.cache import CacheOptions
     from clearhead.lens.editing import Change
+    from clearhead.lens.walk_result import Walk, WalkOptions
     from clearhead.lens.watching import WatchOptions
     from clearhead.model import GPTModel
     from clearhead.tokenizer import Tokenizer
@@ -366,6 +362,13 @@ class GPT:
         if self.tokenizer is not None:
             options.setdefault("tokens", lens.pieces(self.tokenizer, ids))
         return (lens.watch_tensors if as_torch else lens.watch)(self.model, ids, names, **options)
+
+    def walk(self, text: Prompt, **options: Unpack[WalkOptions]) -> Walk:
+        """Follow a text from its ids to the next token; the options are `temperature`, `top_k` and `seed`."""
+        need_torch("following a text through the model")
+        from clearhead.lens.walk_result import walk_of
+
+        return walk_of(self.model, text, self._ids(text), self.tokenizer, options)
 
     @overload
     def run_with_cache(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError, WeightsError
+from clearhead.utils.html import html_table
 
 BITS: dict[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
 """Bits of one parameter in each number format, without the scales of int8 and int4."""
@@ -50,7 +51,7 @@ class ModelPart:
         return self.count * self.times
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False, slots=True)
 class ParameterTree:
     """All parameters of a GPT-2 of one shape, as a tree.
 
@@ -61,6 +62,13 @@ class ParameterTree:
 
     config: GPTConfig
     root: ModelPart
+
+    def __repr__(self) -> str:
+        return f"ParameterTree({self.total:,} parameters in {self.tensor_count:,} tensors)"
+
+    def _repr_html_(self) -> str:
+        rows = ((" " * 2 * depth + part.name, part.numbers, part.count) for depth, part in self.rows())
+        return html_table(["part", "in numbers", "parameters"], rows, repr(self))
 
     @property
     def total(self) -> int:

@@ -74,6 +74,7 @@ class Continuation:
         self._filter = StopFilter(request.stop_strings)
         self._shown: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._token_bytes = None if tokenizer is None else tokenizer.token_bytes
         self._notices: list[str] = []
         self._n_reported = 0
         self.window = list(request.prompt_ids[-config.context_length :])
@@ -106,6 +107,8 @@ class Continuation:
         logprob = None
         if self.request.logprobs is not None:
             logprob = token_logprob(logits, token, self.request.logprobs, self.n_choices)
+            if self._token_bytes is not None:
+                logprob = logprob.with_texts(self._token_bytes)
             self._logprobs.append(logprob)
         text = "" if self._decoder is None else self._filter.push(self._decoder.push(token))
         if self._filter.matched is not None:

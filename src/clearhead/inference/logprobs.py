@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,20 @@ class TokenLogprob:
         logprob: its log-probability in nats, in the model's own distribution: before penalties, bias, temperature
             and filters.
         top: the most likely tokens at this position with their log-probabilities, the best first.
+        text: the token's text, with � for bytes that are not whole characters; None without a tokenizer.
+        top_texts: the same for each of `top`.
     """
 
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    text: str | None = None
+    top_texts: tuple[str, ...] = ()
+
+    def with_texts(self, token_bytes: Callable[[int], bytes]) -> TokenLogprob:
+        """Return a copy with the tokens' texts, from a tokenizer's function that gives the bytes of a token."""
+        text, *others = (token_bytes(id).decode("utf-8", "replace") for id in (self.id, *(id for id, _ in self.top)))
+        return replace(self, text=text, top_texts=tuple(others))
 
 
 def token_logprob(logits: Floats, token: int, n_top: int = 0, n_choices: int | None = None) -> TokenLogprob:

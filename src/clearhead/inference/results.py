@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from clearhead.inference.generation import stream
 from clearhead.inference.options import Prompt
 from clearhead.inference.requests import Request, Sample
 from clearhead.inference.runner import Runner
+from clearhead.utils.html import html_table
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Generation:
     """The result for one prompt; `str` of it is the text of the first sample.
 
@@ -32,6 +34,33 @@ class Generation:
     def __str__(self) -> str:
         sample = self.samples[0]
         return " ".join(map(str, sample.ids)) if sample.text is None else sample.text
+
+    def __repr__(self) -> str:
+        text = str(self)
+        more = f", n={len(self.samples)}" if len(self.samples) > 1 else ""
+        return f"Generation({text if len(text) <= 60 else text[:59] + '…'!r}, {len(self.ids):,} tokens{more})"
+
+    def _repr_html_(self) -> str:
+        prompt = escape(self.prompt) if isinstance(self.prompt, str) else escape(" ".join(map(str, self.prompt_ids)))
+        return "".join(self._sample_html(prompt, sample) for sample in self.samples)
+
+    def _sample_html(self, prompt: str, sample: Sample) -> str:
+        text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
+        shown = f"<p style='white-space:pre-wrap'><span style='opacity:.55'>{prompt}</span>{escape(text)}</p>"
+        if sample.logprobs is None:
+            return shown
+        rows = (
+            (
+                one.id,
+                repr(one.text),
+                one.logprob,
+                ", ".join(
+                    f"{text!r} {logprob:.2f}" for text, (_, logprob) in zip(one.top_texts, one.top, strict=False)
+                ),
+            )
+            for one in sample.logprobs
+        )
+        return shown + html_table(["id", "token", "log-probability", "most likely"], rows)
 
     @property
     def text(self) -> str | None:

@@ -22,6 +22,7 @@ from clearhead.inference.declaration import is_whole
 from clearhead.inference.logprobs import join_scores
 from clearhead.inference.runner import ScoringRunner, TokenScores
 from clearhead.inference.shared_prefixes import ScoreDetails, ScoredSequence, score_sharing
+from clearhead.utils.html import html_table
 
 if TYPE_CHECKING:
     from clearhead.config import GPTConfig
@@ -261,7 +262,7 @@ class ScoredToken:
         return None if self.logprob is None else -self.logprob / math.log(2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """How likely a text is.
 
@@ -274,6 +275,21 @@ class Score:
     tokens: tuple[ScoredToken, ...]
     bos: int | None = None
     text_bytes: int | None = None
+
+    def __repr__(self) -> str:
+        rate = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.3f} bits per byte"
+        return f"Score({len(self.tokens):,} tokens, {self.surprisal:.2f} bits{rate})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (
+                token.id,
+                repr(token.text),
+                *("" if number is None else number for number in (token.surprisal, token.rank)),
+            )
+            for token in self.tokens
+        )
+        return html_table(["id", "token", "surprisal, bits", "rank"], rows, repr(self))
 
     @cached_property
     def n_scored(self) -> int:

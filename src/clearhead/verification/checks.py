@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from clearhead.utils.html import html_table
 from clearhead.weights.hub.official import Identity
 from clearhead.weights.source import Source
 
@@ -31,7 +32,7 @@ class Check:
     details: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """The results of all checks of one model.
 
@@ -44,6 +45,14 @@ class Verification:
     model: str
     checks: tuple[Check, ...]
     source: Source | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Verification({self.model!r}: " + ", ".join(f"{one.name} {one.verdict}" for one in self.checks) + ")"
+
+    def _repr_html_(self) -> str:
+        verdict = "nothing failed" if self.ok else "failed"
+        rows = ((one.verdict, one.name, one.text) for one in self.checks)
+        return html_table(["", "check", "result"], rows, f"{self.model}: {verdict}")
 
     @property
     def ok(self) -> bool:

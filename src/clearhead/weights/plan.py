@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
+from clearhead.utils.html import html_table
 from clearhead.weights.layouts import axis_sizes
 from clearhead.weights.steps import TargetStep, TensorReader
 from clearhead.weights.tensors import TensorInfo
@@ -49,7 +50,7 @@ class PlanRow:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConversionPlan:
     """How every tensor of one layout is made from another layout's tensors.
 
@@ -71,6 +72,16 @@ class ConversionPlan:
     ignored: Mapping[str, str]
     sources: Mapping[str, TensorInfo]
     _read: TensorReader = field(repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return f"ConversionPlan({self.origin} → {self.to}: {len(self.sources):,} tensors become {len(self.steps):,})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (", ".join(row.sources), " ".join(row.operations), row.target, " × ".join(map(str, row.shape)), row.reason)
+            for row in self.rows()
+        )
+        return html_table(["stored", "by", "becomes", "shape", "why"], rows, repr(self))
 
     @cached_property
     def _by_target(self) -> dict[str, TargetStep]:
