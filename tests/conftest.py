@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clearhead.data.corpus import Corpus
 
 SLOW_MODULES = {
+    "test_babylm.py",
     "test_book_chapters.py",
     "test_bulk.py",
     "test_chat_template.py",
@@ -36,6 +37,7 @@ SLOW_MODULES = {
     "test_page.py",
     "test_page_model.py",
     "test_page_server.py",
+    "test_score_page.py",
     "test_scoring.py",
     "test_server.py",
     "test_server_clients.py",

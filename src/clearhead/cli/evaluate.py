@@ -32,6 +32,8 @@ Examples:
 
 [bold]clearhead evaluate blimp.zip --task blimp --markdown[/]
 
+[bold]clearhead evaluate blimp.zip --task blimp --revisions runs/babylm --curves blimp.svg[/]
+
 [bold]clearhead evaluate hub --task wikitext2 --model gpt2[/]                       the task's data set on the hub
 """
 
@@ -65,6 +67,13 @@ class TaskChoice:
     dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory, for tasks.", **choices(Dtype))] = (
         "float32"
     )
+    revisions: Annotated[
+        Path | None,
+        typer.Option(help="Run the task at every milestone in words of this training run.", metavar="RUN"),
+    ] = None
+    curves: Annotated[
+        Path | None, typer.Option(help="With --revisions: draw the metrics over the words, as .svg or .png.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +107,52 @@ def evaluate(
 
     With --task, a benchmark runs on its own files: the results follow lm-evaluation-harness and have standard errors.
     """
+    if choice.curves is not None and choice.revisions is None:
+        raise typer.BadParameter("--curves draws the results of --revisions RUN; give both.")
+    if choice.task is not None and choice.revisions is not None:
+        if model is not None or show.published:
+            raise typer.BadParameter("--revisions RUN names the models; leave --model and --published out.")
+        with ExitStack() as stack:
+            _run_revisions([_task_file(file, choice.task, stack) for file in files], device, choice, show)
+        return
     loader = partial(load_model, model, device=device, config=config)
     if choice.task is not None:
         with ExitStack() as stack:
             _run_tasks([_task_file(file, choice.task, stack) for file in files], loader, choice, show)
         return
     if show.markdown or show.published or choice != TaskChoice():
-        raise typer.BadParameter("--limit, --stride, --bos, --dtype, --markdown and --published need --task.")
+        raise typer.BadParameter(
+            "--limit, --stride, --bos, --dtype, --revisions, --markdown and --published need --task."
+        )
     _held_out([Path(file) for file in files], loader, show.as_json)
+
+
+def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show: ResultChoice) -> None:
+    """Run a task on each file at every milestone in words of a run; print a row for each, and draw the curves."""
+    from clearhead.evaluation.learning_curves import RevisionResult, learning_curves_svg
+    from clearhead.evaluation.task_scoring import TaskOptions
+    from clearhead.evaluation.tasks import run_task
+    from clearhead.training.revisions import list_revisions
+
+    assert choice.revisions is not None and choice.task is not None
+    options = TaskOptions(limit=choice.limit, stride=choice.stride, bos=choice.bos)
+    found = []
+    for revision in list_revisions(choice.revisions):
+        gpt = load_model(str(revision.checkpoint), device=device, dtype=choice.dtype)
+        for file, result in zip(files, run_task(gpt, choice.task, files, options), strict=True):
+            found.append(RevisionResult(revision.name, revision.words or 0.0, file.name, result))
+            if show.as_json:
+                write_json(
+                    {"revision": revision.name, **_as_json(file, str(revision.checkpoint), choice.dtype, result, [])}
+                )
+            else:
+                numbers = "  ".join(f"{metric.name} {metric.value:.4f}" for metric in result.metrics)
+                print(f"{revision.name:<10}  {file.name}  {numbers}", flush=True)
+    if choice.curves is not None:
+        from clearhead.drawing.png import save_picture
+
+        save_picture(learning_curves_svg(found), choice.curves)
+        notice(f"the curves are in {choice.curves}.")
 
 
 def _task_file(file: str, task: str, stack: ExitStack) -> Path:

@@ -18,23 +18,32 @@ Examples:
 [bold]clearhead runs runs/a runs/b --curves both.svg[/]      their curves in one chart
 
 [bold]clearhead runs export runs/a models/a --step 500[/]    the model of a checkpoint, in a folder of its own
+
+[bold]clearhead runs revisions runs/a hub --name me/a[/]     its milestones in words, as revisions of one model
 """
 
 Folders = Annotated[
     list[Path] | None,
     typer.Argument(
         help="Folders of runs, or folders that contain some. runs/ if left out. Or: export RUN DIR, to copy the "
-        "model of a checkpoint into a folder."
+        "model of a checkpoint into a folder; or revisions RUN DIR, for its milestones in words as revisions."
     ),
 ]
 Curves = Annotated[
     Path | None, typer.Option(help="Draw the curves of these runs into one chart: a file ending in .svg or .png.")
 ]
 Step = Annotated[int | None, typer.Option(help="With export: the checkpoint of this step. The newest if left out.")]
+Name = Annotated[str, typer.Option(help="With revisions: the model's name, such as me/babylm.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for each run.")]
 
 
-def runs(folders: Folders = None, curves: Curves = None, step: Step = None, as_json: Json = False) -> None:
+def runs(
+    folders: Folders = None,
+    curves: Curves = None,
+    step: Step = None,
+    name: Name = "local/model",
+    as_json: Json = False,
+) -> None:
     """List training runs, and compare them.
 
     For each run: its state, its last training loss, its newest score on held-out texts (bits per byte; for a
@@ -47,6 +56,9 @@ def runs(folders: Folders = None, curves: Curves = None, step: Step = None, as_j
 
     if folders and str(folders[0]) == "export":
         _export(folders[1:], step)
+        return
+    if folders and str(folders[0]) == "revisions":
+        _revisions(folders[1:], name)
         return
     found = list_runs(folders or [Path("runs")])
     if as_json:
@@ -68,6 +80,15 @@ def _export(folders: list[Path], step: int | None) -> None:
         raise typer.BadParameter(f"export needs a run and a folder for its model; {len(folders)} folders were given.")
     checkpoint = export_checkpoint(folders[0], folders[1], step)
     say(f"The model of {checkpoint} is in {folders[1]}.")
+
+
+def _revisions(folders: list[Path], name: str) -> None:
+    from clearhead.training.revisions import write_revisions
+
+    if len(folders) != 2:
+        raise typer.BadParameter(f"revisions needs a run and a folder; {len(folders)} folders were given.")
+    names = ", ".join(revision.name for revision in write_revisions(folders[0], folders[1], name))
+    say(f"{folders[1]} has the revisions {names} of {name}.")
 
 
 def _names(folders: list[Path]) -> dict[Path, str]:

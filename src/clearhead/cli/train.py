@@ -35,8 +35,8 @@ RecipeFile = Annotated[
     Path | None,
     typer.Argument(
         help="A recipe: a TOML file with the model, the texts and the training, or the name of one that comes along "
-        "(storyteller, instructions, classes, shakespeare_char); or, without --data, a text file, with defaults that "
-        "suit its size. With --resume, OUT's own."
+        "(storyteller, babylm, instructions, classes, shakespeare_char); or, without --data, a text file, with "
+        "defaults that suit its size. With --resume, OUT's own."
     ),
 ]
 Data = Annotated[

@@ -19,6 +19,7 @@ from clearhead.data.records import open_records
 from clearhead.data.sources.base import Cursor
 from clearhead.data.sources.text_file import TextFile
 from clearhead.data.templates import PromptTemplate
+from clearhead.data.word_count import count_words
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import evenly_spaced
 from clearhead.inference.generation import generate
@@ -133,6 +134,10 @@ class MoreText:
         """Return the tokens of a batch."""
         return self.batches.tokens_per_step
 
+    def words_per_step(self) -> float | None:
+        """Return the words of the text that a batch has on average."""
+        return count_words(self.ids, self.tokenizer) * self.batches.tokens_per_step / self.batches.tokens
+
     def describe(self, steps: int) -> str:
         """Return how often the text is seen."""
         return f"{len(self.ids):,} tokens, epochs: {self.batches.epochs(steps)[0]:.1f}"
@@ -184,6 +189,10 @@ class Instructions:
 
     def tokens_per_step(self) -> int | None:
         """Return None: examples have different lengths."""
+        return None
+
+    def words_per_step(self) -> float | None:
+        """Return None: words are counted in texts only."""
         return None
 
     def describe(self, steps: int) -> str:
@@ -260,6 +269,10 @@ class Classes:
 
     def tokens_per_step(self) -> int | None:
         """Return None: examples have different lengths."""
+        return None
+
+    def words_per_step(self) -> float | None:
+        """Return None: words are counted in texts only."""
         return None
 
     def describe(self, steps: int) -> str:

@@ -1,4 +1,4 @@
-"""How long a run is, and its milestones: in steps, epochs or tokens."""
+"""How long a run is, and its milestones: in steps, epochs, tokens or words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from clearhead.errors import TrainingError
 from clearhead.training.recipe import Recipe
@@ -29,7 +30,7 @@ class Milestone:
 
 
 def resolve_steps(recipe: Recipe, task: Task) -> Recipe:
-    """Return the recipe with its number of steps, which it may give as epochs or tokens.
+    """Return the recipe with its number of steps, which it may give as epochs, tokens or words.
 
     Raises:
         TrainingError: if the settings of `[training]` do not fit that number.
@@ -37,36 +38,56 @@ def resolve_steps(recipe: Recipe, task: Task) -> Recipe:
     t = recipe.training
     if t.steps:
         return recipe
-    steps = _steps(t.epochs, "epochs", task) if t.epochs else _steps(t.tokens, "tokens", task)
+    unit = next(unit for unit in ("epochs", "tokens", "words") if getattr(t, unit))
+    steps = StepCounter(task).steps(getattr(t, unit), unit)
     training = replace(t, steps=steps)
     check_training(training, resolved=True)
     return replace(recipe, training=training)
 
 
 def find_milestones(names: Sequence[str], task: Task) -> list[Milestone]:
-    """Parse milestones such as `1000 steps`, `2 epochs` or `10M tokens`.
+    """Parse milestones such as `1000 steps`, `2 epochs`, `10M tokens` or `1M words`.
 
     Raises:
         TrainingError: if one has another form, or the run cannot count its unit.
     """
-    found = []
+    found, counter = [], StepCounter(task)
     for name in names:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*(steps|epochs|tokens)\s*", name)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*(steps|epochs|tokens|words)\s*", name)
         if match is None or float(match[1]) == 0:
             raise TrainingError(
-                f"the milestone {name!r} is not of the form 1000 steps, 2 epochs or 10M tokens; correct it."
+                f"the milestone {name!r} is not of the form 1000 steps, 2 epochs, 10M tokens or 1M words; correct it."
             )
         amount = float(match[1]) * _UNITS[match[2]]
-        found.append(Milestone(name.strip(), _steps(amount, match[3], task)))
+        found.append(Milestone(name.strip(), counter.steps(amount, match[3])))
     return found
 
 
-def _steps(amount: float, unit: str, task: Task) -> int:
-    if unit == "steps":
-        return math.ceil(amount)
-    if unit == "epochs":
-        return max(1, math.ceil(amount * task.steps_per_epoch()))
-    tokens = task.tokens_per_step()
-    if tokens is None:
-        raise TrainingError("tokens are counted in runs on texts; give the length of this run in steps or epochs.")
-    return max(1, math.ceil(amount / tokens))
+class StepCounter:
+    """Turn epochs, tokens and words into steps of a run.
+
+    Args:
+        task: the data of the run; its words are counted once, if they are asked for.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def steps(self, amount: float, unit: str) -> int:
+        """Return the first step at whose end so much has been seen.
+
+        Raises:
+            TrainingError: if the run cannot count the unit.
+        """
+        if unit == "steps":
+            return math.ceil(amount)
+        if unit == "epochs":
+            return max(1, math.ceil(amount * self._task.steps_per_epoch()))
+        per_step = self._task.tokens_per_step() if unit == "tokens" else self._words_per_step
+        if not per_step:
+            raise TrainingError(f"{unit} are counted in runs on texts; give the length of this run in steps or epochs.")
+        return max(1, math.ceil(amount / per_step))
+
+    @cached_property
+    def _words_per_step(self) -> float | None:
+        return self._task.words_per_step()

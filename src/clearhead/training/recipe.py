@@ -81,7 +81,8 @@ class TrainingRecipe:
     Attributes:
         steps: optimizer steps; or, in place of it,
         epochs: how often the training data are seen; or
-        tokens: how many tokens are seen.
+        tokens: how many tokens are seen; or
+        words: how many words are seen, as white space separates them.
         batch_size: windows of context_length tokens in one step.
         micro_batch_size: windows computed at once; gradients are accumulated over batch_size / micro_batch_size of
             them. 0: the whole batch at once.
@@ -115,14 +116,15 @@ class TrainingRecipe:
             given have the defaults of `GPT.generate`, and the seed 1.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: the number of checkpoints to keep; older ones are deleted.
-        milestones: points of the run such as `1000 steps`, `2 epochs` or `10M tokens`, at which a checkpoint is
-            written that is never deleted.
+        milestones: points of the run such as `1000 steps`, `2 epochs`, `10M tokens` or `1M words`, at which a
+            checkpoint is written that is never deleted.
     """
 
     batch_size: int
     steps: int = 0
     epochs: float = 0.0
     tokens: float = 0.0
+    words: float = 0.0
     micro_batch_size: int = 0
     seed: int = 1
     optimizer: OptimizerName = "adamw"
@@ -157,7 +159,7 @@ RESUMABLE_KEYS = frozenset(
     (
         *("steps", "decay_steps", "final_share", "schedule", "warmup_steps"),  # the rates themselves are compared
         *("parallel", "log_every", "evaluate_every", "evaluate_windows", "samples", "sample_tokens", "sampling"),
-        *("checkpoint_every", "keep_checkpoints", "milestones", "epochs", "tokens"),
+        *("checkpoint_every", "keep_checkpoints", "milestones", "epochs", "tokens", "words"),
         *(
             "start",
             "train",

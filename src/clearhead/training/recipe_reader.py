@@ -54,7 +54,7 @@ RANGES: Mapping[str, NumberRange] = {
     ),
     **dict.fromkeys(("log_every", "evaluate_every", "evaluate_windows", "checkpoint_every"), NumberRange(1)),
     **dict.fromkeys(("steps", "micro_batch_size", "warmup_steps", "decay_steps", "head_chunk", "seed"), NumberRange(0)),
-    **dict.fromkeys(("context_length", "lora_rank", "weight_decay", "epochs", "tokens"), NumberRange(0)),
+    **dict.fromkeys(("context_length", "lora_rank", "weight_decay", "epochs", "tokens", "words"), NumberRange(0)),
     **dict.fromkeys(("learning_rate", "muon_learning_rate", "clip_norm"), NumberRange(0, open_low=True)),
     **dict.fromkeys(("lora_alpha", "weight"), NumberRange(0, open_low=True)),
     **dict.fromkeys(("beta_1", "beta_2", "lora_dropout", "valid_share", "test_share"), NumberRange(0, 1)),
@@ -248,9 +248,9 @@ def check_training(t: TrainingRecipe, *, resolved: bool = False) -> None:
     Raises:
         TrainingError: if they do not.
     """
-    lengths = [key for key in ("steps", "epochs", "tokens") if getattr(t, key)]
+    lengths = [key for key in ("steps", "epochs", "tokens", "words") if getattr(t, key)]
     if not lengths:
-        raise TrainingError("[training] lacks steps; it gives the length of the run as steps, epochs or tokens.")
+        raise TrainingError("[training] lacks steps; it gives the length of the run as steps, epochs, tokens or words.")
     if len(lengths) > 1 and not resolved:
         raise TrainingError(f"[training] has both {' and '.join(lengths)}; give the length of the run once.")
     if t.schedule == "cosine" and t.decay_steps:

@@ -10,6 +10,7 @@ from torch import Tensor
 from clearhead.data.batches import Batch, WindowBatches
 from clearhead.data.corpus import Corpus
 from clearhead.data.documents import TokenIds
+from clearhead.data.word_count import count_words
 from clearhead.errors import TrainingError
 from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity
 from clearhead.model import GPTModel
@@ -18,6 +19,8 @@ from clearhead.tokenizer import Tokenizer
 from clearhead.training.distributed import Processes
 from clearhead.training.recipe import Recipe
 from clearhead.weights import save_huggingface
+
+_MANY_STEPS = 10_000  # enough that the shares of the texts are those of the recipe
 
 Scores = dict[str, dict[str, float]]
 """The scores of each held-out text by name: loss, bits_per_byte, perplexity; for a classifier also accuracy."""
@@ -50,6 +53,9 @@ class Task(Protocol):
 
     def tokens_per_step(self) -> int | None:
         """Return the number of tokens of a step; None if it varies."""
+
+    def words_per_step(self) -> float | None:
+        """Return the number of words of a step, on average; None if they are not counted."""
 
     def describe(self, steps: int) -> str:
         """Return what so many steps see, for the first line of a run."""
@@ -105,6 +111,11 @@ class PretrainingTask:
     def tokens_per_step(self) -> int | None:
         """Return the tokens of a batch."""
         return self.batches.tokens_per_step
+
+    def words_per_step(self) -> float | None:
+        """Return the words of the texts in the shares in which the batches have them."""
+        words = [count_words(self.corpus.tokens(split), self.tokenizer) for split in self.corpus.train.values()]
+        return sum(n * times for n, times in zip(words, self.batches.epochs(_MANY_STEPS), strict=True)) / _MANY_STEPS
 
     def describe(self, steps: int) -> str:
         """Return how often each text is seen."""
