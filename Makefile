@@ -9,7 +9,7 @@ BIN         := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP         := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check fast lint format fuzz test-machines clean
+.PHONY: demo test check fast lint format docs fuzz test-machines clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/clearhead generate --demo
@@ -34,6 +34,10 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documentation as a site in build/site, in English and Chinese; a warning is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # Damaged files for every reader and bodies for every route, FUZZ_INPUTS of each kind: nothing but success or a ClearheadError.
 FUZZ_INPUTS ?= 10000
 fuzz: $(VENV)/.installed-test
@@ -55,6 +59,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "Adding PyTorch and what the tests need (a minute or two, once) ..."
 	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 clean:
