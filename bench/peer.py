@@ -93,9 +93,8 @@ class TorchAO:
         import torch
         import torchao
         import transformers
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
-        assert form == "int8"
         torch.set_num_threads(threads)
         self.version = f"{torchao.__version__}, torch {torch.__version__}"
         kind = transformers.GPT2LMHeadModel
@@ -113,7 +112,10 @@ class TorchAO:
                 linear.weight.data, linear.bias.data = old.weight.data.T.contiguous(), old.bias.data
                 setattr(owner, name, linear)
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-        quantize_(model, Int8WeightOnlyConfig())
+        if form == "int8":
+            quantize_(model, Int8WeightOnlyConfig())
+        else:  # the format that torchao has for CPUs
+            quantize_(model, Int4WeightOnlyConfig(group_size=32, int4_packing_format="opaque"))
         self._config, self._model = model.config, torch.compile(model, dynamic=True)
 
     def write(self, prompts: Prompts, n: int) -> list[float]:
@@ -252,6 +254,46 @@ class OpenVINO:
         return [raw.m_times_to_first_token[0] / 1e6, *(b - a for a, b in itertools.pairwise(came))]
 
 
+class OnnxRuntime:
+    """ONNX Runtime on Clearhead's own export, which has a cache of keys and values, quantized by ONNX Runtime.
+
+    The export returns the logits of every token, so a prompt's time includes the head for all of it.
+    """
+
+    def __init__(self, form: str, folder: Path, threads: int) -> None:
+        import onnxruntime
+
+        self.version = onnxruntime.__version__
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        file = folder / f"onnx-{form}" / "model.onnx"
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self._config = json.loads((folder / "transformers" / "config.json").read_text(encoding="utf-8"))
+
+    def write(self, prompts: Prompts, n: int) -> list[float]:
+        import numpy as np
+
+        names = [one.name for one in self._session.get_inputs()]
+        heads, width = self._config["n_head"], self._config["n_embd"]
+        empty = np.zeros((len(prompts), heads, 0, width // heads), np.float32)
+        cache = {name: empty for name in names if name.startswith("past_key_values")}
+        results = [one.name for one in self._session.get_outputs()]
+        given, done, times = np.array(prompts, np.int64), 0, []
+        for _ in range(n):
+            start = time.perf_counter()
+            end = done + given.shape[1]
+            inputs = {"input_ids": given, **cache}
+            if "position_ids" in names:
+                inputs["position_ids"] = np.tile(np.arange(done, end), (len(given), 1))
+            if "attention_mask" in names:
+                inputs["attention_mask"] = np.ones((len(given), end), np.int64)
+            found = dict(zip(results, self._session.run(None, inputs), strict=True))
+            given, done = found["logits"][:, -1:].argmax(-1), end
+            cache = {name: found[name.replace("past_key_values", "present")] for name in cache}
+            times.append(time.perf_counter() - start)
+        return times
+
+
 PROGRAMS: dict[str, Callable[[str, Path, int], Program]] = {
     "clearhead": Clearhead,
     "transformers": Transformers,
@@ -259,6 +301,7 @@ PROGRAMS: dict[str, Callable[[str, Path, int], Program]] = {
     "ctranslate2": CTranslate2,
     "llama.cpp": LlamaCpp,
     "openvino": OpenVINO,
+    "onnxruntime": OnnxRuntime,
 }
 
 

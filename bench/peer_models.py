@@ -17,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 SOURCE = "transformers"
+ONNX = "onnx"
 GGUF = {"gguf-f16": "float16", "gguf-q8_0": "q8_0"}
 CONVERTED = {
     "ctranslate2-float32": "ctranslate2",
     "ctranslate2-int8": "ctranslate2",
     "gguf-q4_0": "llama_cpp",
+    "onnx-int8": "onnxruntime",
     "openvino-fp16": "optimum.intel",
     "openvino-int8": "optimum.intel",
     "openvino-int4": "optimum.intel",
@@ -49,6 +51,8 @@ def make_source(folder: Path, size: str) -> None:
     for name, dtype in GGUF.items():
         if not (folder / name).exists():
             save(folder / name, config, RandomTensors(config), "gguf", dtype, tokenizer_folder=source)
+    if not (folder / ONNX).exists():
+        save(folder / ONNX, config, RandomTensors(config), "onnx", tokenizer_folder=source)
 
 
 def _write_vocabulary(vocab: Path, merges: Path, size: int) -> None:
@@ -74,6 +78,7 @@ def convert(folder: Path, name: str) -> None:
         "ctranslate2": _ctranslate2,
         "gguf": _gguf,
         "openvino": _openvino,
+        "onnx": _onnx,
     }
     makers[kind](folder, beside, form)
     beside.rename(folder / name)
@@ -92,6 +97,13 @@ def _gguf(folder: Path, made: Path, form: str) -> None:
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{form.upper()}")
     if llama_cpp.llama_model_quantize(str(folder / "gguf-f16").encode(), str(made).encode(), params):
         raise SystemExit("llama.cpp could not quantize the model")
+
+
+def _onnx(folder: Path, made: Path, form: str) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    made.mkdir()
+    quantize_dynamic(folder / ONNX / "model.onnx", made / "model.onnx", weight_type=QuantType.QInt8)
 
 
 def _openvino(folder: Path, made: Path, form: str) -> None:
@@ -118,7 +130,7 @@ def make(folder: Path, size: str, python: str, installed: set[str]) -> None:
 
 def installed_for(python: str) -> set[str]:
     """Which of the peers' packages that interpreter has."""
-    names = ["transformers", "torchao", *sorted(set(CONVERTED.values())), "openvino_genai"]
+    names = ["transformers", "torchao", "onnx", *sorted(set(CONVERTED.values())), "openvino_genai"]
     program = (
         "import importlib.util, json, sys\n"
         "def has(name):\n"

@@ -7,7 +7,10 @@ come rounds. In each, every program runs in a process of its own (`peer.py`), on
 slows the machine hits all alike. Of a program and a kind of work the median of its rounds is shown; a ratio is the
 median of the rounds' ratios. What is not installed for the peers' Python is named and left out.
 
-The peers may need another Python than Clearhead's: `pip install clearhead[bench]` in an environment of their own.
+The peers may need another Python than Clearhead's. In an environment of their own, this installs all of them in
+versions that work together (torch.compile and llama-cpp-python need a C++ compiler on the machine):
+
+    CMAKE_ARGS=-DGGML_NATIVE=ON pip install -r bench/peers-requirements.txt
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ PROGRAMS = {
     ("llama.cpp", "q8_0"): 8,
     ("llama.cpp", "q4_0"): 4,
     ("torchao", "int8"): 8,
+    ("torchao", "int4"): 4,
+    ("onnxruntime", "int8"): 8,
     ("openvino", "fp16"): 16,
     ("openvino", "int8"): 8,
     ("openvino", "int4"): 4,
@@ -51,6 +56,7 @@ NEEDS = {
     "llama.cpp": {"llama_cpp"},
     "torchao": {"transformers", "torchao"},
     "openvino": {"openvino_genai", "optimum.intel"},
+    "onnxruntime": {"onnxruntime", "onnx"},
 }
 """The packages that each peer and the making of its models take."""
 

@@ -24,7 +24,7 @@ from clearhead.config import RELEASED, GPTConfig
 from clearhead.engine import building
 from clearhead.engine.attention import PAGE
 from clearhead.engine.cache import page_numbers
-from clearhead.engine.products import PANEL
+from clearhead.engine.panels import PANEL
 from clearhead.errors import InputError
 from clearhead.inference.torch_runner import CacheRows, TorchRunner
 from clearhead.model import GPTModel

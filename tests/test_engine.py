@@ -16,11 +16,11 @@ from clearhead.config import GPTConfig
 from clearhead.engine import cache as engine_cache
 from clearhead.engine import forward
 from clearhead.engine import pool as engine_pool
-from clearhead.engine.attention import PAGE
 from clearhead.engine.building import build, weights_of
-from clearhead.engine.calibration import moments
+from clearhead.engine.calibration import moments, write_text
 from clearhead.engine.dtypes import pack, padded_columns, storage
-from clearhead.engine.products import GROUPS, PANEL
+from clearhead.engine.pages import PAGE
+from clearhead.engine.panels import GROUP, PANEL
 from clearhead.engine.runner import EngineRunner
 from clearhead.engine.variants import VARIANT
 from clearhead.errors import InputError
@@ -261,6 +261,21 @@ def test_a_closed_sequence_leaves_nothing_behind() -> None:
     assert (runner.extend([(again, ids)]) == before).all()
 
 
+@pytest.mark.parametrize(("dtype", "activations"), STORAGES)
+def test_what_an_earlier_sequence_left_in_the_cache_changes_nothing(dtype: str, activations: str) -> None:
+    """Pages are not cleared, and a sequence that overflowed may have left NaN in them."""
+    runner, ids = _shared(dtype, activations), _ids(100, 101)
+    expected = runner.logits(ids)
+    for page in runner._cache._pages.values():
+        page[:] = 255
+    assert (runner.logits(ids) == expected).all()
+
+
+def test_a_cache_of_8_bits_takes_little_more_than_half_of_one_of_16() -> None:
+    narrow, wide = (_shared("int8", activations)._cache.page_bytes for activations in ("8bit", "16bit"))
+    assert narrow < 0.8 * wide  # heads of 16 numbers: the scales weigh more than in a GPT-2
+
+
 @pytest.mark.parametrize(("dtype", "activations"), STORAGES[1:4])
 def test_dtypes_stay_close_to_float32(dtype: str, activations: str) -> None:
     ids = _ids(60, 101)
@@ -296,6 +311,30 @@ def test_what_cannot_run_is_refused(work: Sequence[Sequence[int]], message: str)
             runner.close(slot)
 
 
+def test_int4_has_the_same_weights_for_both_kinds_of_activations() -> None:
+    matrix = np.random.default_rng(0).standard_normal((21, 90)).astype(np.float32)
+    found = []
+    for activations, side in (("8bit", 4), ("16bit", 2)):
+        arrays = {name: np.zeros(n, dtype) for name, (dtype, n) in storage("int4", activations, 21, 90).items()}
+        pack("int4", matrix, arrays["weights"], arrays["scales"], 1, np.eye(90, dtype=np.float32))
+        found.append(_unpacked(arrays, 21, 90, side))
+    assert (found[0] == found[1]).all()
+
+
+def test_the_calibration_text_is_the_models_own() -> None:
+    """With logits so far apart that only one token is likely, the sampled text is the greedy one."""
+    model = _model(SHAPES["small"])
+    with torch.no_grad():
+        model.final_norm.weight.mul_(100)
+    ids = write_text(model.config, ModelTensors(model))
+    assert ids.shape == (32, 128)
+    logits = TorchRunner(model).logits([int(i) for i in ids[0][:-1]])
+    top = np.sort(logits, axis=1)
+    clear = top[:, -1] - top[:, -2] > 30
+    assert clear.sum() > 60
+    assert (logits.argmax(1) == ids[0][1:])[clear].all()
+
+
 @pytest.mark.parametrize("activations", ["8bit", "16bit"])
 def test_int4_errs_less_if_the_inputs_are_known(activations: str) -> None:
     """On inputs that are correlated, what int4 changes in a product is smaller with their moments than without."""
@@ -314,7 +353,7 @@ def test_int4_errs_less_if_the_inputs_are_known(activations: str) -> None:
 
 def _unpacked(arrays: dict[str, np.ndarray], rows: int, columns: int, side: int) -> np.ndarray:
     """Read int4 weights by the documented layout."""
-    group, padded = GROUPS["int4"], padded_columns(columns)
+    group, padded = GROUP, padded_columns(columns)
     steps = arrays["weights"].view(np.uint8).reshape(-1, padded // group, group // 2 // side, PANEL, side)
     whole = np.concatenate([steps & 15, steps >> 4], axis=2).astype(np.int32) - 8  # [panel, group, step, row, side]
     scales = (arrays["scales"].astype(np.uint32) << 16).view(np.float32).reshape(-1, padded // group, 1, PANEL, 1)

@@ -19,9 +19,8 @@ from typing import Any
 from clearhead.benchmark.bandwidth import read_speeds
 from clearhead.benchmark.speed import Figure, Workload
 from clearhead.config import GPTConfig
-from clearhead.engine.attention import PAGE
 from clearhead.engine.building import layout, size
-from clearhead.engine.cache import page_numbers
+from clearhead.engine.pages import PAGE, cache_type, page_bytes
 from clearhead.errors import InputError
 from clearhead.utils.system import cache_folder
 
@@ -88,10 +87,10 @@ class Report:
         skipped = (
             {"positions"} if config.tie_weights else {"positions", "tokens.weights", "tokens.scales", "tokens.bias"}
         )
-        arrays = layout(config, dtype).items()
-        weights = sum(kind.itemsize * math.prod(shape) for name, (kind, shape) in arrays if name not in skipped)
-        cache_numbers = page_numbers(config) // PAGE  # of one token
-        return weights + batch * context * cache_numbers * (4 if dtype == "float32" else 2)
+        arrays = layout(config, dtype)
+        weights = sum(kind.itemsize * math.prod(shape) for name, (kind, shape) in arrays.items() if name not in skipped)
+        token = page_bytes(config, cache_type(arrays["qkv.weights"][0])) // PAGE
+        return weights + batch * context * token
 
     def share(self, one: FormatReport, figure: Figure) -> float:
         """Return the bytes per second that decoding reads, as a fraction of the memory bandwidth."""

@@ -49,6 +49,7 @@ class Shape(NamedTuple):
     ff_width: int
     vocab_size: int
     eps: float
+    head_panels: int  # the least number of panels that are whole heads
     activation: int  # an index of elementwise.ACTIVATIONS
 
 
@@ -95,6 +96,18 @@ class BlockScores(NamedTuple):
     group_logprobs: Array  # float64 [rows, G]
 
 
+class AttentionScratch(NamedTuple):
+    """Memory for attention, a part for each thread. Only `scores` and `mixed` are used unless the cache has 8 bits."""
+
+    scores: Array  # float32 [threads, queries, tokens]: scores, then weights
+    mixed: Array  # float32 [threads, queries, D]
+    queries: Array  # int8 [threads, queries, D]
+    starts: Array  # int32 [threads, queries]: what the sums of scores start with
+    query_scales: Array  # float32 [threads, queries, 1]
+    weights: Array  # uint8 [threads, queries, tokens]
+    weight_scales: Array  # float32 [threads, queries, pages]
+
+
 class Scratch(NamedTuple):
     """Memory for what is between the steps, kept from pass to pass, so that a pass allocates nothing."""
 
@@ -103,8 +116,7 @@ class Scratch(NamedTuple):
     projected: Array  # float32 [rows, 3C or ff_dim]: a product's output
     inputs: Vectors  # what is multiplied by a matrix
     logits: Array  # float32 [wanted rows, V]
-    attention_scores: Array  # float32 [threads, queries, tokens]
-    mixed: Array  # float32 [threads, queries, D]
+    attention: AttentionScratch
     stored: Array  # empty, of the type of the cache's numbers
     scores: BlockScores
 

@@ -1,7 +1,8 @@
-"""Attention of neighbouring tokens of one sequence to everything in the sequence, and the key/value cache's layout.
+"""Attention of neighbouring tokens of one sequence to everything in the sequence, and writing the key/value cache.
 
-Keys and values lie in *pages* of 64 tokens. A page holds all layers; a layer's part holds the keys of all heads, then
-the values of all heads. A head's keys are stored number by number: the first number of all 64 keys, then the second.
+Keys and values in float32 and bfloat16 are handled here, those in 8 bits in `attention_8bit.py`.
+
+In a page (see `pages.py`) a head's keys are stored number by number: the first number of all 64 keys, then the second.
 So the scores of many keys grow side by side in a vector. Values are stored token by token. Both products are then one
 operation: a row of factors times rows of a matrix, added from the first to the last. The order of a sum depends only on
 the query's own position, not on how many queries run together.
@@ -15,7 +16,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from clearhead.engine.elementwise import exponential, round_to_bfloat16
+from clearhead.engine.attention_8bit import attend_8bit, write_kv_8bit
+from clearhead.engine.elementwise import round_to_bfloat16, softmax_powers
 from clearhead.engine.llvm import (
     F32,
     I16,
@@ -24,27 +26,17 @@ from clearhead.engine.llvm import (
     Loop,
     address,
     at,
-    bits_as_float,
     broadcast,
     bytes_on,
-    float_as_bits,
     load,
     multiply_add,
     prefetch,
-    row_sum,
     rows_of,
     store,
     widen_bfloat16,
 )
-from clearhead.engine.variants import VARIANT
-from clearhead.utils.jit import inline, kernel
-
-PAGE = 64
-"""Tokens whose keys and values lie together."""
-MOST_QUERIES = VARIANT.queries
-"""Neighbouring tokens that attend together."""
-_VECTORS = 4
-"""Vectors of keys, or of a value's numbers, that are added up together."""
+from clearhead.engine.pages import MOST_QUERIES, PAGE, VECTORS, layer_bytes, padded_head, poke
+from clearhead.utils.jit import kernel
 
 
 def _accumulate(vectors: int) -> Any:
@@ -118,7 +110,7 @@ def _accumulate(vectors: int) -> Any:
     return accumulate
 
 
-_accumulate_wide, _accumulate_narrow = _accumulate(_VECTORS), _accumulate(1)
+_accumulate_wide, _accumulate_narrow = _accumulate(VECTORS), _accumulate(1)
 
 
 @kernel
@@ -140,42 +132,29 @@ def _accumulate_rows(
     done = 0
     while done < width:
         here, later, to = b + done * stored.itemsize, following + done * stored.itemsize, column + done
-        if done + _VECTORS * LANES <= width:
+        if done + VECTORS * LANES <= width:
             _accumulate_wide(rows, a, a_row, a_start, n, stored, here, b_stride, later, out, to)
-            done += _VECTORS * LANES
+            done += VECTORS * LANES
         else:
             _accumulate_narrow(rows, a, a_row, a_start, n, stored, here, b_stride, later, out, to)
             done += LANES
 
 
-@inline
-def padded_head(head_dim: int) -> int:
-    """Return the numbers that a value takes in a page: its own, filled up to whole vectors."""
-    return (head_dim + LANES - 1) // LANES * LANES
-
-
-@inline
-def layer_numbers(heads: int, head_dim: int) -> int:
-    """Return how many numbers one layer has in a page: keys, then values."""
-    return heads * PAGE * (head_dim + padded_head(head_dim))
-
-
-@kernel
 def attend(
     queries: Any,
-    row: int,
-    rows: int,
-    head: int,
-    heads: int,
-    head_dim: int,
-    position: int,
-    layer: int,
+    row: Any,
+    rows: Any,
+    head: Any,
+    heads: Any,
+    head_dim: Any,
+    position: Any,
+    layer: Any,
     stored: Any,
     pages: Any,
-    scores: Any,
-    mixed: Any,
+    scratch: Any,
+    thread: Any,
     out: Any,
-) -> None:
+) -> Any:
     """Mix values for the queries of some neighbouring tokens, whose own keys are in the cache already.
 
     softmax(q K^T / sqrt(D)) V, Vaswani et al. 2017, equation 1.
@@ -188,22 +167,60 @@ def attend(
         layer: which layer's part of a page.
         stored: an empty array of the type of the cache's numbers.
         pages: int64, the addresses of the sequence's pages.
-        scores: scratch, float32 [MOST_QUERIES, tokens], as long as the context and the rest of a page.
-        mixed: scratch, float32 [MOST_QUERIES, D with padding].
+        scratch: see `arrays.AttentionScratch`.
+        thread: whose part of it.
         out: float32, a token per row; the head's columns are written.
     """
+
+
+@overload(attend, inline="never")
+def _attend(
+    queries: Any,
+    row: Any,
+    rows: Any,
+    head: Any,
+    heads: Any,
+    head_dim: Any,
+    position: Any,
+    layer: Any,
+    stored: Any,
+    pages: Any,
+    scratch: Any,
+    thread: Any,
+    out: Any,
+) -> Any:
+    return attend_8bit if stored.dtype == types.int8 else _attend_floats
+
+
+def _attend_floats(
+    queries: Any,
+    row: Any,
+    rows: Any,
+    head: Any,
+    heads: Any,
+    head_dim: Any,
+    position: Any,
+    layer: Any,
+    stored: Any,
+    pages: Any,
+    scratch: Any,
+    thread: Any,
+    out: Any,
+) -> Any:
+    """Do what `attend` says, over keys and values in float32 or bfloat16."""
+    scores, mixed = scratch.scores[thread], scratch.mixed[thread]
     wide = padded_head(head_dim)
     scale = np.float32(1) / np.float32(np.sqrt(np.float32(head_dim)))
     length = position + rows
     n_pages = (length + PAGE - 1) // PAGE
-    first = layer * layer_numbers(heads, head_dim)
-    keys = (first + head * head_dim * PAGE) * stored.itemsize
-    values = (first + heads * head_dim * PAGE + head * wide * PAGE) * stored.itemsize
+    first = layer * layer_bytes(heads, head_dim, stored)
+    keys = first + head * head_dim * PAGE * stored.itemsize
+    values = first + (heads * head_dim * PAGE + head * wide * PAGE) * stored.itemsize
     for r in range(rows):
         for t in range(n_pages * PAGE):
-            scores[r, t] = np.float32(0)
+            scores[r, np.uint64(t)] = np.float32(0)  # an unsigned index needs no check for negative values
         for d in range(wide):
-            mixed[r, d] = np.float32(0)
+            mixed[r, np.uint64(d)] = np.float32(0)
     for page in range(n_pages):
         start, following = pages[page] + keys, pages[min(page + 1, n_pages - 1)] + keys
         to = page * PAGE
@@ -218,30 +235,17 @@ def attend(
         _accumulate_rows(rows, scores, 0, page * PAGE, seen, stored, start, wide, following, mixed, 0, wide)
     for r in range(rows):
         for d in range(head_dim):
-            out[row + r, head * head_dim + d] = mixed[r, d]
-
-
-@inline
-def _in_order(bits: Any) -> Any:
-    """Turn a float32's bits into an integer that is greater for a greater number, and back."""
-    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+            out[row + r, np.uint64(head * head_dim + d)] = mixed[r, np.uint64(d)]
 
 
 @kernel
 def _softmax(scores: Any, row: int, seen: int, length: int, scale: Any) -> None:
     """Turn scores[row, :seen] into weights that sum to 1; the rest up to `length` and of the last vector becomes 0."""
-    most = np.int32(-0x80000000)
+    inverse = np.float32(1) / softmax_powers(scores, row, seen, scale)
     for t in range(seen):
-        most = max(most, _in_order(float_as_bits(scores[row, t])))  # a maximum of integers becomes vector instructions
-    greatest = bits_as_float(_in_order(most))
-    for t in range(seen):
-        scores[row, t] = exponential((scores[row, t] - greatest) * scale)
-    padded = (seen + LANES - 1) // LANES * LANES
-    for t in range(seen, max(length, padded)):
-        scores[row, t] = np.float32(0)
-    inverse = np.float32(1) / row_sum(scores, row, padded)
-    for t in range(seen):
-        scores[row, t] *= inverse
+        scores[row, np.uint64(t)] *= inverse
+    for t in range(seen, length):
+        scores[row, np.uint64(t)] = np.float32(0)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -249,69 +253,82 @@ def _softmax(scores: Any, row: int, seen: int, length: int, scale: Any) -> None:
 # --------------------------------------------------------------------------------------------------------------
 
 
-@kernel
 def write_kv(
     projected: Any,
-    row: int,
-    first: int,
-    last: int,
-    heads: int,
-    head_dim: int,
-    position: int,
-    layer: int,
+    row: Any,
+    first: Any,
+    last: Any,
+    heads: Any,
+    head_dim: Any,
+    position: Any,
+    layer: Any,
     stored: Any,
     pages: Any,
-) -> None:
+    numbers: Any,
+) -> Any:
     """Write the keys and values in projected[row, first:last], which has q, k and v side by side, to the cache.
 
     Args:
         projected: float32, a token per row.
-        row, first, last: which numbers.
+        row, first, last: which numbers; whole heads.
         heads, head_dim: of the model.
         position: the token's position in its sequence.
         layer: which layer's part of a page.
         stored: an empty array of the type of the cache's numbers.
         pages: int64, the addresses of the sequence's pages.
+        numbers: scratch, int8, as long as a head's numbers with padding.
     """
+
+
+@overload(write_kv, inline="never")
+def _write_kv(
+    projected: Any,
+    row: Any,
+    first: Any,
+    last: Any,
+    heads: Any,
+    head_dim: Any,
+    position: Any,
+    layer: Any,
+    stored: Any,
+    pages: Any,
+    numbers: Any,
+) -> Any:
+    return write_kv_8bit if stored.dtype == types.int8 else _write_kv_floats
+
+
+def _write_kv_floats(
+    projected: Any,
+    row: Any,
+    first: Any,
+    last: Any,
+    heads: Any,
+    head_dim: Any,
+    position: Any,
+    layer: Any,
+    stored: Any,
+    pages: Any,
+    numbers: Any,
+) -> Any:
     width, wide = heads * head_dim, padded_head(head_dim)
     inside = position % PAGE
-    page = pages[position // PAGE]
-    start = layer * layer_numbers(heads, head_dim)
+    start = pages[position // PAGE] + layer * layer_bytes(heads, head_dim, stored)
     for i in range(max(first, width), min(last, 2 * width)):
-        write_number(stored, page, start + (i - width) * PAGE + inside, projected[row, np.uint64(i)])
-    done, end = max(first, 2 * width) - 2 * width, last - 2 * width
-    while done < end:
-        head = done // head_dim
-        value = start + width * PAGE + (head * PAGE + inside) * wide - head * head_dim
-        stop = min(end, (head + 1) * head_dim)
-        for i in range(done, stop):
-            write_number(stored, page, value + i, projected[row, np.uint64(2 * width + i)])
-        done = stop
+        poke(in_cache(stored, projected[row, np.uint64(i)]), start, (i - width) * PAGE + inside)
+    for done in range(max(first, 2 * width), last, head_dim):
+        value = width * PAGE + ((done // head_dim - 2 * heads) * PAGE + inside) * wide - done
+        for i in range(done, done + head_dim):
+            poke(in_cache(stored, projected[row, np.uint64(i)]), start, value + i)
 
 
-def write_number(stored: Any, start: Any, index: Any, number: Any) -> Any:
-    """Write a float32 as number `index` of the array of `stored`'s type at address `start`; bfloat16 is rounded."""
+def in_cache(stored: Any, number: Any) -> Any:
+    """Return a float32 as it is stored in the cache: as it is, or rounded to bfloat16."""
 
 
-@overload(write_number, inline="always")
-def _write_number(stored: Any, start: Any, index: Any, number: Any) -> Any:
-    return _write_float32 if stored.dtype == types.float32 else _write_bfloat16
+@overload(in_cache, inline="always")
+def _in_cache(stored: Any, number: Any) -> Any:
+    return (lambda stored, number: number) if stored.dtype == types.float32 else _as_bfloat16
 
 
-def _write_float32(stored: Any, start: Any, index: Any, number: Any) -> Any:
-    _poke(stored, start, index, number)
-
-
-def _write_bfloat16(stored: Any, start: Any, index: Any, number: Any) -> Any:
-    _poke(stored, start, index, round_to_bfloat16(number))
-
-
-@intrinsic
-def _poke(typing_context: Any, stored: Any, start: Any, index: Any, number: Any) -> Any:
-    element = F32 if stored.dtype == types.float32 else I16
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[3], at(builder, address(builder, arguments[1]), arguments[2], element))
-        return context.get_dummy_value()
-
-    return types.void(stored, types.int64, types.int64, stored.dtype), code
+def _as_bfloat16(stored: Any, number: Any) -> Any:
+    return round_to_bfloat16(number)

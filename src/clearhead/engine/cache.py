@@ -1,6 +1,6 @@
 """The memory of the key/value cache: pages that sequences share and give back.
 
-`attention.py` has the layout of a page, and `attention.write_kv` writes it. The compiled code gets a page's address,
+`pages.py` has the layout of a page, and `attention.write_kv` writes it. The compiled code gets a page's address,
 so that the cache grows by new blocks of pages and nothing is ever copied or moved.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.engine.arrays import aligned_zeros
-from clearhead.engine.attention import PAGE, padded_head
+from clearhead.engine.pages import PAGE, copy_tokens, page_bytes
 from clearhead.errors import InputError
 
 _BLOCK_BYTES = 4 << 20
@@ -56,7 +56,7 @@ class PageCache:
                 "give at least as many."
             )
         self._config, self._stored = config, np.dtype(stored)
-        self.page_bytes = page_numbers(config) * self._stored.itemsize
+        self.page_bytes = page_bytes(config, stored)
         self._limit = None if limit is None else -(-limit // PAGE)
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._pages: dict[int, npt.NDArray[np.uint8]] = {}
@@ -103,23 +103,12 @@ class PageCache:
         self._make_room(sum(max(0, count) for count in counts) + len(shared))
         for slot in shared:
             old, new = slot.pages[slot.length // PAGE], self._take()
-            self._copy_tokens(old, new, slot.length % PAGE)
+            copy_tokens(self._config, self._stored, self._pages[old], self._pages[new], slot.length % PAGE)
             slot.pages[slot.length // PAGE] = new
             self._users[old] -= 1
         for (slot, _), count in zip(needs, counts, strict=True):
             for _ in range(count):
                 slot.pages.append(self._take())
-
-    def _copy_tokens(self, old: int, new: int, count: int) -> None:
-        """Copy the first `count` tokens of a page to another one."""
-        config, wide = self._config, int(padded_head.py_func(self._config.head_dim))
-        keys = config.n_heads * config.head_dim
-        pages = [self._pages[page].view(self._stored).reshape(config.n_layers, -1) for page in (old, new)]
-        # As `attention.write_kv` writes them: number by number, and token by token.
-        old_keys, new_keys = (page[:, : keys * PAGE].reshape(-1, keys, PAGE) for page in pages)
-        new_keys[:, :, :count] = old_keys[:, :, :count]
-        old_values, new_values = (page[:, keys * PAGE :].reshape(config.n_layers, -1, PAGE, wide) for page in pages)
-        new_values[:, :, :count] = old_values[:, :, :count]
 
     def _take(self) -> int:
         page = self._free.pop()
@@ -154,9 +143,3 @@ class PageCache:
             self._pages[page.ctypes.data] = page
             self._free.append(page.ctypes.data)
         return count
-
-
-def page_numbers(config: GPTConfig) -> int:
-    """Return how many numbers a page has: the keys and values of 64 tokens in all layers and heads."""
-    head_dim = config.head_dim
-    return config.n_layers * config.n_heads * PAGE * (head_dim + int(padded_head.py_func(head_dim)))

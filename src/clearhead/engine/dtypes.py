@@ -5,7 +5,8 @@ takes, with its share of a scale:
 
     float32     32 bits
     bfloat16    16 bits     the nearest number with 8 bits of mantissa
-    int8        8.04 bits   integers from -127 to 127 times a scale per row (the row's greatest magnitude / 127)
+    int8        8.25 bits   integers from -127 to 127 times a scale per 64 columns (their greatest magnitude / 127), or
+                            8.04 bits with a scale per row if activations have 16 bits
     int4        4.5 bits    integers from -8 to 7 times a scale per group of 32, see `rounding.py`
 
 How int8 and int4 lie in memory depends on the activations that they are multiplied by: pairs of columns for 16-bit
@@ -21,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.engine.elementwise import round_to_bfloat16
-from clearhead.engine.products import COLUMNS, GROUPS, PANEL, group_index, nibble_index, panel_index
+from clearhead.engine.llvm import bits_as_float
+from clearhead.engine.panels import COLUMNS, GROUP, PANEL, SCALE_COLUMNS, nibble_index, panel_index, scale_index
 from clearhead.engine.rounding import error_feedback, round_to_int4
 from clearhead.errors import InputError
-from clearhead.utils.jit import entry
+from clearhead.utils.jit import entry, inline
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 ACTIVATIONS = ("8bit", "16bit")
@@ -32,6 +34,7 @@ ACTIVATIONS = ("8bit", "16bit")
 
 Array = npt.NDArray[Any]
 
+_INT8_SHARED = SCALE_COLUMNS[np.dtype(np.uint8)]
 _INT4_ROWS = 256
 """Rows that are rounded to int4 together. They are transposed, so that one column's numbers of many rows lie side by
 side in a vector, and fit into the cache."""
@@ -53,16 +56,21 @@ def storage(dtype: str, activations: str, rows: int, columns: int) -> dict[str, 
     The type of "weights" is different for each way to store weights; the kernels are chosen by it.
     """
     n = padded_rows(rows) * padded_columns(columns)
-    quads = activations == "8bit"
-    kind: type[np.generic]
-    if dtype in ("float32", "bfloat16"):
-        kind = np.float32 if dtype == "float32" else np.uint16
-        return {"weights": (np.dtype(kind), n), "scales": (np.dtype(np.float32), 0)}
-    if dtype == "int8":
-        kind = np.uint8 if quads else np.int8
-        return {"weights": (np.dtype(kind), n), "scales": (np.dtype(np.float32), padded_rows(rows))}
-    kind = np.uint32 if quads else np.int32  # eight weights in each
-    return {"weights": (np.dtype(kind), n // 8), "scales": (np.dtype(np.uint16), n // GROUPS["int4"])}
+    kind = np.dtype(_TYPES[dtype, activations] if dtype.startswith("int") else _TYPES[dtype, ""])
+    size = n // 8 if dtype == "int4" else n  # an array of int4 has eight in a number
+    if kind in SCALE_COLUMNS:
+        return {"weights": (kind, size), "scales": (np.dtype(np.uint16), n // SCALE_COLUMNS[kind])}
+    return {"weights": (kind, size), "scales": (np.dtype(np.float32), padded_rows(rows) if dtype == "int8" else 0)}
+
+
+_TYPES: dict[tuple[str, str], type[np.generic]] = {
+    ("float32", ""): np.float32,
+    ("bfloat16", ""): np.uint16,
+    ("int8", "16bit"): np.int8,
+    ("int8", "8bit"): np.uint8,
+    ("int4", "16bit"): np.int32,
+    ("int4", "8bit"): np.uint32,
+}
 
 
 def pack(
@@ -99,8 +107,8 @@ def pack(
                 whole, own_scales = round_to_int4(transposed, importance, feedback)
                 _write_int4(whole, own_scales, start, padded, side, weights.view(np.uint8), scales)
         elif dtype == "int8":
-            side, zero_point = (4, 128) if weights.dtype == np.uint8 else (2, 0)
-            _write_int8(matrix, padded, first, last, side, zero_point, weights, scales)
+            write = _write_int8_quads if weights.dtype == np.uint8 else _write_int8_pairs
+            write(matrix, padded, first, last, weights, scales)
         else:
             _write_floats(matrix, padded, first, last, weights)
 
@@ -125,24 +133,43 @@ def _write_floats(matrix: Any, padded: int, first: int, last: int, weights: Any)
 
 
 @entry
-def _write_int8(
-    matrix: Any, padded: int, first: int, last: int, side: int, zero_point: int, weights: Any, scales: Any
-) -> None:
+def _write_int8_pairs(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any) -> None:
+    """Write rows as int8 with a float32 scale for each."""
     columns = matrix.shape[1]
-    for row in range(first, last):
-        scales[row] = 0  # the greatest magnitude, for now
     for panel in range(first, last, PANEL):
-        end = min(last, panel + PANEL)
-        for column in range(columns):
-            for row in range(panel, end):
-                scales[row] = max(scales[row], abs(matrix[row, column]))
-        for column in range(columns):
-            for row in range(panel, end):
-                inverse = np.float32(127) / scales[row] if scales[row] > 0 else np.float32(0)
-                whole = np.int32(np.rint(matrix[row, column] * inverse)) + zero_point
-                weights[panel_index(row, column, padded, side)] = whole
-    for row in range(first, last):
-        scales[row] /= np.float32(127)
+        for row in range(panel, min(last, panel + PANEL)):
+            greatest = np.float32(0)
+            for column in range(columns):
+                greatest = max(greatest, abs(matrix[row, column]))
+            scales[row] = greatest / np.float32(127)
+            for column in range(columns):
+                weights[panel_index(row, column, padded, 2)] = _to_int8(matrix[row, column], scales[row])
+
+
+@entry
+def _write_int8_quads(matrix: Any, padded: int, first: int, last: int, weights: Any, scales: Any) -> None:
+    """Write rows as uint8 with zero point 128, and a bfloat16 scale for each 64 columns."""
+    columns = matrix.shape[1]
+    for panel in range(first, last, PANEL):
+        for start in range(0, columns, _INT8_SHARED):
+            stop = min(columns, start + _INT8_SHARED)
+            for row in range(panel, min(last, panel + PANEL)):
+                greatest = np.float32(0)
+                for column in range(start, stop):
+                    greatest = max(greatest, abs(matrix[row, column]))
+                bits = round_to_bfloat16(greatest / np.float32(127))
+                scales[scale_index(row, start, padded, _INT8_SHARED)] = bits
+                scale = bits_as_float(np.int32(np.uint32(bits) << np.uint32(16)))
+                for column in range(start, stop):
+                    whole = _to_int8(matrix[row, column], scale) + np.int32(128)
+                    weights[panel_index(row, column, padded, 4)] = np.uint8(whole)
+
+
+@inline
+def _to_int8(number: Any, scale: Any) -> Any:
+    """Return a number divided by its scale and rounded, from -127 to 127."""
+    whole = np.rint(number / scale) if scale > 0 else np.float32(0)
+    return np.int32(min(max(whole, np.float32(-127)), np.float32(127)))
 
 
 @entry
@@ -151,10 +178,7 @@ def _write_int4(whole: Any, own: Any, first: int, padded: int, side: int, weight
     columns, rows = whole.shape
     for row in range(rows):
         for group in range(own.shape[0]):
-            scales[group_index(first + row, group * _GROUP, padded)] = own[group, row]
+            scales[scale_index(first + row, group * GROUP, padded, GROUP)] = own[group, row]
         for column in range(columns):
             index, shift = nibble_index(first + row, column, padded, side)
             weights[index] |= np.uint8((whole[column, row] + 8) << shift)
-
-
-_GROUP = GROUPS["int4"]

@@ -35,9 +35,11 @@ from clearhead.engine.llvm import (
     sum_lanes,
     vector,
 )
+from clearhead.engine.panels import GROUP
 from clearhead.utils.jit import inline, kernel
 
-_ROUND = np.float32(12582912.0)  # 1.5 · 2²³: added and taken away again it rounds to a whole number, half to even
+ROUND = np.float32(12582912.0)
+"""1.5 · 2²³: added and taken away again it rounds to a whole number, half to even."""
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # ln 2 in two parts, the first with few bits, so that n · high is exact
 _LN2_LOW = np.float32(-2.12194440e-4)
@@ -55,7 +57,7 @@ def exponential(x: Any) -> Any:
     bits. There is no branch, so that a loop over a row becomes vector instructions.
     """
     x = min(max(x, _LEAST), _MOST)
-    n = (x * _LOG2_E + _ROUND) - _ROUND
+    n = (x * _LOG2_E + ROUND) - ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = np.float32(1 / 5040)
     p = p * r + np.float32(1 / 720)
@@ -66,6 +68,31 @@ def exponential(x: Any) -> Any:
     p = p * r + _ONE
     p = p * r + _ONE
     return p * bits_as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@inline
+def in_order(bits: Any) -> Any:
+    """Turn a float32's bits into an integer that is greater for a greater number, and back."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@kernel
+def softmax_powers(scores: Any, row: int, seen: int, scale: Any) -> Any:
+    """Turn scores[row, :seen] into e to the power of (score - greatest) * scale, and return their sum.
+
+    The rest of the last vector becomes 0.
+    """
+    most = np.int32(-0x80000000)
+    for t in range(seen):  # a maximum of integers becomes vector instructions
+        most = max(most, in_order(float_as_bits(scores[row, np.uint64(t)])))
+    greatest = bits_as_float(in_order(most))
+    for t in range(seen):
+        i = np.uint64(t)
+        scores[row, i] = exponential((scores[row, i] - greatest) * scale)
+    padded = (seen + LANES - 1) // LANES * LANES
+    for t in range(seen, padded):
+        scores[row, t] = np.float32(0)
+    return row_sum(scores, row, padded)
 
 
 @kernel
@@ -129,9 +156,6 @@ ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu")
 
 ZERO_POINTS = {types.uint8: 128, types.int32: 8, types.uint32: 8}
 """The whole number that stands for a weight of 0, by the type of the weights' array, if it is not 0."""
-GROUP_COLUMNS = {types.uint8: 64, types.int32: 32, types.uint32: 32}
-"""Columns that share an exact sum, likewise; a scale of 8-bit activations too."""
-_INT4_GROUP = GROUP_COLUMNS[types.int32]
 
 
 def quantize_activations(
@@ -144,8 +168,9 @@ def quantize_activations(
         source: float32, a token per row.
         row, width: which numbers.
         padded: out[to, width:padded] becomes 0.
-        out: float32: the numbers are copied. int16: they are divided by scales[to, 0] = (greatest magnitude) / limit
-            and rounded. int8: likewise in groups, each with a scale of its own and a limit of 127.
+        out: float32: the numbers are copied. uint16: they are rounded to bfloat16. int16: they are divided by
+            scales[to, 0] = (greatest magnitude) / limit and rounded. int8: likewise in groups, each with a scale of its
+            own and a limit of 127.
         scales: float32 [tokens, 1 or groups].
         offsets: int32 [tokens, groups]; set to minus the zero point of the weights times each group's sum.
         to: the row of out, scales and offsets.
@@ -158,6 +183,8 @@ def _quantize_activations(
 ) -> Any:
     if out.dtype == types.float32:
         return _copy_row
+    if out.dtype == types.uint16:
+        return _round_row_to_bfloat16
     if out.dtype == types.int8:
         return _round_in_groups
     return _round_row if weights.dtype == types.int8 else _round_row_and_sum
@@ -172,6 +199,15 @@ def _copy_row(
         out[to, i] = np.float32(0)
 
 
+def _round_row_to_bfloat16(
+    weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
+) -> Any:
+    for i in range(width):
+        out[to, np.uint64(i)] = round_to_bfloat16(source[row, np.uint64(i)])
+    for i in range(width, padded):
+        out[to, np.uint64(i)] = np.uint16(0)
+
+
 def _round_row(
     weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
@@ -182,9 +218,9 @@ def _round_row_and_sum(
     weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
     _round_to_int16(source, row, width, padded, out, scales, to)
-    for group in range(padded // _INT4_GROUP):
+    for group in range(padded // GROUP):
         total = np.int32(0)
-        for i in range(group * _INT4_GROUP, (group + 1) * _INT4_GROUP):
+        for i in range(group * GROUP, (group + 1) * GROUP):
             total += np.int32(out[to, i])
         offsets[to, group] = np.int32(-8) * total
 
@@ -201,7 +237,7 @@ def _round_to_int16(source: Any, row: int, width: int, padded: int, out: Any, sc
     scales[to, 0] = greatest / limit
     inverse = limit / greatest if greatest > 0 else np.float32(0)
     for i in range(width):
-        out[to, i] = np.int16(np.int32((source[row, i] * inverse + _ROUND) - _ROUND))
+        out[to, i] = np.int16(np.int32((source[row, i] * inverse + ROUND) - ROUND))
     for i in range(width, padded):
         out[to, i] = np.int16(0)
 
@@ -219,7 +255,7 @@ def _round_groups(
     typing_context: Any, weights: Any, source: Any, row: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
     """Round source[row, :padded] to int8 in groups: round(x * 127 / max|x|)."""
-    group, zero_point = GROUP_COLUMNS[weights.dtype], ZERO_POINTS[weights.dtype]
+    zero_point = ZERO_POINTS[weights.dtype]
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lines = []
@@ -228,9 +264,9 @@ def _round_groups(
             lines.append(bytes_on(builder, base, builder.mul(arguments[number], stride)))
         x, q, scale, offset = lines
         floats, wholes = vector(F32, LANES), vector(I32, LANES)
-        with Loop(builder, builder.sdiv(arguments[3], I64(group)), []) as loop:
-            start = builder.mul(loop.count, I64(group))
-            columns = [builder.add(start, I64(i)) for i in range(0, group, LANES)]
+        with Loop(builder, builder.sdiv(arguments[3], I64(GROUP)), []) as loop:
+            start = builder.mul(loop.count, I64(GROUP))
+            columns = [builder.add(start, I64(i)) for i in range(0, GROUP, LANES)]
             parts = [load(builder, at(builder, x, column, F32), F32, LANES) for column in columns]
             greatest = constant(I32, 0, LANES)
             for part in parts:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from clearhead.engine.arrays import Norm
-from clearhead.engine.attention import MOST_QUERIES, PAGE, attend, write_kv
+from clearhead.engine.attention import attend, write_kv
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, normalize, quantize_activations, relu
 from clearhead.engine.llvm import atomic_write
-from clearhead.engine.products import COLUMNS, PANEL, multiply, read_row
+from clearhead.engine.pages import MOST_QUERIES, PAGE
+from clearhead.engine.panels import COLUMNS, PANEL, read_row
+from clearhead.engine.products import multiply
 from clearhead.engine.scores import combine_blocks, score_blocks, score_targets
 from clearhead.engine.threads import JOB, finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.utils.jit import entry, inline, kernel
@@ -31,7 +33,7 @@ def padded(columns: int) -> int:
 
 
 @inline
-def forward(team: Any, thread: int, weights: Any, shape: Any, work: Any, scratch: Any) -> None:
+def forward(team: Any, weights: Any, shape: Any, work: Any, scratch: Any) -> None:
     """Run a pass, together with the other threads.
 
     Afterwards the cache has the new keys and values, scratch.logits the rows that are wanted, and scratch.scores the
@@ -49,7 +51,7 @@ def forward(team: Any, thread: int, weights: Any, shape: Any, work: Any, scratch
             _product(
                 team, phase + 2, weights.qkv, layer, 3 * width, width, n, STORE_KV, projected, shape, work, scratch
             )
-            _attention(team, phase + 3, thread, n, groups, layer, shape, work, scratch)
+            _attention(team, phase + 3, n, groups, layer, shape, work, scratch)
             _quantize(team, phase + 4, n, normed, width, weights.out, scratch)
             _product(team, phase + 5, weights.out, layer, width, width, n, ADD, projected, shape, work, scratch)
             _norm(team, phase + 6, work.row_index, n, weights.norm_2, layer, weights.up, shape, scratch)
@@ -65,7 +67,7 @@ def forward(team: Any, thread: int, weights: Any, shape: Any, work: Any, scratch
     if n_scored > 0:
         _norm(team, phase + 1, work.scored, n_scored, weights.final_norm, 0, weights.head, shape, scratch)
         score_targets(team, phase + 2, n_scored, weights.head, padded(width), work, scratch)
-        score_blocks(team, phase + 3, thread, n_scored, weights.head, padded(width), shape.vocab_size, work, scratch)
+        score_blocks(team, phase + 3, n_scored, weights.head, padded(width), shape.vocab_size, work, scratch)
         combine_blocks(team, phase + 4, n_scored, shape.vocab_size, work, scratch)
 
 
@@ -83,7 +85,7 @@ _ROW_WORK = 8  # multiplications that one number of a row is worth, in a norm or
 @kernel
 def _embed_all(team: Any, phase: int, n: int, weights: Any, shape: Any, work: Any, x: Any) -> None:
     """Run the first phase: each token's vector plus its position's."""
-    control, number, threads = team
+    control, number, threads, _ = team
     pieces = pieces_of(n, n * shape.width * _ROW_WORK, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
@@ -101,7 +103,7 @@ def _norm(
     team: Any, phase: int, rows: Any, n: int, norm: Norm, layer: int, matrix: Any, shape: Any, scratch: Any
 ) -> None:
     """Normalize n rows of the residual stream and quantize them for a matrix, one after another from row 0 on."""
-    control, number, threads = team
+    control, number, threads, _ = team
     width, inputs = shape.width, scratch.inputs
     pieces = pieces_of(n, n * width * _ROW_WORK, threads)
     piece = take(control, number, phase, pieces)
@@ -127,7 +129,7 @@ def _norm(
 @kernel
 def _quantize(team: Any, phase: int, n: int, source: Any, width: int, matrix: Any, scratch: Any) -> None:
     """Quantize n rows for a matrix."""
-    control, number, threads = team
+    control, number, threads, _ = team
     inputs = scratch.inputs
     pieces = pieces_of(n, n * width * _ROW_WORK, threads)
     piece = take(control, number, phase, pieces)
@@ -156,12 +158,14 @@ def _product(
     scratch: Any,
 ) -> None:
     """Write y = the quantized inputs times a matrix plus its bias, then do with it what `then` says."""
-    control, number, threads = team
+    control, number, threads, thread = team
     panels = (rows + PANEL - 1) // PANEL
-    pieces = pieces_of(panels, n * rows * columns, threads)
+    unit = shape.head_panels if then == STORE_KV else 1
+    units = (panels + unit - 1) // unit
+    pieces = pieces_of(units, n * rows * columns, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
-        first, last = panels * piece // pieces, panels * (piece + 1) // pieces
+        first, last = units * piece // pieces * unit, min(panels, units * (piece + 1) // pieces * unit)
         multiply(matrix, layer, padded(columns), first, last, scratch.inputs, 0, n, y, 0, 0)
         a, b = first * PANEL, min(rows, last * PANEL)
         if then == ADD:
@@ -170,7 +174,8 @@ def _product(
             heads, head_dim = shape.n_heads, shape.width // shape.n_heads
             for row in range(n):
                 pages = work.pages[work.sequences[row]]
-                write_kv(y, row, a, b, heads, head_dim, work.positions[row], layer, scratch.stored, pages)
+                numbers = scratch.attention.queries[thread, 0]
+                write_kv(y, row, a, b, heads, head_dim, work.positions[row], layer, scratch.stored, pages, numbers)
         elif then == ACTIVATE:
             for row in range(n):
                 if shape.activation == 0:
@@ -212,11 +217,9 @@ def _count_groups(n: int, work: Any) -> int:
 
 
 @kernel
-def _attention(
-    team: Any, phase: int, thread: int, n: int, groups: int, layer: int, shape: Any, work: Any, scratch: Any
-) -> None:
+def _attention(team: Any, phase: int, n: int, groups: int, layer: int, shape: Any, work: Any, scratch: Any) -> None:
     """Run attention. A piece is some heads of one group of rows, or if there are many groups, all heads of some."""
-    control, number, threads = team
+    control, number, threads, thread = team
     heads = shape.n_heads
     head_dim = shape.width // heads
     units = groups * heads  # in the order of the groups
@@ -240,8 +243,8 @@ def _attention(
                 layer,
                 scratch.stored,
                 work.pages[work.sequences[row]],
-                scratch.attention_scores[thread],
-                scratch.mixed[thread],
+                scratch.attention,
+                thread,
                 scratch.normed,
             )
         piece = take_next(control, number, phase, pieces)
@@ -266,7 +269,7 @@ def worker_loop(
             if job < 0:
                 return number
             number, patient = job, False
-        forward((control, number, threads), thread, weights, shape, work, scratch)
+        forward((control, number, threads, thread), weights, shape, work, scratch)
         if thread == 0:
             open_next(control, number + 1, phases_of(shape.n_layers))
             return number

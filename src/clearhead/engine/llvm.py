@@ -151,6 +151,27 @@ def add_quad_products(builder: Builder, sums: Any, unsigned: Any, signed: Any) -
     return add_pair_products(builder, sums, high, builder.ashr(x, eight))
 
 
+class _BFloat16(ir.Type):
+    """LLVM's bfloat, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+_BFLOAT16 = _BFloat16()
+
+
+def add_bfloat16_products(builder: Builder, sums: Any, a: Any, b: Any) -> Any:
+    """Return sums, float32 [n], plus the products of bfloat16 [2n] and [2n], neighbours added.
+
+    Both come as int32 [n], two numbers in each.
+    """
+    n = sums.type.count
+    pairs = vector(_BFLOAT16, 2 * n)
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * n}"
+    return call(builder, name, sums.type, [sums, builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
+
+
 def widen_bfloat16(builder: Builder, bits: Any) -> Any:
     """Turn bfloat16's 16 bits into float32: the same number with sixteen more bits of mantissa, all 0."""
     n = bits.type.count

@@ -1,8 +1,8 @@
 """The products of a matrix with tokens' vectors: two vectors of rows by some tokens at a time.
 
-A *panel* is `PANEL` rows of a matrix, twice the lanes of a vector. It is stored so that one vector holds neighbouring
-columns of as many rows as it has lanes: a tile broadcasts these columns of a token to all lanes, multiplies, and adds
-to one sum per row. No sum runs across a vector, and a panel is read from its first byte to its last.
+In a *panel* (see `panels.py`) one vector holds neighbouring columns of as many rows as it has lanes: a tile broadcasts
+these columns of a token to all lanes, multiplies, and adds to one sum per row. No sum runs across a vector, and a panel
+is read from its first byte to its last.
 
 A *tile* is what stays in registers while a panel is read once: the sums of its rows for one or more tokens. The
 order in which the products of one row and one token are added does not depend on how many tokens the tile has, on the
@@ -10,16 +10,15 @@ panel's index, or on the thread. This is why a token's result has the same bits 
 
     storage        weights                              activations                  sums
     float32        float32                              float32                      float32, in blocks of 64 columns
-    bfloat16       the upper 16 bits, in pairs          float32                      float32, in blocks of 64 columns
+    bfloat16       the upper 16 bits, in pairs          float32, or bfloat16 if   float32, in blocks of 64 columns
+                                                        the variant multiplies it
     int8 pairs     int8, a scale per row                int16, a scale per token     int32 over the row, exact
-    int8 quads     uint8 with zero point 128,           int8, a scale per token and  int32 in groups of 64, exact; the
-                   a scale per row                      64 columns                   groups in float32
-    int4 pairs     uint4 with zero point 8, a scale     int16, a scale per token     int32 in groups of 32, exact; the
-                   per row and 32 columns                                            groups in float32
-    int4 quads     the same                             int8, a scale per token and  the same
-                                                        32 columns
+    int8 quads     uint8 with zero point 128, a scale   int8, a scale per token and  int32 in groups of 32, exact; the
+                   per row and 64 columns               32 columns                   groups in float32
+    int4 pairs     uint4 with zero point 8, a scale     int16, a scale per token     the same
+                   per row and 32 columns
+    int4 quads     the same                             as for int8 quads            the same
 
-*Pairs* and *quads* say how many columns of a row lie side by side, which is what one instruction multiplies and adds.
 A group's sum starts at minus the zero point times the sum of the activations, so that no correction is needed later.
 """
 
@@ -30,7 +29,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
+from numba.np import numpy_support
 
 from clearhead.engine.llvm import (
     F32,
@@ -41,10 +41,10 @@ from clearhead.engine.llvm import (
     LANES,
     Builder,
     Loop,
+    add_bfloat16_products,
     add_pair_products,
     add_quad_products,
     at,
-    bits_as_float,
     broadcast,
     bytes_on,
     constant,
@@ -56,17 +56,9 @@ from clearhead.engine.llvm import (
     vector,
     widen_bfloat16,
 )
+from clearhead.engine.panels import COLUMNS, GROUP, PANEL, SCALE_COLUMNS, VECTORS
 from clearhead.engine.variants import VARIANT
-from clearhead.utils.jit import inline, kernel
-
-VECTORS = 2
-"""Vectors of rows in a panel."""
-PANEL = VECTORS * LANES
-"""Rows in a panel."""
-COLUMNS = 64
-"""Columns are padded with zeros to a multiple of this; float32 sums restart as often, which keeps their error small."""
-GROUPS = {"int8": 64, "int4": 32}
-"""Columns that share a sum of whole numbers, and a scale of 8-bit activations."""
+from clearhead.utils.jit import kernel
 
 _L2_BYTES = 512 << 10
 """Activations that go through all panels together; they stay in a core's second-level cache."""
@@ -90,7 +82,7 @@ class Token:
 class _Floats:
     """float32 or bfloat16 weights times float32 activations."""
 
-    activations = types.float32
+    activations: Any = types.float32
     tokens = VARIANT.float_tokens
     step = COLUMNS
     unroll = 8
@@ -126,6 +118,26 @@ class _Floats:
         return b.fadd(total, bias)
 
 
+class _BFloat16Pairs(_Floats):
+    """bfloat16 weights times bfloat16 activations, by an instruction for pairs of them."""
+
+    activations = types.uint16
+    tokens = VARIANT.pair_tokens
+
+    def __init__(self) -> None:
+        super().__init__(I16)
+
+    def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
+        block = [_FLOAT_ZERO] * len(sums)
+        for pair in range(self.step // 2):
+            rows = [load(b, at(b, weights, I64(pair * PANEL + v * LANES), I32), I32, LANES) for v in range(VECTORS)]
+            for t, token in enumerate(tokens):
+                x = broadcast(b, at(b, token.x, I64(pair), I32), I32)
+                for v in range(VECTORS):
+                    block[t * VECTORS + v] = add_bfloat16_products(b, block[t * VECTORS + v], rows[v], x)
+        return [b.fadd(total, part) for total, part in zip(sums, block, strict=True)]
+
+
 class _Int8Pairs:
     """int8 weights with a scale per row times int16 activations with a scale per token."""
 
@@ -151,37 +163,53 @@ class _Int8Pairs:
 
 
 class _Int8Quads:
-    """uint8 weights with a scale per row times int8 activations with a scale per group."""
+    """uint8 weights with a scale per row and 64 columns times int8 activations with a scale per group."""
 
     activations = types.int8
     tokens = VARIANT.group_tokens
-    step = GROUPS["int8"]
+    step = SCALE_COLUMNS[np.dtype(np.uint8)]
     step_bytes = PANEL * step
 
     def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
-        exact = [broadcast(b, token.offset, I32) for token in tokens for _ in range(VECTORS)]
-        for quad in range(self.step // 4):
-            rows = [load(b, at(b, weights, I64(quad * PANEL + v * LANES), I32), I32, LANES) for v in range(VECTORS)]
-            for t, token in enumerate(tokens):
-                x = broadcast(b, at(b, token.x, I64(quad), I32), I32)
-                for v in range(VECTORS):
-                    exact[t * VECTORS + v] = add_quad_products(b, exact[t * VECTORS + v], rows[v], x)
-        found = []
-        for t, token in enumerate(tokens):
-            scale = broadcast(b, token.scale, F32)
-            for v in range(VECTORS):
-                group = b.sitofp(exact[t * VECTORS + v], vector(F32, LANES))
-                found.append(multiply_add(b, group, scale, sums[t * VECTORS + v]))
-        return found
+        row_scales = _load_scales(b, scales)
+        for group in range(self.step // GROUP):
+            exact = [broadcast(b, at(b, token.offset, I64(group), I32), I32) for token in tokens for _ in row_scales]
+            for quad in range(group * GROUP // 4, (group + 1) * GROUP // 4):
+                rows = [load(b, at(b, weights, I64(quad * PANEL + v * LANES), I32), I32, LANES) for v in range(VECTORS)]
+                for t, token in enumerate(tokens):
+                    x = broadcast(b, at(b, token.x, I64(quad), I32), I32)
+                    for v in range(VECTORS):
+                        exact[t * VECTORS + v] = add_quad_products(b, exact[t * VECTORS + v], rows[v], x)
+            sums = _add_groups(b, exact, row_scales, tokens, group, sums)
+        return sums
 
     def finish(self, b: Builder, total: Any, row_scales: Any, token: Token, bias: Any) -> Any:
-        return multiply_add(b, total, row_scales, bias)
+        return b.fadd(total, bias)
+
+
+def _load_scales(b: Builder, scales: Any) -> list[Any]:
+    """Read the bfloat16 scales of a panel's rows."""
+    return [widen_bfloat16(b, load(b, at(b, scales, I64(v * LANES), I16), I16, LANES)) for v in range(VECTORS)]
+
+
+def _add_groups(
+    b: Builder, exact: list[Any], row_scales: list[Any], tokens: list[Token], group: int, sums: list[Any]
+) -> list[Any]:
+    """Return sums plus the exact sums of a group times the scales of the rows and of each token's group."""
+    found = []
+    for t, token in enumerate(tokens):
+        x_scale = broadcast(b, at(b, token.scale, I64(group), F32), F32)
+        for v in range(VECTORS):
+            n = t * VECTORS + v
+            whole = b.sitofp(exact[n], vector(F32, LANES))
+            found.append(multiply_add(b, whole, b.fmul(row_scales[v], x_scale), sums[n]))
+    return found
 
 
 class _Int4:
     """uint4 weights with a scale per row and group, two in a byte, times int16 or int8 activations."""
 
-    step = GROUPS["int4"]
+    step = GROUP
     step_bytes = PANEL * step // 2
 
     def __init__(self, quads: bool) -> None:
@@ -191,9 +219,7 @@ class _Int4:
 
     def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
         exact = [broadcast(b, token.offset, I32) for token in tokens for _ in range(VECTORS)]
-        steps = self.step // (
-            4 if self.quads else 2
-        )  # quads or pairs in a group; a byte has numbers i and i + steps / 2
+        steps = self.step // (4 if self.quads else 2)  # quads or pairs; a byte has numbers i and i + steps / 2
         for i in range(steps // 2):
             halves = [self._halves(b, weights, i, v) for v in range(VECTORS)]
             for half, x_index in enumerate((i, i + steps // 2)):
@@ -206,16 +232,11 @@ class _Int4:
                         else:
                             x16 = b.bitcast(x, vector(I16, 2 * LANES))
                             exact[n] = add_pair_products(b, exact[n], halves[v][half], x16)
-        found = []
-        row_scales = [
-            widen_bfloat16(b, load(b, at(b, scales, I64(v * LANES), I16), I16, LANES)) for v in range(VECTORS)
-        ]
-        for t, token in enumerate(tokens):
-            for v in range(VECTORS):
-                scale = b.fmul(row_scales[v], broadcast(b, token.scale, F32)) if self.quads else row_scales[v]
-                group = b.sitofp(exact[t * VECTORS + v], vector(F32, LANES))
-                found.append(multiply_add(b, group, scale, sums[t * VECTORS + v]))
-        return found
+        row_scales = _load_scales(b, scales)
+        if self.quads:
+            return _add_groups(b, exact, row_scales, tokens, 0, sums)
+        groups = [b.sitofp(total, vector(F32, LANES)) for total in exact]
+        return [multiply_add(b, x, row_scales[n % VECTORS], sums[n]) for n, x in enumerate(groups)]
 
     def _halves(self, b: Builder, weights: Any, i: int, v: int) -> tuple[Any, Any]:
         if self.quads:
@@ -233,13 +254,18 @@ class _Int4:
 
 KINDS: dict[Any, Any] = {
     types.float32: _Floats(F32),
-    types.uint16: _Floats(I16),
+    types.uint16: _BFloat16Pairs() if VARIANT.bfloat16 else _Floats(I16),
     types.int8: _Int8Pairs(),
     types.uint8: _Int8Quads(),
     types.int32: _Int4(quads=False),
     types.uint32: _Int4(quads=True),
 }
 """How to multiply an array of weights, by the array's type: each storage has one of its own."""
+
+
+def activation_type(weights: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type of the activations that weights of a type are multiplied by."""
+    return numpy_support.as_dtype(KINDS[numpy_support.from_dtype(weights)].activations)
 
 
 def _write_tile(kind: Any, n_tokens: int, context: Any, b: Builder, signature: Any, arguments: Any) -> None:
@@ -267,15 +293,15 @@ def _write_tile(kind: Any, n_tokens: int, context: Any, b: Builder, signature: A
         here = bytes_on(b, weights, b.mul(loop.count, I64(kind.step_bytes)))
         group_scales = at(b, scales, b.mul(b.add(panel_steps, loop.count), I64(PANEL)), I16)
         x_on = b.mul(loop.count, I64(x_bytes))
+        group = b.mul(loop.count, I64(kind.step // GROUP))
         tokens = [
-            Token(bytes_on(b, s.x, x_on), at(b, s.scale, loop.count, F32), at(b, s.offset, loop.count, I32))
-            for s in starts
+            Token(bytes_on(b, s.x, x_on), at(b, s.scale, group, F32), at(b, s.offset, group, I32)) for s in starts
         ]
         loop.next = kind.add_step(b, here, group_scales, tokens, loop.values)
     for v in range(VECTORS):
         row = b.add(b.mul(panel, I64(PANEL)), I64(v * LANES))
         row_bias = load(b, at(b, bias, row, F32), F32, LANES)
-        row_scales = load(b, at(b, scales, row, F32), F32, LANES) if isinstance(kind, _Int8Pairs | _Int8Quads) else None
+        row_scales = load(b, at(b, scales, row, F32), F32, LANES) if isinstance(kind, _Int8Pairs) else None
         for t, token in enumerate(starts):
             line = bytes_on(b, y, b.mul(b.sub(numbers[t], arguments[10]), y_stride))
             found = kind.finish(b, loop.values[t * VECTORS + v], row_scales, token, row_bias)
@@ -303,7 +329,8 @@ def run_tile(
 
     Args:
         weights: the panels, one dimension; its type says how they are stored.
-        scales: for int8 float32, one per row; for int4 bfloat16's bits, one per row and group; else unused.
+        scales: for int8 pairs float32, one per row; for int8 quads and int4 bfloat16's bits, one per row and group of
+            columns; else unused.
         bias: float32, one per row.
         panel: the panel's index.
         columns: how many each row has, with padding.
@@ -382,84 +409,3 @@ def multiply(
                 run_tile(weights, scales, bias, panel, columns, x, x_scales, offsets, token, y, y_token, y_row, n)
                 token = following
         start = end
-
-
-def read_row(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    """Write one row of a matrix in panels to out[to, :width], as float32."""
-
-
-@overload(read_row, inline="never")
-def _read_row(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    return {
-        types.float32: _read_float32,
-        types.uint16: _read_bfloat16,
-        types.int8: _read_int8_pairs,
-        types.uint8: _read_int8_quads,
-        types.int32: _read_int4_pairs,
-        types.uint32: _read_int4_quads,
-    }[weights.dtype]
-
-
-@inline
-def panel_index(row: int, column: int, columns: int, side: int) -> int:
-    """Return the index of a number in panels with `side` columns of a row side by side."""
-    lane_group = row // PANEL * columns // side + column // side
-    return (lane_group * PANEL + row % PANEL) * side + column % side
-
-
-@inline
-def group_index(row: int, column: int, columns: int) -> int:
-    """Return the index of the scale of an int4 number."""
-    return (row // PANEL * (columns // _GROUP4) + column // _GROUP4) * PANEL + row % PANEL
-
-
-@inline
-def nibble_index(row: int, column: int, columns: int, side: int) -> tuple[int, int]:
-    """Return the index of the byte of an int4 number, and by how many bits it is shifted there."""
-    inside = column % _GROUP4
-    half = _GROUP4 // 2
-    group = row // PANEL * (columns // _GROUP4) + column // _GROUP4
-    step, high = inside % half // side, inside // half
-    return (group * half + step * side) * PANEL + row % PANEL * side + inside % side, 4 * high
-
-
-_GROUP4 = GROUPS["int4"]
-
-
-def _read_float32(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    for i in range(width):
-        out[to, i] = weights[panel_index(row, i, columns, 1)]
-
-
-def _read_bfloat16(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    for i in range(width):
-        out[to, i] = bits_as_float(np.int32(np.uint32(weights[panel_index(row, i, columns, 2)]) << np.uint32(16)))
-
-
-def _read_int8_pairs(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    for i in range(width):
-        out[to, i] = np.float32(weights[panel_index(row, i, columns, 2)]) * scales[row]
-
-
-def _read_int8_quads(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    for i in range(width):
-        out[to, i] = np.float32(np.int32(weights[panel_index(row, i, columns, 4)]) - 128) * scales[row]
-
-
-def _read_int4_pairs(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    for i in range(width):
-        out[to, i] = _read_nibble(weights, scales, row, i, columns, 2)
-
-
-def _read_int4_quads(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
-    for i in range(width):
-        out[to, i] = _read_nibble(weights, scales, row, i, columns, 4)
-
-
-@inline
-def _read_nibble(weights: Any, scales: Any, row: int, column: int, columns: int, side: int) -> Any:
-    """Read an int4 number from an array of 32-bit words."""
-    index, shift = nibble_index(row, column, columns, side)
-    number = (np.int64(weights[index // 4]) >> (index % 4 * 8 + shift)) & 15
-    scale = bits_as_float(np.int32(np.uint32(scales[group_index(row, column, columns)]) << np.uint32(16)))
-    return np.float32(number - 8) * scale

@@ -13,12 +13,10 @@ import numpy.typing as npt
 
 from clearhead.engine.elementwise import round_to_bfloat16
 from clearhead.engine.llvm import bits_as_float
-from clearhead.engine.products import COLUMNS, GROUPS
+from clearhead.engine.panels import COLUMNS, GROUP
 from clearhead.utils.jit import entry
 
 Array = npt.NDArray[Any]
-
-GROUP = GROUPS["int4"]
 
 _DAMPING = 0.01
 """Added to the diagonal of the moments, as a fraction of its mean, because the text is short."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 import weakref
@@ -14,14 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.config import GPTConfig
-from clearhead.engine.arrays import BlockScores, Scratch, Shape, Vectors, Weights, Work, aligned_zeros, float_rows
-from clearhead.engine.attention import MOST_QUERIES, PAGE, padded_head
+from clearhead.engine.arrays import (
+    AttentionScratch,
+    BlockScores,
+    Scratch,
+    Shape,
+    Vectors,
+    Weights,
+    Work,
+    aligned_zeros,
+    float_rows,
+)
 from clearhead.engine.cache import EngineSlot, PageCache
 from clearhead.engine.dtypes import padded_columns, padded_rows
 from clearhead.engine.elementwise import ACTIVATIONS
 from clearhead.engine.forward import phases_of
+from clearhead.engine.pages import MOST_QUERIES, PAGE, cache_type, padded_head, padded_quads
+from clearhead.engine.panels import GROUP, PANEL
 from clearhead.engine.pool import ThreadPool
-from clearhead.engine.products import GROUPS, PANEL
+from clearhead.engine.products import activation_type
 from clearhead.engine.scores import BLOCK, TOKENS
 from clearhead.inference.logprobs import empty_scores, slice_scores
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_fork, check_score_work, check_work
@@ -95,7 +107,7 @@ class EngineRunner:
         self._weights = weights
         self._lock = threading.Lock()
         self.threads = threads
-        stored = np.float32 if weights.qkv.weights.dtype == np.float32 else np.uint16
+        stored = cache_type(weights.qkv.weights.dtype)
         self._cache = PageCache(config, stored, cache_tokens)
         self._shape = Shape(
             n_layers=config.n_layers,
@@ -104,6 +116,7 @@ class EngineRunner:
             ff_width=config.ff_dim,
             vocab_size=config.vocab_size,
             eps=config.norm_eps,
+            head_panels=math.lcm(PANEL, config.head_dim) // PANEL,
             activation=ACTIVATIONS.index(config.activation),
         )
         self._work = _new_work(-(-config.context_length // PAGE))
@@ -346,26 +359,36 @@ def _new_work(n_pages: int) -> Work:
 
 
 def _new_scratch(config: GPTConfig, threads: int, weights: np.dtype[Any], stored: npt.DTypeLike) -> Scratch:
-    tokens = -(-config.context_length // PAGE) * PAGE
     columns = max(padded_columns(config.emb_dim), padded_columns(config.ff_dim))
     rows = max(padded_rows(3 * config.emb_dim), padded_rows(config.ff_dim), columns)
-    quads, floats = weights in (np.uint8, np.uint32), weights in (np.float32, np.uint16)
-    groups = columns // min(GROUPS.values())
-    kind: type = np.float32 if floats else np.int8 if quads else np.int16
+    kind, groups = activation_type(weights), columns // GROUP
     return Scratch(
         x=float_rows(MOST_ROWS, padded_rows(padded_columns(config.emb_dim)), np.float32),
         normed=float_rows(MOST_ROWS, padded_columns(config.emb_dim), np.float32),
         projected=float_rows(MOST_ROWS, rows, np.float32),
         inputs=Vectors(
             numbers=float_rows(MOST_ROWS, columns, kind),
-            scales=np.zeros((MOST_ROWS, groups if quads else 1), np.float32),
+            scales=np.zeros((MOST_ROWS, groups if kind == np.int8 else 1), np.float32),
             offsets=np.zeros((MOST_ROWS, groups), np.int32),
         ),
         logits=float_rows(_LOGIT_ROWS, padded_rows(config.vocab_size), np.float32),
-        attention_scores=aligned_zeros((threads, MOST_QUERIES, tokens), np.float32),
-        mixed=np.zeros((threads, MOST_QUERIES, int(padded_head.py_func(config.head_dim))), np.float32),
+        attention=_attention_scratch(config, threads),
         stored=np.zeros(0, stored),
         scores=_score_scratch(config, threads, 0, 0, 0),
+    )
+
+
+def _attention_scratch(config: GPTConfig, threads: int) -> AttentionScratch:
+    pages = -(-config.context_length // PAGE)
+    wide, rows = int(padded_head.py_func(config.head_dim)), (threads, MOST_QUERIES)
+    return AttentionScratch(
+        scores=aligned_zeros((*rows, pages * PAGE), np.float32),
+        mixed=aligned_zeros((*rows, wide), np.float32),
+        queries=aligned_zeros((*rows, int(padded_quads.py_func(config.head_dim))), np.int8),
+        starts=np.zeros(rows, np.int32),
+        query_scales=np.zeros((*rows, 1), np.float32),
+        weights=aligned_zeros((*rows, pages * PAGE), np.uint8),
+        weight_scales=np.zeros((*rows, pages), np.float32),
     )
 
 

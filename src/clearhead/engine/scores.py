@@ -14,7 +14,8 @@ import numpy as np
 
 from clearhead.engine.elementwise import exponential
 from clearhead.engine.llvm import LANES, row_sum
-from clearhead.engine.products import PANEL, multiply
+from clearhead.engine.panels import PANEL
+from clearhead.engine.products import multiply
 from clearhead.engine.threads import finish, pieces_of, take, take_next
 from clearhead.utils.jit import inline, kernel
 
@@ -28,7 +29,7 @@ TOKENS = 32
 @kernel
 def score_targets(team: Any, phase: int, n: int, head: Any, columns: int, work: Any, scratch: Any) -> None:
     """Compute the logit of each target."""
-    control, number, threads = team
+    control, number, threads, _ = team
     pieces = pieces_of(n, n * columns * PANEL, threads)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
@@ -45,10 +46,10 @@ def score_targets(team: Any, phase: int, n: int, head: Any, columns: int, work: 
 
 @kernel
 def score_blocks(
-    team: Any, phase: int, thread: int, n: int, head: Any, columns: int, vocab_size: int, work: Any, scratch: Any
+    team: Any, phase: int, n: int, head: Any, columns: int, vocab_size: int, work: Any, scratch: Any
 ) -> None:
     """Fill the block scores of n rows. A piece is some blocks."""
-    control, number, threads = team
+    control, number, threads, thread = team
     blocks = (vocab_size + BLOCK - 1) // BLOCK
     logits = scratch.scores.logits[thread]
     pieces = pieces_of(blocks, n * vocab_size * columns, threads)
@@ -134,7 +135,7 @@ def _top_of_block(logits: Any, row: int, first: int, last: int, token: int, bloc
 @kernel
 def combine_blocks(team: Any, phase: int, n: int, vocab_size: int, work: Any, scratch: Any) -> None:
     """Turn the block scores of each row into its results."""
-    control, number, threads = team
+    control, number, threads, _ = team
     blocks = (vocab_size + BLOCK - 1) // BLOCK
     pieces = pieces_of(n, n * blocks * 64, threads)
     piece = take(control, number, phase, pieces)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 5
+VERSION = 6
 """Of the arrays' layout; a file of another version is made anew."""
 
 _DISK_SHARE = 0.1
@@ -124,7 +124,7 @@ def forget(source: Source) -> None:
 
 def _kept_path(source: Source, dtype: str, activations: str) -> Path:
     """Return where a model's weights are kept: a file for each dtype and each layout in memory."""
-    from clearhead.engine.products import PANEL
+    from clearhead.engine.panels import PANEL
 
     layout = [PANEL, activations if dtype in ("int8", "int4") else ""]
     name = json.dumps([str(source.path.resolve()), dtype, layout])
@@ -187,28 +187,30 @@ def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
             "are free; take a smaller dtype (int8, int4) or a smaller model."
         )
     with compile_notice(f"Compiling the code that packs weights as {dtype}, once for this machine …"):
-        arrays = build(source.config, source.lazy(row_major=False), dtype, threads, activations)
         if dtype == "int4":
-            arrays = _calibrated(source, arrays, activations, threads)
+            arrays = _calibrated(source, activations, threads)
+        else:
+            arrays = build(source.config, source.lazy(row_major=False), dtype, threads, activations)
     with contextlib.suppress(OSError):  # without the kept file the next start is slower, no more
         _keep(source, dtype, activations, arrays)
     return arrays
 
 
-def _calibrated(source: Source, arrays: Arrays, activations: str, threads: int) -> Arrays:
+def _calibrated(source: Source, activations: str, threads: int) -> Arrays:
     """Return int4 weights rounded by how the model uses them on a text that it writes itself (see `calibration.py`)."""
-    from clearhead.engine.building import build, weights_of
+    from clearhead.engine.building import build
     from clearhead.engine.calibration import moments, write_text
-    from clearhead.engine.runner import EngineRunner
     from clearhead.utils.progress import Progress
 
     with Progress(f"Rounding {source.name} to int4, once", None) as progress:
         progress.note("the model writes a text that shows how its weights are used")
-        ids = write_text(EngineRunner(source.config, weights_of(arrays), threads))
+        lazy = source.lazy(row_major=False)
+        tensors = {name: np.asarray(lazy[name], np.float32) for name in lazy}
+        ids = write_text(source.config, tensors)
         progress.note("measuring the inputs of each matrix")
-        used = moments(source.config, source.lazy(), ids)
+        used = moments(source.config, tensors, ids)
         progress.note("rounding, with each weight's error made up for by those after it")
-        return build(source.config, source.lazy(row_major=False), "int4", threads, activations, used)
+        return build(source.config, tensors, "int4", threads, activations, used)
 
 
 def _keep(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:

@@ -28,6 +28,7 @@ class Variant(NamedTuple):
         group_tokens: the same for 8-bit activations; each sum needs a second register, for the groups in float32.
         queries: tokens that attend together.
         dot: the LLVM intrinsic that adds four products of bytes to an int32, or "" to build it from 16-bit products.
+        bfloat16: whether bfloat16 weights are multiplied by bfloat16 activations, in one instruction for two columns.
         activations: how activations are rounded for int8 and int4 weights unless the caller says otherwise.
     """
 
@@ -39,20 +40,24 @@ class Variant(NamedTuple):
     group_tokens: int
     queries: int
     dot: str
+    bfloat16: bool
     activations: str
 
 
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
+_VNNI = _AVX512 | {"avx512vnni"}
+_NEON_DOT = frozenset({"neon", "i8mm"})
 _AVX2 = frozenset({"avx2", "fma"})
 
 VARIANTS = (
-    Variant("avx512-vnni", _AVX512 | {"avx512vnni"}, 16, 8, 8, 6, 6, "llvm.x86.avx512.vpdpbusd.512", "8bit"),
-    Variant("avx512", _AVX512, 16, 8, 8, 6, 6, "", "16bit"),
-    Variant("avx-vnni", _AVX2 | {"avxvnni"}, 8, 6, 5, 3, 3, "llvm.x86.avx512.vpdpbusd.256", "8bit"),
-    Variant("avx512-vnni-256", _AVX512 | {"avx512vnni"}, 8, 8, 8, 6, 6, "llvm.x86.avx512.vpdpbusd.256", "8bit"),
-    Variant("avx2", _AVX2, 8, 6, 5, 3, 3, "", "16bit"),
-    Variant("neon-dot", frozenset({"neon", "i8mm"}), 4, 8, 8, 6, 6, "llvm.aarch64.neon.usdot.v4i32.v16i8", "8bit"),
-    Variant("generic", frozenset(), 4, 4, 4, 3, 3, "", "16bit"),
+    Variant("avx512-bf16", _VNNI | {"avx512bf16"}, 16, 8, 8, 8, 6, "llvm.x86.avx512.vpdpbusd.512", True, "8bit"),
+    Variant("avx512-vnni", _VNNI, 16, 8, 8, 8, 6, "llvm.x86.avx512.vpdpbusd.512", False, "8bit"),
+    Variant("avx512", _AVX512, 16, 8, 8, 6, 6, "", False, "16bit"),
+    Variant("avx-vnni", _AVX2 | {"avxvnni"}, 8, 6, 5, 3, 3, "llvm.x86.avx512.vpdpbusd.256", False, "8bit"),
+    Variant("avx512-vnni-256", _VNNI, 8, 8, 8, 6, 6, "llvm.x86.avx512.vpdpbusd.256", False, "8bit"),
+    Variant("avx2", _AVX2, 8, 6, 5, 3, 3, "", False, "16bit"),
+    Variant("neon-dot", _NEON_DOT, 4, 8, 8, 6, 6, "llvm.aarch64.neon.usdot.v4i32.v16i8", False, "8bit"),
+    Variant("generic", frozenset(), 4, 4, 4, 3, 3, "", False, "16bit"),
 )
 """All variants, the best first."""
 
