@@ -22,8 +22,7 @@ import clearhead.model
 from clearhead.anatomy import Cost, CostModel
 from clearhead.config import RELEASED, GPTConfig
 from clearhead.engine import building
-from clearhead.engine.attention import PAGE
-from clearhead.engine.cache import page_numbers
+from clearhead.engine.pages import PAGE, cache_type, page_bytes
 from clearhead.engine.panels import PANEL
 from clearhead.errors import InputError
 from clearhead.inference.torch_runner import CacheRows, TorchRunner
@@ -207,7 +206,7 @@ def test_the_cache_is_the_runners(dtype: str) -> None:
 def test_whole_numbers_take_what_the_engine_takes(dtype: str, size: str, tied: bool) -> None:
     config = RELEASED[size].replace(tie_weights=tied)
     costs = CostModel(config, dtype)
-    arrays = building.layout(config, dtype)
+    arrays = building.layout(config, dtype, "16bit")
     # The engine has a bias of zeros for the token table and the head, and fills up the last rows of a matrix.
     held = {
         name: dtype.itemsize * math.prod(shape)
@@ -217,7 +216,7 @@ def test_whole_numbers_take_what_the_engine_takes(dtype: str, size: str, tied: b
     filled = 2 * PANEL * (config.emb_dim + 8)
     weights, cache = costs.memory_to_run().parts
     assert sum(held.values()) - filled <= weights.amount <= sum(held.values())
-    assert cache.amount == 2 * page_numbers(config) * (config.context_length // PAGE)
+    assert cache.amount == page_bytes(config, cache_type(arrays["qkv.weights"][0])) * (config.context_length // PAGE)
     read = sum(size for name, size in held.items() if name != "positions" and (tied or not name.startswith("tokens")))
     moved = {part.name: part.amount for part in costs.decoding_bytes().parts}
     assert read - filled <= sum(moved[name] for name in ("matrices", "their scales", "biases and norms")) <= read

@@ -62,9 +62,10 @@ class CostModel:
     Args:
         config: the shape.
         dtype: the number format, a key of `BITS`. When running, everything is in it; with int8 and int4, as in the
-            engine, matrices are quantized with scales, keys and values are bfloat16, and the rest is float32. When
-            training, parameters, gradients and moments are float32, as in `clearhead train`, and a 16-bit format is
-            that of the matrix products (autocast).
+            engine with 16-bit activations, matrices are quantized with scales, keys and values are bfloat16, and the
+            rest is float32 (with 8-bit activations the scales of int8 take more, and the cache half). When training,
+            parameters, gradients and moments are float32, as in `clearhead train`, and a 16-bit format is that of the
+            matrix products (autocast).
         batch: b, sequences at once.
         context: t, tokens in each; 0 for context_length.
 
