@@ -114,11 +114,11 @@ def _openvino(folder: Path, made: Path, form: str) -> None:
     )
 
 
-def make(folder: Path, size: str, python: str, installed: set[str]) -> None:
-    """Makes what is missing of the forms whose packages are installed for `python`."""
+def make(folder: Path, size: str, python: str, installed: set[str], wanted: set[str]) -> None:
+    """Makes what is missing of the wanted forms whose packages are installed for `python`."""
     make_source(folder, size)
     for name, package in CONVERTED.items():
-        if package in installed and not (folder / name).exists():
+        if name in wanted and package in installed and not (folder / name).exists():
             print(f"making {name}", file=sys.stderr, flush=True)
             done = subprocess.run(
                 [python, __file__, str(folder), "--convert", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -151,4 +151,4 @@ if __name__ == "__main__":
     if arguments.convert:
         convert(arguments.folder, arguments.convert)
     else:
-        make(arguments.folder, arguments.size, arguments.python, installed_for(arguments.python))
+        make(arguments.folder, arguments.size, arguments.python, installed_for(arguments.python), set(CONVERTED))

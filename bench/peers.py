@@ -60,6 +60,9 @@ NEEDS = {
 }
 """The packages that each peer and the making of its models take."""
 
+MODEL_NAMES = {"llama.cpp": "gguf", "onnxruntime": "onnx"}
+"""What `peer_models.py` calls the models of a program, if not by its name."""
+
 WORK = {"prompt 512": 512, "decode 128": 1, "decode 900": 1, "together 128": 8}
 """The kinds of work, and how many tokens one measured time of each stands for."""
 
@@ -78,15 +81,21 @@ def main() -> None:
     for name in dict.fromkeys(name for name, _ in missing):
         print(f"{name} is left out: {arguments.python} lacks {', '.join(sorted(NEEDS[name] - installed))}.")
     chosen = [key for key in chosen if key not in missing]
-    make(arguments.folder, arguments.size, arguments.python, installed)
+    wanted = {f"{MODEL_NAMES.get(name, name)}-{form}" for name, form in chosen}
+    make(arguments.folder, arguments.size, arguments.python, installed, wanted)
     for key in chosen:  # Clearhead compiles once for a machine, and arranges the weights of a format once
         if key[0] == "clearhead":
             _run(key, arguments, ["--runs", "0"])
     rounds: Rounds = {key: [] for key in chosen}
     for number in range(arguments.rounds):
         for key in chosen:
-            _note(f"round {number + 1} of {arguments.rounds}: {' '.join(key)}")
-            rounds[key].append(_run(key, arguments, ["--tokens", str(arguments.tokens)]))
+            if key in rounds:
+                _note(f"round {number + 1} of {arguments.rounds}: {' '.join(key)}")
+                try:
+                    rounds[key].append(_run(key, arguments, ["--tokens", str(arguments.tokens)]))
+                except RuntimeError as error:  # a program that cannot run here is left out, not the whole table
+                    print(error, file=sys.stderr)
+                    del rounds[key]
     _note("")
     report = summarize(rounds)
     print(_table(report))
@@ -125,7 +134,7 @@ def _run(key: Key, arguments: argparse.Namespace, options: list[str]) -> dict[st
         [*command, "--threads", threads, *options], capture_output=True, text=True, timeout=_LONG, env=environment
     )
     if done.returncode:
-        raise SystemExit(f"{' '.join(key)} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(key)} failed:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

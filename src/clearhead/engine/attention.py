@@ -327,7 +327,11 @@ def in_cache(stored: Any, number: Any) -> Any:
 
 @overload(in_cache, inline="always")
 def _in_cache(stored: Any, number: Any) -> Any:
-    return (lambda stored, number: number) if stored.dtype == types.float32 else _as_bfloat16
+    return _as_float32 if stored.dtype == types.float32 else _as_bfloat16
+
+
+def _as_float32(stored: Any, number: Any) -> Any:
+    return number
 
 
 def _as_bfloat16(stored: Any, number: Any) -> Any:
