@@ -77,11 +77,12 @@ def test_help_lists_the_verbs_and_fits_80_columns() -> None:
 
 def test_help_says_all_that_is_written_of_a_verb() -> None:
     """Square brackets are how rich marks up text, and they are how a recipe names its tables."""
-    from clearhead.cli import corpus, weights
+    from clearhead.cli import corpus, lens, weights
     from clearhead.cli.app import VERBS
 
     verbs: dict[tuple[str, ...], Any] = {(verb.__name__,): verb for verb in VERBS}
     verbs |= {("corpus", name): verb for name, (verb, _) in corpus.VERBS.items()}
+    verbs |= {("lens", name): verb for name, (verb, _) in lens.VERBS.items()}
     verbs |= {("weights", name): verb for name, (verb, _) in weights.VERBS.items()}
     for words, verb in verbs.items():
         shown = " ".join(call(*words, "--help").stdout.decode().split())

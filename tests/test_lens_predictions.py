@@ -69,7 +69,12 @@ def test_predictions_print_and_draw_themselves() -> None:
     assert lines[-1].startswith("layer 5 ") and "' she'" in lines[-1] and "KL  0.00" in lines[-1]
     picture = ET.fromstring(found.to_svg("zh"))
     texts = [one.text for one in picture.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts[0] == "各深度最可能的下一个词元（logit lens）" and texts.count("␣she") >= 5 and "layer 5" in texts
+    assert (
+        texts[0] == "各深度最可能的下一个词元（logit lens）"
+        and texts.count("␣she") >= 5
+        and "第 5 层" in texts
+        and "第 0 层注意力" in texts
+    )
     assert found._repr_html_().startswith("<div")
 
 

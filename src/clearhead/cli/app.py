@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from clearhead.cli import corpus, weights
+from clearhead.cli import corpus, lens, weights
 from clearhead.cli.architecture import architecture
 from clearhead.cli.bench import bench
 from clearhead.cli.chat import chat
@@ -139,7 +139,7 @@ def make_app() -> typer.Typer:
     )
     app.callback()(flatten(_clearhead))
     _add_verbs(app, {verb.__name__: (verb, sys.modules[verb.__module__].EPILOG) for verb in VERBS})
-    for group in (corpus, weights):
+    for group in (corpus, lens, weights):
         below = typer.Typer(cls=VerbGroup, no_args_is_help=True, rich_markup_mode="rich")
         _add_verbs(below, group.VERBS)
         app.add_typer(below, name=group.__name__.rpartition(".")[2], help=translation(group.HELP))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 from clearhead.lens.cache import run_with_cache
 from clearhead.lens.head_weights import head_weights
@@ -39,9 +40,7 @@ def head_scores(model: GPTModel, *, length: int | None = None, batch: int = 8, s
             f"length is {n}, but two repetitions must fit the context of {config.context_length:,}: give 2 to "
             f"{config.context_length // 2:,}."
         )
-    generator = torch.Generator().manual_seed(seed)
-    once = torch.randint(config.vocab_size, (batch, n), generator=generator)
-    ids = torch.cat([once, once], dim=1).tolist()
+    ids = repeated_tokens(config, n, batch, seed)
     values = np.empty((len(KINDS), config.n_layers, config.n_heads))
     for layer in range(config.n_layers):
         name = f"blocks.{layer}.attention.pattern"
@@ -54,6 +53,13 @@ def head_scores(model: GPTModel, *, length: int | None = None, batch: int = 8, s
     layers = tuple(f"layer {i}" for i in numbered(config.n_layers))
     heads = tuple(f"head {i}" for i in numbered(config.n_heads))
     return LabelledArray(values, ("kind", "layer", "head"), (KINDS, layers, heads), "what heads do")
+
+
+def repeated_tokens(config: GPTConfig, length: int, batch: int, seed: int) -> list[list[int]]:
+    """Return texts of random tokens that are repeated once, [batch][2 * length]."""
+    once = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+    repeated: list[list[int]] = torch.cat([once, once], dim=1).tolist()
+    return repeated
 
 
 @torch.no_grad()

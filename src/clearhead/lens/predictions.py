@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _ROWS = 128
 """Tokens whose logits are in memory at a time."""
+
+_CHINESE = re.compile(r"embedding|layer (\d+)( attention)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,8 @@ class LayerPredictions:
         }
         texts = [[row[0] for row in rows] for rows in self.top_tokens]
         shades = self.top_probabilities[:, :, 0].tolist()
-        return text_grid(title[lang], texts, shades, self.depths, self.kl.labels[1], lang=lang)
+        depths = [_CHINESE.sub(_chinese, depth) for depth in self.depths] if lang == "zh" else self.depths
+        return text_grid(title[lang], texts, shades, depths, self.kl.labels[1], lang=lang)
 
     def _repr_html_(self) -> str:
         return picture_html(self.to_svg())
@@ -151,6 +155,10 @@ def layer_predictions(
         LabelledArray(ranks.astype(np.float64), axes, labels, f"rank of the target ({kind})"),
         LabelledArray(kl, axes, labels, f"KL(final || depth) in nats ({kind})"),
     )
+
+
+def _chinese(depth: re.Match[str]) -> str:
+    return f"第 {depth[1]} 层{'注意力' if depth[2] else ''}" if depth[1] else "嵌入"
 
 
 def depth_names(n_layers: int, sublayers: bool) -> dict[str, str]:
