@@ -5,7 +5,6 @@ Test modules load this as a plugin of pytest.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import OpenPage
+from pages import OpenPage, without_simd
 
 import clearhead
 from clearhead import GPT, weights
@@ -32,12 +31,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain_file(file: Path) -> Path:
-    """The same page for a browser without SIMD: no browser accepts its WebAssembly module."""
-    html, changed = re.subn(r'"kernels":"[^"]+"', '"kernels":"AAAA"', file.read_text(encoding="utf-8"), count=1)
-    assert changed
-    path = file.with_name("plain.html")
-    path.write_text(html, encoding="utf-8")
-    return path
+    """The same page for a browser without SIMD."""
+    return without_simd(file)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
+
+
+def without_simd(file: Path) -> Path:
+    """Write the same page for a browser without SIMD: no browser accepts its WebAssembly module. Return its path."""
+    html, changed = re.subn(r'"kernels":"[^"]+"', '"kernels":"AAAA"', file.read_text(encoding="utf-8"), count=1)
+    assert changed
+    path = file.with_name(f"plain-{file.name}")
+    path.write_text(html, encoding="utf-8")
+    return path
 
 
 class OpenPage:

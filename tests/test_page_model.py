@@ -5,15 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from browsers import needs_chromium
-from pages import OpenPage
+from pages import OpenPage, without_simd
 
 from clearhead import GPT
+from clearhead.config import Activation, GPTConfig
 from clearhead.lens import logit_lens
+from clearhead.model import GPTModel
+from clearhead.tokenizer import Tokenizer
+from clearhead.web import export
 
 pytest_plugins = ["page_fixtures"]
 pytestmark = needs_chromium
@@ -191,3 +196,55 @@ def test_an_ablation_is_that_of_python(either: OpenPage, rounded_gpt: GPT, name:
     assert np.allclose(found, expected, atol=1e-3)
     intact = either.ask("async ids => Array.from(await page.backend.logits(ids, []))", ids)
     assert not np.allclose(found, intact, atol=1e-2)
+
+
+# --- Other models ----------------------------------------------------------------------------------------------------
+
+
+def random_model(config: GPTConfig, tokenizer: Tokenizer, path: Path) -> GPT:
+    """Write a page with a random model of a shape, and return the same model in PyTorch with the page's weights."""
+    torch.manual_seed(1)
+    network = GPTModel(config)
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    if config.tie_weights:
+        tensors.pop("head.weight")
+    for name, array in tensors.items():
+        if name.endswith("bias"):
+            array += 0.1 * np.random.default_rng(len(name)).standard_normal(array.shape).astype(np.float32)
+    path.write_text(export.page_html("random", config, tensors, tokenizer), encoding="utf-8")
+    rounded = export.rounded(tensors)
+    with torch.no_grad():
+        for name, parameter in network.state_dict().items():
+            parameter.copy_(torch.from_numpy(rounded[name if name in rounded else "token_embedding.weight"]))
+    return GPT(network, tokenizer)
+
+
+def compare_logits(browser: Any, path: Path, gpt: GPT, simd: bool) -> None:
+    """Compare the logits of a page with Python's, for a prompt in one pass and with one more token."""
+    opened = OpenPage(browser, path.as_uri())
+    assert opened.ask("() => page.simd") is simd
+    ids = list(gpt.tokenizer.encode(PROMPTS[1])) if gpt.tokenizer else []
+    for given in (ids, [*ids, ids[0]]):
+        found = opened.ask("async ids => Array.from(await page.backend.logits(ids, []))", given)
+        assert np.allclose(found, gpt.watch(given, "logits")["logits"][-1], atol=1e-3)
+    opened.check()
+    opened.close()
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_any_shape_of_gpt2_is_that_of_python(browser: Any, rounded_gpt: GPT, tmp_path: Path, activation: str) -> None:
+    """Widths that no vector divides, a head of its own, no bias of the queries, and every activation."""
+    assert rounded_gpt.tokenizer is not None
+    shape = {"emb_dim": 33, "n_heads": 3, "n_layers": 2, "context_length": 48, "ff_dim": 70, "drop_rate": 0.0}
+    config = rounded_gpt.config.replace(**shape, qkv_bias=False, tie_weights=False, activation=activation)
+    path = tmp_path / "odd.html"
+    model = random_model(config, rounded_gpt.tokenizer, path)
+    compare_logits(browser, path, model, simd=True)
+    compare_logits(browser, without_simd(path), model, simd=False)
+
+
+def test_a_model_of_124m_works_in_one_file(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "124M.html"
+    model = random_model(GPTConfig.named("124M"), Tokenizer.gpt2(), path)
+    assert 125e6 < path.stat().st_size < 200e6
+    compare_logits(browser, path, model, simd=True)

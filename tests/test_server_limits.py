@@ -161,10 +161,11 @@ def test_no_bytes_cause_a_server_error(http: httpx.Client, raw: bytes) -> None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def test_keys_guard_every_route_but_health(tiny_gpt: GPT) -> None:
+def test_keys_guard_every_route_but_health_and_the_page(tiny_gpt: GPT) -> None:
     with serving(tiny_gpt, ServerSettings(api_keys=KEYS)) as guarded, httpx.Client(base_url=guarded.url) as http:
         assert http.get("/health").status_code == 200
-        for path in ("/v1/models", "/metrics", "/openapi.json", "/v1/nothing", "/tokenizer_info"):
+        assert http.get("/").status_code == 200, "the page asks for a key itself"
+        for path in ("/inspect", "/v1/models", "/metrics", "/openapi.json", "/v1/nothing", "/tokenizer_info"):
             assert http.get(path).status_code == 401
         wrong: tuple[Any, ...] = (
             {},

@@ -150,9 +150,8 @@ function build() {
           el("label", { class: "number" }, el("span", { "data-word": "length" }), el("input", { id: "length", type: "number", min: 1, max: 1000, value: page.length, onchange: event => {
             page.length = Math.min(1000, Math.max(1, Math.round(Number(event.target.value)) || 100));
             event.target.value = page.length;
-          } })),
-          el("output", { id: "speed", class: "soft" })),
-        el("p", { id: "status", role: "status", "aria-live": "polite" }),
+          } }))),
+        el("div", { class: "status-line" }, el("p", { id: "status", role: "status", "aria-live": "polite" }), el("output", { id: "speed", class: "soft" })),
         el("div", { id: "tokens", role: "group", onkeydown: walk }),
         el("p", { class: "soft small", "data-word": "legend" })),
       el("section", { class: "card choosing", "aria-labelledby": "next-title" },
@@ -364,7 +363,7 @@ function select(index) {
     token.setAttribute("aria-pressed", String(chosen));
     token.tabIndex = chosen ? 0 : -1;
   }
-  page.inside.follow(page.selected ?? page.path().ids.length - 1);
+  page.inside.follow();
   during(showDistribution);
 }
 

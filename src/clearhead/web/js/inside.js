@@ -46,23 +46,25 @@ export class Inside {
 
   // Runs the model over the end of the text again.
   async refresh() {
-    const request = ++this.request, { ids, texts } = this.page.path();
+    const request = ++this.request, { selected } = this.page, { ids: all, texts } = this.page.path();
+    // The end of the text; or the tokens up to the selected one, if that is earlier. What comes later changes nothing.
+    const ids = selected === null || selected >= all.length - MOST ? all : all.slice(0, Math.max(MOST, selected + 1));
     if (!ids.length) {
       this.found = null;
       return this.draw();
     }
     const found = await this.page.backend.inspect(ids, [...this.page.ablation], MOST);
     if (request !== this.request) return;
-    this.found = { ...found, texts: texts.slice(found.start) };
-    this.follow(this.page.selected ?? ids.length - 1);
+    this.found = { ...found, texts: texts.slice(found.start, ids.length) };
+    this.choose((selected ?? ids.length - 1) - found.start);
   }
 
-  // Follows the token that was chosen in the text.
-  follow(position) {
+  // Follows the token that was chosen in the text, or its last one.
+  follow() {
     if (!this.found) return;
-    const token = position - this.found.start;
-    this.token = token >= 0 && token < this.found.count ? token : this.found.count - 1;
-    this.draw();
+    const token = (this.page.selected ?? this.page.path().ids.length - 1) - this.found.start;
+    if (token >= 0 && token < this.found.count) this.choose(token);
+    else this.page.during(() => this.refresh());
   }
 
   choose(token) {
@@ -83,7 +85,7 @@ export class Inside {
 
   drawTabs(panel) {
     $("inside-title").textContent = say("inside");
-    $("inside-hint").textContent = this.found ? say("insideHint", { count: this.found.count }) : say("nothing");
+    $("inside-hint").textContent = this.found ? say("insideHint", { first: this.found.start, last: this.found.start + this.found.count - 1 }) : say("nothing");
     for (const name of this.tabs) {
       const tab = $(`tab-${name}`);
       tab.textContent = say(name);

@@ -94,7 +94,7 @@ export class Model {
       watch?.("norm_2.output", layer, normed);
       this.product(normed, block.up, inner);
       watch?.("feed_forward.up", layer, inner);
-      const activate = config.activation === "gelu_tanh" ? geluTanh : gelu;
+      const activate = ACTIVATIONS[config.activation];
       for (let i = 0; i < inner.length; i++) inner[i] = activate(inner[i]);
       watch?.("feed_forward.activated", layer, inner);
       this.product(inner, block.down, added);
@@ -162,13 +162,11 @@ function normalize(x, { weight, bias }, out, eps) {
 
 const ROOT = Math.sqrt(2 / Math.PI);
 
-function geluTanh(x) {
-  return 0.5 * x * (1 + Math.tanh(ROOT * (x + 0.044715 * x * x * x)));
-}
-
-function gelu(x) {
-  return 0.5 * x * (1 + erf(x / Math.SQRT2));
-}
+const ACTIVATIONS = {
+  gelu_tanh: x => 0.5 * x * (1 + Math.tanh(ROOT * (x + 0.044715 * x * x * x))),
+  gelu_erf: x => 0.5 * x * (1 + erf(x / Math.SQRT2)),
+  relu: x => Math.max(0, x),
+};
 
 // The error function to about 1e-15: its Taylor series near 0, the continued fraction of erfc beyond.
 function erf(x) {

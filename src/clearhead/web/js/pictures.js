@@ -5,8 +5,13 @@ import { say } from "./words.js";
 
 // Attention of one head as arcs over the tokens. texts: of the T tokens; pattern: T rows of up to T weights.
 export function arcs(texts, pattern, selected, choose) {
-  const T = texts.length, step = Math.max(16, Math.min(34, 640 / T)), longest = Math.min(12, Math.max(...texts.map(text => visible(text).length)));
-  const height = Math.min(240, 34 + (T - 1) * step * 0.36), foot = 20 + longest * 6.2, width = Math.max(T * step + 30, 240);
+  const T = texts.length, step = Math.max(16, Math.min(34, 530 / T)), longest = Math.min(12, Math.max(...texts.map(text => visible(text).length)));
+  const least = t => (t === selected ? 0.004 : 0.08); // a weight below has no arc
+  const farthest = Math.max(0, ...pattern.map((row, t) => {
+    const first = row.findIndex(weight => weight > least(t));
+    return first < 0 ? 0 : t - first;
+  }));
+  const height = Math.min(240, 34 + farthest * step * 0.36), foot = 20 + longest * 6.2, width = Math.max(T * step + 30, 240);
   const x = t => 20 + t * step, shapes = [];
   const arc = (t, s, weight) => {
     const rise = Math.min(height - 8, 8 + (t - s) * step * 0.36);
@@ -16,7 +21,7 @@ export function arcs(texts, pattern, selected, choose) {
       svg("title", {}, `${visible(texts[t])} → ${visible(texts[s])}: ${percent(weight, 1)}`));
   };
   for (const mine of [false, true])
-    pattern.forEach((row, t) => (t === selected) === mine && row.forEach((weight, s) => weight > (mine ? 0.004 : 0.08) && shapes.push(arc(t, s, weight))));
+    pattern.forEach((row, t) => (t === selected) === mine && row.forEach((weight, s) => weight > least(t) && shapes.push(arc(t, s, weight))));
   texts.forEach((text, t) => {
     const label = svg("text", { x: x(t), y: height + 14, transform: `rotate(55 ${x(t)} ${height + 14})`, class: t === selected ? "name chosen" : "name", onclick: () => choose(t) }, shortened(visible(text), 12));
     shapes.push(label);

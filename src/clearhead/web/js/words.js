@@ -57,7 +57,7 @@ const WORDS = {
   branchesHint: ["Every choice starts a branch. Choose one to return to it.", "每次另选词元都会产生一个分支。选择一个分支即可返回。"],
   branch: ["Branch {number}: {text}", "分支 {number}：{text}"],
   inside: ["A look inside", "模型内部"],
-  insideHint: ["What the model computes for the last {count} tokens. Choose a token in the pictures or in the text.", "模型对最后 {count} 个词元的计算。可在图中或文本中选择词元。"],
+  insideHint: ["What the model computes for the tokens at positions {first} to {last}. Choose a token in the pictures or in the text.", "模型对位置 {first} 至 {last} 的词元的计算。可在图中或文本中选择词元。"],
   attention: ["Attention", "注意力"], lens: ["Logit lens", "logit 透镜"], residual: ["Residual stream", "残差流"], journey: ["One token's vectors", "单个词元的向量"],
   block: ["Block", "块"], head: ["Head", "头"],
   arcs: ["Arcs lead from each token to the tokens it attends to; the selected token's arcs are strong.", "弧线从每个词元连到它所关注的词元；所选词元的弧线加深显示。"],
