@@ -38,6 +38,7 @@ SLOW_MODULES = {
     "test_page_model.py",
     "test_page_server.py",
     "test_score_page.py",
+    "test_ray.py",
     "test_scoring.py",
     "test_server.py",
     "test_server_clients.py",

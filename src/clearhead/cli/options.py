@@ -86,6 +86,10 @@ PageLayout = Annotated[
 ]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Work on a Ray cluster: the address of its head, or local to start one here.", metavar="ADDRESS"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 WeightsSource = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A model's folder, a weights file, or a name on the hub.")

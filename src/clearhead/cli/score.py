@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import Config, Model, choices, flatten
+from clearhead.cli.options import Config, Model, Ray, choices, flatten
 from clearhead.utils.arguments import Dtype
 
 if TYPE_CHECKING:
     from clearhead.evaluation.surprisal import InputText, Row, SurprisalOptions, SurprisalTable
     from clearhead.gpt import GPT
+
+    RowsOf = Callable[[Iterable[InputText]], Iterator[list[Row]]]
 
 EPILOG = """
 Examples:
@@ -102,6 +104,7 @@ class ModelOptions:
     config: Config = None
     dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory.", **choices(Dtype))] = "float32"
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; as many as cores by default.")] = None
+    ray: Ray = None
 
 
 @flatten
@@ -136,17 +139,18 @@ def score(
     gpt = load_model(run.model, dtype=run.dtype, threads=run.threads, config=run.config)
     table = SurprisalTable(gpt, options)
     texts = read_texts(files, columns, lines=source.lines)
+    rows_of = table.rows if run.ray is None else _on_ray(run, options)
     if html is not None:
-        _write_page(html, table, texts, _metadata(gpt, table, run))
+        _write_page(html, rows_of(texts), _metadata(gpt, table, run))
     elif output == "-":
-        _print(table, texts)
+        _print(table, rows_of(texts))
     else:
         job = {
             "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
             "source": dataclasses.asdict(source),
             "rows": {**dataclasses.asdict(row), "regions": str(row.regions)},
         }
-        _write(table, texts, Path(output), job, _metadata(gpt, table, run))
+        _write(rows_of, texts, Path(output), job, _metadata(gpt, table, run))
 
 
 def _table_options(row: RowOptions) -> SurprisalOptions:
@@ -166,7 +170,17 @@ def _table_options(row: RowOptions) -> SurprisalOptions:
     )
 
 
-def _write_page(file: Path, table: SurprisalTable, texts: Iterator[InputText], metadata: dict[str, Any]) -> None:
+def _on_ray(run: ModelOptions, options: SurprisalOptions) -> RowsOf:
+    """Return what computes rows on a Ray cluster, where each worker has one thread."""
+    from clearhead.data.ray_workers import RayCluster
+    from clearhead.evaluation.distributed_scoring import TextScorer, rows_on_ray
+
+    model = str(Path(run.model).absolute()) if run.model is not None and Path(run.model).exists() else run.model
+    scorer = TextScorer(model, {"dtype": run.dtype, "threads": 1, "config": run.config}, options)
+    return lambda texts: rows_on_ray(scorer, texts, RayCluster(run.ray or "local"))
+
+
+def _write_page(file: Path, rows_of_texts: Iterable[list[Row]], metadata: dict[str, Any]) -> None:
     from clearhead.cli.console import write_file
     from clearhead.evaluation.score_page import score_page
     from clearhead.utils.progress import Progress
@@ -174,7 +188,7 @@ def _write_page(file: Path, table: SurprisalTable, texts: Iterator[InputText], m
     with Progress("scoring", None) as progress:
 
         def counted() -> Iterator[list[Row]]:
-            for done, rows in enumerate(table.rows(texts), start=1):
+            for done, rows in enumerate(rows_of_texts, start=1):
                 progress.advance(1, f"{done:,} texts")
                 yield rows
 
@@ -182,15 +196,15 @@ def _write_page(file: Path, table: SurprisalTable, texts: Iterator[InputText], m
     write_file(file, page.encode("utf-8"))
 
 
-def _print(table: SurprisalTable, texts: Iterator[InputText]) -> None:
-    for rows in table.rows(texts):
+def _print(table: SurprisalTable, rows_of_texts: Iterable[list[Row]]) -> None:
+    for rows in rows_of_texts:
         for row in rows:
             print(json.dumps(row))
     print(f"clearhead: {json.dumps(table.metadata())}", file=sys.stderr)
 
 
 def _write(
-    table: SurprisalTable, texts: Iterator[InputText], output: Path, job: dict[str, Any], metadata: dict[str, Any]
+    rows_of: RowsOf, texts: Iterator[InputText], output: Path, job: dict[str, Any], metadata: dict[str, Any]
 ) -> None:
     from clearhead.cli.console import notice
     from clearhead.evaluation.table_files import TableWriter
@@ -205,7 +219,7 @@ def _write(
 
         def counted() -> Iterator[list[Row]]:
             rows = texts_done = 0
-            for more in table.rows(texts):
+            for more in rows_of(texts):
                 rows, texts_done = rows + len(more), texts_done + 1
                 progress.advance(1, f"{texts_done:,} texts, {rows:,} rows")
                 yield more

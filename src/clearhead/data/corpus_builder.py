@@ -23,10 +23,11 @@ from clearhead.data.corpus_recipe import CorpusRecipe
 from clearhead.data.documents import BLOCK_BYTES, SEPARATOR
 from clearhead.data.encoding import COMPILE_FROM, ChunkEncoder, EncodedChunk
 from clearhead.data.manifest import JOURNAL, MANIFEST, VERSION, checksum, read_journal, tokenizer_identity, write_json
+from clearhead.data.ray_workers import RayCluster
 from clearhead.data.shards import DocumentStarts, ShardedTokens, ShardWriter, TokenSplit, truncate_files, truncated
 from clearhead.data.sources.base import HASH_BYTES, Chunk, Cursor, DocumentSource
 from clearhead.data.sources.text_file import TextFile
-from clearhead.data.workers import map_in_processes
+from clearhead.data.workers import distribute
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.utils.locks import LockHeldError, exclusive_lock
@@ -38,7 +39,7 @@ _COPY_TOKENS = 1 << 20  # copied at a time
 _LOCK = ".build.lock"
 
 
-def build_corpus(plan: CorpusPlan, folder: Path, *, processes: int | None = None) -> Corpus:
+def build_corpus(plan: CorpusPlan, folder: Path, *, processes: int | RayCluster | None = None) -> Corpus:
     """Build a corpus, resume its build, or open it if it is complete.
 
     A complete one is opened if its sources and shards are unchanged.
@@ -46,7 +47,8 @@ def build_corpus(plan: CorpusPlan, folder: Path, *, processes: int | None = None
     Args:
         plan: the corpus to build.
         folder: the destination; it is created if it does not exist.
-        processes: the number of processes that encode; None for one for each core. The result does not depend on it.
+        processes: the number of processes that encode, or a Ray cluster; None for one for each core. The result does
+            not depend on it.
 
     Raises:
         TrainingError: if the folder contains another corpus, another build is writing it, it cannot be written, or a
@@ -125,10 +127,10 @@ class _CorpusBuild:
     Args:
         plan: the corpus to build.
         folder: the destination. It exists, and no other build is writing it.
-        processes: the number of processes that encode.
+        processes: the number of processes that encode, or a Ray cluster.
     """
 
-    def __init__(self, plan: CorpusPlan, folder: Path, processes: int) -> None:
+    def __init__(self, plan: CorpusPlan, folder: Path, processes: int | RayCluster) -> None:
         self.plan, self.folder, self.processes = plan, folder, processes
         self.jobs = plan.jobs()
         self._writers: dict[bool, ShardWriter] = {}
@@ -230,7 +232,7 @@ class _CorpusBuild:
         encoder = ChunkEncoder.of(self.tokenizer, self.dtype, compiled=total >= COMPILE_FROM)
         with Progress("tokenizing", total) as progress:
             progress.advance(sum(known["bytes"] for known in self.state["sources"]) + self.state["place"]["at"])
-            encoded_chunks = map_in_processes(
+            encoded_chunks = distribute(
                 encoder, self._chunks(), lambda item: (self.jobs[item[0]].source, item[1].content), self.processes
             )
             with contextlib.closing(encoded_chunks):  # type: ignore[type-var]

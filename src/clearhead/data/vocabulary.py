@@ -12,8 +12,9 @@ from clearhead import weights
 from clearhead.data.documents import Fragment
 from clearhead.data.encoding import CharacterScan
 from clearhead.data.manifest import tokenizer_identity
+from clearhead.data.ray_workers import RayCluster
 from clearhead.data.sources.base import Chunk, Cursor, DocumentSource
-from clearhead.data.workers import map_in_processes
+from clearhead.data.workers import distribute
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.tokenizer.gpt2 import is_gpt2_name
@@ -78,13 +79,15 @@ class Vocabulary:
             return {"kind": self.kind, **tokenizer_identity(self.tokenizer)}
         return {"kind": self.kind, "size": self.size, "sample_bytes": self.sample_bytes}
 
-    def create(self, folder: Path, sources: Sequence[tuple[DocumentSource, float]], processes: int) -> list[Cursor]:
+    def create(
+        self, folder: Path, sources: Sequence[tuple[DocumentSource, float]], processes: int | RayCluster
+    ) -> list[Cursor]:
         """Learn the tokenizer if necessary, and save it in a folder.
 
         Args:
             folder: the destination.
             sources: what to learn from, each with its weight.
-            processes: the number of processes that read.
+            processes: the number of processes that read, or a Ray cluster.
 
         Returns:
             how far the first sources were read.
@@ -106,7 +109,7 @@ class Vocabulary:
         return cursors
 
 
-def _learn_characters(sources: Sequence[DocumentSource], processes: int) -> tuple[Tokenizer, list[Cursor]]:
+def _learn_characters(sources: Sequence[DocumentSource], processes: int | RayCluster) -> tuple[Tokenizer, list[Cursor]]:
     """Build a tokenizer of all characters, with an end-of-text token if there is more than one document."""
     characters: set[str] = set()
     documents = 0
@@ -118,7 +121,7 @@ def _learn_characters(sources: Sequence[DocumentSource], processes: int) -> tupl
                 yield number, chunk
 
     with Progress("looking for the characters", sum(source.size() for source in sources)) as progress:
-        for (number, chunk), (found, begun) in map_in_processes(
+        for (number, chunk), (found, begun) in distribute(
             CharacterScan(), numbered_chunks(), lambda item: (sources[item[0]], item[1].content), processes
         ):
             characters.update(found)

@@ -19,11 +19,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from clearhead.data.ray_workers import RayCluster, map_on_ray
 from clearhead.errors import ClearheadError, TrainingError
 
 _T = TypeVar("_T")
 
 _START = "import sys; sys.path[:] = {path!r}; from clearhead.data.workers import worker_loop; worker_loop()"
+
+
+def distribute(
+    work: Callable[..., Any],
+    items: Iterable[_T],
+    arguments: Callable[[_T], tuple[Any, ...]],
+    where: int | RayCluster,
+) -> Iterator[tuple[_T, Any]]:
+    """Yield each item with the result of the work on it, in the order of the items; see the functions for both places.
+
+    Args:
+        work, items, arguments: as `map_in_processes`.
+        where: a number of processes of this machine, or a Ray cluster.
+    """
+    if isinstance(where, RayCluster):
+        return map_on_ray(work, items, arguments, where)
+    return map_in_processes(work, items, arguments, where)
 
 
 def map_in_processes(

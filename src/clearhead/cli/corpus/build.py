@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clearhead.cli.options import flatten
+from clearhead.cli.options import Ray, flatten
 
 EPILOG = """
 Examples:
@@ -55,6 +55,7 @@ class BuildOptions:
     processes: Annotated[
         int | None, typer.Option(help="Processes that encode in parallel; one for each core if left out.", min=1)
     ] = None
+    ray: Ray = None
     shard_tokens: Annotated[int, typer.Option(help="The most tokens in one file.", min=1 << 10, max=1 << 31)] = 1 << 27
 
     def __post_init__(self) -> None:
@@ -94,6 +95,7 @@ def build(
     from clearhead.cli.corpus.summary import print_summary
     from clearhead.data.corpus_builder import build_corpus
     from clearhead.data.corpus_plan import CorpusPlan, TextPlan, ValidationSplit
+    from clearhead.data.ray_workers import RayCluster
     from clearhead.data.sources.find import find_sources
     from clearhead.data.vocabulary import Vocabulary
 
@@ -104,7 +106,8 @@ def build(
         ValidationSplit.from_text("none" if held_out.valid else held_out.validation or "0.01"),
     )
     plan = CorpusPlan((text,), Vocabulary.from_name(tokenizer), held_out.seed, options.shard_tokens)
-    corpus = build_corpus(plan, out, processes=options.processes)
+    where = options.processes if options.ray is None else RayCluster(options.ray)
+    corpus = build_corpus(plan, out, processes=where)
     print_summary(corpus)
     if not corpus.valid and held_out.validation != "none":
         notice("no document was drawn for validation; give a larger --validation, or tail:0.1 to hold out the end.")
