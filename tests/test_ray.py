@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ CLUSTER = RayCluster()
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Two workers on this machine, which import the tests' modules too."""
-    source = str(Path(corpus_builder.__file__).parents[2])
-    path = {"env_vars": {"PYTHONPATH": f"{Path(__file__).parent}:{source}"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=path)
-    yield
-    ray.shutdown()
+    folders = [str(Path(__file__).parent), str(Path(corpus_builder.__file__).parents[2])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 def texts(n: int) -> list[InputText]:
