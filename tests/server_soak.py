@@ -131,7 +131,12 @@ def main() -> None:
     until = time.time() + args.seconds
     threads = [threading.Thread(target=client, args=(args.clients, seed, until)) for seed in range(CLIENTS)]
     failed: list[object] = []
-    threading.excepthook = lambda given: (failed.append(given), sys.__excepthook__(*given[:3]))[1]  # type: ignore[arg-type]
+
+    def report(given: threading.ExceptHookArgs) -> None:
+        failed.append(given)
+        threading.__excepthook__(given)
+
+    threading.excepthook = report
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -210,6 +210,10 @@ def test_models_tokens_health_metrics_and_schema(
     body = schema["components"]["schemas"]["CompletionRequest"]["properties"]
     assert OPTIONS["temperature"].accepted in json.dumps(body["temperature"])
     assert schema["paths"].keys() >= {"/v1/completions", "/v1/chat/completions", "/tokenize", "/health"}
+    assert (body["temperature"]["minimum"], body["presence_penalty"]["maximum"]) == (0, 1000)
+    assert body["top_p"]["exclusiveMinimum"] == 0 and body["top_p"]["maximum"] == 1
+    responses = schema["paths"]["/v1/completions"]["post"]["responses"]
+    assert "422" not in responses and "ErrorResponse" in json.dumps(responses["400"])
 
 
 def test_the_asynchronous_client_and_its_retries(tiny_gpt: GPT) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,7 +26,7 @@ from clearhead.server.inspection import Inspector, InspectRequest, describe, ser
 from clearhead.server.limits import BodyLimit, KeyCheck
 from clearhead.server.metrics import Metrics
 from clearhead.server.problems import JSON, ProblemError, add_handlers
-from clearhead.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from clearhead.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, ErrorResponse, TokenizeRequest
 from clearhead.server.settings import ServerSettings
 from clearhead.tokenizer.conversation import ConversationFormat
 from clearhead.version import __version__
@@ -110,6 +111,7 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
 
     app = FastAPI(title="Clearhead", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.clearhead = state
+    app.openapi = _true_schema(app)  # type: ignore[method-assign]
     add_handlers(app)
     _add_routes(app, state)
     _add_page_routes(app, state)
@@ -124,6 +126,23 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
     return app
 
 
+def _true_schema(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """Return a function that describes the routes as they are: what is not valid is answered with 400, not with 422."""
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            for path in found["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                found["components"]["schemas"].pop(name, None)
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    return describe
+
+
 async def _load(state: ModelState, model: Callable[[], GPT]) -> None:
     try:
         state.set(await asyncio.to_thread(model))
@@ -134,7 +153,7 @@ async def _load(state: ModelState, model: Callable[[], GPT]) -> None:
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": what}
+    status: {"description": what, "model": ErrorResponse}
     for status, what in {
         400: "The request is not valid.", 401: "The API key is missing or wrong.", 404: "No such model.",
         408: "The body came too slowly.", 413: "The body is too large.", 429: "Too many requests wait.",
@@ -200,7 +219,7 @@ def _add_page_routes(app: FastAPI, state: ModelState) -> None:
 
 
 def _add_tokenizer_routes(app: FastAPI, state: ModelState) -> None:
-    @app.post("/tokenize")
+    @app.post("/tokenize", responses=_ERRORS)
     async def tokenize(body: TokenizeRequest) -> Response:
         """Return the tokens of a text; special tokens in it become their ids."""
         service = state.ready()
@@ -208,7 +227,7 @@ def _add_tokenizer_routes(app: FastAPI, state: ModelState) -> None:
         ids = service.encode(body.prompt, special=True)
         return JSON({"tokens": ids, "count": len(ids), "max_model_len": service.config.context_length})
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", responses=_ERRORS)
     async def detokenize(body: DetokenizeRequest) -> Response:
         """Return the text of tokens."""
         service = state.ready()

@@ -26,7 +26,19 @@ class InRange(GroupedMetadata):
     def __iter__(self) -> Iterator[object]:
         """Yield the annotations that pydantic reads."""
         yield AfterValidator(self._check)
-        yield Field(description=f"{self._option.help} Accepted: {self._option.accepted}.")
+        text = f"{self._option.help} Accepted: {self._option.accepted}."
+        yield Field(description=text, json_schema_extra=self._bounds())
+
+    def _bounds(self) -> dict[str, Any]:
+        """Return the range as JSON Schema writes it; values with a meaning of their own may lie at its edge."""
+        special = [float(value) for value, _ in self._option.meanings if isinstance(value, (int, float))]
+        lowest, highest = self._option.minimum, self._option.maximum
+        bounds: dict[str, Any] = {}
+        if lowest is not None:
+            bounds["exclusiveMinimum" if self._option.open_below else "minimum"] = min([lowest, *special])
+        if highest is not None:
+            bounds["maximum"] = max([highest, *special])
+        return bounds
 
     def _check(self, value: object) -> object:
         if value is not None:
@@ -127,6 +139,21 @@ class CompletionRequest(SamplingRequest):
     suffix: str | None = None
     return_tokens_as_token_ids: Annotated[bool, Field(description="Write tokens as token_id:N in logprobs.")] = False
     special: Annotated[bool, Field(description=OPTIONS["special"].help)] = False
+
+
+class Problem(BaseModel):
+    """What was wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every response that refuses a request."""
+
+    error: Problem
 
 
 class TextPart(Strict):
