@@ -31,6 +31,7 @@ SLOW_MODULES = {
     "test_engine_load.py",
     "test_fuzz.py",
     "test_output_format.py",
+    "test_preferences.py",
     "test_config_argument.py",
     "test_python_manners.py",
     "test_notebooks.py",

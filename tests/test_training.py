@@ -80,7 +80,7 @@ def test_the_recipes_of_the_repository_are_good() -> None:
         ('train = "fish.txt"', 'train = "fish\\u0000.txt"', "contains NUL"),
         ("steps = 12", "steps = 5", "do not fit into steps 5"),
         ("steps = 12", 'steps = "12"', "of type int"),
-        ('"muon"', '"adam"', "one of adamw, muon"),
+        ('"muon"', '"adam"', "one of adamw, muon, normuon"),
         ("learning_rate = 3e-3", "learning_rate = -1", "above 0"),
         ("batch_size = 8", "batch_size = 8\nmicro_batch_size = 3", "does not divide"),
         ("emb_dim = 32", "emb_dim = 33", "does not divide into 2 heads"),

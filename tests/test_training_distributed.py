@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -226,3 +227,31 @@ def test_one_torchrun_command_survives_a_killed_worker(data: Path, corpus: Corpu
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_to_rounding(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_two_machines_make_the_same_run(data: Path, corpus: Corpus, alone: Path, tmp_path: Path) -> None:
+    """Two agents of one process each, as two machines start them, that find each other at one address."""
+    (tmp_path / "recipe.toml").write_text(TEXT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=two"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"),
+        *("-m", "clearhead", "train", str(tmp_path / "recipe.toml"), "--data", str(data)),
+        *("--out", str(tmp_path / "run"), "--corpus", str(corpus.folder), "--device", "cpu", "--auto-resume"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    agents = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        for _ in range(2)
+    ]
+    try:
+        texts = [agent.communicate(timeout=400)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(texts)[-3000:]
+    assert_same_to_rounding(tmp_path / "run", alone)
+    assert sum(text.count("The model is in") for text in texts) == 1, "the first process alone reports"

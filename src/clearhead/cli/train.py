@@ -103,6 +103,7 @@ def train(
     A line <|endoftext|> separates the documents in a text file.
     """
     from clearhead.training import train as training
+    from clearhead.training.distributed import first_process
     from clearhead.training.memory import keep_freed_memory
     from clearhead.training.run_folder import RECIPE, read_origin
     from clearhead.training.text_recipe import bundled_recipe
@@ -127,12 +128,16 @@ def train(
     keep_freed_memory()
     if start_from.find_lr:
         rates = training.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
+        if not first_process():
+            return
         for key, rate in rates.items():
             print(f"{key} = {rate:.2g}")
         say(f"The curve is in {out / 'find_lr.svg'}.")
         return
     how: bool | Literal["auto"] = "auto" if start_from.auto_resume else start_from.resume
     folder = training.train(chosen, data, out, corpus_folder=corpus, resume=how, device=device, dtype=dtype)
+    if not first_process():
+        return
     names = chosen.finetune is not None and chosen.finetune.kind == "classes"
     say(
         f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'

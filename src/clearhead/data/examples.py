@@ -62,9 +62,12 @@ class ExampleBatches:
 
     def draw(self, step: int) -> Batch:
         """Return the inputs and targets of a step, int64 [B, T] each."""
+        return pad_together([self.examples[index] for index in self.indices(step)], self.context_length)
+
+    def indices(self, step: int) -> list[int]:
+        """Return the indices of the examples of a step."""
         first = step * self.batch_size
-        rows = [self.examples[self._index(first + n)] for n in range(self.batch_size)]
-        return pad_together(rows, self.context_length)
+        return [self._index(first + n) for n in range(self.batch_size)]
 
     def _index(self, number: int) -> int:
         """Return the index of the example that is drawn as number so-and-so of the run."""

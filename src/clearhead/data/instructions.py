@@ -32,6 +32,11 @@ class Instruction:
     prompt: str
     response: str
 
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that the model reads."""
+        return len(self.example.inputs)
+
 
 def read_instructions(
     path: Path, tokenizer: Tokenizer, template: PromptTemplate, length: int, *, all_tokens: bool = False
@@ -56,34 +61,70 @@ def read_instructions(
         TokenizerError: if the vocabulary cannot encode a record.
     """
     found, left_out = [], 0
-    end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    encoder = InstructionEncoder(tokenizer, template, all_tokens)
     for record in read_records(path):
         fields, response = _fields_and_response(record)
+        one = encoder(record, fields, response)
+        if one.tokens > length:
+            left_out += 1
+        else:
+            found.append(one)
+    refuse_none(path, len(found), left_out, length)
+    return found, left_out
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionEncoder:
+    """Encode a prompt and a response as an example.
+
+    Attributes:
+        tokenizer: the model's.
+        template: the text before the response.
+        all_tokens: whether the tokens of the prompt count too.
+    """
+
+    tokenizer: Tokenizer
+    template: PromptTemplate
+    all_tokens: bool = False
+
+    def __call__(self, record: Record, fields: PromptFields, response: str) -> Instruction:
+        """Return the example.
+
+        Raises:
+            TrainingError: if nothing is before the response.
+            TokenizerError: if the vocabulary cannot encode a text; the message gives the record's location.
+        """
+        end = [] if self.tokenizer.end_of_text is None else [self.tokenizer.end_of_text]
         try:
-            before = template.encode(fields, tokenizer)
+            before = self.template.encode(fields, self.tokenizer)
         except TokenizerError as error:
             raise TokenizerError(f"in {record.where}: {error}") from None
-        ids = np.array([*before, *encode_field(tokenizer, response, record), *end], np.int64)
+        ids = np.array([*before, *encode_field(self.tokenizer, response, record), *end], np.int64)
         if not before:
             raise TrainingError(
                 f"{record.where} has an empty prompt, so that there is nothing before the response; remove it, or "
                 "set a template with more in it than {prompt}."
             )
-        if len(ids) - 1 > length:
-            left_out += 1
-            continue
         targets = ids[1:].copy()
-        if not all_tokens:
+        if not self.all_tokens:
             targets[: len(before) - 1] = NOT_COUNTED
-        found.append(Instruction(Example(ids[:-1], targets), tuple(before), template.fill(fields), response))
-    if not found and left_out:
+        return Instruction(Example(ids[:-1], targets), tuple(before), self.template.fill(fields), response)
+
+
+def refuse_none(path: Path, found: int, left_out: int, length: int) -> None:
+    """Raise if a file has no example, or none that fits.
+
+    Raises:
+        TrainingError: if `found` is 0.
+    """
+    if found:
+        return
+    if left_out:
         raise TrainingError(
             f"none of the {left_out:,} examples of {path} fits into {length:,} tokens; raise context_length or give "
             "shorter ones."
         )
-    if not found:
-        raise TrainingError(f"{path} contains no example; each of its lines is a JSON object.")
-    return found, left_out
+    raise TrainingError(f"{path} contains no example; each of its lines is a JSON object.")
 
 
 def _fields_and_response(record: Record) -> tuple[PromptFields, str]:

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
 from clearhead.training.distributed import Processes
+from clearhead.training.optimizer import Muon
 from clearhead.training.recipe import DEFAULTS
 from clearhead.training.run_folder import disk_full_explained, write_text
 from clearhead.utils.atomic import TEMPORARY_SUFFIX, flush_to_disk
@@ -65,7 +66,8 @@ def _initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[
     if isinstance(optimizer, torch.optim.AdamW):
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
         return {"step": step, "exp_avg": _zeros(parameter), "exp_avg_sq": _zeros(parameter)}
-    return {"momentum": _zeros(parameter)}
+    assert isinstance(optimizer, Muon)
+    return optimizer.initial_state(parameter)
 
 
 def _zeros(parameter: Tensor) -> Tensor:

@@ -222,6 +222,11 @@ def _report_failure(store: dist.Store, rank: int, error: Exception) -> None:
         raise TrainingError(first) from None
 
 
+def first_process() -> bool:
+    """Return whether this is the first process of its run, the one that prints; known before they are connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def find_device(name: str) -> torch.device:
     """Return the device of a name; `auto` is cuda if there is one, else the CPU.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from clearhead.data.records import file_digest
 from clearhead.errors import TrainingError
 from clearhead.loading import load
 from clearhead.model import GPTModel
-from clearhead.training.finetune_tasks import Classes, Instructions, MoreText, TaskData
+from clearhead.training.example_tasks import TaskData
+from clearhead.training.finetune_tasks import Classes, Instructions, MoreText, Preferences
 from clearhead.training.lora import add_lora
 from clearhead.training.recipe import Recipe
 from clearhead.training.task import Task
@@ -22,11 +24,19 @@ from clearhead.weights.formats.tensorflow import index_in
 
 @dataclass(frozen=True, slots=True)
 class FineTuneStart:
-    """The beginning of a fine-tuning: the recipe with the model's shape, the model, and its task."""
+    """The beginning of a fine-tuning.
+
+    Attributes:
+        recipe: the recipe with the model's shape.
+        model: the model to train.
+        task: its data.
+        reference: a copy of the model that stays as it is, if the task compares with one.
+    """
 
     recipe: Recipe
     model: GPTModel
     task: Task
+    reference: GPTModel | None = None
 
 
 def begin_finetuning(recipe: Recipe, data: Path) -> FineTuneStart:
@@ -57,10 +67,14 @@ def begin_finetuning(recipe: Recipe, data: Path) -> FineTuneStart:
     torch.manual_seed(recipe.training.seed)
     task_data = TaskData(f, recipe.training, data, gpt.tokenizer, length, key)
     task: Task
+    reference: GPTModel | None = None
     if f.kind == "text":
         task = MoreText(task_data)
     elif f.kind == "instructions":
         task = Instructions(task_data)
+    elif f.kind == "preferences":
+        task = Preferences(task_data)
+        reference = copy.deepcopy(model)
     else:
         task = classes = Classes(task_data)
         model.head = nn.Linear(model.config.emb_dim, len(classes.labels), bias=False)
@@ -73,7 +87,7 @@ def begin_finetuning(recipe: Recipe, data: Path) -> FineTuneStart:
     if f.lora_rank:
         add_lora(model, f)
         model.head.weight.requires_grad_(f.kind == "classes")
-    return FineTuneStart(recipe, model, task)
+    return FineTuneStart(recipe, model, task, reference)
 
 
 def _digest(train: Path, model: GPTModel) -> str:

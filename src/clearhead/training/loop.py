@@ -36,6 +36,7 @@ from clearhead.training.length import find_milestones
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import make_optimizers
 from clearhead.training.precision import PrecisionChoice, autocast, choose_precision, dtype_name
+from clearhead.training.preference import PreferenceObjective, count_pairs
 from clearhead.training.recipe import RESUMABLE_KEYS, Recipe
 from clearhead.training.record import RunRecord
 from clearhead.training.run_folder import TEST_OUTPUTS, write_text
@@ -59,6 +60,7 @@ class Run:
         group: the processes that share the work.
         model: the model to train; None for one with random weights.
         precision: the precision of the matrix products; None to choose it.
+        reference: with `kind = "preferences"`, the model to which the gains are relative.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Run:
         group: Processes,
         model: GPTModel | None = None,
         precision: PrecisionChoice | None = None,
+        reference: GPTModel | None = None,
     ) -> None:
         self.recipe, self.task, self.out, self.group = recipe, task, out, group
         t = recipe.training
@@ -90,10 +93,15 @@ class Run:
             if not t.compile:
                 self.kernels = {"processor": cpu_features(), **use_cpu_kernels(self.model, recipe.model, self.dtype)}
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.objective = Objective(self.model, chunk=t.head_chunk, compiled=t.compile, recompute=t.recompute, head=head)
+        how: dict[str, Any] = {"chunk": t.head_chunk, "compiled": t.compile, "recompute": t.recompute, "head": head}
+        self.objective = Objective(self.model, **how)
+        if reference is not None:
+            assert recipe.finetune is not None
+            self.objective = PreferenceObjective(self.model, reference.to(group.device), recipe.finetune.beta, **how)
+        count = None if reference is None else count_pairs
         spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
         dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
-        self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout)
+        self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout, count)
         self.record = RunRecord(out, group.is_first, t.steps)
         self.step = 0
         self.milestones = {milestone.step: milestone.name for milestone in find_milestones(t.milestones, task)}

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW for all parameters, or Muon for the matrices inside the blocks and AdamW for the rest.
+"""The optimizers: AdamW for all parameters, or Muon or NorMuon for the blocks' matrices and AdamW for the rest.
 
 Weight decay applies to matrices only: pulling norms and biases towards zero would change what the model can express,
 not how simple it is.
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -31,32 +32,84 @@ class Muon(torch.optim.Optimizer):
             lr * sqrt(max(1, out / in)), so that a step's is (about) lr / sqrt(in) for any shape.
         momentum: the averaging of gradients, with Nesterov's look-ahead.
         weight_decay: each step multiplies the weights by 1 - lr * weight_decay.
+        by_rows: whether the rows of the direction are brought to one size, by an average of each row's mean square, and
+            the whole to its norm from before: NorMuon (Li et al. 2025).
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        by_rows: bool = False,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "by_rows": by_rows}
+        super().__init__(parameters, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                average = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(average, group["momentum"])
+            matrices = [parameter for parameter in group["params"] if parameter.grad is not None]
+            ahead = [self._look_ahead(parameter, group["momentum"]) for parameter in matrices]
+            for parameter, direction in zip(matrices, orthogonal_directions(ahead), strict=True):
+                if group["by_rows"]:
+                    direction = _level_rows(direction, self.state[parameter]["row_squares"])
                 rows, columns = parameter.shape
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(_direction(ahead), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                parameter.add_(direction, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+    def _look_ahead(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Average a parameter's gradient; return the average as it will be after another such gradient."""
+        assert parameter.grad is not None
+        if not self.state[parameter]:
+            self.state[parameter].update(self.initial_state(parameter))
+        average = self.state[parameter]["momentum"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(average, momentum)
+
+    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state of a parameter before its first step."""
+        state = {"momentum": torch.zeros_like(parameter)}
+        if self.defaults["by_rows"]:
+            state["row_squares"] = torch.zeros_like(parameter[:, :1])
+        return state
 
 
-def _direction(matrix: Tensor) -> Tensor:
-    """Return the orthogonal direction of a matrix; of a matrix that is spread over processes, this process's part."""
+def _level_rows(direction: Tensor, squares: Tensor, decay: float = 0.95) -> Tensor:
+    """Divide each row [in] of a direction by the root of its averaged mean square, and keep the norm of the whole.
+
+    The average is not corrected for its start at 0: that is a factor of all rows, which the norm takes out.
+    """
+    squares.lerp_(direction.square().mean(dim=1, keepdim=True), 1 - decay)
+    levelled = direction / (squares.sqrt() + 1e-8)
+    found: Tensor = levelled * (direction.norm() / (levelled.norm() + 1e-8))
+    return found
+
+
+def orthogonal_directions(matrices: list[Tensor]) -> list[Tensor]:
+    """Return the orthogonal direction of each matrix; the processes of a run share the work.
+
+    Replicas compute every n-th matrix each and send it to the others. Of a matrix that is spread over processes each
+    gathers the whole, and keeps its part.
+    """
+    if any(isinstance(matrix, DTensor) for matrix in matrices):
+        return [_direction_of_part(matrix) for matrix in matrices]
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [orthogonalised(matrix) for matrix in matrices]
+    world, rank = dist.get_world_size(), dist.get_rank()
+    mine = [n % world == rank for n in range(len(matrices))]
+    found = [
+        orthogonalised(matrix).contiguous() if my else torch.empty_like(matrix, memory_format=torch.contiguous_format)
+        for matrix, my in zip(matrices, mine, strict=True)
+    ]
+    waiting = [dist.broadcast(matrix, src=n % world, async_op=True) for n, matrix in enumerate(found)]
+    for work in waiting:
+        work.wait()
+    return found
+
+
+def _direction_of_part(matrix: Tensor) -> Tensor:
     if not isinstance(matrix, DTensor):
         return orthogonalised(matrix)
     whole = orthogonalised(matrix.full_tensor())
@@ -112,7 +165,7 @@ def make_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.opti
             continue
         if parameter.ndim < 2:
             others.append(parameter)
-        elif recipe.optimizer == "muon" and name.startswith("blocks."):
+        elif recipe.optimizer != "adamw" and name.startswith("blocks."):
             matrices.append(parameter)
         else:
             decayed.append(parameter)
@@ -125,4 +178,5 @@ def make_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.opti
     )
     if not matrices:
         return [adamw]
-    return [adamw, Muon(matrices, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)]
+    by_rows = recipe.optimizer == "normuon"
+    return [adamw, Muon(matrices, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay, by_rows=by_rows)]

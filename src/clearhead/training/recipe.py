@@ -16,10 +16,10 @@ from clearhead.config import GPTConfig
 from clearhead.data.corpus_recipe import CorpusRecipe
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "normuon"]
 Schedule = Literal["wsd", "cosine"]
 OnSpike = Literal["report", "skip"]
-FineTuneKind = Literal["text", "instructions", "classes"]
+FineTuneKind = Literal["text", "instructions", "preferences", "classes"]
 CountedTokens = Literal["response", "all"]
 Freeze = Literal["none", "all but the last block"]
 Parallel = Literal["replicate", "shard"]
@@ -33,7 +33,8 @@ class FineTuneRecipe:
         start: the model: `bundled`, a folder, a file of weights (relative to the current folder), or a name on the
             hub.
         kind: `text` continues pre-training on a file of documents; `instructions` trains on prompts and responses,
-            with the loss on the responses; `classes` adds a classification head that reads the last token.
+            with the loss on the responses; `preferences` on prompts with a `chosen` and a `rejected` response (DPO);
+            `classes` adds a classification head that reads the last token.
         train: the training file, relative to the data folder. For `text`, documents separated by a line
             `<|endoftext|>`; otherwise JSON lines, a JSON array, CSV or TSV with `prompt` and `response` (or
             `instruction`, `input` and `output`), or with `text` and `label`.
@@ -46,6 +47,7 @@ class FineTuneRecipe:
             or `alpaca` or `phi3`, the templates of the book's chapter 7. Special tokens in it are tokens.
         loss: of `instructions`, which tokens count: those of the `response`, or `all`.
         response_tokens: the maximum length of a response to a test example.
+        beta: of `preferences`, how closely the model stays to the one it starts from (Rafailov et al. 2023).
         freeze: which weights stay as they are: `none`, or all but the last block, the final norm and a new head
             (`all but the last block`).
         save_adapter: whether the LoRA matrices are also saved by themselves, for the library peft.
@@ -66,6 +68,7 @@ class FineTuneRecipe:
     template: str = "{prompt}"
     loss: CountedTokens = "response"
     response_tokens: int = 256
+    beta: float = 0.1
     freeze: Freeze = "none"
     save_adapter: bool = False
     context_length: int = 0
@@ -87,9 +90,9 @@ class TrainingRecipe:
         micro_batch_size: windows computed at once; gradients are accumulated over batch_size / micro_batch_size of
             them. 0: the whole batch at once.
         seed: the seed of the initial weights, the order of the batches and the dropout.
-        optimizer: `adamw` for every parameter, or `muon` for the blocks' matrices and AdamW for the rest.
+        optimizer: `adamw` for every parameter, or `muon` or `normuon` for the blocks' matrices and AdamW for the rest.
         learning_rate: AdamW's peak learning rate.
-        muon_learning_rate: Muon's peak learning rate.
+        muon_learning_rate: Muon's and NorMuon's peak learning rate.
         beta_1, beta_2: AdamW's averaging of gradients and of their squares.
         weight_decay: AdamW's and Muon's, on matrices only (not on norms and biases).
         clip_norm: longer gradients (all together) are scaled to this norm.

@@ -56,7 +56,7 @@ RANGES: Mapping[str, NumberRange] = {
     **dict.fromkeys(("steps", "micro_batch_size", "warmup_steps", "decay_steps", "head_chunk", "seed"), NumberRange(0)),
     **dict.fromkeys(("context_length", "lora_rank", "weight_decay", "epochs", "tokens", "words"), NumberRange(0)),
     **dict.fromkeys(("learning_rate", "muon_learning_rate", "clip_norm"), NumberRange(0, open_low=True)),
-    **dict.fromkeys(("lora_alpha", "weight"), NumberRange(0, open_low=True)),
+    **dict.fromkeys(("lora_alpha", "weight", "beta"), NumberRange(0, open_low=True)),
     **dict.fromkeys(("beta_1", "beta_2", "lora_dropout", "valid_share", "test_share"), NumberRange(0, 1)),
     "final_share": NumberRange(0, 1, open_high=False),
 }
@@ -234,7 +234,9 @@ def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
         raise TrainingError("save_adapter needs lora_rank, and a model that generates text.")
     if f.kind == "classes" and t.samples:
         raise TrainingError("samples are for models that generate text; leave them out if classes are learned.")
-    if f.lora_rank and t.optimizer == "muon":
+    if f.kind == "preferences" and t.parallel != "replicate":
+        raise TrainingError('preferences compare with a second model, which parallel = "shard" does not spread.')
+    if f.lora_rank and t.optimizer != "adamw":
         raise TrainingError('lora_rank needs optimizer = "adamw": Muon is for the matrices of a whole model.')
 
 

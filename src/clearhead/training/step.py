@@ -61,6 +61,7 @@ class Stepper:
         processes: the processes that share the batch.
         dtype: the type of the matrix products.
         dropout: whether the model has dropout, whose random numbers then depend on the step and the micro-batch alone.
+        count: the number by which the summed loss of a batch is divided.
 
     Raises:
         TrainingError: if the batch cannot be divided equally.
@@ -74,9 +75,10 @@ class Stepper:
         processes: Processes,
         dtype: torch.dtype,
         dropout: bool,
+        count: Callable[[Batch], int] | None = None,
     ) -> None:
         self.objective, self.optimizers, self.recipe, self.processes = objective, optimizers, recipe, processes
-        self.dtype, self.dropout = dtype, dropout
+        self.dtype, self.dropout, self.count = dtype, dropout, count or _count_targets
         self.peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
         self.parameters: list[Tensor] = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         self.spikes = SpikeDetector()
@@ -107,7 +109,7 @@ class Stepper:
                 if too many steps in a row were skipped.
         """
         rate = rate_at(number, self.recipe) if rate is None else rate
-        count = max(int((batch[1] != NOT_COUNTED).sum()), 1)
+        count = self.count(batch)
         scale = self.loss_scale.scale
         nats = self._gradients(number, batch, scale / count)
         total, stops = self.processes.sums([nats, float(asked())])
@@ -190,6 +192,10 @@ class Stepper:
         """Restore what `state` returned."""
         self.spikes.restore(state["spikes"])
         self.loss_scale.restore(state["loss_scale"])
+
+
+def _count_targets(batch: Batch) -> int:
+    return max(int((batch[1] != NOT_COUNTED).sum()), 1)
 
 
 def _count_tokens(batch: Batch) -> int:

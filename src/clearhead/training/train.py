@@ -103,7 +103,7 @@ def find_lr(
         run = _new_run(recipe, data, out, corpus_folder, group)
         found = find_rate(run.stepper, run.task)
         rates = {"learning_rate": recipe.training.learning_rate}
-        if recipe.training.optimizer == "muon":
+        if recipe.training.optimizer != "adamw":
             rates["muon_learning_rate"] = recipe.training.muon_learning_rate
         with group.first_alone() as first:
             if first:
@@ -150,7 +150,8 @@ def _new_run(
     """Return a run that has not begun: of a new model, or of an existing one."""
     if recipe.finetune is not None:
         start = begin_finetuning(recipe, data)
-        return Run(resolve_steps(start.recipe, start.task), start.task, out, group, start.model, precision)
+        ready = resolve_steps(start.recipe, start.task)
+        return Run(ready, start.task, out, group, start.model, precision, start.reference)
     corpus = _corpus(recipe, data, corpus_folder or out / "corpus", group)
     task = PretrainingTask(recipe, corpus)
     return Run(resolve_steps(recipe, task), task, out, group, precision=precision)
