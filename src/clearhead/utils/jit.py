@@ -90,7 +90,7 @@ class _CompileNotice(event.Listener):
         if not self._printed:
             self._printed = True
             print(self._text, file=sys.stderr, flush=True)
-            if not _can_write(folder := cache_folder()):
+            if not _cache_notice_given() and not _can_write(folder := cache_folder()):
                 print(
                     f"clearhead: {folder} cannot be written, so every run compiles; set CLEARHEAD_CACHE to a folder "
                     "that can be written.",
@@ -100,6 +100,17 @@ class _CompileNotice(event.Listener):
 
     def on_end(self, event: Any) -> None:
         """Do nothing at the end."""
+
+
+def _cache_notice_given() -> bool:
+    """Return whether this was asked before: the loss of the cache is said once."""
+    before = _Notices.given
+    _Notices.given = True
+    return before
+
+
+class _Notices:
+    given = False
 
 
 def _can_write(folder: Path) -> bool:

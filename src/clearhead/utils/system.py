@@ -5,20 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
     """Return the cache folder: CLEARHEAD_CACHE, or the user's. It may not exist."""
     if chosen := os.environ.get("CLEARHEAD_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111 - Path.expanduser raises if there is no home
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        base = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = _home() / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
     return base / "clearhead"
+
+
+def _home() -> Path:
+    """Return the user's folder; a user without one, as in some containers, gets one beside the temporary files."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"clearhead-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
 
 
 def usable_cores() -> int:
