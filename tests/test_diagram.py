@@ -502,7 +502,7 @@ def test_command_on_standard_output() -> None:
         (["-o", "/no/such/folder/x.svg"], "could not be written"),
         (["--tokens", "0"], "--tokens is 0; it must be at least 1"),
         (["--batch", "-2"], "--batch is -2; it must be at least 1"),
-        (["--lang", "de"], "choose one of en, zh"),
+        (["--lang", "de"], "give en or zh"),
         (["125M"], "124M, 355M, 774M, 1558M"),
     ],
 )

@@ -123,3 +123,19 @@ def test_a_pickle_is_refused_in_a_sentence(gpt: GPT) -> None:
 def test_a_mistake_is_named(gpt: GPT, call: Callable[[Any], object], sentence: str) -> None:
     with pytest.raises((InputError, WeightsError), match=sentence):
         call(gpt)
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    from clearhead.utils.system import cache_folder
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CLEARHEAD_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_folder().is_absolute() and cache_folder().name.lower() == "clearhead"
+    monkeypatch.setenv("CLEARHEAD_CACHE", "~nobody-of-this-name/cache")
+    assert cache_folder().name == "cache"

@@ -389,7 +389,7 @@ def test_the_command_checks_and_writes(chapter: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--lang", "fr"], "--lang is 'fr'; the tour is available in en and zh."),
+        (["--lang", "fr"], "--lang is 'fr'; give en or zh."),
         (["--write"], "--write needs the folder"),
         (["no-such-folder"], "no-such-folder is not a folder"),
         (["--check", "--write"], "not both"),
