@@ -50,8 +50,8 @@ def load(
         dtype: of the weights in memory: float32 or bfloat16; for the engine also int8 and int4, for torch also float16.
         threads: the engine's threads; by default as many as the cores that the process may use, or OMP_NUM_THREADS.
             PyTorch has its own setting, `torch.set_num_threads`.
-        activations: how finely the engine rounds activations for int8 and int4 weights, "8bit" or "16bit"; by default
-            what suits the CPU (see docs/engine.md).
+        activations: how finely the engine rounds activations for int8 and int4 weights, "8bit" (keys and values too) or
+            "16bit"; by default what suits the CPU (see docs/engine.md).
         cache_tokens: the most tokens in the engine's key/value cache, of all sequences together; no limit by default.
         revision: of a model on the hub, its branch, tag or commit.
         config: the model's shape, if the files do not say all of it: a `GPTConfig`, a released size, a JSON file, or
