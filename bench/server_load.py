@@ -82,7 +82,8 @@ def user_class(load: Load) -> type[locust.FastHttpUser]:
             start, first, tokens = time.perf_counter(), 0.0, load.tokens
             body = load.body(self.number, self.turn)
             self.turn += 1
-            with self.client.post(path, json=body, stream=True, catch_response=True) as response:
+            close = {"Connection": "close"}  # servers keep connections for different times
+            with self.client.post(path, json=body, headers=close, stream=True, catch_response=True) as response:
                 if response.status_code != 200:
                     load.errors.append(f"status {response.status_code}: {response.text or response.error}")
                     return
@@ -161,7 +162,8 @@ def main() -> None:
     args = parser.parse_args()
     process = subprocess.Popen(args.command) if args.command else None
     try:
-        model = args.model or model_of(args.url)
+        first_model = model_of(args.url)
+        model = args.model or first_model
         for users in args.users:
             measure(args.url, users, Load(model, args.chat, args.tokens, args.prompt_words), args.seconds)
     finally:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import command_line
@@ -168,14 +169,23 @@ def test_the_command_serves_until_it_is_told_to_stop_and_answers_what_it_accepte
             time.sleep(0.02)
         body = {"prompt": "a", "max_tokens": 60, "ignore_eos": True, "seed": 1, "stream": True}
         headers = {"Authorization": "Bearer secret"}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as answer:
-            lines = answer.iter_lines()
-            first = next(lines)
+        accepted = threading.Barrier(9, timeout=60)
+
+        def stream(_: int) -> list[str]:
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as answer:
+                lines = answer.iter_lines()
+                first = next(lines)
+                accepted.wait()
+                return [first, *lines]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = pool.map(stream, range(8))
+            accepted.wait()
             process.send_signal(signal.SIGTERM)
-            rest = [first, *lines]
-        text = "".join(json.loads(line[6:])["choices"][0]["text"] for line in rest if line.startswith("data: {"))
-        assert rest[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in rest
-        assert text == alone(tiny_gpt, "a", seed=1, max_new_tokens=60, stop_at_end_of_text=False).text
+        expected = alone(tiny_gpt, "a", seed=1, max_new_tokens=60, stop_at_end_of_text=False).text
+        for lines in answers:
+            text = "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines if line.startswith("data: {"))
+            assert "data: [DONE]" in lines and text == expected
         assert process.wait(60) == 0
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")
     finally:
