@@ -20,7 +20,6 @@ class ServerSettings:
         max_logprobs: the most alternatives per token that a request may ask for.
         max_choices: the most texts that a request may ask for, over all of its prompts.
         limits: how much runs and waits.
-        log_prompts: write prompts and texts to the log.
     """
 
     model_name: str = "clearhead"
@@ -31,4 +30,3 @@ class ServerSettings:
     max_logprobs: int = 5
     max_choices: int = 128
     limits: Limits = field(default_factory=lambda: Limits(cached_tokens=16384))
-    log_prompts: bool = False
