@@ -140,7 +140,7 @@ def test_a_seed_gives_the_same_text_streamed_and_from_a_branch(browser: Any, ser
         page.click(f"#tab-{name}")
     page.click("[data-ablate='feed_forward.2']")
     assert page.tab.locator("#restore").count() == 1
-    for text in ("a\ud83d </script>", "a" * 100_000):
+    for text in ("a\ud83d </script>", "a" * 20_000):
         page.ask(
             "text => { const box = $('prompt'); box.value = text; box.dispatchEvent(new InputEvent('input')); }", text
         )

@@ -100,6 +100,7 @@ def test_attention_follows_the_prompt_by_mouse_and_by_keyboard(browser: Any, add
     assert tab.get_attribute("#heads [aria-pressed=true]", "data-at") == "2,1", "the head of the picture"
     prompt = "A cat saw the sea"
     tab.fill("figure .live-prompt", prompt)
+    chapter.finish()  # what is drawn anew loses the focus
     tab.locator("#heads [aria-pressed=true]").focus()
     tab.keyboard.press("ArrowDown")
     tab.keyboard.press("ArrowRight")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clearhead.drawing.palette import stylesheet
+from clearhead.drawing.screen import document_head
 from clearhead.evaluation.surprisal import Row
 
 RANK_CLASSES = ((10, "top10", "top 10"), (100, "top100", "top 100"), (1000, "top1000", "top 1,000"))
@@ -58,12 +59,7 @@ def score_page(texts: Iterable[Sequence[Row]], metadata: Mapping[str, Any], titl
     return f"""<!doctype html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
-<style>{stylesheet(_STYLE)}</style>
+{document_head(title, style=stylesheet(_STYLE))}
 </head>
 <body>
 <h1>{html.escape(title)}</h1>

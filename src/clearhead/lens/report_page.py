@@ -9,11 +9,13 @@ from pathlib import Path
 
 from clearhead.drawing.chart import line_chart
 from clearhead.drawing.heat_map import signed_heat_map
+from clearhead.drawing.screen import document_head, screen_css
 from clearhead.drawing.svg import inline
 from clearhead.lens.predictions import LayerPredictions
 from clearhead.lens.report import ModelReport, Strongest
 
 _TEMPLATE = Path(__file__).with_name("report.html")
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _WORDS: dict[str, tuple[str, str]] = {
     "title": ("What the heads of {name} do", "{name} 的注意力头在做什么"),
@@ -77,11 +79,14 @@ def report_page(report: ModelReport, name: str, language: str = "en") -> str:
     config = report.config
     texts = {
         "LANG": language,
+        "HEAD": document_head(page.word("title", name=name), policy=_POLICY, style=screen_css()),
         "TITLE": escape(page.word("title", name=name)),
         "ABOUT": escape(page.word("about", n_layers=config.n_layers, n_heads=config.n_heads, emb_dim=config.emb_dim)),
         "SECTIONS": "\n".join(page.sections()),
     }
-    return re.sub(r"@(LANG|TITLE|ABOUT|SECTIONS)@", lambda mark: texts[mark[1]], _TEMPLATE.read_text(encoding="utf-8"))
+    return re.sub(
+        r"@(LANG|HEAD|TITLE|ABOUT|SECTIONS)@", lambda mark: texts[mark[1]], _TEMPLATE.read_text(encoding="utf-8")
+    )
 
 
 class _Page:

@@ -275,8 +275,9 @@ async function learn(ids) {
 async function respell() {
   const line = page.tree.line().slice(1), { ids, prompt } = page.path();
   if (!line.length) return;
-  const { texts } = await page.backend.describe(ids);
-  line.forEach((node, i) => (page.tree.nodes[node].text = texts[prompt + i]));
+  const from = Math.max(0, prompt - 4); // a character has at most four bytes
+  const { texts } = await page.backend.describe(ids.slice(from));
+  line.forEach((node, i) => (page.tree.nodes[node].text = texts[prompt - from + i]));
 }
 
 async function travel(direction) {
