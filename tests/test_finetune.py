@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from small_runs import ALONE, assert_equal_runs, one_step
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2LMHeadModel, pipeline
 from typer.testing import CliRunner
 
 import clearhead
@@ -140,6 +140,9 @@ def test_classes_are_those_of_transformers(folder: Path, tmp_path: Path) -> None
         expected = {peer.config.id2label[n]: p for n, p in enumerate(logits.softmax(-1).tolist())}
         assert found == pytest.approx(expected, abs=1e-5)
         right += next(iter(found)) == ("good" if any(word in text for word in GOOD) else "bad")
+    batched = pipeline("text-classification", model=peer, tokenizer=tokenizer)(texts, batch_size=4)
+    for text, answer in zip(texts, batched, strict=True):
+        assert answer["score"] == pytest.approx(ours.probabilities(text)[answer["label"]], abs=1e-5)
     recorded = read_metrics(tmp_path / "run")[-1]["final"]["valid.jsonl"]["accuracy"]
     assert right / len(texts) == pytest.approx(recorded)
     said = CliRunner().invoke(make_app(), ["classify", "The warm cake was sweet.", "--model", str(out), "--json"])

@@ -17,8 +17,15 @@ def save_chat_template(template: PromptTemplate, folder: Path) -> None:
     Raises:
         OSError: if the settings cannot be read or written.
     """
+    add_tokenizer_setting(folder, "chat_template", template.to_jinja())
+
+
+def add_tokenizer_setting(folder: Path, key: str, value: str) -> None:
+    """Add a setting to the tokenizer's in a model folder.
+
+    Raises:
+        OSError: if the settings cannot be read or written.
+    """
     path = folder / _FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
-    write_text(
-        path, json.dumps({**settings, "chat_template": template.to_jinja()}, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_text(path, json.dumps({**settings, key: value}, indent=2, ensure_ascii=False) + "\n")

@@ -25,6 +25,7 @@ from clearhead.loading import load
 from clearhead.model import GPTModel
 from clearhead.model_weights import ModelTensors
 from clearhead.tokenizer import Tokenizer
+from clearhead.training.chat_template import add_tokenizer_setting
 from clearhead.training.run_folder import resume_advice
 from clearhead.utils.atomic import staged_files
 from clearhead.weights import Source, save_huggingface
@@ -73,6 +74,9 @@ def save_classifier(model: GPTModel, tokenizer: Tokenizer, labels: Sequence[str]
             f"the cause, and {resume_advice(folder)}."
         ) from None
     tokenizer.save(folder)
+    names = [name for name, token in tokenizer.special_tokens.items() if token == tokenizer.end_of_text]
+    if names:  # transformers' pipeline pads the texts of a batch with it
+        add_tokenizer_setting(folder, "pad_token", names[0])
 
 
 class Classifier:
