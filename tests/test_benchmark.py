@@ -111,9 +111,9 @@ def test_bytes_of_a_step_are_those_of_the_arrays(dtype: str, tied: bool) -> None
     unread = ("positions",) if tied else ("positions", "tokens.")
     expected = sum(array.nbytes for name, array in arrays.items() if not name.startswith(unread))
     report = Report(config, 1, None, [])
-    # Keys and values of 16 numbers each in 2 layers, for 3 sequences of 10 tokens.
-    cache = 3 * 10 * 2 * 16 * 2 * (4 if dtype == "float32" else 2)
-    assert report.step_bytes(dtype, 10, 3) == expected + cache
+    # A key and a value of 16 numbers, and in 8 bits two scales, in 2 layers, for 3 sequences of 10 tokens.
+    token = {"float32": 32 * 4, "int8": 32 * 2, "uint8": 32 + 8}[arrays["qkv.weights"].dtype.name]
+    assert report.step_bytes(dtype, 10, 3) == expected + 3 * 10 * 2 * token
 
 
 def _call(*arguments: object) -> tuple[int, str, str]:
