@@ -213,6 +213,14 @@ def test_broken_sentence_piece_files(tmp_path: Path, contents: bytes) -> None:
         Tokenizer.from_folder(tmp_path).encode("a")
 
 
+def test_a_table_of_characters_that_is_cut_off(tmp_path: Path) -> None:
+    """It announces 3 GB, which the library would reserve."""
+    pieces = b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02"
+    (tmp_path / "spiece.model").write_bytes(pieces + b"\x1a\x06\x12\x04\x67\x32\x49\xc0")
+    with pytest.raises(TokenizerError, match="table of characters is cut off"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_nanogpt_characters(tmp_path: Path) -> None:
     characters = sorted(set("First Citizen:\nBefore we proceed, hear me."))
     stoi = {character: id for id, character in enumerate(characters)}

@@ -69,13 +69,17 @@ def read_sentence_piece(path: Path) -> Definition:
             f"{path} is a SentencePiece model of another kind than unigram and BPE; open it with transformers, and "
             "save it with save_pretrained as tokenizer.json."
         )
+    try:
+        parts = _unigram(model) if kind == _UNIGRAM else _bpe(model)
+    except ProtobufError as error:
+        raise TokenizerError(f"{path} is damaged ({error}); download it again.") from None
     definition: Definition = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": list(_added_tokens(model)),
         "post_processor": None,
-        **(_unigram(model) if kind == _UNIGRAM else _bpe(model)),
+        **parts,
     }
     check_definition(definition, str(path))
     return definition
@@ -118,6 +122,8 @@ def _charsmap(model: _Model) -> dict[str, Any] | None:
     found = model.normalizer.get(_CHARSMAP)
     if not isinstance(found, bytes) or not found:
         return None
+    if int.from_bytes(found[:4], "little") > len(found) - 4:  # the library would reserve memory for that many bytes
+        raise ProtobufError("its table of characters is cut off")
     return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(found).decode("ascii")}
 
 
