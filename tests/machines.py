@@ -19,7 +19,7 @@ _NUMERIC = [
     "tests/test_sampling.py",
     "tests/test_generation.py",
     "tests/test_scoring.py",
-    "tests/test_training.py",
+    "tests/runs",
     "tests/test_training_distributed.py",
     "tests/test_finetune.py",
 ]

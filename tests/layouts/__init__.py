@@ -1,0 +1,1 @@
+"""Tests of weights under the names of every layout."""
