@@ -392,7 +392,7 @@ def test_the_command_checks_and_writes(chapter: Path) -> None:
         (["--lang", "fr"], "--lang is 'fr'; give en or zh."),
         (["--write"], "--write needs the folder"),
         (["no-such-folder"], "no-such-folder is not a folder"),
-        (["--check", "--write"], "not both"),
+        (["--check", "--write"], "give one of"),
     ],
 )
 def test_bad_options_are_said(args: list[str], said: str) -> None:

@@ -1,4 +1,4 @@
-"""`clearhead tour`: eleven chapters about how a GPT-2 works, in a browser, and a check that their code runs."""
+"""`clearhead tour`: eleven chapters about how a GPT-2 works, in a browser or as notebooks; a check of their code."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ Examples:
 
 [bold]clearhead tour --lang zh --no-open[/]      in Chinese; print the address only
 
+[bold]clearhead tour --notebook tour[/]          write the chapters as Jupyter notebooks
+
 [bold]clearhead tour --check[/]                  run every cell and compare the outputs
 
 [bold]clearhead tour docs/tour --write[/]        run every cell and update outputs and figures
@@ -32,6 +34,12 @@ Folder = Annotated[
 ]
 Port = Annotated[int, typer.Option(help="The port on this machine; 0 for any free one.", **_SERVE)]
 NoOpen = Annotated[bool, typer.Option("--no-open", help="Do not open a browser; print the address only.", **_SERVE)]
+Notebook = Annotated[
+    Path | None,
+    typer.Option(
+        "--notebook", metavar="DIR", help="Write the chapters as Jupyter notebooks into this new folder.", **_SERVE
+    ),
+]
 Check = Annotated[
     bool, typer.Option("--check", help="Run every chapter and compare; exit status 1 if one differs.", **_RUN)
 ]
@@ -45,6 +53,7 @@ def tour(
     lang: Lang = "",
     port: Port = 0,
     no_open: NoOpen = False,
+    notebook: Notebook = None,
     check: Check = False,
     write: Write = False,
 ) -> None:
@@ -54,9 +63,14 @@ def tour(
     """
     from clearhead.tour import chapters
 
-    if check and write:
-        raise typer.BadParameter("give --check or --write, not both.")
-    if write:
+    if check + write + (notebook is not None) > 1:
+        raise typer.BadParameter("give one of --notebook, --check and --write.")
+    if notebook is not None:
+        from clearhead.tour.notebooks import write_notebooks
+
+        written = write_notebooks(folder or chapters.folder(), lang, notebook)
+        say(f"wrote {len(written)} notebooks to {notebook}; open one with: jupyter lab {written[0]}")
+    elif write:
         if folder is None:
             raise InputError("--write needs the folder of the chapters, such as docs/tour.")
         _write(folder)
