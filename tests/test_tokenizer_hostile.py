@@ -105,3 +105,12 @@ def test_json_that_is_nested_very_deep(tmp_path: Path) -> None:
 def test_a_text_that_is_no_string_is_refused(value: Any) -> None:
     with pytest.raises(TokenizerError, match=f"the text is a {type(value).__name__}; give a string"):
         Tokenizer.of_bytes().encode(value)
+
+
+@pytest.mark.parametrize("table", ["////vw==", "AA==", "", "no base64", None, 7])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_table_of_characters_that_is_cut_off(tmp_path: Path, table: Any, inside: bool) -> None:
+    """The first announces 3 GB, which the library would reserve."""
+    step = {"type": "Precompiled", "precompiled_charsmap": table}
+    with pytest.raises(TokenizerError, match="table of characters in .* is cut off"):
+        Tokenizer.from_folder(write(tmp_path, normalizer=sequence(sequence(step)) if inside else step))

@@ -122,8 +122,6 @@ def _charsmap(model: _Model) -> dict[str, Any] | None:
     found = model.normalizer.get(_CHARSMAP)
     if not isinstance(found, bytes) or not found:
         return None
-    if int.from_bytes(found[:4], "little") > len(found) - 4:  # the library would reserve memory for that many bytes
-        raise ProtobufError("its table of characters is cut off")
     return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(found).decode("ascii")}
 
 

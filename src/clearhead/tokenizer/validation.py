@@ -6,6 +6,7 @@ The files come from strangers. The `tokenizers` library trusts them: a wrong typ
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def check_definition(definition: Definition, where: str) -> None:
     _check_added_tokens(definition, where)
     _check_model(definition["model"], where)
     for part in ("normalizer", "pre_tokenizer", "decoder"):
+        _check_tables(definition.get(part), where)
         if _growth(definition.get(part), where) > _MAX_GROWTH:
             raise TokenizerError(
                 f"the {part} in {where} makes texts more than {_MAX_GROWTH} times as long, which is no tokenizer's "
@@ -86,6 +88,25 @@ def _check_unicode(tokens: Iterable[str], where: str) -> None:
         "".join(tokens).encode("utf-8")
     except UnicodeEncodeError:
         raise TokenizerError(f"{where} has a token with half of a surrogate pair, which is not a character.") from None
+
+
+def _check_tables(part: Any, where: str, depth: int = 0) -> None:
+    """Check the tables of characters in a step and in those inside it.
+
+    Such a table begins with its length in bytes, as 4 bytes. The library reserves that much memory unseen.
+    """
+    if not isinstance(part, dict) or depth > _MAX_DEPTH:
+        return
+    if part.get("type") == "Precompiled":
+        try:
+            table = base64.b64decode(part.get("precompiled_charsmap") or "", validate=True)
+        except (TypeError, ValueError):
+            table = b""
+        if len(table) < 4 or int.from_bytes(table[:4], "little") > len(table) - 4:
+            raise TokenizerError(f"the table of characters in {where} is cut off; the file is damaged.")
+    for name in _SEQUENCES:
+        for step in part.get(name) or () if isinstance(part.get(name), list) else ():
+            _check_tables(step, where, depth + 1)
 
 
 def _growth(part: Any, where: str, depth: int = 0) -> float:
