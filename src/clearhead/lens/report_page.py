@@ -23,7 +23,7 @@ _WORDS: dict[str, tuple[str, str]] = {
         "{n_layers} layers with {n_heads} heads each, {emb_dim} numbers per token.",
         "{n_layers} 层，每层 {n_heads} 个头，嵌入 {emb_dim} 维。",
     ),
-    "previous token": ("previous token", "前一词元"),
+    "previous token": ("previous token", "前一个词元"),
     "duplicate token": ("duplicate token", "重复词元"),
     "induction": ("induction", "归纳"),
     "copying": ("copying", "复制"),
@@ -50,20 +50,20 @@ _WORDS: dict[str, tuple[str, str]] = {
     "removal.text": (
         "The mean loss is {first:.2f} nats on random tokens and {second:.2f} on their repetition. The picture shows "
         "how much the latter rises if one head's output is replaced by its mean.",
-        "随机词元上的平均损失是 {first:.2f} 纳特，重复部分是 {second:.2f}。"
+        "随机词元上的平均损失是 {first:.2f} 奈特，重复部分是 {second:.2f}。"
         "图中是把一个头的输出换成其均值后，重复部分的损失增加多少。",
     ),
-    "removal.picture": ("added loss in nats", "损失的增量（纳特）"),
+    "removal.picture": ("added loss in nats", "损失的增量（奈特）"),
     "depth": ("What each depth would predict", "每个深度会预测什么"),
     "depth.text": (
         "The logit lens: the final norm and the head read the residual stream after each sublayer. The divergence is "
         "that of the depth's distribution from the final one, averaged over the text.",
-        "logit lens：用最后的归一化和输出层直接读取每个子层之后的残差流。"
+        "logit 透镜：用最后的归一化和输出层直接读取每个子层之后的残差流。"
         "散度衡量该深度的概率分布与最终分布的差距，对全文取平均。",
     ),
     "depth.picture": ("KL(final || depth) by depth", "各深度的 KL(最终 || 该深度)"),
     "depth.x": ("sublayers", "经过的子层数"),
-    "depth.y": ("nats", "纳特"),
+    "depth.y": ("nats", "奈特"),
 }
 
 
