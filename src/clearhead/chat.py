@@ -1,4 +1,4 @@
-"""A conversation with a model that remembers what was said."""
+"""A conversation with a model, with its history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ChatSession:
     Args:
         gpt: the model; its chat template decides how it reads the conversation.
         system: a message to begin with.
-        turns: whether each turn ends with the end of text, as in DialoGPT, whatever the model's template.
+        turns: end each turn with the end-of-text token, as DialoGPT does, whatever the model's template.
         options: as `GPT.stream` takes them, for all answers.
 
     Attributes:
@@ -47,7 +47,7 @@ class ChatSession:
         self._room = gpt.config.context_length - min(asked.max_new_tokens, gpt.config.context_length // 2)
 
     def request(self, text: str) -> Request:
-        """Return the request for an answer to a text, which does not become part of the conversation.
+        """Return the request for an answer to a text, without adding it to the conversation.
 
         Raises:
             InputError: if the model's chat template refuses the conversation.
@@ -59,10 +59,10 @@ class ChatSession:
         return self._gpt.request(ids, **self._options)
 
     def answer(self, text: str) -> Generator[str]:
-        """Say something and yield the model's answer piece by piece, as it is generated.
+        """Send a message and yield the model's answer piece by piece, as it is generated.
 
-        The answer becomes part of the conversation, also if it is left early. If it cannot begin, the conversation
-        stays as it was.
+        The answer joins the conversation even if the caller stops early. If generation cannot start, the conversation
+        is unchanged.
 
         Raises:
             InputError, TokenizerError: as `request`.

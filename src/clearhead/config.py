@@ -285,11 +285,11 @@ class GPTConfig:
 
 
 ConfigLike = GPTConfig | Mapping[str, Any] | str | os.PathLike[str]
-"""What a user may give as a config: one, some of its settings by name, a released size, a JSON file, or JSON itself."""
+"""What users may pass as a config: a whole one, some settings by name, a released size, a JSON file, or JSON text."""
 
 
 def parse_config(given: ConfigLike) -> GPTConfig | Mapping[str, Any]:
-    """Return a whole config, or the settings that replace those that the weights' own files say.
+    """Return a whole config, or settings that override those in the weights' files.
 
     Args:
         given: a config; a mapping with some of the book's keys, such as `{"n_heads": 3}`, also as JSON text; a released
@@ -333,7 +333,7 @@ def _own_keys() -> list[str]:
 
 
 def _check_keys(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return settings whose names are a config's.
+    """Check the names of settings and return the settings.
 
     Raises:
         ConfigError: if a name is unknown; the message names the nearest.

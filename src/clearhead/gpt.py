@@ -107,7 +107,7 @@ class GPT:
 
     @property
     def runner(self) -> ScoringRunner:
-        """What runs generation and scores: inside `edit`, PyTorch with the edits."""
+        """The Runner for generation and scoring; inside `edit`, PyTorch with the edits."""
         return self._edited.get() or self._runner
 
     @property
@@ -132,11 +132,11 @@ class GPT:
         return self.runner.config
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GPT:
-        """Return a model of its own; what nothing can change, such as the engine's weights, is shared."""
+        """Return an independent copy that shares immutable data, such as the engine's weights."""
         from clearhead.inference.torch_runner import TorchRunner
 
         return GPT(
-            copy.deepcopy(self._model, memo),  # a function that makes it stays as it is
+            copy.deepcopy(self._model, memo),  # a function that makes the network is not copied
             self.tokenizer,
             runner=None if isinstance(self._runner, TorchRunner) else copy.deepcopy(self._runner, memo),
             notes=self.notes,
@@ -477,7 +477,7 @@ class GPT:
         save_model(Path(folder), self.config, self._named_tensors(), contents, dtype)
 
     def _named_tensors(self) -> Mapping[str, npt.NDArray[Any]]:
-        """Return the weights by canonical name: those of the files, unless the network exists and may differ."""
+        """Return the weights by canonical name: from the network if it exists, since it may have changed."""
         if self._tensors is not None and callable(self._model) and not hasattr(self._model, "parameters"):
             return self._tensors()
         from clearhead.model_weights import ModelTensors

@@ -128,6 +128,6 @@ class ModelTensors(Mapping[str, np.ndarray]):
 
 
 def share_weights(model: GPTModel) -> GPTModel:
-    """Return a model of modules of its own, with the same tensors: hooks on it do not reach the other one."""
+    """Return a model with new modules and the same tensors, so that its hooks do not affect the original."""
     tensors = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

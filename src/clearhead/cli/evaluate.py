@@ -124,7 +124,7 @@ def evaluate(
         raise typer.BadParameter(
             "--limit, --stride, --bos, --dtype, --revisions, --markdown and --published need --task."
         )
-    _held_out([Path(file) for file in files], loader, show.as_json)
+    _evaluate_perplexity([Path(file) for file in files], loader, show.as_json)
 
 
 def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show: ResultChoice) -> None:
@@ -163,7 +163,7 @@ def _task_file(file: str, task: str, stack: ExitStack) -> Path:
     return stack.enter_context(hub_file(task, name or None)) if prefix == _HUB else Path(file)
 
 
-def _held_out(files: Sequence[Path], loader: partial[GPT], as_json: bool) -> None:
+def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: bool) -> None:
     import numpy as np
 
     from clearhead.data.documents import encode_documents

@@ -88,7 +88,7 @@ class InstructionEncoder:
     all_tokens: bool = False
 
     def __call__(self, record: Record, fields: PromptFields, response: str) -> Instruction:
-        """Return the example.
+        """Return the example for a prompt and a response.
 
         Raises:
             TrainingError: if nothing is before the response.

@@ -1,4 +1,4 @@
-"""Examples of preferences: a prompt, the response that is preferred, and one that is not."""
+"""Preference pairs: a prompt, the preferred response and a rejected one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distribute work over a Ray cluster and return the results in the order of the work, as `workers` does over processes.
+"""Run work on a Ray cluster and return the results in order, as `workers` does with processes.
 
 A task whose worker or machine dies is run again elsewhere. As the work is a pure function of its arguments, the results
 are the same.
@@ -21,7 +21,7 @@ LOCAL = "local"
 _RETRIES = 5
 _IN_PROGRESS = 2  # tasks for each core of the cluster: a slow consumer slows down the work, and memory stays bounded
 
-_works: dict[str, Callable[..., Any]] = {}  # in a worker: what it has received, so that each is unpickled once
+_works: dict[str, Callable[..., Any]] = {}  # in a worker: functions by key, so that each is unpickled once
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class RayCluster:
     """A Ray cluster.
 
     Attributes:
-        address: of its head, as `ray.init` takes it; "local" starts one on this machine.
+        address: the address of the head node, as `ray.init` takes it; "local" starts one on this machine.
     """
 
     address: str = LOCAL

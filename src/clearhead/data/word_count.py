@@ -14,15 +14,15 @@ _CHUNK = 1 << 22  # tokens counted at a time
 def count_words(ids: TokenIds, tokenizer: Tokenizer) -> int:
     """Return the number of words in a text.
 
-    White space that a vocabulary splits among tokens, as it may do with rare kinds, is not seen as white space. Special
-    tokens separate words and are none.
+    Rare white-space characters that the vocabulary splits over several tokens are not recognized. Special tokens
+    separate words and are not words.
 
     Args:
         ids: the text, integers [tokens].
         tokenizer: the tokenizer that made it.
     """
     inside, begins, ends = _word_tables(tokenizer)
-    total, after_space = 0, True  # a text begins as after white space
+    total, after_space = 0, True  # the start of a text counts as white space
     for first in range(0, len(ids), _CHUNK):
         chunk = np.asarray(ids[first : first + _CHUNK], np.int64)
         before = np.concatenate([[after_space], ends[chunk[:-1]]])

@@ -33,7 +33,7 @@ def distribute(
     arguments: Callable[[_T], tuple[Any, ...]],
     where: int | RayCluster,
 ) -> Iterator[tuple[_T, Any]]:
-    """Yield each item with the result of the work on it, in the order of the items; see the functions for both places.
+    """Yield each item with the result of the work on it, in the order of the items, from processes or a Ray cluster.
 
     Args:
         work, items, arguments: as `map_in_processes`.

@@ -1,4 +1,4 @@
-"""What all pages for a screen share: the palette as a style sheet, the document's head, and JSON inside a script."""
+"""Shared parts of HTML pages: the palette as a style sheet, the document's head, and JSON inside a script."""
 
 from __future__ import annotations
 

@@ -131,9 +131,9 @@ def document(picture: Picture, rules: str, theme: str = "auto") -> str:
 
 
 def inline(picture: str) -> str:
-    """Return a document of `document` for the middle of an HTML page: its style sheet applies to this picture only.
+    """Return an SVG of `document` for use inside an HTML page, with its style sheet limited to this picture.
 
-    The style sheet's rules are nested in one of the picture's own identifier, which browsers do since 2023.
+    The rules are nested under the picture's id; browsers have supported CSS nesting since 2023.
     """
     own = f"picture-{zlib.crc32(picture.encode()):08x}"
     styled = picture.replace("<style>", f"<style>#{own} {{", 1).replace("</style>", "}</style>", 1)

@@ -1,4 +1,4 @@
-"""Compute a table of surprisal on a Ray cluster: the rows are those of one machine."""
+"""Compute a table of surprisal on a Ray cluster, with the same rows as on one machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHUNK_CHARACTERS = 100_000  # of the texts of one task
 
 @dataclass
 class TextScorer:
-    """Score some texts in a worker, which loads the model with its first call.
+    """Score texts in a worker, which loads the model on the first call.
 
     Attributes:
         model: as `clearhead.load` takes it; every machine must be able to open it.

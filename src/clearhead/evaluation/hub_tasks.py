@@ -19,7 +19,7 @@ class HubTask:
 
     Attributes:
         name: the data set's name.
-        config: which of its parts; None for its only one, "*" for all.
+        config: the data set's configuration; None if there is only one, "*" for all.
         split: the split with the items.
         text: the column that holds lines of one text; None if each row is an item.
     """
@@ -43,11 +43,11 @@ HUB_TASKS = {
 
 @contextmanager
 def hub_file(task: str, name: str | None = None) -> Iterator[Path]:
-    """Give a file with a task's items, which exists while the context does.
+    """Provide a temporary file with a task's items inside a `with`.
 
     Args:
         task: the task.
-        name: another data set of the same form, a folder or a name on the hub; None for the usual one.
+        name: another data set with the same columns, a folder or a name on the hub; None for the default.
 
     Raises:
         InputError: if the task is not on the hub, `datasets` is missing, or the data set cannot be loaded.

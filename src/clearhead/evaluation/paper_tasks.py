@@ -71,7 +71,7 @@ def read_cbt(file: Path) -> list[ClozeQuestion]:
     The last line has the sentence with XXXXX, the answer and, after another tab, the candidates with | between them.
 
     Raises:
-        InputError: if the file has another form.
+        InputError: if the file is malformed.
     """
     found = []
     lines: list[str] = []
@@ -136,23 +136,23 @@ def evaluate_billion_words(gpt: GPT, file: Path, options: TaskOptions) -> TaskRe
 
 def evaluate_enwik8(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
     """Compute bits per byte of enwik8."""
-    return _held_out(gpt, file, options, "enwik8")
+    return _score_test_split(gpt, file, options, "enwik8")
 
 
 def evaluate_text8(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
     """Compute bits per character of text8."""
-    return _held_out(gpt, file, options, "text8")
+    return _score_test_split(gpt, file, options, "text8")
 
 
-def _held_out(gpt: GPT, file: Path, options: TaskOptions, task: str) -> TaskResult:
-    """Score a file, or of the whole 100,000,000 bytes the last 5,000,000, which are the test split by convention."""
+def _score_test_split(gpt: GPT, file: Path, options: TaskOptions, task: str) -> TaskResult:
+    """Score a file; of the full 100,000,000 bytes, only the last 5,000,000, which are the test split by convention."""
     data = read_bytes(file)
     text = decode_text(_whole_characters(data[-_HELD_OUT:]) if len(data) == _WHOLE else data, str(file))
     return score_text(gpt, text, text, options, task)
 
 
 def _whole_characters(data: bytes) -> bytes:
-    """Leave out what a cut has left of characters at both ends; bytes that are not UTF-8 stay, to be reported."""
+    """Drop characters that a cut has left incomplete at either end; other invalid bytes stay and are reported later."""
     start = next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:

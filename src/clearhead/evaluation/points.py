@@ -1,4 +1,4 @@
-"""Single values that others measured with a model, each of which passes or fails.
+"""Single published values of a model, each of which passes or fails.
 
 A file of points is a JSON object with any of these; the tests of lm-evaluation-harness have such values for gpt2:
 
@@ -34,7 +34,7 @@ def evaluate_points(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
     """Compare single log-likelihoods, greedy flags and rolling values with those in a file; each passes or fails.
 
     Raises:
-        InputError: if the file has another form.
+        InputError: if the file is malformed.
     """
     data = _read(file)
     groups: dict[str, tuple[Metric, ...]] = {}
@@ -49,7 +49,7 @@ def evaluate_points(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
 
 
 def _pairs(gpt: GPT, data: Mapping[str, Any], options: TaskOptions, file: Path) -> Iterator[tuple[str, float, float]]:
-    """Yield the name, our value and the given one of each log-likelihood and each greedy flag."""
+    """Yield the name, our value and the expected value of each log-likelihood and each greedy flag."""
     likelihoods, flags = _rows(data, "loglikelihood_nats", file), _rows(data, "greedy_flags", file)
     pairs = [
         (_field(row, "context", str, file), _field(row, "continuation", str, file)) for row in [*likelihoods, *flags]

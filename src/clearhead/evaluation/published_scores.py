@@ -29,8 +29,8 @@ _HARNESS = "lm-evaluation-harness"
 _COMPLETION = "karpathy/build-nanogpt"
 _TRANSFORMERS = "transformers' documentation on perplexity"
 
-# The columns of the paper's table 3. Its detokenizers are not published, which 5% allow for; its LAMBADA has another
-# form and a stop-word filter that is not published, so these values are listed and not compared.
+# The columns of the paper's table 3. Its detokenizers are not published, so results may differ by 5%. Its LAMBADA text
+# is formatted differently and has an unpublished stop-word filter, so those values are listed but not compared.
 _COLUMNS = (
     ("lambada", "paper_perplexity", None),
     ("lambada", "paper_acc", None),

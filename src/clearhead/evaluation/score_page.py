@@ -1,7 +1,8 @@
 """A web page of scored texts: each token is tinted by its surprisal and underlined by its rank.
 
 The classes of ranks are those of GLTR (Gehrmann, Strobelt and Rush 2019, arXiv 1906.04043): among the 10 most likely
-tokens, the 100, the 1,000, or none of them. Each has a line of its own, so that the page can be read without colour.
+tokens, the 100, the 1,000, or none of them. Each class has its own underline, so that the page can be read without
+colour.
 The page is one file without scripts; a token's numbers and its likely alternatives appear when it is pointed at or has
 the keyboard's focus.
 """
@@ -51,7 +52,7 @@ def score_page(texts: Iterable[Sequence[Row]], metadata: Mapping[str, Any], titl
 
     Args:
         texts: the rows of each text, one for each token, as `SurprisalTable` computes them.
-        metadata: what decides the numbers; it stands at the end of the page.
+        metadata: the settings that determine the numbers, shown at the end of the page.
         title: the page's title.
     """
     sections = "\n".join(_section(rows) for rows in texts)

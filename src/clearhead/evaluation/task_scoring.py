@@ -22,8 +22,8 @@ class TaskOptions:
     """How a task runs.
 
     Attributes:
-        limit: only the first so many items; None for all.
-        stride: of perplexity by sliding windows; None for half the context.
+        limit: evaluate only this many items; None for all.
+        stride: tokens that each window after the first scores; None for half the context.
         bos: put the end-of-text token before every context. An empty context is that token in any case.
     """
 
@@ -66,7 +66,7 @@ class PairScorer:
         """Return the score of each pair's continuation, in order.
 
         Raises:
-            InputError: if a continuation has no token of its own.
+            InputError: if a continuation adds no token.
         """
         found = []
         with Progress(what, len(pairs)) as progress:
@@ -91,7 +91,7 @@ class PairScorer:
         return ScoreRequest(ids, max(1, len(ids) - n_scored))
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """Return what a result states."""
+        """Return the settings that a result reports."""
         return {"bos": self.options.bos, "limit": self.options.limit, **more}
 
 
@@ -100,7 +100,7 @@ def score_text(gpt: GPT, text: str, original: str, options: TaskOptions, task: s
 
     Args:
         gpt: the model.
-        text: what is scored, perhaps detokenized.
+        text: the text to score, possibly detokenized.
         original: the text whose words are counted.
         options: how the task runs.
         task: its name.

@@ -65,7 +65,7 @@ class Entry:
 
 
 Piece = tuple[Entry, Sequence[int]]
-"""An entry, and the next of its `remaining` ids."""
+"""An entry and the ids that it runs next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +284,10 @@ class Batch:
                 break
 
     def _make_room(self, error: InputError) -> Iterator[Outcome]:
-        """Free memory after the Runner refused to take more tokens, since its cache of keys and values may be full.
+        """Free memory after the Runner refused tokens, possibly because its key/value cache is full.
 
-        Ended sequences go first, then prompts that are kept for further samples. Then the newest text is stopped, and
-        runs again from its beginning when another has ended; that changes nothing in it. A text that does not fit
-        alone ends with the error.
+        Ended sequences are closed first, then prompts kept for further samples. Then the newest text is preempted: it
+        restarts after another has ended, with the same result. A text that does not fit alone fails with the error.
         """
         if self._prefix_cache is not None and self._prefix_cache.drop_oldest():
             return

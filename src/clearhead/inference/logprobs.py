@@ -113,7 +113,7 @@ def _group_logprobs(probabilities: npt.NDArray[np.float64], groups: npt.NDArray[
 
 
 def empty_scores(n: int, top: int, n_groups: int) -> TokenScores:
-    """Return room for the scores of n targets, of which each lists `top` tokens and `n_groups` groups."""
+    """Allocate the scores of n targets, each with `top` tokens and `n_groups` groups."""
     return TokenScores(
         np.empty(n),
         np.empty(n),

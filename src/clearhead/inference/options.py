@@ -38,7 +38,7 @@ Prompt = str | Sequence[int]
 
 LARGEST_SEED = 2**63 - 1
 _LOWEST_TEMPERATURE = 1e-6  # below it, logits divided by the temperature overflow float32
-_HIGHEST_TEMPERATURE = 1e6  # far beyond any use: every token is as likely as any other long before
+_HIGHEST_TEMPERATURE = 1e6  # far beyond any use: the distribution is uniform long before
 _LARGEST_PENALTY = 1000.0  # far beyond any use, and far from overflowing float32
 _LARGEST_BIAS = 1e30
 

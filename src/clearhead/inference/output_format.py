@@ -132,7 +132,7 @@ def _library() -> Any:
 
 
 class _FormatCompiler:
-    """Compiles formats for one tokenizer, and keeps the last ones: the samples of a request share theirs."""
+    """Compile output formats for one tokenizer, and cache the latest: all samples of a request share one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._library = _library()
@@ -169,7 +169,7 @@ _compilers_lock = threading.Lock()
 
 
 def _compiler(tokenizer: Tokenizer) -> _FormatCompiler:
-    """Return the compiler of a tokenizer; made once, in a tenth of a second for GPT-2's vocabulary."""
+    """Return the compiler of a tokenizer, cached because making it takes 0.1 s for GPT-2's vocabulary."""
     with _compilers_lock:
         if tokenizer not in _compilers:
             _compilers[tokenizer] = _FormatCompiler(tokenizer)

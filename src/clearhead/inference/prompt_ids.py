@@ -1,4 +1,4 @@
-"""The token ids of a prompt, or the sentence that says why there are none."""
+"""Turn prompts into token ids, with one error for every model without a tokenizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prompt_ids(
     Args:
         prompt: text, or token ids.
         config: the model's shape.
-        need_tokenizer: returns the tokenizer, or raises with what needs it.
+        need_tokenizer: returns the tokenizer, or raises an error that names what needs it.
         special: whether special tokens in a text are read as such.
 
     Raises:
@@ -48,8 +48,8 @@ def no_tokenizer(what: str, notes: Sequence[str]) -> InputError:
     """Return the error for a model without a tokenizer.
 
     Args:
-        what: what needs one.
-        notes: what was said when the model was loaded; one of them may give the reason.
+        what: what needs a tokenizer.
+        notes: the notes from loading the model; one of them may give the reason.
     """
     found = next((note for note in notes if note.startswith(NO_TOKENIZER)), "")
     remedy = found.removeprefix(NO_TOKENIZER) or (

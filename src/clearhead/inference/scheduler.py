@@ -278,7 +278,7 @@ class Scheduler:
             if ticket is None:
                 continue
             if outcome.error is not None:
-                items.append((ticket, _told(outcome.error)))
+                items.append((ticket, _client_error(outcome.error)))
                 self.cancel(ticket)
                 continue
             assert outcome.event is not None
@@ -294,13 +294,13 @@ class Scheduler:
 
     def _fail(self, error: Exception) -> None:
         """End every request that runs, with the error."""
-        told = _told(error)
-        self._batch.close()  # first, so that a request that is not counted any more has freed its memory
+        failure = _client_error(error)
+        self._batch.close()  # first, so that a request's memory is free before the request is no longer counted
         with self._lock:
             failed = [ticket for ticket in self._tickets.values() if ticket.group is not None]
             for ticket in failed:
                 del self._tickets[id(ticket)]
-        self._deliver([(ticket, told) for ticket in failed])
+        self._deliver([(ticket, failure) for ticket in failed])
 
     def _deliver(self, items: list[tuple[Ticket, tuple[int, Event] | ClearheadError]]) -> None:
         """Hand items over to the event loops of their requests, with one call for each loop."""
@@ -315,8 +315,8 @@ class Scheduler:
                     self.cancel(ticket)
 
 
-def _told(error: Exception) -> ClearheadError:
-    """Return the error that a request gets; what nobody foresaw goes into the log with its traceback."""
+def _client_error(error: Exception) -> ClearheadError:
+    """Return the error for a request, and log an unexpected one with its traceback."""
     if isinstance(error, ClearheadError):
         return error
     log.error("the model could not run", exc_info=error)

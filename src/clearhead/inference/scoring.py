@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _BUFFERED_TOKENS = 1 << 17  # tokens of sequences that are sorted by length at a time
 _BATCH_SIZE = 64  # sequences in one call of the Runner
-_CHUNK_BATCHES = 4  # batches that may share beginnings, and be open at once
+_CHUNK_BATCHES = 4  # batches that may share prefixes and be open at once
 _CACHE_NUMBERS = 1 << 28  # keys and values of the sequences that are open at once: 1 GiB in float32
 _PAGE_TOKENS = 64  # a sequence's memory grows by so many tokens
 
@@ -86,7 +86,7 @@ class SequenceScores:
 
     @cached_property
     def contexts(self) -> npt.NDArray[np.int64]:
-        """From how many tokens before it each token was predicted, int64 [N]."""
+        """The number of context tokens that each token was predicted from, int64 [N]."""
         return np.concatenate([np.arange(scored, last + 1) - first for first, scored, last in self.cuts])
 
     @cached_property
@@ -198,7 +198,7 @@ def _score_buffer(
 def _chunks(
     config: GPTConfig, pieces: Sequence[_Window], requests: Sequence[ScoreRequest], batch_size: int
 ) -> Iterator[list[tuple[_Window, list[int]]]]:
-    """Yield windows with their tokens, sorted so that those that begin alike are neighbours, some at a time.
+    """Yield chunks of windows with their tokens, sorted so that windows with a common prefix are adjacent.
 
     The size of a chunk limits the memory of keys and values: all its windows may be open at once.
     """

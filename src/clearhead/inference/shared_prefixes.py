@@ -1,8 +1,8 @@
-"""Run sequences that begin alike only once: each continues a fork of one that has run their common beginning.
+"""Run a common prefix of several sequences only once: each sequence continues a fork of one that has run it.
 
-Minimal pairs differ in a word, and the endings of a question share its context. Sorted, sequences that begin alike are
-neighbours, and a common beginning is run by the first of them. A sequence may continue one that itself continues
-another, so a batch takes several rounds: each runs all sequences whose beginnings are there.
+Minimal pairs differ in a word, and the endings of a question share its context. Sorted sequences with a common prefix
+are adjacent, and the first of them runs it. A sequence may continue one that itself continues another, so a batch takes
+several rounds: each runs all sequences whose prefix has run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clearhead.inference.logprobs import join_scores, slice_scores
 from clearhead.inference.runner import ScoreTask, ScoringRunner, Slot, TokenScores
 
 LEAST_SHARED = 3
-"""A shorter common beginning costs more to fork than to run again."""
+"""A shorter common prefix costs more to fork than to run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ScoredSequence:
 
 @dataclass(frozen=True, slots=True)
 class ScoreDetails:
-    """What is asked of each scored token; see `ScoringRunner.score`."""
+    """What to return for each scored token; see `ScoringRunner.score`."""
 
     top: int = 0
     n_choices: int | None = None
@@ -48,7 +48,7 @@ class Branch:
 
     Attributes:
         parent: the index of the sequence that it continues; -1 if none.
-        shared: how many tokens it takes from that one.
+        shared: how many tokens it takes from the parent.
         round: in which round it runs.
     """
 
@@ -58,18 +58,18 @@ class Branch:
 
 
 def plan_branches(sequences: Sequence[ScoredSequence]) -> list[Branch]:
-    """Return how each of some sequences runs; in order of their tokens, those that begin alike are neighbours."""
+    """Return how each sequence runs, for sequences in the order of their tokens."""
     plan: list[Branch] = []
-    path: list[tuple[int, int]] = []  # from which token on, and by which sequence, the last one's tokens were run
+    path: list[tuple[int, int]] = []  # where each stretch of the last sequence begins, and which sequence runs it
     before: Sequence[int] = ()
     for index, sequence in enumerate(sequences):
         # A target's own token need not run: its score comes from the one before it.
-        shared = max(0, _common(before, sequence.ids) - 1)
+        shared = max(0, _common_length(before, sequence.ids) - 1)
         before = sequence.ids
-        _pop(path, shared)
+        _drop_from(path, shared)
         if path and sequence.scored < sequences[path[-1][1]].scored:
-            shared = min(shared, sequence.scored - 1)  # that one has not scored all that this one needs
-            _pop(path, shared)
+            shared = min(shared, sequence.scored - 1)  # the parent has not scored all that this one needs
+            _drop_from(path, shared)
         if not path or shared < LEAST_SHARED:
             plan.append(Branch(-1, 0, 0))
             path = [(0, index)]
@@ -80,8 +80,8 @@ def plan_branches(sequences: Sequence[ScoredSequence]) -> list[Branch]:
     return plan
 
 
-def _pop(path: list[tuple[int, int]], length: int) -> None:
-    """Leave those on the path that have run some of the first `length` tokens."""
+def _drop_from(path: list[tuple[int, int]], length: int) -> None:
+    """Remove the stretches that begin at or after token `length`."""
     while path and path[-1][0] >= length:
         path.pop()
 
@@ -89,12 +89,12 @@ def _pop(path: list[tuple[int, int]], length: int) -> None:
 def score_sharing(
     runner: ScoringRunner, sequences: Sequence[ScoredSequence], details: ScoreDetails, batch_size: int
 ) -> list[TokenScores]:
-    """Score sequences, running what they have in common once.
+    """Score sequences, running common prefixes once.
 
     Args:
         runner: runs the model.
-        sequences: sorted by their tokens, to have something in common with their neighbours.
-        details: what is asked of each token.
+        sequences: sorted by their tokens, so that common prefixes are adjacent.
+        details: what to return for each token.
         batch_size: how many run in one call.
 
     Returns:
@@ -108,11 +108,11 @@ def score_sharing(
     found: list[TokenScores | None] = [None] * len(sequences)
     slots: dict[int, Slot] = {}
     try:
-        for indices in _calls(plan, batch_size):
+        for indices in _batches_by_round(plan, batch_size):
             work = []
             for index in indices:
-                slots[index] = _open(runner, plan[index], slots, children)
-                task = _task(slots[index], sequences[index], plan[index].shared)
+                slots[index] = _open_slot(runner, plan[index], slots, children)
+                task = _score_task(slots[index], sequences[index], plan[index].shared)
                 if task.ids:  # otherwise the parent has run and scored all of it
                     work.append((index, task))
             new: dict[int, TokenScores] = {}
@@ -126,7 +126,7 @@ def score_sharing(
                 )
                 new = dict(zip((index for index, _ in work), scores, strict=True))
             for index in indices:
-                found[index] = _with_inherited(index, plan[index], sequences, found, new.get(index))
+                found[index] = _merge_scores(index, plan[index], sequences, found, new.get(index))
                 if not children[index]:
                     runner.close(slots.pop(index))
     finally:
@@ -135,8 +135,8 @@ def score_sharing(
     return [scores for scores in found if scores is not None]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common at their beginnings."""
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the common prefix of two sequences."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:
@@ -145,7 +145,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return count
 
 
-def _calls(plan: Sequence[Branch], batch_size: int) -> Iterator[list[int]]:
+def _batches_by_round(plan: Sequence[Branch], batch_size: int) -> Iterator[list[int]]:
     """Yield the sequences of each call: those of one round, at most `batch_size`."""
     for number in range(1 + max((branch.round for branch in plan), default=-1)):
         indices = [index for index, branch in enumerate(plan) if branch.round == number]
@@ -153,8 +153,8 @@ def _calls(plan: Sequence[Branch], batch_size: int) -> Iterator[list[int]]:
             yield indices[first : first + batch_size]
 
 
-def _open(runner: ScoringRunner, branch: Branch, slots: dict[int, Slot], children: list[int]) -> Slot:
-    """Open a sequence's slot, and close its parent's if nothing else continues that one."""
+def _open_slot(runner: ScoringRunner, branch: Branch, slots: dict[int, Slot], children: list[int]) -> Slot:
+    """Open a sequence's slot, and close the parent's if no other sequence continues it."""
     if branch.parent < 0:
         return runner.open()
     slot = runner.fork(slots[branch.parent], branch.shared)
@@ -164,24 +164,24 @@ def _open(runner: ScoringRunner, branch: Branch, slots: dict[int, Slot], childre
     return slot
 
 
-def _task(slot: Slot, sequence: ScoredSequence, shared: int) -> ScoreTask:
-    target = max(sequence.scored, shared + 1)  # the first token whose score is not the parent's
+def _score_task(slot: Slot, sequence: ScoredSequence, shared: int) -> ScoreTask:
+    target = max(sequence.scored, shared + 1)  # the first token whose score is not inherited
     return ScoreTask(slot, sequence.ids[shared:-1], sequence.ids[target:], target - 1 - shared)
 
 
-def _with_inherited(
+def _merge_scores(
     index: int,
     branch: Branch,
     sequences: Sequence[ScoredSequence],
     found: Sequence[TokenScores | None],
     new: TokenScores | None,
 ) -> TokenScores:
-    """Return a sequence's scores: its parent's of the tokens that they share, then its own."""
+    """Return a sequence's scores: inherited ones for the shared tokens, then its own."""
     parts = [] if new is None else [new]
     scored = sequences[index].scored
     if branch.parent >= 0 and branch.shared >= scored:
         inherited = found[branch.parent]
-        assert inherited is not None  # it has run in a round before
+        assert inherited is not None  # the parent has run in an earlier round
         first = sequences[branch.parent].scored
         parts.insert(0, slice_scores(inherited, scored - first, branch.shared + 1 - first))
     return join_scores(parts)
