@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from typer.testing import CliRunner
 from clearhead import weights
 from clearhead.cli.app import make_app
 from clearhead.errors import InputError, WeightsError
+from clearhead.evaluation.surprisal import InputText
+from clearhead.evaluation.table_files import read_table
 from clearhead.loading import bundled
-from clearhead.training.classifier import load_classifier
+from clearhead.training.classifier import Classifier, load_classifier
+from clearhead.training.classify_texts import classify_texts
 
 TEXTS = ["Once upon a time there was a cake!", "No.", "The dog, who was walking on four legs again, was happy."]
 
@@ -151,3 +156,139 @@ def test_labels_that_do_not_fit(tmp_path: Path, labels: Any, words: str) -> None
     (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": labels}))
     with pytest.raises(WeightsError, match=words):
         load_classifier(tmp_path)
+
+
+def classify(*words: str, **options: Any) -> str:
+    """What the command prints."""
+    return CliRunner().invoke(make_app(), ["classify", *words], catch_exceptions=False, **options).stdout
+
+
+def check_rows(rows: list[dict[str, Any]], folder: Path, ids: list[str], texts: list[str]) -> None:
+    """Compare rows of a table with what transformers' pipeline gives."""
+    assert [row["id"] for row in rows] == ids
+    peer = pipeline("text-classification", model=str(folder), tokenizer=AutoTokenizer.from_pretrained(folder))
+    for row, text in zip(rows, texts, strict=True):
+        wanted = {f"probability_{one['label']}": one["score"] for one in peer(text, top_k=None)}
+        assert row["label"] == max(wanted, key=lambda name: wanted[name]).removeprefix("probability_")
+        found = {name: float(value) for name, value in row.items() if name not in ("id", "label")}
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+LONG = "Once upon a time there was a cake! " * 20  # longer than the context
+MANY = [*TEXTS, LONG, *(f"The dog ate {'very ' * (n % 7)}many cakes, {n} of them." for n in range(300))]
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three_classes")
+    save(folder, **CASES["named labels"])
+    return folder
+
+
+def test_batches_give_what_single_texts_give(three_classes: Path) -> None:
+    """300 texts are more than are sorted together, and of many lengths."""
+    ours = load_classifier(three_classes)
+    rows = [row for (row,) in classify_texts(ours, (InputText(str(n), text) for n, text in enumerate(MANY)))]
+    assert [row["id"] for row in rows] == [str(n) for n in range(len(MANY))]
+    for row, text in list(zip(rows, MANY, strict=True))[::7]:
+        found = ours.probabilities(text)
+        assert {name: row[f"probability_{name}"] for name in found} == pytest.approx(found, abs=1e-5)
+
+
+def test_tables_and_lines_from_the_command_line(three_classes: Path, tmp_path: Path) -> None:
+    model = ("-m", str(three_classes))
+    table, lines, texts = tmp_path / "t.csv", tmp_path / "t.jsonl", tmp_path / "t.txt"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["n", "said"], *([f"x{n}", text] for n, text in enumerate(TEXTS))])
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    texts.write_text("\n\n".join(TEXTS))
+    found = classify("--file", str(table), "--text", "said", "--id", "n", "--json", *model)
+    check_rows([json.loads(line) for line in found.splitlines()], three_classes, ["x0", "x1", "x2"], TEXTS)
+    found = classify("--file", str(lines), "-f", str(texts), "--lines", "--json", *model)
+    ids = ["t.jsonl:1", "t.jsonl:2", "t.jsonl:3", "t.txt:1", "t.txt:3", "t.txt:5"]
+    check_rows([json.loads(line) for line in found.splitlines()], three_classes, ids, TEXTS * 2)
+    found = classify("--lines", "--json", *model, input="\n".join(TEXTS))
+    ids = ["stdin:1", "stdin:2", "stdin:3"]
+    check_rows([json.loads(line) for line in found.splitlines()], three_classes, ids, TEXTS)
+    expected = load_classifier(three_classes).probabilities(TEXTS[1])
+    printed = classify("--lines", *model, input="\n".join(TEXTS)).splitlines()
+    label, probability = next(iter(expected.items()))
+    assert len(printed) == 3 and printed[1] == f"stdin:2  {100 * probability:5.1f}%  {label}"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_the_classes_of_a_file_as_a_table(three_classes: Path, tmp_path: Path, suffix: str) -> None:
+    source, output = tmp_path / "t.txt", tmp_path / f"classes{suffix}"
+    source.write_text("\n".join(TEXTS))
+    words = ["-f", str(source), "--lines", "-m", str(three_classes), "-o", str(output)]
+    classify(*words)
+    if suffix == ".csv":
+        with output.open(newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    elif suffix == ".jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    else:
+        rows = list(read_table(output))
+    check_rows(rows, three_classes, ["t.txt:1", "t.txt:2", "t.txt:3"], TEXTS)
+    if suffix == ".jsonl":
+        assert json.loads((tmp_path / "classes.jsonl.metadata.json").read_text())["labels"] == [
+            "good",
+            "bad",
+            "neither",
+        ]
+
+
+def test_an_interrupted_table_is_resumed(three_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clearhead.evaluation.table_files._PART_ROWS", 1)
+    monkeypatch.setattr("clearhead.training.classify_texts._GROUP", 1)
+    output, computed, original = tmp_path / "classes.jsonl", [0], Classifier.probabilities_of
+
+    def interrupted(self: Classifier, texts: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+        computed[0] += 1
+        if computed[0] == 3:
+            raise InputError("interrupted")
+        return original(self, texts)
+
+    monkeypatch.setattr(Classifier, "probabilities_of", interrupted)
+    words = ["--lines", "-m", str(three_classes), "-o", str(output)]
+    with pytest.raises(InputError, match="interrupted"):
+        classify(*words, input="\n".join(TEXTS))
+    assert not output.exists()
+    classify(*words, input="\n".join(TEXTS))
+    assert computed == [4]  # two, the one that was interrupted, and it again
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    check_rows(rows, three_classes, ["stdin:1", "stdin:2", "stdin:3"], TEXTS)
+
+
+def test_a_table_of_a_regression_and_of_several_classes(tmp_path: Path) -> None:
+    for case, columns in (("a regression", ["value_LABEL_0"]), ("several labels at once", ["probability_LABEL_3"])):
+        save(tmp_path / case, **CASES[case])
+        found = json.loads(classify("--lines", "--json", "-m", str(tmp_path / case), input=TEXTS[0]))
+        ours = load_classifier(tmp_path / case)
+        alone = ours.probabilities(TEXTS[0])
+        assert list(found)[-1:] == columns and found["label"] == ", ".join(ours.likely(alone))
+        assert found[columns[0]] == pytest.approx(alone[columns[0].partition("_")[2]], abs=1e-5)
+        printed = classify("--lines", "-m", str(tmp_path / case), input=TEXTS[0])
+        assert printed.startswith("stdin:1  ") and ("%" in printed) == (case != "a regression")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--file", "t.csv"], "t.csv has no column 'text'; it has n, said."),
+        (["--file", "t.csv", "--text", "said"], "in row 2 of t.csv: the text to classify is empty; give some text."),
+        (["a text", "--lines"], "a text was given as an argument"),
+        (["--output", "o.csv"], "--output writes the classes of the texts in files"),
+        (["--file", "t.csv", "--text", "said", "-o", "o.txt"], "o.txt has no known suffix"),
+        (["--lines", "--file", "empty.txt"], "there is no text in the input"),
+    ],
+)
+def test_input_that_cannot_be_classified(
+    three_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("n,said\n1,a text\n2,\n")
+    Path("empty.txt").write_text("\n")
+    with pytest.raises(InputError) as caught:
+        classify(*words, "-m", str(three_classes))
+    assert sentence in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,13 +15,13 @@ import typer
 
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Config, Model, Ray, choices, flatten
+from clearhead.cli.table_output import file_states, write_table
 from clearhead.utils.arguments import Dtype
 
 if TYPE_CHECKING:
-    from clearhead.evaluation.surprisal import InputText, Row, SurprisalOptions, SurprisalTable
+    from clearhead.cli.table_output import RowsOf
+    from clearhead.evaluation.surprisal import Row, SurprisalOptions, SurprisalTable
     from clearhead.gpt import GPT
-
-    RowsOf = Callable[[Iterable[InputText]], Iterator[list[Row]]]
 
 EPILOG = """
 Examples:
@@ -146,11 +146,11 @@ def score(
         _print(table, rows_of(texts))
     else:
         job = {
-            "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+            "files": file_states(files),
             "source": dataclasses.asdict(source),
             "rows": {**dataclasses.asdict(row), "regions": str(row.regions)},
         }
-        _write(rows_of, texts, Path(output), job, _metadata(gpt, table, run))
+        write_table(rows_of, texts, Path(output), job, _metadata(gpt, table, run), doing="scoring")
 
 
 def _table_options(row: RowOptions) -> SurprisalOptions:
@@ -201,30 +201,6 @@ def _print(table: SurprisalTable, rows_of_texts: Iterable[list[Row]]) -> None:
         for row in rows:
             print(json.dumps(row))
     print(f"clearhead: {json.dumps(table.metadata())}", file=sys.stderr)
-
-
-def _write(
-    rows_of: RowsOf, texts: Iterator[InputText], output: Path, job: dict[str, Any], metadata: dict[str, Any]
-) -> None:
-    from clearhead.cli.console import notice
-    from clearhead.evaluation.table_files import TableWriter
-    from clearhead.utils.progress import Progress
-
-    writer = TableWriter(output, {**job, "metadata": metadata}, metadata)
-    if writer.done:
-        notice(f"resuming after {writer.done:,} texts that {writer.folder} has.")
-        for _ in zip(range(writer.done), texts, strict=False):
-            pass
-    with Progress("scoring", None) as progress:
-
-        def counted() -> Iterator[list[Row]]:
-            rows = texts_done = 0
-            for more in rows_of(texts):
-                rows, texts_done = rows + len(more), texts_done + 1
-                progress.advance(1, f"{texts_done:,} texts, {rows:,} rows")
-                yield more
-
-        writer.write(counted())
 
 
 def _metadata(gpt: GPT, table: SurprisalTable, run: ModelOptions) -> dict[str, Any]:

@@ -34,6 +34,18 @@ class Columns:
     context: str | None = None
 
 
+def is_table(file: Path) -> bool:
+    """Return whether `read_texts` finds a text in each row of this file."""
+    return file.suffix.lower() in (*_DELIMITERS, *_JSON_LINES)
+
+
+def texts_of_lines(text: str, name: str, where: str) -> Iterator[InputText]:
+    """Yield each line that is not blank as a text, called after `name` and its number."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield InputText(f"{name}:{number}", line, where=f"line {number} of {where}")
+
+
 def read_texts(files: Sequence[Path], columns: Columns = Columns(), *, lines: bool = False) -> Iterator[InputText]:
     """Yield the texts of files.
 
@@ -44,14 +56,11 @@ def read_texts(files: Sequence[Path], columns: Columns = Columns(), *, lines: bo
         InputError: if a file cannot be read, is not UTF-8, or lacks a column.
     """
     for file in files:
-        suffix = file.suffix.lower()
-        if suffix in _DELIMITERS or suffix in _JSON_LINES:
+        if is_table(file):
             for number, row in enumerate(read_rows(file), start=1):
                 yield _from_row(row, columns, file, number)
         elif lines:
-            for number, line in enumerate(_read(file).splitlines(), start=1):
-                if line.strip():
-                    yield InputText(f"{file.name}:{number}", line, where=f"line {number} of {file}")
+            yield from texts_of_lines(_read(file), file.name, str(file))
         else:
             yield InputText(file.name, _read(file), where=str(file))
 

@@ -117,7 +117,6 @@ class Classifier:
         elif problem_type == "multi_label_classification" or len(self.labels) == 1:
             self.output = "independent"
 
-    @torch.inference_mode()
     def probabilities(self, text: str) -> dict[str, float]:
         """Return the probability (or value) of each class, the highest first.
 
@@ -127,22 +126,53 @@ class Classifier:
             TokenizerError: if the text cannot be encoded.
             InputError: if it is empty.
         """
+        return self.probabilities_of([self.encode(text)])[0]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text that the model reads.
+
+        Raises:
+            TokenizerError: if the text cannot be encoded.
+            InputError: if it is empty.
+        """
         assert self.gpt.tokenizer is not None
         ids = self.gpt.tokenizer.encode(text)[: self.gpt.config.context_length]
         if not ids:
             raise InputError("the text to classify is empty; give some text.")
-        if self.pad_to:
-            ids, last = self._padded(ids), self.pad_to - 1
-        else:
-            last = max((index for index, token in enumerate(ids) if token != self.padding), default=0)
-        features = self.gpt.model.forward_hidden(torch.tensor([ids]))[0, last]  # [C]
-        logits = self.head @ features  # [classes]
+        return self._padded(ids) if self.pad_to else ids
+
+    @torch.inference_mode()
+    def probabilities_of(self, texts: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+        """Return the probability (or value) of each class for each text of a batch, the highest first.
+
+        Args:
+            texts: the tokens of each, as `encode` returns them. Shorter ones are padded at the end, where no token
+                before it sees the padding: alone and in a batch, the numbers are equal to rounding.
+        """
+        rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True)  # [B, T]
+        features = self.gpt.model.forward_hidden(rows)  # [B, T, C]
+        last = features[torch.arange(len(texts)), torch.tensor([self._last(ids) for ids in texts])]  # [B, C]
+        logits = last @ self.head.T  # [B, classes]
         logits = logits if self.bias is None else logits + self.bias
         if self.output == "probabilities":
             logits = logits.softmax(dim=-1)
         elif self.output == "independent":
             logits = logits.sigmoid()
-        return dict(sorted(zip(self.labels, logits.tolist(), strict=True), key=lambda pair: -pair[1]))
+        return [dict(sorted(zip(self.labels, row, strict=True), key=lambda pair: -pair[1])) for row in logits.tolist()]
+
+    def likely(self, found: dict[str, float]) -> list[str]:
+        """Return the classes to name: the most likely one, those of 50% or more if they are independent, or none."""
+        if self.output == "value":
+            return []
+        if self.output == "independent":
+            return [label for label, probability in found.items() if probability >= 0.5]
+        return [next(iter(found))]
+
+    def _last(self, ids: Sequence[int]) -> int:
+        """Return the position from which the class is read."""
+        if self.pad_to:
+            return self.pad_to - 1
+        return max((index for index, token in enumerate(ids) if token != self.padding), default=0)
 
     def _padded(self, ids: list[int]) -> list[int]:
         """Return the first `pad_to` tokens, with the end of text behind a shorter text."""
