@@ -46,6 +46,7 @@ SLOW_MODULES = {
     "test_server_limits.py",
     "test_server_load.py",
     "test_surprisal.py",
+    "test_tour_pages.py",
     "test_tokenizer_saved.py",
     "test_tokenizer_streams.py",
     "test_tokenizer_kinds.py",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -27,6 +29,7 @@ from clearhead.web.export import components_css
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _STYLE = Path(__file__).with_name("page.css")
+_SCRIPT = Path(__file__).with_name("page.js")
 _PACKAGE = Path(__file__).parents[1]
 
 _WORDS = {
@@ -39,6 +42,8 @@ _WORDS = {
         "source": "The source code of Clearhead as it runs here",
         "missing": "This page does not exist",
         "home": "Go to the list of chapters",
+        "copy": "Copy",
+        "copied": "Copied",
     },
     "zh": {
         "tour": "GPT-2 导览",
@@ -49,8 +54,23 @@ _WORDS = {
         "source": "Clearhead 正在运行的源代码",
         "missing": "页面不存在",
         "home": "返回目录",
+        "copy": "复制",
+        "copied": "已复制",
     },
 }
+
+
+@dataclass(frozen=True, slots=True)
+class MarkdownPage:
+    """Markdown as HTML.
+
+    Attributes:
+        html: the HTML; every heading has an `id`.
+        outline: the second-level headings, as HTML without markup, by their ids.
+    """
+
+    html: str
+    outline: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +106,8 @@ class Site:
         """Return the page at a URL's path, decoded and without the query; only the tour and the package can be read."""
         if path == "/style.css":
             return SitePage(_style().encode(), "text/css; charset=utf-8")
+        if path == "/page.js":
+            return SitePage(_SCRIPT.read_bytes(), "text/javascript; charset=utf-8")
         if path == "/live.js":
             return SitePage(live_script().encode(), "text/javascript; charset=utf-8")
         if path == "/live.json":
@@ -113,7 +135,7 @@ class Site:
         if not file.is_file():
             first = self._chapters(language)
             return self._chapter(first[0]) if first else self._missing()
-        return self._fill(language, title_of(file), markdown_html(read(file)), here="README")
+        return self._fill(language, title_of(file), markdown_page(read(file)), here="README")
 
     def _chapter(self, chapter: Chapter) -> SitePage:
         listed = self._chapters(chapter.language)
@@ -126,27 +148,31 @@ class Site:
             )
             if other is not None
         ]
-        body = markdown_html(read(chapter.path)) + f'<nav class="turn">{"".join(turns)}</nav>'
-        return self._fill(chapter.language, chapter.title, body, here=chapter.path.stem)
+        page = markdown_page(read(chapter.path))
+        page = MarkdownPage(f'{page.html}<nav class="turn">{"".join(turns)}</nav>', page.outline)
+        return self._fill(chapter.language, chapter.title, page, here=chapter.path.stem)
 
     def _source(self, name: str, file: Path) -> SitePage:
         title = f"clearhead/{name}"
         body = f"<h1><code>{title}</code></h1><p>{_WORDS['en']['source']}.</p>"
         body += f'<div class="code">{_highlighted(read(file), "python")}</div>'
-        return self._fill("en", title, body, here="")
+        return self._fill("en", title, MarkdownPage(body, {}), here="")
 
     def _missing(self) -> SitePage:
         words = _WORDS["en"]
         body = f'<h1>{words["missing"]}</h1><p><a href="/README.html">{words["home"]}</a></p>'
-        return SitePage(self._fill("en", words["missing"], body, here="").body, found=False)
+        page = self._fill("en", words["missing"], MarkdownPage(body, {}), here="")
+        return SitePage(page.body, found=False)
 
-    def _fill(self, language: str, title: str, body: str, here: str) -> SitePage:
+    def _fill(self, language: str, title: str, page: MarkdownPage, here: str) -> SitePage:
         words = _WORDS[language]
         base = "/" if language == "en" else f"/{language}/"
         entries = [("README", words["tour"]), *((c.path.stem, c.title) for c in self._chapters(language))]
         marked = {here: ' aria-current="page"'}
+        headings = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name in page.outline.items())
+        outline = {here: f"<ol>{headings}</ol>"} if headings else {}
         listed = "".join(
-            f'<li><a href="{base}{stem}.html"{marked.get(stem, "")}>{html.escape(name)}</a></li>'
+            f'<li><a href="{base}{stem}.html"{marked.get(stem, "")}>{html.escape(name)}</a>{outline.get(stem, "")}</li>'
             for stem, name in entries
         )
         marks = {
@@ -158,8 +184,10 @@ class Site:
             "CONTENTS": words["contents"],
             "LANGUAGES": self._languages(language, here or "README"),
             "LIST": listed,
-            "BODY": body,
-            "SCRIPT": '<script src="/live.js" defer></script>' if "<figure data-live=" in body else "",
+            "BODY": page.html,
+            "COPY": words["copy"],
+            "COPIED": words["copied"],
+            "LIVE": '<script src="/live.js" defer></script>' if "<figure data-live=" in page.html else "",
         }
         template = _TEMPLATE.read_text(encoding="utf-8")
         return SitePage(re.sub(r"@([A-Z]+)@", lambda mark: marks[mark[1]], template).encode())
@@ -174,10 +202,11 @@ class Site:
         return " ".join(links)
 
 
-def markdown_html(text: str) -> str:
+def markdown_page(text: str) -> MarkdownPage:
     """Return Markdown as HTML: highlighted code, tables that scroll on their own, chapter links as page links."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
+    outline = _mark_headings(tokens)
     for block in tokens:
         for part in block.children or ():
             link = part.attrs.get("href")
@@ -194,9 +223,26 @@ def markdown_html(text: str) -> str:
             start = index + 1
     rendered.append(markdown.renderer.render(tokens[start:], markdown.options, {}))
     joined = re.sub(r"<table>.*?</table>", r'<div class="table">\g<0></div>', "".join(rendered), flags=re.DOTALL)
-    return re.sub(
+    body = re.sub(
         r'<p>(<img src="([^"]*)"[^>]*>)</p>', lambda found: live_figure(found[2], found[1]) or found[0], joined
     )
+    return MarkdownPage(body, outline)
+
+
+def _mark_headings(tokens: Sequence[Token]) -> dict[str, str]:
+    """Give every heading an id, as GitHub does; return the words of second-level headings by their ids, escaped."""
+    outline: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for heading, inline in pairwise(tokens):
+        if heading.type == "heading_open":
+            words = "".join(part.content for part in inline.children or ())
+            plain = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") or "section"
+            key = f"{plain}-{counts[plain]}" if counts[plain] else plain
+            counts[plain] += 1
+            heading.attrs["id"] = key
+            if heading.tag == "h2":
+                outline[key] = html.escape(words)
+    return outline
 
 
 def _is_output(tokens: Sequence[Token], index: int) -> bool:
