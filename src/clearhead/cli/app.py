@@ -158,7 +158,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 def _epilog(examples: str) -> str:
-    """Translate the words beside the examples, and the lines between them."""
+    """Translate the comments on examples, and the lines between examples."""
     lines = []
     for line in examples.splitlines():
         command, bracket, remark = line.partition("[/]")

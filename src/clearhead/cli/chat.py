@@ -85,7 +85,7 @@ def chat(
 
 
 def _answer(session: ChatSession, line: str) -> None:
-    """Print the answer while it is generated; Ctrl-C in a terminal ends it and not the conversation."""
+    """Print the answer while it is generated; Ctrl-C in a terminal stops the answer, not the conversation."""
     pieces = session.answer(line)
     try:
         for piece in pieces:

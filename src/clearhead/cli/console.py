@@ -17,10 +17,10 @@ from clearhead.utils.text import decode_text, printable
 
 
 class OutputConsole(Console):
-    """A console whose sentences are in the language that was chosen."""
+    """A console that prints in the chosen language."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print objects; a text that has an entry in the tables, in the user's language."""
+        """Print objects, with texts in the user's language if the tables have them."""
         super().print(*(translate(one) if isinstance(one, str) else one for one in objects), **options)
 
 
@@ -35,7 +35,7 @@ def verbatim_output() -> Console:
 
 
 def say(sentence: str) -> None:
-    """Print a sentence of a verb in the language that was chosen."""
+    """Print a sentence of a verb in the chosen language."""
     print(translate(sentence), flush=True)
 
 

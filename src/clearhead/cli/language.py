@@ -2,7 +2,7 @@
 
 The English sentences are the keys. What the verbs print goes through `tr`, which fills in the values; what the rest of
 the package says (errors, notes) arrives as a finished sentence, and `translate` finds the table's entry that it is made
-from. A sentence that no table has stays English.
+from. A sentence without an entry stays English.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 _VARIABLES = ("LC_ALL", "LC_MESSAGES", "LANG")
 _DEPTH = 3
-"""How many sentences may be quoted one in another."""
+"""How deeply sentences may quote one another."""
 
 
 class _Chosen:
@@ -30,7 +30,7 @@ class _Chosen:
 
 
 def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Choose the language: that of `--lang`, else of LC_ALL, LC_MESSAGES or LANG, as programs do."""
+    """Choose the language from `--lang`, else from LC_ALL, LC_MESSAGES or LANG, in this order."""
     given = [after for before, after in itertools.pairwise(arguments) if before == "--lang"]
     given += [word.removeprefix("--lang=") for word in arguments if word.startswith("--lang=")]
     locale = next((environment[name] for name in _VARIABLES if environment.get(name)), "")
@@ -38,12 +38,12 @@ def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def language() -> Language:
-    """Return the language that was chosen."""
+    """Return the chosen language."""
     return _Chosen.language
 
 
 def check_language(given: str | None) -> Language:
-    """Return the language that `--lang` names, or the one that was chosen if it was left out.
+    """Return the language that `--lang` names, or the chosen one if `--lang` was left out.
 
     Raises:
         InputError: if there is no such language.
@@ -123,7 +123,7 @@ _TYPER = {
 def localize_typer() -> None:
     """Let typer's own headings follow the language."""
     if language() == "en" and "typer.rich_utils" not in sys.modules:
-        return  # it speaks English
+        return  # typer's own headings are English
     from typer import rich_utils
 
     for name, english in _TYPER.items():

@@ -53,9 +53,9 @@ Config = Annotated[
 
 
 def choices(kind: object) -> dict[str, Any]:
-    """Return the settings of an option whose values are those of a `Literal`: what help shows and shells complete.
+    """Return the settings of an option with the values of a `Literal`, which help shows and shells complete.
 
-    The value itself stays a `str`: what checks it says in a sentence which values there are.
+    The value itself stays a `str`, so that a wrong one gets our own sentence with the known values.
     """
     names = list(typing.get_args(kind))
     return {"metavar": "|".join(names), "autocompletion": lambda: names}

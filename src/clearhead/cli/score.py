@@ -171,7 +171,7 @@ def _table_options(row: RowOptions) -> SurprisalOptions:
 
 
 def _on_ray(run: ModelOptions, options: SurprisalOptions) -> RowsOf:
-    """Return what computes rows on a Ray cluster, where each worker has one thread."""
+    """Return a scorer that computes rows on a Ray cluster, with one thread in each worker."""
     from clearhead.data.ray_workers import RayCluster
     from clearhead.evaluation.distributed_scoring import TextScorer, rows_on_ray
 

@@ -1,4 +1,4 @@
-"""How verbs answer options and arguments that they do not have, and speak the user's language when they do."""
+"""Usage errors of verbs, with suggestions for unknown options and in the user's language."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class VerbCommand(TyperCommand):
             return super().invoke(ctx)
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return `--help`."""
+        """Return the option `--help`."""
         return _localized(super().get_help_option(ctx))
 
     def get_usage(self, ctx: Any) -> str:

@@ -142,7 +142,7 @@ def _embedding_gradient(
 
 
 def last_logits_from(model: GPTModel, residual: Tensor, layer: int) -> Tensor:
-    """Return the logits after the last token, [B, V], of a model that goes on from a residual stream before a block.
+    """Return the logits after the last token, [B, V], when the model resumes from the residual stream before a block.
 
     Args:
         model: the model.

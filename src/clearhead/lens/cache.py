@@ -96,7 +96,7 @@ def _converted(aliases: Mapping[str, Alias], values: Mapping[str, Tensor], model
 
 @dataclass(frozen=True)
 class _PassPlan:
-    """What to record, and what to change meanwhile, in passes over batches of texts."""
+    """What to record and edit in passes over batches of texts."""
 
     model: GPTModel
     activations: tuple[Activation, ...]
@@ -146,7 +146,7 @@ class _PassPlan:
 def _in_batches(
     plan: _PassPlan, texts: Sequence[Sequence[int]], positions: Tensor | None, batch_size: int
 ) -> dict[str, Tensor]:
-    """Return the activations of many texts, of which only a batch runs at a time."""
+    """Return the activations of many texts, run one batch at a time."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of similar length: little padding
     longest = len(texts[order[-1]])
     whole: dict[str, Tensor] = {}
@@ -192,7 +192,7 @@ class _BatchRecorder:
 
 @contextmanager
 def evaluating(model: GPTModel) -> Iterator[None]:
-    """Put a model into evaluation mode inside a `with`, and back into its own mode afterwards."""
+    """Put a model into evaluation mode inside a `with`, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -255,7 +255,7 @@ def _kept(activation: Activation, value: Tensor, mask: Tensor, positions: Tensor
     Args:
         activation: what it is.
         value: [B, *shape].
-        mask: true for each token that is no padding, [B, T].
+        mask: True for tokens and False for padding, [B, T].
         positions: [B, P], or None for all.
     """
     if not bool(mask.all()):

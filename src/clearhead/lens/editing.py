@@ -27,7 +27,7 @@ class Edit:
 
     Attributes:
         names: the name of an activation, or several, with wildcards.
-        change: the replacement, or a function to it.
+        change: the replacement, or a function from the activation to it.
         heads: change these heads only.
         positions: change the tokens at these positions only.
     """
@@ -94,7 +94,7 @@ class EditedRows:
 
     Args:
         config: the model's shape.
-        edits: for each text an edit, or several, of which later ones get the result of earlier ones.
+        edits: for each text one edit, or several that are applied in order.
 
     Raises:
         InputError: as `edit`.
@@ -147,7 +147,7 @@ class _Replacement:
         return torch.stack(rows)
 
     def replaced(self, activation: Activation, old: Tensor, positions: list[int]) -> Tensor:
-        """Return the new activation of one sequence, of which the pass has the tokens at these positions."""
+        """Return the new activation of one sequence, given the positions of its tokens in this pass."""
         axis = activation.token_axis
         if self.array is None:
             entries = self._tokens(positions)

@@ -14,7 +14,7 @@ from clearhead.model import Block, GPTModel
 
 @dataclass(frozen=True, eq=False)
 class HeadWeights:
-    """The weights of a layer's heads, as views: what is written into them changes the model.
+    """The weights of a layer's heads, as views: writing into them changes the model.
 
     A head reads the normalized residual x [C]: its query is x W_Q + b_Q, its key x W_K + b_K, its value x W_V + b_V. It
     adds z W_O to the residual, for z [D] the values weighted by its pattern; b_O is added once for all heads.
@@ -54,7 +54,7 @@ def head_weights(model: GPTModel, layer: int) -> HeadWeights:
     qkv = attention.qkv.weight.detach().view(3, H, D, C).transpose(-2, -1)  # [3, H, C, D]
     bias = attention.qkv.bias
     biases = torch.zeros_like(qkv[:, :, 0]) if bias is None else bias.detach().view(3, H, D)
-    out = attention.out.weight.detach().t().view(H, D, C)  # the columns of a head are its own
+    out = attention.out.weight.detach().t().view(H, D, C)  # each head has D columns
     W_Q, W_K, W_V = qkv.unbind()  # noqa: N806
     b_Q, b_K, b_V = biases.unbind()  # noqa: N806
     return HeadWeights(W_Q, W_K, W_V, out, b_Q, b_K, b_V, attention.out.bias.detach())

@@ -254,9 +254,9 @@ def _cache_update(attend: AttentionFn) -> Callable[[Tensor, Tensor], tuple[Tenso
 
 
 class _EagerStance:
-    """Run models themselves instead of what torch.compile made of them, which ignores hooks.
+    """Run models eagerly, because graphs of torch.compile ignore hooks.
 
-    The stance is one for the whole process, so it is set by the first of several threads and restored by the last.
+    The stance is global to the process, so the first of several threads sets it and the last restores it.
     """
 
     def __init__(self) -> None:

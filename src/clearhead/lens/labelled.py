@@ -98,7 +98,7 @@ class LabelledArray:
 
 
 def picture_html(svg: str) -> str:
-    """Return a picture for a notebook, in which other pictures have styles of their own; wide ones scroll."""
+    """Return a picture for a notebook, isolated from other pictures' styles; a wide one scrolls."""
     return f'<div style="overflow-x: auto">{inline(svg)}</div>'
 
 

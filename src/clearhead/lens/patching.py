@@ -116,7 +116,7 @@ def patch(
 
 @dataclass(frozen=True)
 class _PatchAxes:
-    """What a sweep goes over, to label its results."""
+    """What a sweep iterates over; it labels the results."""
 
     layers: Sequence[int]
     heads: bool

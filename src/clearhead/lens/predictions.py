@@ -45,7 +45,7 @@ class LayerPredictions:
         top_ids: int64 [S, T, top], the most likely next tokens, the best first.
         top_tokens: their text, as `tokens`.
         top_probabilities: float64 [S, T, top].
-        targets: int64 [T], the token that ranks and probabilities are of.
+        targets: int64 [T], the tokens whose ranks and probabilities are given.
         probabilities: of the targets, [S, T].
         ranks: how many tokens are more likely than the target, [S, T]; 0 if it is the most likely one.
         kl: divergence of the depth's distribution from the final one in nats, KL(final || depth), [S, T].
@@ -117,8 +117,8 @@ def layer_predictions(
             that follows in the text, and after the last one the model's own most likely token.
         sublayers: read the residual stream after each attention too, and not only after each block.
         top: how many of the most likely tokens are kept.
-        tuned: translators of a tuned lens; depths that it has none for are read as they are.
-        tokenizer: for the texts of tokens.
+        tuned: a tuned lens; depths without a translator are read unchanged.
+        tokenizer: turns token ids into text, for printing.
 
     Raises:
         InputError: if a token is out of range, there is not one target for each token, or top is out of range.

@@ -1,4 +1,4 @@
-"""What a model's heads and depths do, measured without any text of one's own: the data of `clearhead lens report`."""
+"""What a model's heads and depths do, measured on random tokens: the data of `clearhead lens report`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST_REPEATED = 25
 
 @dataclass(frozen=True, eq=False)
 class Strongest:
-    """The head that is most of one kind.
+    """The head with the highest score of one kind.
 
     Attributes:
         kind: one of `head_scores.KINDS`.
@@ -92,11 +92,11 @@ class ModelReport:
 def model_report(
     model: GPTModel, tokenizer: Tokenizer | None = None, text: Sequence[int] | None = None, *, seed: int = 0
 ) -> ModelReport:
-    """Measure what a model's heads do, what each is worth on repeated tokens, and what each depth predicts.
+    """Measure what heads do, what removing each costs on repeated tokens, and what each depth predicts.
 
     Args:
         model: the model.
-        tokenizer: for the texts of tokens.
+        tokenizer: turns token ids into text.
         text: a sample text, as token ids, for the predictions by depth.
         seed: for the random tokens.
 

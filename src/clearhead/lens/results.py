@@ -1,4 +1,4 @@
-"""What watching returns: the activations of one text, or of a batch of texts, by name."""
+"""Results of watching: the activations of one text, or of a batch of texts, by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ActivationsByName(Mapping[str, Array]):
         """Return one activation.
 
         Raises:
-            KeyError: if it was not asked for.
+            KeyError: if it was not recorded.
         """
         if name not in self._values:
             shown = list(self._values)

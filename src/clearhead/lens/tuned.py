@@ -23,13 +23,13 @@ _TOKENS_PER_STEP = 512
 
 @dataclass(frozen=True, eq=False)
 class TunedLens:
-    """Translators from the residual stream at some depths to that before the final norm.
+    """Translators from the residual stream at some depths to the one before the final norm.
 
     Attributes:
         translators: weight [C, C] and bias [C] by the name of the activation; the residual x becomes x + W x + b.
         kl: KL(final || depth) in nats on held-out texts, read as it is ("logit lens") and translated ("tuned lens"),
             [2, depths].
-        n_train, n_held_out: tokens it learned from, and tokens it was measured on.
+        n_train, n_held_out: the number of tokens for training and for measuring.
     """
 
     translators: Mapping[str, tuple[Tensor, Tensor]]
@@ -64,14 +64,14 @@ def train_tuned_lens(
     held_out: float = 0.2,
     seed: int = 0,
 ) -> TunedLens:
-    """Train a translator for each depth on the activations of texts, and measure it on texts that it has not seen.
+    """Train a translator for each depth on the activations of texts, and measure it on held-out texts.
 
     Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens": each translator starts as
     the identity and learns to minimize KL(final || translated).
 
     Args:
         model: the model; its weights stay as they are.
-        texts: token ids of each text. The residual streams of all of them are in memory meanwhile.
+        texts: token ids of each text. All their residual streams are held in memory.
         sublayers: train translators for the depth after each attention too.
         steps: steps of Adam for each translator, of up to 512 tokens each; the learning rate falls to 0.
         learning_rate: at the first step.
@@ -126,7 +126,7 @@ def _train(
     Args:
         model: the model.
         x, final: the residual stream at the depth and at the end, [N, C].
-        batches: for each step, the tokens it has.
+        batches: the indices of the tokens of each step.
         learning_rate: at the first step.
     """
     width = model.config.emb_dim

@@ -127,7 +127,7 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
 
 
 def _true_schema(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """Return a function that describes the routes as they are: what is not valid is answered with 400, not with 422."""
+    """Return a function that builds the OpenAPI schema without FastAPI's 422: invalid requests get 400 here."""
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:

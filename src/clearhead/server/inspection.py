@@ -1,4 +1,4 @@
-"""`GET /`, the page, and `/inspect`, which tells it what the model is and what it computes inside for a text."""
+"""`GET /`, the page, and `/inspect`, which describes the model to it and computes activations for a text."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Inspector:
 
 
 def served_page(service: Service) -> str:
-    """Return the page for this server's model: it asks the server, and no other.
+    """Return the page for this server's model; it sends requests to this server only.
 
     If the server has API keys, the page says nothing about the model: it asks the reader for a key, and then this
     server for `GET /inspect`.
@@ -165,7 +165,7 @@ def served_page(service: Service) -> str:
 
 
 def describe(service: Service) -> dict[str, object]:
-    """Return what the page must know about the model before it can ask about texts."""
+    """Return the description of the model that the page needs before it asks about texts."""
     return {
         "name": service.settings.model_name,
         "parameters": _parameters(service),

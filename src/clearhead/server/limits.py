@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clearhead.server.problems import error_response
 
-OPEN_ROUTES = ("/health", "/")  # the page tells nothing about the model until it has a key
+OPEN_ROUTES = ("/health", "/")  # the page shows nothing about the model until it has a key
 
 
 class KeyCheck:

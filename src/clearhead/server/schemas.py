@@ -30,7 +30,7 @@ class InRange(GroupedMetadata):
         yield Field(description=text, json_schema_extra=self._bounds())
 
     def _bounds(self) -> dict[str, Any]:
-        """Return the range as JSON Schema writes it; values with a meaning of their own may lie at its edge."""
+        """Return the range in JSON Schema's terms, extended to special values such as temperature 0."""
         special = [float(value) for value, _ in self._option.meanings if isinstance(value, (int, float))]
         lowest, highest = self._option.minimum, self._option.maximum
         bounds: dict[str, Any] = {}

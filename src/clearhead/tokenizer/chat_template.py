@@ -53,7 +53,7 @@ class ChatTemplate:
         variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
             return self._template.render(**variables, **self._named_tokens)
-        except Exception as error:  # the template is a program of somebody else, and may fail in any way
+        except Exception as error:  # the template is foreign code and may raise anything
             raise InputError(f"the model's chat template cannot write this conversation: {error}.") from None
 
 

@@ -40,11 +40,11 @@ class ChatMessage:
 
 
 class ConversationFormat:
-    """Turns conversations into the tokens that a model continues with the assistant's answer.
+    """Turn conversations into the tokens that a model continues with the assistant's answer.
 
     Args:
-        tokenizer: of the model; its `chat_template` decides, if it has one.
-        turns: whether each turn ends with the end of text, as in DialoGPT, whatever the tokenizer's template.
+        tokenizer: the model's; its `chat_template` is used if it has one.
+        turns: end each turn with the end-of-text token, as DialoGPT does, whatever the tokenizer's template.
 
     Attributes:
         has_template: whether the model has a chat template of its own; otherwise it reads plain text.

@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a model belong together."""
+"""Check that a tokenizer and a model belong together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def check_model_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> str:
     """Check that the model has a row for each token of the tokenizer's vocabulary.
 
-    Special and added tokens may lie beyond the rows, as when a padding token was added and the model not enlarged: such
-    a model runs as long as a text does not have them.
+    Special and added tokens may lie beyond the rows, for example a padding token added without enlarging the model;
+    such a model runs any text without them.
 
     Returns:
         a note that names those tokens; empty if there are none.

@@ -1,4 +1,4 @@
-"""Read `spiece.model`, a SentencePiece model: of rinna's Japanese GPT-2s, for instance.
+"""Read `spiece.model`, a SentencePiece model, such as rinna's Japanese GPT-2s have.
 
 The file is a protocol buffer, `ModelProto` in sentencepiece_model.proto of google/sentencepiece: pieces (field 1), the
 trainer's settings (field 2) and the normalizer's (field 3). It becomes a definition for the `tokenizers` library.
@@ -110,7 +110,7 @@ def _piece(values: dict[int, int | bytes]) -> _Piece:
 
 
 def _added_tokens(model: _Model) -> Iterator[dict[str, Any]]:
-    """Yield the pieces that are no text (unknown, control), and those that are found before the text is split."""
+    """Yield the special pieces (unknown, control), and those that are matched before the text is split."""
     for id, piece in enumerate(model.pieces):
         if piece.text and piece.kind in (_UNKNOWN, _CONTROL):
             yield special_token(piece.text, id)
@@ -170,7 +170,7 @@ def _bpe(model: _Model) -> dict[str, Any]:
 def _prefix_steps(model: _Model) -> list[dict[str, Any]]:
     """Return the steps that put a space in front of a text.
 
-    The library finds added tokens in the normalized text, and normalizes them too: they must get no space.
+    The library matches added tokens in the normalized text and normalizes them too, so they must not get a space.
     """
     steps: list[dict[str, Any]] = [{"type": "Prepend", "prepend": _SPACE}]
     found = [re.escape(piece.text) for piece in model.pieces if piece.text and piece.kind == _USER_DEFINED]
@@ -180,7 +180,7 @@ def _prefix_steps(model: _Model) -> list[dict[str, Any]]:
 
 
 def _merges(model: _Model) -> list[list[str]]:
-    """Return the pairs that SentencePiece joins, the first first: every split of a piece into two, by its score."""
+    """Return SentencePiece's merges in order of priority: every split of a piece into two, by the piece's score."""
     scores = {piece.text: piece.score for piece in model.pieces if piece.kind == _NORMAL}
     ids = {piece.text: id for id, piece in enumerate(model.pieces)}
     pairs = [
@@ -197,7 +197,7 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 def _byte_decoder(strip: bool = True) -> dict[str, Any]:
-    """Return a decoder that joins bytes to characters, and takes away the space before the first word."""
+    """Return a decoder that joins bytes into characters and removes the space before the first word."""
     steps = [_replace({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     steps += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if strip else []
     return {"type": "Sequence", "decoders": steps}

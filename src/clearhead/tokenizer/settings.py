@@ -38,7 +38,7 @@ _MAX_ADDED_TOKENS = 100_000
 _CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 TURNS_TEMPLATE = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
-"""DialoGPT's: the user and the model take turns, and each turn ends with the end of text."""
+"""DialoGPT's template: the user and the model take turns, and each turn ends with the end-of-text token."""
 
 
 class TokenizerSettings:
@@ -73,9 +73,9 @@ class TokenizerSettings:
 
     @property
     def chat_template(self) -> str | None:
-        """The model's chat template: of a file of its own, or of the settings; the default one if there are several.
+        """The model's chat template, from its own file or from the settings; the default one if there are several.
 
-        A model for conversations without one reads turns that each end with the end of text, as DialoGPT does.
+        A conversational model without one gets DialoGPT's: each turn ends with the end-of-text token.
         """
         path = self._folder / _CHAT_TEMPLATE_FILE
         if path.is_file():

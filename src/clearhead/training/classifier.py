@@ -175,7 +175,7 @@ class Classifier:
         return max((index for index, token in enumerate(ids) if token != self.padding), default=0)
 
     def _padded(self, ids: list[int]) -> list[int]:
-        """Return the first `pad_to` tokens, with the end of text behind a shorter text."""
+        """Return exactly `pad_to` tokens: a longer text is cut, a shorter one padded with the end-of-text token."""
         most = self.gpt.config.context_length
         if not 1 <= self.pad_to <= most:
             raise InputError(f"texts cannot be filled to {self.pad_to:,} tokens; give a number from 1 to {most:,}.")
@@ -233,7 +233,7 @@ def _checked(labels: Sequence[str], count: int) -> Sequence[str]:
 def _read_settings(source: Source) -> dict[str, Any]:
     path = source.folder / "config.json"
     if source.layout != "huggingface" and not path.exists():
-        return {}  # a file of weights alone
+        return {}  # a file of weights without a folder
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

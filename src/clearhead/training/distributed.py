@@ -223,7 +223,7 @@ def _report_failure(store: dist.Store, rank: int, error: Exception) -> None:
 
 
 def first_process() -> bool:
-    """Return whether this is the first process of its run, the one that prints; known before they are connected."""
+    """Return whether this is the first process of its run, the one that prints. No connection is needed."""
     return os.environ.get("RANK", "0") == "0"
 
 

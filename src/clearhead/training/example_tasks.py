@@ -1,4 +1,4 @@
-"""What the fine-tuning tasks with examples have in common: the split, the batches, and the scores."""
+"""Shared parts of the fine-tuning tasks with examples: the split, the batches and the scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """What the fine-tuning tasks are made from.
+    """What a fine-tuning task is made from.
 
     Attributes:
         recipe: the `[finetune]` table.
@@ -89,9 +89,9 @@ class TaskData:
 
 
 class ExampleTask(Generic[_T]):
-    """A task whose data are examples: trained on in an order of their own each epoch, and held out or tested on.
+    """A task whose data are examples: shuffled in each epoch for training, or held out for validation and test.
 
-    A subclass reads a file (`read`), says what an example's tokens are (`example_of`), and saves the model.
+    A subclass reads a file (`read`), turns an example into tokens (`example_of`), and saves the model.
 
     Attributes:
         train, valid, test: the examples.
@@ -122,7 +122,7 @@ class ExampleTask(Generic[_T]):
         return pad_together([self.example_of(one) for one in rows], context_length)
 
     def draw(self, step: int) -> Batch:
-        """Return examples in the epoch's order."""
+        """Return the batch of a step, in the epoch's order."""
         return self.batch_of([self.train[index] for index in self.batches.indices(step)], self.data.length)
 
     def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
@@ -142,7 +142,7 @@ class ExampleTask(Generic[_T]):
         model.eval()
         rounds = -(-len(chosen) // (BATCH * processes.world))
         for first in range(processes.rank * BATCH, rounds * BATCH * processes.world, BATCH * processes.world):
-            # An empty share takes part all the same: a model that is spread over processes needs all of them.
+            # A process without rows runs the model too: a sharded model needs every process.
             rows = chosen[first : first + BATCH]
             batch = self.batch_of(rows or chosen[:1], model.config.context_length)
             inputs, targets = (torch.from_numpy(array) for array in batch)
@@ -167,7 +167,7 @@ class ExampleTask(Generic[_T]):
         return flat[flat != NOT_COUNTED]
 
     def steps_per_epoch(self) -> float:
-        """Return the examples over those of a step."""
+        """Return the number of training examples, divided by the examples of a step."""
         return len(self.train) / self.batches.batch_size
 
     def tokens_per_step(self) -> int | None:
@@ -185,5 +185,5 @@ class ExampleTask(Generic[_T]):
         return f"{count:,} examples, epochs: {steps * self.batches.batch_size / count:.1f}{left_out}"
 
     def test_outputs(self, model: GPTModel) -> list[dict[str, Any]]:
-        """Return what the model makes of each test example."""
+        """Return the model's output for each test example."""
         raise NotImplementedError

@@ -24,13 +24,13 @@ from clearhead.weights.formats.tensorflow import index_in
 
 @dataclass(frozen=True, slots=True)
 class FineTuneStart:
-    """The beginning of a fine-tuning.
+    """Everything that a fine-tuning run starts from.
 
     Attributes:
         recipe: the recipe with the model's shape.
         model: the model to train.
         task: its data.
-        reference: a copy of the model that stays as it is, if the task compares with one.
+        reference: a frozen copy of the model, if the task compares with one.
     """
 
     recipe: Recipe

@@ -69,7 +69,7 @@ class MoreText:
         return self.batches.tokens_per_step
 
     def words_per_step(self) -> float | None:
-        """Return the words of the text that a batch has on average."""
+        """Return the average number of words of a batch."""
         return count_words(self.ids, self.tokenizer) * self.batches.tokens_per_step / self.batches.tokens
 
     def describe(self, steps: int) -> str:

@@ -74,7 +74,7 @@ class StepCounter:
         self._task = task
 
     def steps(self, amount: float, unit: str) -> int:
-        """Return the first step at whose end so much has been seen.
+        """Return the first step after which this much has been seen.
 
         Raises:
             TrainingError: if the run cannot count the unit.

@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(direction, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _look_ahead(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Average a parameter's gradient; return the average as it will be after another such gradient."""
+        """Update the average of a parameter's gradient; return Nesterov's look-ahead of it."""
         assert parameter.grad is not None
         if not self.state[parameter]:
             self.state[parameter].update(self.initial_state(parameter))
@@ -77,9 +77,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def _level_rows(direction: Tensor, squares: Tensor, decay: float = 0.95) -> Tensor:
-    """Divide each row [in] of a direction by the root of its averaged mean square, and keep the norm of the whole.
+    """Divide each row [in] of a direction by the root of its averaged mean square; keep the matrix's norm.
 
-    The average is not corrected for its start at 0: that is a factor of all rows, which the norm takes out.
+    The average is not corrected for its start at 0, which scales all rows alike: restoring the norm cancels it.
     """
     squares.lerp_(direction.square().mean(dim=1, keepdim=True), 1 - decay)
     levelled = direction / (squares.sqrt() + 1e-8)
@@ -90,8 +90,8 @@ def _level_rows(direction: Tensor, squares: Tensor, decay: float = 0.95) -> Tens
 def orthogonal_directions(matrices: list[Tensor]) -> list[Tensor]:
     """Return the orthogonal direction of each matrix; the processes of a run share the work.
 
-    Replicas compute every n-th matrix each and send it to the others. Of a matrix that is spread over processes each
-    gathers the whole, and keeps its part.
+    Replicas compute every n-th matrix each and send it to the others. If a matrix is sharded, each process gathers all
+    of it and keeps its shard.
     """
     if any(isinstance(matrix, DTensor) for matrix in matrices):
         return [_direction_of_part(matrix) for matrix in matrices]

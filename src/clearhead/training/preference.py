@@ -22,7 +22,7 @@ class PreferenceObjective(Objective):
 
     Args:
         model: the model that is trained.
-        reference: the model as it was before; it stays as it is.
+        reference: a frozen copy of the model from before training.
         beta: the weight of the reference: the larger, the closer the model stays to it.
         settings: those of `Objective`.
     """
@@ -32,7 +32,7 @@ class PreferenceObjective(Objective):
         self.reference, self.beta = reference.eval().requires_grad_(False), beta
 
     def forward(self, ids: Tensor, targets: Tensor, counted: Tensor | None = None, guess: bool = False) -> Tensor:
-        """Return the summed loss of pairs, or for each whether the model has come to prefer the chosen response.
+        """Return the summed loss of pairs, or with `guess`, whether each chosen response has gained more.
 
         Args:
             ids: int64 [B, 2 T], the chosen text and the rejected one, as `pair_batch` makes them.

@@ -70,7 +70,7 @@ def write_revisions(run: Path, out: Path, name: str) -> list[Revision]:
         the revisions, with `main` as the last.
 
     Raises:
-        TrainingError: if there are none, a checkpoint is broken, or the name has another form.
+        TrainingError: if there are none, a checkpoint is broken, or the name is not of the form owner/model.
     """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise TrainingError(f"the model's name is {name!r}; give one such as me/babylm.")

@@ -20,7 +20,7 @@ from clearhead.training.distributed import Processes
 from clearhead.training.recipe import Recipe
 from clearhead.weights import save_huggingface
 
-_MANY_STEPS = 10_000  # enough that the shares of the texts are those of the recipe
+_MANY_STEPS = 10_000  # enough for the texts' shares to match the recipe's
 
 Scores = dict[str, dict[str, float]]
 """The scores of each held-out text by name: loss, bits_per_byte, perplexity; for a classifier also accuracy."""
@@ -113,7 +113,7 @@ class PretrainingTask:
         return self.batches.tokens_per_step
 
     def words_per_step(self) -> float | None:
-        """Return the words of the texts in the shares in which the batches have them."""
+        """Return the average number of words of a batch, with each text's share of the batches."""
         words = [count_words(self.corpus.tokens(split), self.tokenizer) for split in self.corpus.train.values()]
         return sum(n * times for n, times in zip(words, self.batches.epochs(_MANY_STEPS), strict=True)) / _MANY_STEPS
 

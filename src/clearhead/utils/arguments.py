@@ -1,4 +1,4 @@
-"""Values that many functions and verbs take, and the answer to a keyword argument that a function does not have."""
+"""Types of common arguments, and errors for unknown keyword arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, ParamSpec, TypeVar
 from clearhead.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
-"""How weights are stored in memory; the engine and PyTorch support four of these and three of these."""
+"""How weights are stored in memory; the engine supports four of these, PyTorch three."""
 
 Backend = Literal["auto", "engine", "torch"]
 """What runs a model."""

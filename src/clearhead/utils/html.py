@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 LONGEST_TABLE = 200
-"""Lines of a table; more are counted, not shown."""
+"""Rows that a table shows; further rows are only counted."""
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:

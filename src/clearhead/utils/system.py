@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 
 
 def _home() -> Path:
-    """Return the user's folder; a user without one, as in some containers, gets one beside the temporary files."""
+    """Return the home folder; users without one, as in some containers, get a folder among the temporary files."""
     try:
         return Path.home()
     except RuntimeError:
@@ -64,7 +64,7 @@ def free_memory() -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, of the machine or of a device."""
+    """Return whether an error means that the machine or a device ran out of memory."""
     # PyTorch has its own class for GPUs only, so the message decides.
     known = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or (

@@ -12,7 +12,7 @@ from clearhead.weights.formats.tensorflow import index_in
 from clearhead.weights.hub import hub
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
-"""What the name of a model on the hub looks like."""
+"""The pattern of a model's name on the hub."""
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx")
 """What names of files that hold a whole model end with."""
@@ -36,7 +36,7 @@ def bundled() -> Path:
 
 
 def is_on_disk(text: str) -> bool:
-    """Return whether a name is that of a file or folder; an empty folder named like a model on the hub does not count.
+    """Return whether a file or folder has this name; an empty folder named like a model on the hub does not count.
 
     Raises:
         OSError, RuntimeError, ValueError: if it cannot be a path.

@@ -18,7 +18,7 @@ from clearhead.weights.schemes.huggingface import save_huggingface
 
 @dataclass(frozen=True)
 class FolderContents:
-    """What stands in the folder beside the weights.
+    """What the folder contains in addition to the weights.
 
     Attributes:
         tokenizer: its files are written; None if there is none.

@@ -126,7 +126,7 @@ _Given = GPTConfig | Mapping[str, Any] | None
 def _settle(
     given: _Given, derive: Callable[[], tuple[GPTConfig, tuple[str, ...]]]
 ) -> tuple[GPTConfig, tuple[str, ...]]:
-    """Return the config that the user gave, or the one that the files say with the user's settings in it; and notes."""
+    """Return the user's config, or the files' config with the user's settings applied; and notes."""
     if isinstance(given, GPTConfig):
         return given, ()
     config, notes = derive()
@@ -134,7 +134,7 @@ def _settle(
 
 
 def _says_head(given: _Given) -> bool:
-    """Return whether the user says if the output head is tied."""
+    """Return whether the user states if the output head is tied."""
     return isinstance(given, GPTConfig) or (given is not None and "tie_weights" in given)
 
 

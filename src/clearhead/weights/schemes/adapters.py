@@ -259,7 +259,7 @@ def merge_book(file: TensorFile, folder: Path) -> TensorFile:
 
 
 def name_book_classifier(file: TensorFile) -> tuple[TensorFile, tuple[str, ...]]:
-    """Return the tensors of a book model, and notes; a head that classifies gets the name that transformers gives it.
+    """Return the tensors of a book model, and notes; a classification head is renamed as in transformers.
 
     Chapter 6 puts a layer with one row for each class, and a bias, in place of the output head.
     """
