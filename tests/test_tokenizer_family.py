@@ -217,7 +217,7 @@ def test_a_table_of_characters_that_is_cut_off(tmp_path: Path) -> None:
     """It announces 3 GB, which the library would reserve."""
     pieces = b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02"
     (tmp_path / "spiece.model").write_bytes(pieces + b"\x1a\x06\x12\x04\x67\x32\x49\xc0")
-    with pytest.raises(TokenizerError, match="table of characters in .* is cut off"):
+    with pytest.raises(TokenizerError, match=r"table of characters in .* is cut off"):
         Tokenizer.from_folder(tmp_path)
 
 

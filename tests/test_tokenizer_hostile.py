@@ -112,5 +112,5 @@ def test_a_text_that_is_no_string_is_refused(value: Any) -> None:
 def test_a_table_of_characters_that_is_cut_off(tmp_path: Path, table: Any, inside: bool) -> None:
     """The first announces 3 GB, which the library would reserve."""
     step = {"type": "Precompiled", "precompiled_charsmap": table}
-    with pytest.raises(TokenizerError, match="table of characters in .* is cut off"):
+    with pytest.raises(TokenizerError, match=r"table of characters in .* is cut off"):
         Tokenizer.from_folder(write(tmp_path, normalizer=sequence(sequence(step)) if inside else step))
