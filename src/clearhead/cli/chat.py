@@ -55,11 +55,11 @@ def chat(
     turns: Annotated[
         bool,
         typer.Option(
-            "--turns", help="Each turn ends with the end of text, as in DialoGPT; otherwise as the model says."
+            "--turns", help="End each turn with the end-of-text token, as DialoGPT does, whatever the model's template."
         ),
     ] = False,
 ) -> None:
-    """Talk with a model, a line for each turn.
+    """Talk with a model, one line per turn.
 
     The conversation is written by the model's chat template or, if there is none, as plain text. When the context is
     full, the model no longer sees the oldest turns. Ctrl-C ends an answer, Ctrl-D the conversation. Turns are also read

@@ -57,7 +57,7 @@ PadTo = Annotated[
         "--pad-to",
         metavar="N",
         min=1,
-        help="Fill the text to N tokens with the end of text and read the class from the last one, as the book does.",
+        help="Pad the text to N tokens with the end of text and read the class from the last one, as in the book.",
     ),
 ]
 

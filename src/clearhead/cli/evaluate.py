@@ -40,8 +40,8 @@ Examples:
 Files = Annotated[
     list[str],
     typer.Argument(
-        help="Text files; a line <|endoftext|> separates documents. Or the files of a task; hub is its data set on the "
-        "hub, hub:NAME another one of the same form."
+        help="Text files; a line <|endoftext|> separates documents. Or the files of a task: hub loads its data set "
+        "from the hub, hub:NAME another one with the same columns."
     ),
 ]
 _HUB = "hub"
@@ -59,7 +59,7 @@ class TaskChoice:
             metavar="TASK",
         ),
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items of a task.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N items of a task.")] = None
     stride: Annotated[
         int | None, typer.Option(help="Tokens that each window after the first scores, in tasks with one text.")
     ] = None

@@ -95,7 +95,7 @@ def generate(
     chat: Annotated[
         bool,
         typer.Option(
-            "--chat", help="Answer the prompt as the first turn of a conversation, in the form that the model reads."
+            "--chat", help="Answer the prompt as the first turn of a conversation, in the model's own format."
         ),
     ] = False,
     demo: Annotated[bool, typer.Option("--demo", hidden=True)] = False,

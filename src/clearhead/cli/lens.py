@@ -18,7 +18,7 @@ from clearhead.errors import InputError
 if TYPE_CHECKING:
     from clearhead.lens.report import ModelReport
 
-HELP = "Find out what the inside of a model does."
+HELP = "Study what happens inside a model."
 
 EPILOG = """
 Examples:
@@ -35,7 +35,7 @@ _SAMPLE = "One day, Lily was very happy because"
 class ReportOptions:
     """How a report is written."""
 
-    text: Annotated[str, typer.Option(help="The sample text that the depths predict.")] = _SAMPLE
+    text: Annotated[str, typer.Option(help="The sample text for the predictions by depth.")] = _SAMPLE
     html: Annotated[Path | None, typer.Option(help="Write a page with every head to this file.")] = None
     as_json: Json = False
     lang: Lang = ""
@@ -59,8 +59,8 @@ def report(
 ) -> None:
     """Report what a model's heads and depths do.
 
-    Which heads attend to the token before, to earlier copies of a token and to what followed them (induction heads),
-    and which copy; what the removal of each head costs on repeated tokens; and what each depth would predict.
+    It shows which heads attend to the previous token, to earlier copies of a token or to what followed them (induction
+    heads), and which heads copy; what removing a head costs on repeated tokens; and what each depth would predict.
     """
     from clearhead.lens.report import model_report
     from clearhead.lens.report_page import report_page

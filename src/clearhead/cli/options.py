@@ -88,7 +88,9 @@ TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the te
 PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")]
 Ray = Annotated[
     str | None,
-    typer.Option(help="Work on a Ray cluster: the address of its head, or local to start one here.", metavar="ADDRESS"),
+    typer.Option(
+        help="Use a Ray cluster: the address of its head node, or local to start one here.", metavar="ADDRESS"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 WeightsSource = Annotated[

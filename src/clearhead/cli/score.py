@@ -57,7 +57,9 @@ Output = Annotated[
 ]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", help="Write a web page instead: the texts, tinted by surprisal.", metavar="FILE"),
+    typer.Option(
+        "--html", help="Write a web page of the texts, tinted by surprisal, instead of a table.", metavar="FILE"
+    ),
 ]
 _ALTERNATIVES = 5  # likely tokens that the page lists, if --top does not say
 

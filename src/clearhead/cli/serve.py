@@ -60,13 +60,15 @@ class CapacityOptions:
     ] = 256
     cache_tokens: Annotated[
         int,
-        typer.Option(help="Keep this many tokens of ended texts for prompts that begin alike.", min=0, **_CAPACITY),
+        typer.Option(
+            help="Keep this many tokens of ended texts for later prompts with the same beginning.", min=0, **_CAPACITY
+        ),
     ] = 16384
     memory_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Keep at most this many tokens in the engine's key/value cache, those of --cache-tokens included; "
-            "texts wait while it is full. If left out, --max-running whole contexts fit.",
+            help="Keep at most this many tokens in the engine's key/value cache, including --cache-tokens; texts "
+            "wait while it is full. By default, --max-running whole contexts fit.",
             min=1,
             **_CAPACITY,
         ),
@@ -76,7 +78,9 @@ class CapacityOptions:
     ] = 5
     drain_seconds: Annotated[
         float,
-        typer.Option(help="After SIGTERM, let accepted requests run on for so long.", min=0, max=86400, **_CAPACITY),
+        typer.Option(
+            help="After SIGTERM, let accepted requests run for up to this many seconds.", min=0, max=86400, **_CAPACITY
+        ),
     ] = 30.0
 
 
