@@ -77,7 +77,7 @@ class SamplingParams:
         1.0,
         en="Choose among the most likely tokens that together reach this probability (nucleus sampling): few if the "
         "model is sure, many if it is not.",
-        zh="只在概率之和达到此值的最可能词元中选择（核采样）：模型有把握时候选少，没把握时候选多。",
+        zh="只在概率最大、累计概率达到此值的若干词元中选择（核采样）：模型有把握时候选少，没把握时候选多。",
         group="sampling",
         flags=["--top-p"],
         minimum=0,
@@ -88,7 +88,7 @@ class SamplingParams:
     min_p: float = option(
         0.0,
         en="Leave out tokens whose probability is below this share of the most likely token's.",
-        zh="排除概率低于最可能词元概率的这一比例的词元。",
+        zh="排除概率低于“此值 × 最大概率”的词元。",
         group="sampling",
         flags=["--min-p"],
         minimum=0,
@@ -134,7 +134,7 @@ class SamplingParams:
     seed: int | None = option(
         None,
         en="Seed of the random numbers: the same seed gives the same text. Without one, each run draws a fresh seed.",
-        zh="随机数种子：同一种子得到同一文本。不指定时，每次运行使用新的种子。",
+        zh="随机种子：种子相同，文本就相同。不指定时，每次运行使用新的种子。",
         group="sampling",
         flags=["--seed"],
         minimum=0,
@@ -197,7 +197,7 @@ class GenerationOptions(SamplingParams):
         False,
         en="Refuse a prompt and a length that do not fit the model's context together. Otherwise the oldest tokens "
         "are dropped, with a notice.",
-        zh="提示词与生成长度之和超出模型上下文时拒绝运行。否则丢弃最早的词元，并给出提示。",
+        zh="提示词与生成长度之和超出模型上下文时拒绝运行；不设置时丢弃最早的词元，并给出提示。",
         group="ending",
         flags=["--strict-context"],
     )
