@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
@@ -178,6 +179,11 @@ save_adapter = true
     gpt = clearhead.load(out)
     first = outputs[0]
     assert gpt.generate(first["prompt"], max_new_tokens=5, temperature=0).text == first["response"]
+    _, _, test = draw_split(60, 0.05, 0.1, parse_recipe(text).training.seed)
+    (tmp_path / "test.json").write_text(json.dumps([entries(60)[index] for index in test]))
+    found = json.loads(call("evaluate", tmp_path / "test.json", "--examples", "-m", out, "--json").stdout)
+    assert found["examples"] == 6 and found["left_out"] == 0  # the template is the one saved with the model
+    assert found["loss"] == pytest.approx(final["final"]["test"]["loss"], abs=1e-4)
     chat = AutoTokenizer.from_pretrained(out).apply_chat_template(
         [{"role": "user", "content": "Name the sun."}], tokenize=False
     )
@@ -221,6 +227,10 @@ freeze = "all but the last block"
     outputs = [json.loads(line) for line in (tmp_path / "run/test.jsonl").read_text().splitlines()]
     assert len(outputs) == 12
     assert np.mean([output["label"] == output["predicted"] for output in outputs]) == final["test"]["accuracy"]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, outputs)))
+    found = json.loads(call("evaluate", tmp_path / "test.jsonl", "--examples", "-m", out, "--json").stdout)
+    assert found["accuracy"] == final["test"]["accuracy"]
+    assert found["loss"] == pytest.approx(final["test"]["loss"], abs=1e-4)
     before, after = load_file(folder / "model/model.safetensors"), load_file(out / "model.safetensors")
     changed = {
         name for name, tensor in after.items() if (old := before.get(name)) is not None and not torch.equal(tensor, old)

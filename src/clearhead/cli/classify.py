@@ -106,8 +106,7 @@ def classify(
     files = file or []
     texts = _texts(text, files, many)
     words = "" if texts is not None else read_prompt(text, files[0] if files else None, "text")
-    names = None if labels is None else [name.strip() for name in labels.split(",")]
-    classifier = load_classifier(model, names)
+    classifier = load_classifier(model, split_labels(labels))
     classifier.pad_to = pad_to or 0
     if texts is None:
         _print_one(classifier, words, as_json)
@@ -115,6 +114,11 @@ def classify(
         _print_many(classifier, texts, as_json)
     else:
         _write_many(classifier, model, texts, files, many)
+
+
+def split_labels(labels: str | None) -> list[str] | None:
+    """Return the classes' names of `--labels`."""
+    return None if labels is None else [name.strip() for name in labels.split(",")]
 
 
 def _texts(text: str | None, files: list[Path], many: ManyTexts) -> list[InputText] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearhead.cli.console import notice, write_json
+from clearhead.cli.evaluate_examples import ExampleChoice, evaluate_examples
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Config, Device, Json, Model, choices, flatten
 from clearhead.errors import InputError
@@ -27,6 +28,8 @@ EPILOG = """
 Examples:
 
 [bold]clearhead evaluate held_out.txt[/]
+
+[bold]clearhead evaluate test.jsonl --examples --model runs/spam/model[/]                a classifier's accuracy
 
 [bold]clearhead evaluate lambada_test.jsonl --task lambada --model gpt2 --published[/]
 
@@ -97,6 +100,7 @@ def evaluate(
     device: Device = "cpu",
     *,
     choice: TaskChoice,
+    of_examples: ExampleChoice,
     show: ResultChoice,
 ) -> None:
     """Measure a model on texts that it was not trained on.
@@ -105,10 +109,14 @@ def evaluate(
     per byte does not, so models with different tokenizers can be compared by it. The text is cut into windows of the
     context length, and each token is predicted from those before it in its window.
 
-    With --task, a benchmark runs on its own files: the results follow lm-evaluation-harness and have standard errors.
+    With --examples, the files are those of fine-tuning: the loss is that of the responses, and a classifier's accuracy
+    and confusion matrix are printed. With --task, a benchmark runs on its own files: the results follow
+    lm-evaluation-harness and have standard errors.
     """
     if choice.curves is not None and choice.revisions is None:
         raise typer.BadParameter("--curves draws the results of --revisions RUN; give both.")
+    if of_examples != ExampleChoice() and (choice.task is not None or not of_examples.examples):
+        raise typer.BadParameter("--template, --labels and --pad-to need --examples, which excludes --task.")
     if choice.task is not None and choice.revisions is not None:
         if model is not None or show.published:
             raise typer.BadParameter("--revisions RUN names the models; leave --model and --published out.")
@@ -124,7 +132,11 @@ def evaluate(
         raise typer.BadParameter(
             "--limit, --stride, --bos, --dtype, --revisions, --markdown and --published need --task."
         )
-    _evaluate_perplexity([Path(file) for file in files], loader, show.as_json)
+    paths = [Path(file) for file in files]
+    if of_examples.examples:
+        evaluate_examples(paths, loader, of_examples, show.as_json)
+    else:
+        _evaluate_perplexity(paths, loader, show.as_json)
 
 
 def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show: ResultChoice) -> None:

@@ -142,8 +142,8 @@ class Classifier:
         return self._padded(ids) if self.pad_to else ids
 
     @torch.inference_mode()
-    def probabilities_of(self, texts: Sequence[Sequence[int]]) -> list[dict[str, float]]:
-        """Return the probability (or value) of each class for each text of a batch, the highest first.
+    def logits(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Return the head's outputs for a batch of texts, [B, classes].
 
         Args:
             texts: the tokens of each, as `encode` returns them. Shorter ones are padded at the end, where no token
@@ -153,7 +153,15 @@ class Classifier:
         features = self.gpt.model.forward_hidden(rows)  # [B, T, C]
         last = features[torch.arange(len(texts)), torch.tensor([self._last(ids) for ids in texts])]  # [B, C]
         logits = last @ self.head.T  # [B, classes]
-        logits = logits if self.bias is None else logits + self.bias
+        return logits if self.bias is None else logits + self.bias
+
+    def probabilities_of(self, texts: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+        """Return the probability (or value) of each class for each text of a batch, the highest first.
+
+        Args:
+            texts: as `logits` takes them.
+        """
+        logits = self.logits(texts)
         if self.output == "probabilities":
             logits = logits.softmax(dim=-1)
         elif self.output == "independent":
@@ -184,6 +192,11 @@ class Classifier:
         return (ids + [end] * self.pad_to)[: self.pad_to]
 
 
+def is_classifier(source: Source) -> bool:
+    """Return whether weights have the head of a classifier."""
+    return _HEAD in source.tensors
+
+
 def load_classifier(folder: str | os.PathLike[str], labels: Sequence[str] | None = None) -> Classifier:
     """Open a classifier: a folder of `save_classifier` or `transformers`, or a file of the book's chapter 6.
 
@@ -197,7 +210,7 @@ def load_classifier(folder: str | os.PathLike[str], labels: Sequence[str] | None
     """
     path = Path(folder)
     source = open_weights(path)
-    if _HEAD not in source.tensors:
+    if not is_classifier(source):
         raise WeightsError(
             f'{path} is no classifier: it has no tensor {_HEAD}; train one with kind = "classes", or give the folder '
             "of a GPT2ForSequenceClassification, or the file of a classifier of the book's chapter 6."

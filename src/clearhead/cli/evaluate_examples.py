@@ -1,0 +1,117 @@
+"""`clearhead evaluate --examples`: the loss of responses, or a classifier's accuracy and confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clearhead.cli.classify import Labels, PadTo, split_labels
+from clearhead.cli.console import notice, output, write_json
+from clearhead.errors import InputError
+
+if TYPE_CHECKING:
+    from clearhead.gpt import GPT
+    from clearhead.training.example_scores import LabelledScore
+
+
+@dataclass(frozen=True)
+class ExampleChoice:
+    """Whether the files have examples, and how they are read."""
+
+    examples: Annotated[
+        bool,
+        typer.Option(
+            "--examples",
+            help="The files have examples (JSON lines, a JSON array, CSV, TSV): prompts with responses, or, for a "
+            "classifier, texts with labels.",
+        ),
+    ] = False
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="With --examples: the text before a response, as in the recipe; the model's own by default.",
+            metavar="TEMPLATE",
+        ),
+    ] = None
+    labels: Labels = None
+    pad_to: PadTo = None
+
+
+def evaluate_examples(files: Sequence[Path], loader: partial[GPT], choice: ExampleChoice, as_json: bool) -> None:
+    """Print the scores of a model on each file."""
+    from clearhead import weights
+    from clearhead.training.classifier import is_classifier
+
+    model = loader.args[0]
+    if model is not None and is_classifier(weights.open(model, config=loader.keywords["config"])):
+        if choice.template is not None or loader.keywords["device"] != "cpu":
+            raise typer.BadParameter("--template and --device are not for classifiers; leave them out.")
+        _evaluate_labelled(files, Path(model), choice, as_json)
+    elif choice.labels is not None or choice.pad_to is not None:
+        raise typer.BadParameter("--labels and --pad-to are for classifiers; leave them out.")
+    else:
+        _evaluate_responses(files, loader, choice.template, as_json)
+
+
+def _evaluate_responses(files: Sequence[Path], loader: partial[GPT], text: str | None, as_json: bool) -> None:
+    from clearhead.data.templates import PromptTemplate
+    from clearhead.training.example_scores import score_responses, template_of
+    from clearhead.utils.progress import Progress
+
+    gpt = loader(backend="torch")
+    if gpt.tokenizer is None:
+        raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
+    template = template_of(gpt.tokenizer) if text is None else PromptTemplate.from_recipe(text)
+    if not as_json:
+        print(f"{'loss':>9} {'perplexity':>11} {'tokens':>10} {'examples':>9}  file")
+    for file in files:
+        with Progress(f"evaluating {file.name}", None) as progress:
+            found = score_responses(gpt, file, template, progress.advance)
+        score = found.cross_entropy
+        if found.left_out:
+            notice(f"{found.left_out:,} examples of {file} are longer than the context and left out.")
+        if as_json:
+            numbers = {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
+            write_json({"file": str(file), **numbers, "examples": found.examples, "left_out": found.left_out})
+        else:
+            print(
+                f"{score.loss:9.4f} {score.perplexity:11.3f} {score.tokens:10,} {found.examples:9,}  {file}",
+                flush=True,
+            )
+
+
+def _evaluate_labelled(files: Sequence[Path], model: Path, choice: ExampleChoice, as_json: bool) -> None:
+    from clearhead.training.classifier import load_classifier
+    from clearhead.training.example_scores import score_labelled
+    from clearhead.utils.progress import Progress
+
+    classifier = load_classifier(model, split_labels(choice.labels))
+    classifier.pad_to = choice.pad_to or 0
+    for file in files:
+        with Progress(f"evaluating {file.name}", None) as progress:
+            found = score_labelled(classifier, file, progress.advance)
+        if as_json:
+            numbers = {"accuracy": found.accuracy, "loss": found.loss, "examples": found.examples}
+            write_json({"file": str(file), **numbers, "labels": found.labels, "confusion": found.confusion.tolist()})
+        else:
+            print(f"{'accuracy':>9} {'loss':>9} {'examples':>9}  file")
+            print(f"{found.accuracy:9.4f} {found.loss:9.4f} {found.examples:9,}  {file}\n", flush=True)
+            _print_confusion(found)
+
+
+def _print_confusion(found: LabelledScore) -> None:
+    """Print a row for each true class, with a column for each predicted one and the share that is right."""
+    from clearhead.cli.tables import TextTable
+
+    table = TextTable(["true \\ predicted", *found.labels, "right"])
+    for label, row, right in zip(found.labels, found.confusion, found.confusion.diagonal(), strict=True):
+        share = f"{100 * right / row.sum():.1f}%" if row.sum() else "-"
+        table.add(label, *(f"{count:,}" for count in row), share)
+    console = output()
+    console.print(table.for_terminal())
+    console.print()
