@@ -60,7 +60,7 @@ def load(
     Raises:
         InputError: if the backend, device or dtype is not available here, or there is not enough memory.
         WeightsError: if the weights are missing, broken or do not fit; HubError if they cannot be fetched.
-        ConfigError, TokenizerError: if the files beside them are broken.
+        ConfigError, TokenizerError: if the files next to them are broken.
     """
     chosen = _backend(backend, device, dtype)
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):

@@ -49,7 +49,7 @@ def architecture(
         ),
     ],
     compare: Annotated[
-        str | None, typer.Option("--compare", metavar="OTHER", help="Show another model beside it.")
+        str | None, typer.Option("--compare", metavar="OTHER", help="Show another model side by side with it.")
     ] = None,
     out: Annotated[
         Path | None,

@@ -189,6 +189,6 @@ def _write_many(
         "pad_to": classifier.pad_to,
         "clearhead": __version__,
     }
-    of_pipe = [] if files else [text.text for text in texts]  # has no time by which it could be told from another
+    of_pipe = [] if files else [text.text for text in texts]  # a pipe has no time that identifies it
     job = {"files": file_states(files), "pipe": of_pipe, **asdict(many), "output": None}
     write_table(rows_of, iter(texts), many.output, job, metadata, doing="classifying")

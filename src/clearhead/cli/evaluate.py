@@ -184,7 +184,7 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
 
     gpt = loader(backend="torch")  # the loss is computed by the PyTorch model
     if gpt.tokenizer is None:
-        raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
+        raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     if not as_json:
         print(f"{'bits/byte':>9} {'perplexity':>11} {'tokens':>10} {'bytes':>11}  file")
     for file in files:

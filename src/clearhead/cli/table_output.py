@@ -1,4 +1,4 @@
-"""Write a row or more for each of many texts to a file, with progress, resuming an interrupted job."""
+"""Write one or more rows per text to a file, with progress, and resume an interrupted job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def file_states(files: Sequence[Path]) -> list[list[str | int]]:
-    """Return what tells whether files are still those of an interrupted job: their paths, sizes and times."""
+    """Return the paths, sizes and times of files, which show whether an interrupted job had the same files."""
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

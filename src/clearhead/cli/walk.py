@@ -122,7 +122,7 @@ def _walk(gpt: GPT, text: str, view: ViewOptions, params: SamplingParams) -> dic
     from clearhead.lens.walk import walk as walk_through
 
     if gpt.tokenizer is None:
-        raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
+        raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     check_indices("block", view.block, gpt.config.n_layers, "model")
     check_indices("head", view.head, gpt.config.n_heads, "model")
     found = walk_through(gpt.model, gpt.tokenizer.encode(text), gpt.tokenizer, params)

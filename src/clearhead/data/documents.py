@@ -76,7 +76,7 @@ def read_blocks(
         cut_documents: whether a block may end inside a document, before white space.
 
     Raises:
-        InputError: if there is no point to cut at for so many bytes that the file cannot be text.
+        InputError: if no point to cut at is found for so long that the file cannot be text.
     """
     buffer = b""
     while True:

@@ -141,9 +141,9 @@ def inline(picture: str) -> str:
 
 
 def side_by_side(pictures: Sequence[str], lang: str = "en") -> str:
-    """Return one SVG document with several documents of `document` beside each other, their tops aligned.
+    """Return one SVG document with several documents of `document` side by side, their tops aligned.
 
-    Identifiers of each picture get a prefix of their own, so that none appears twice.
+    Each picture's identifiers get a different prefix, so that none appears twice.
     """
     x, height, parts = 0.0, 0.0, []
     for number, picture in enumerate(pictures):

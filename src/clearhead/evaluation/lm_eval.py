@@ -67,7 +67,7 @@ class ClearheadLM(TemplateLM):  # type: ignore[misc]
             )
         )
         if self.gpt.tokenizer is None:
-            raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
+            raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
         self._tokenizer = self.gpt.tokenizer
         if self._tokenizer.end_of_text is None:
             raise InputError("this model's tokenizer has no end-of-text token, which lm-eval needs as empty context.")

@@ -88,7 +88,7 @@ PUBLISHED_SCORES: Mapping[str, Mapping[tuple[str, str], PublishedScore]] = {
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A result beside a published value.
+    """A result and the published value that it is compared with.
 
     Attributes:
         metric: the metric's name.

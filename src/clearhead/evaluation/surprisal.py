@@ -97,8 +97,8 @@ class SurprisalTable:
     def __init__(self, gpt: GPT, options: SurprisalOptions = SurprisalOptions()) -> None:
         if gpt.tokenizer is None:
             raise InputError(
-                "this model has no tokenizer, so it cannot score text; put its files (tokenizer.json) beside the "
-                "weights."
+                "this model has no tokenizer, so it cannot score text; put its files (tokenizer.json) next to "
+                "the weights."
             )
         self.gpt, self.options = gpt, options
         self.tokenizer: Tokenizer = gpt.tokenizer

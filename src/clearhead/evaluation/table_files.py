@@ -32,7 +32,7 @@ class TableWriter:
     Args:
         output: the file; its suffix decides the format.
         job: everything that decides the rows; parts of a job that was described differently are discarded.
-        metadata: is stored in a Parquet file, and beside others as `<output>.metadata.json`.
+        metadata: is stored inside a Parquet file; for other formats, in `<output>.metadata.json`.
 
     Attributes:
         done: how many texts the parts cover that are already there.

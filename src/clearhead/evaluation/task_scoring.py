@@ -58,7 +58,7 @@ class PairScorer:
 
     def __init__(self, gpt: GPT, options: TaskOptions) -> None:
         if gpt.tokenizer is None:
-            raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
+            raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
         self.gpt, self.options = gpt, options
         self.tokenizer: Tokenizer = gpt.tokenizer
 

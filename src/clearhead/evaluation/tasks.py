@@ -111,7 +111,7 @@ def evaluate_sliding(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
 def evaluate_wikitext(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
     """Compute the perplexity of WikiText-2 per original word, on detokenized text.
 
-    The words are those of the file as it is, between white space, so the perplexity is that of its original tokens.
+    Words are counted in the original file, between white space, so the perplexity is per original token.
     """
     text = read_text(file)
     return score_text(gpt, detokenize_wikitext(text), text, options, "wikitext2")
@@ -144,7 +144,7 @@ def run_task(gpt: GPT, task: str, files: Sequence[Path], options: TaskOptions) -
     """Yield the result of a task on each file.
 
     Raises:
-        InputError: if there is no such task, or a file has another form.
+        InputError: if there is no such task, or a file is malformed.
     """
     if task not in TASKS:
         raise InputError(f"there is no task named {task!r}; the tasks are {', '.join(TASKS)}.")

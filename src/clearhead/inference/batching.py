@@ -33,7 +33,7 @@ class Group:
 
     Attributes:
         entries: one for each sample.
-        score_top: score the prompt too, and list so many of the most likely tokens at each position; None for no
+        score_top: score the prompt too, and list this many of the most likely tokens at each position; None for no
             scores.
         prompt_scores: the scores of the prompt's tokens from the second on, in pieces, as they are computed.
         cached_tokens: how many tokens of the prompt the prefix cache had.
@@ -52,7 +52,7 @@ class Entry:
     """One continuation in a batch.
 
     Attributes:
-        continuation: what decides what runs.
+        continuation: decides which ids run.
         group: the samples of the same request.
         slot: its sequence; None while it waits, and when it has ended.
         remaining: the ids that are to run before the continuation gets logits.
@@ -231,7 +231,7 @@ class Batch:
         yield Outcome(entry, event)
 
     def _prepare(self, entry: Entry) -> None:
-        """Take over what the continuation needs next; a full context goes on in a new sequence."""
+        """Queue the ids that the continuation needs next; after a full context, open a new sequence."""
         feed = entry.continuation.feed
         if feed.fresh:
             assert entry.slot is not None

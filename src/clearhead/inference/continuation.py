@@ -42,7 +42,7 @@ class Continuation:
         window: the tokens of the current sequence: prompt and generated ones, as far as the context holds them.
         feed: the ids to run next.
         n_choices: only ids below this are chosen and listed.
-        finish_reason: None while generation goes on.
+        finish_reason: None until generation ends.
 
     Raises:
         InputError: if the request does not fit the model: an id beyond its vocabulary, stop strings without a

@@ -116,7 +116,7 @@ class Event:
         token: the id generated; None if it was a stop token.
         logprob: of that token, if log-probabilities were asked for.
         notices: new sentences for the user.
-        finish_reason: None while generation goes on.
+        finish_reason: None until generation ends.
     """
 
     text: str

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("clearhead.scheduler")
 
 PROMPT_TOKENS = 256
-"""How many tokens of prompts run in a step at most: enough for fast products, and short beside a token's time."""
+"""How many tokens of prompts run in a step at most: enough for fast products, and short compared with the time of a
+token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ class Scheduler:
 
         Args:
             request: what to generate.
-            score_top: score the prompt too, and list so many of the most likely tokens at each position; None for no
+            score_top: score the prompt too, and list this many of the most likely tokens at each position; None for no
                 scores.
 
         Raises:

@@ -32,7 +32,7 @@ _BUFFERED_TOKENS = 1 << 17  # tokens of sequences that are sorted by length at a
 _BATCH_SIZE = 64  # sequences in one call of the Runner
 _CHUNK_BATCHES = 4  # batches that may share prefixes and be open at once
 _CACHE_NUMBERS = 1 << 28  # keys and values of the sequences that are open at once: 1 GiB in float32
-_PAGE_TOKENS = 64  # a sequence's memory grows by so many tokens
+_PAGE_TOKENS = 64  # a sequence's memory grows by this many tokens
 
 
 # --------------------------------------------------------------------------------------------------------------

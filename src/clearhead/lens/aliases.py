@@ -1,7 +1,7 @@
 """TransformerLens' names for activations, for people and code that know them.
 
-A name of TransformerLens gives the value that its bridge gives, which leaves the weights as they are,
-in its axis order: heads come after tokens, scores are masked.
+A name of TransformerLens gives the value and axis order of its bridge, which does not change the weights: heads come
+after tokens, scores are masked.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class ActivationHook(Protocol):
     activations: tuple[Activation, ...]
 
     def __call__(self, activation: Activation, tensor: Tensor, positions: Tensor) -> Tensor:
-        """Take an activation as it is computed; the model goes on with the tensor that is returned.
+        """Receive an activation when it is computed, and return the tensor that the model continues with.
 
         Args:
             activation: which one.

@@ -27,7 +27,7 @@ class TunedLens:
 
     Attributes:
         translators: weight [C, C] and bias [C] by the name of the activation; the residual x becomes x + W x + b.
-        kl: KL(final || depth) in nats on held-out texts, read as it is ("logit lens") and translated ("tuned lens"),
+        kl: KL(final || depth) in nats on held-out texts, untranslated ("logit lens") and translated ("tuned lens"),
             [2, depths].
         n_train, n_held_out: the number of tokens for training and for measuring.
     """
@@ -70,7 +70,7 @@ def train_tuned_lens(
     the identity and learns to minimize KL(final || translated).
 
     Args:
-        model: the model; its weights stay as they are.
+        model: the model; its weights are not changed.
         texts: token ids of each text. All their residual streams are held in memory.
         sublayers: train translators for the depth after each attention too.
         steps: steps of Adam for each translator, of up to 512 tokens each; the learning rate falls to 0.

@@ -14,7 +14,7 @@ from clearhead.tokenizer.byte_letters import LETTER_OF_BYTE
 from clearhead.tokenizer.definition import END_OF_TEXT, Definition, byte_level_bpe
 
 MERGES_FILE = Path(__file__).parent / "data" / "gpt2_merges.bpe.gz"
-"""OpenAI's `vocab.bpe`, compressed; its licence is beside it."""
+"""OpenAI's `vocab.bpe`, compressed; its licence is next to it."""
 
 VOCAB_SIZES = (50257, 50304)
 """The rows for tokens in models with this vocabulary: one for each token, or padded to a multiple of 64 (nanoGPT)."""

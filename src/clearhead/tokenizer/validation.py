@@ -124,7 +124,7 @@ def _growth(part: Any, where: str, depth: int = 0) -> float:
     if part.get("type") == "Replace" and isinstance(part.get("content"), str):
         pattern = part.get("pattern")
         literal = pattern.get("String") if isinstance(pattern, dict) else None
-        least = len(literal) if isinstance(literal, str) else 1  # what is replaced has at least so many characters
+        least = len(literal) if isinstance(literal, str) else 1  # the replaced text has at least this many characters
         return grown * max(1.0, len(part["content"]) / least if least else 1 + len(part["content"]))
     return grown
 

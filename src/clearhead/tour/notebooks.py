@@ -76,13 +76,13 @@ def _code(cell: Cell, count: int) -> dict[str, object]:
 
 
 def _markdown(lines: Sequence[str], names: set[str]) -> list[dict[str, object]]:
-    """Return what lies between two code cells as a cell; none if it is blank."""
+    """Return the text between two code cells as a cell; none if it is blank."""
     text = _LINK.sub(lambda found: _linked(found, names), _FIGURE.sub(r"\1\2", "".join(lines).strip("\n")))
     return [{"cell_type": "markdown", "metadata": {}, "source": text.splitlines(keepends=True)}] if text else []
 
 
 def _linked(found: re.Match[str], names: set[str]) -> str:
-    """Return a link with its target in the notebooks' folder; only its words if the target is not there."""
+    """Return a link to a chapter as one to its notebook; only its words if the target is not among the notebooks."""
     words, link = found[1], found[2]
     target, mark, heading = link.partition("#")
     if re.match(r"[a-z]+:", link) or not target:

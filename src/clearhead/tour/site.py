@@ -230,7 +230,7 @@ def markdown_page(text: str) -> MarkdownPage:
 
 
 def _mark_headings(tokens: Sequence[Token]) -> dict[str, str]:
-    """Give every heading an id, as GitHub does; return the words of second-level headings by their ids, escaped."""
+    """Give every heading an id as GitHub does; return the escaped text of second-level headings by id."""
     outline: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for heading, inline in pairwise(tokens):

@@ -1,4 +1,4 @@
-"""Write the card of a trained model: its shape, data and scores, as a README beside the weights."""
+"""Write the card of a trained model: its shape, data and scores, as a README next to the weights."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class Classifier:
         return [next(iter(found))]
 
     def _last(self, ids: Sequence[int]) -> int:
-        """Return the position from which the class is read."""
+        """Return the position that the class is read from."""
         if self.pad_to:
             return self.pad_to - 1
         return max((index for index, token in enumerate(ids) if token != self.padding), default=0)
@@ -225,7 +225,7 @@ def load_classifier(folder: str | os.PathLike[str], labels: Sequence[str] | None
     settings = _read_settings(source)
     gpt = load(path, backend="torch")
     if gpt.tokenizer is None:
-        raise WeightsError(f"{path} has no tokenizer; put its files (tokenizer.json) beside the weights.")
+        raise WeightsError(f"{path} has no tokenizer; put its files (tokenizer.json) next to the weights.")
     padding = settings.get("pad_token_id")
     return Classifier(
         gpt,

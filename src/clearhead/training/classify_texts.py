@@ -1,4 +1,4 @@
-"""Classify many texts: in batches of similar length, with a row for each."""
+"""Classify many texts in batches of similar length, with a row for each."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ class Run:
         """Score the model on the held-out data.
 
         Args:
-            windows: score only so many windows or examples of each held-out text, in the precision of the training;
+            windows: score only this many windows or examples of each held-out text, in the precision of the training;
                 None to score all of them in float32, as `clearhead evaluate` does.
         """
         dtype = torch.float32 if windows is None else self.dtype

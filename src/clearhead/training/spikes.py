@@ -63,7 +63,7 @@ class SpikeDetector:
             self._norm.add(norm)
             return ""
         self.in_a_row += 1
-        if self.in_a_row >= MOST_IN_A_ROW:  # so many are a new level; compare with that from here on
+        if self.in_a_row >= MOST_IN_A_ROW:  # this many in a row are a new level to compare with
             self._loss, self._norm = _Running(), _Running()
         return " and ".join(words)
 

@@ -46,7 +46,7 @@ class Task(Protocol):
         """Return the batch of a step, for all processes together: a pure function of the step."""
 
     def evaluate(self, model: GPTModel, evaluator: Evaluator, windows: int | None, processes: Processes) -> Scores:
-        """Score the model on the held-out data, or on so many windows of it. All processes call this together."""
+        """Score the model on the held-out data, or on a number of windows of it. All processes call this together."""
 
     def steps_per_epoch(self) -> float:
         """Return the number of steps that see as much as all training data once."""
@@ -58,7 +58,7 @@ class Task(Protocol):
         """Return the number of words of a step, on average; None if they are not counted."""
 
     def describe(self, steps: int) -> str:
-        """Return what so many steps see, for the first line of a run."""
+        """Describe the data that a number of steps sees, for the first line of a run."""
 
     def about(self) -> str:
         """Return a description of the data for the model's card, in Markdown."""

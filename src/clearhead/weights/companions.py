@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
 
 SETTINGS_FILES = ("config.json", "hparams.json", "adapter_config.json")
-"""Files beside weights that state the model's shape, or how its tensors are to be used."""
+"""Files next to weights that state the model's shape, or how its tensors are used."""
 
 GENERATION_FILE = "generation_config.json"
 """How `transformers` generates with a model by default."""

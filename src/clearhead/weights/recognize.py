@@ -106,7 +106,7 @@ _SAME_SHAPE = ("emb_dim", "n_layers", "context_length")
 
 
 def same_shape(config: GPTConfig, beside: GPTConfig) -> bool:
-    """Return whether a config found beside weights belongs to them, by width, layers and context."""
+    """Return whether a config found next to weights belongs to them, by width, layers and context."""
     return all(getattr(config, name) == getattr(beside, name) for name in _SAME_SHAPE)
 
 

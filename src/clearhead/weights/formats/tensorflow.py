@@ -218,7 +218,7 @@ class TensorFlowFile:
 
 
 def shard_path(index: Path, shard: int, n_shards: int) -> Path:
-    """Return the path of the data file with this number, beside its index."""
+    """Return the path of the data file with this number, next to its index."""
     return index.with_name(f"{index.name.removesuffix('.index')}.data-{shard:05d}-of-{n_shards:05d}")
 
 
