@@ -58,7 +58,7 @@ def test_load_takes_a_config_or_some_settings(state_dict: Path, given: Any) -> N
         ('{"n_heads": 3', "is not JSON"),
         ("125M", "no GPT-2 size '125M'"),
         ("missing.json", "does not exist"),
-        (3, "the config is a int"),
+        (3, "the config is an int"),
         ({"n_heads": 5}, "does not divide into 5 heads"),
         ({"n_heads": 3, "n_layers": 9}, r"blocks\.2\."),
     ],

@@ -296,14 +296,14 @@ def test_importing_clearhead_is_light() -> None:
     ("prompt", "sentence"),
     [
         (b"text", "the prompt is a bytes; give a list of token ids"),
-        (None, "the prompt is a NoneType; give text, token ids, or a list of prompts"),
-        (5, "the prompt is a int; give text"),
+        (None, "the prompt is None; give text, token ids, or a list of prompts"),
+        (5, "the prompt is an int; give text"),
         ({1: 2}, "the prompt is a dict; give text"),
         ([1.5, 2], "the prompt contains 1.5"),
         ([10**6, 3], "the prompt contains token 1000000, which is not in the model's vocabulary"),
         ([10**30, 3], "is not in the model's vocabulary"),
         ([-1, 3], "the prompt contains -1"),
-        ([[1, 2], None], "the prompt is a NoneType"),
+        ([[1, 2], None], "the prompt is None"),
     ],
 )
 def test_what_is_no_prompt_is_refused_in_a_sentence(gpt: GPT, prompt: Any, sentence: str) -> None:
@@ -321,7 +321,7 @@ def test_what_is_no_prompt_is_refused_in_a_sentence(gpt: GPT, prompt: Any, sente
         ({"n": 10**9}, "n is 1000000000; give a whole number from 1 to 10000"),
         ({"stop": 5}, "stop is 5; give a string"),
         ({"stop": b"x"}, "stop is b'x'; give a string"),
-        ({"stop_ids": 5}, "stop_ids is a int; give a list"),
+        ({"stop_ids": 5}, "stop_ids is an int; give a list"),
         ({"stop_at_end_of_text": 1}, "stop_at_end_of_text is 1; give True or False"),
         ({"max_length": 5}, "'max_length' is not an option of generate"),
     ],
@@ -347,5 +347,5 @@ def test_stop_may_be_none_and_special_tokens_are_read_when_asked_for(gpt: GPT) -
 def test_a_number_of_threads_that_cannot_be_is_refused(folder: Path, threads: Any) -> None:
     with pytest.raises(InputError, match="give a whole number from 1 to"):
         clearhead.load(folder, threads=threads)
-    with pytest.raises(InputError, match="the source is a int"):
+    with pytest.raises(InputError, match="the source is an int"):
         clearhead.load(5)  # type: ignore[arg-type]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import pickle
 import pydoc
 import threading
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +16,11 @@ import numpy as np
 import pytest
 
 import clearhead
-from clearhead.errors import InputError, WeightsError
+from clearhead import GPTConfig, SamplingParams
+from clearhead.errors import ConfigError, InputError, WeightsError
 from clearhead.gpt import GPT
 
+GPT_2: dict[str, Any] = {"vocab_size": 50, "context_length": 8, "emb_dim": 12, "n_heads": 3, "n_layers": 1}
 PROMPT = "One day, Lily was very happy because"
 
 
@@ -116,13 +121,30 @@ def test_a_pickle_is_refused_in_a_sentence(gpt: GPT) -> None:
         (lambda gpt: gpt.generate("a", temperature="hot"), "temperature is 'hot'"),
         (lambda _: clearhead.load(cache_tokens="x"), "cache_tokens is 'x'"),  # type: ignore[arg-type]
         (lambda _: clearhead.load(device=3), "device is 3"),  # type: ignore[arg-type]
-        (lambda _: clearhead.load(3), "the source is a int"),  # type: ignore[arg-type]
+        (lambda _: clearhead.load(3), "the source is an int"),  # type: ignore[arg-type]
+        (lambda _: SamplingParams(temprature=1), "did you mean 'temperature'"),  # type: ignore[call-arg]
+        (lambda gpt: gpt.config.replace(n_head=7), "did you mean 'n_heads'"),
+        (lambda _: GPTConfig(**{**GPT_2, "n_embed": 3}), "'n_embed' is not a setting of a GPT-2"),
+        (lambda gpt: gpt.generate(2.5), "the prompt is a float"),
+        (lambda gpt: gpt.generate(None), "the prompt is None"),
         (lambda _: clearhead.verify(3), "the source has the type int"),  # type: ignore[arg-type]
     ],
 )
 def test_a_mistake_is_named(gpt: GPT, call: Callable[[Any], object], sentence: str) -> None:
-    with pytest.raises((InputError, WeightsError), match=sentence):
+    with pytest.raises((ConfigError, InputError, WeightsError), match=sentence):
         call(gpt)
+
+
+@pytest.mark.parametrize("made", [GPTConfig(**GPT_2), SamplingParams(temperature=0.5, seed=3)])
+def test_a_structure_that_checks_names_stays_a_dataclass(made: Any) -> None:
+    assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == dataclasses.replace(made) == made
+    names = [one.name for one in dataclasses.fields(made)]
+    assert list(inspect.signature(type(made)).parameters) == names == list(dataclasses.asdict(made))
+    assert typing.get_type_hints(type(made).__init__).keys() >= set(names)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, names[0], 1)
+    with pytest.raises(TypeError):
+        type(made)(*range(99))
 
 
 def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:

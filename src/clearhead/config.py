@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args
 
 from clearhead.errors import ConfigError
 from clearhead.model_types import why_not_gpt2
+from clearhead.utils.arguments import checks_fields
+from clearhead.utils.text import type_of
 
 Activation = Literal["gelu_tanh", "gelu_erf", "relu"]
 
@@ -66,6 +68,7 @@ _HF_DEFAULTS: dict[str, Any] = {
 }
 
 
+@checks_fields(lambda given: _check_keys(given))
 @dataclass(frozen=True, slots=True)
 class GPTConfig:
     """The shape of a GPT-2.
@@ -87,7 +90,7 @@ class GPTConfig:
         ff_dim: width inside the feed-forward layer; 4 * emb_dim if it is not given.
 
     Raises:
-        ConfigError: if a value has the wrong type, is out of range, or does not fit another.
+        ConfigError: if a value has the wrong type, is out of range, or does not fit another, or a keyword is unknown.
     """
 
     vocab_size: int
@@ -304,7 +307,7 @@ def parse_config(given: ConfigLike) -> GPTConfig | Mapping[str, Any]:
         return _check_keys(given)
     if not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
-            f"the config is a {type(given).__name__}; give a GPTConfig, a mapping such as {{'n_heads': 3}}, a size, or "
+            f"the config is {type_of(given)}; give a GPTConfig, a mapping such as {{'n_heads': 3}}, a size, or "
             "the path of a JSON file."
         )
     text = os.fspath(given)

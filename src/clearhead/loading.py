@@ -12,6 +12,7 @@ from clearhead.inference.declaration import is_whole
 from clearhead.tokenizer.model_vocabulary import check_model_vocabulary
 from clearhead.utils.arguments import Backend, Device, Dtype, checks_names
 from clearhead.utils.packages import need_torch
+from clearhead.utils.text import type_of
 from clearhead.weights.location import bundled as bundled
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def load(
     if not isinstance(device, str):
         raise InputError(f"device is {device!r}; give a name such as 'cpu', 'cuda' or 'mps'.")
     if source is not None and not isinstance(source, (str, os.PathLike)):
-        raise InputError(f"the source is a {type(source).__name__}; give a path, or a name on the hub.")
+        raise InputError(f"the source is {type_of(source)}; give a path, or a name on the hub.")
     if chosen == "torch" and (activations, cache_tokens) != (None, None):
         raise InputError("activations and cache_tokens are settings of the engine; leave them out for backend torch.")
     torch_device = find_device(device) if chosen == "torch" else None

@@ -15,6 +15,7 @@ from clearhead.data.records import Record, read_records
 from clearhead.errors import TokenizerError, TrainingError
 from clearhead.losses import NOT_COUNTED
 from clearhead.tokenizer import Tokenizer
+from clearhead.utils.text import type_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,6 @@ def describe_fields(values: dict[str, Any], *keys: str) -> str:
         value = values[key]
         if isinstance(value, str):
             return "a text" if value else "empty"
-        return json.dumps(value) if isinstance(value, int | float | None) else f"a {type(value).__name__}"
+        return json.dumps(value) if isinstance(value, int | float | None) else type_of(value)
 
     return ", ".join(f"{key} is {state(key)}" for key in keys)

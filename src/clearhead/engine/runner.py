@@ -38,6 +38,7 @@ from clearhead.engine.scores import BLOCK, TOKENS
 from clearhead.inference.logprobs import empty_scores, slice_scores
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_fork, check_score_work, check_work
 from clearhead.utils.jit import compile_notice
+from clearhead.utils.text import type_of
 
 MOST_ROWS = 512
 """Tokens in one pass; a longer prompt takes several."""
@@ -417,5 +418,5 @@ def _score_scratch(config: GPTConfig, threads: int, rows: int, top: int, n_group
 
 def _own_slot(slot: Slot) -> EngineSlot:
     if not isinstance(slot, EngineSlot):
-        raise TypeError(f"a slot of EngineRunner was expected, not a {type(slot).__name__}.")
+        raise TypeError(f"a slot of EngineRunner was expected, not {type_of(slot)}.")
     return slot

@@ -26,7 +26,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from clearhead.errors import InputError
 from clearhead.inference.declaration import Option, is_number, is_whole, option, with_default
-from clearhead.utils.arguments import refuse_unknown
+from clearhead.utils.arguments import checks_fields, refuse_unknown
+from clearhead.utils.text import type_of
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -43,6 +44,7 @@ _LARGEST_PENALTY = 1000.0  # far beyond any use, and far from overflowing float3
 _LARGEST_BIAS = 1e30
 
 
+@checks_fields(lambda given: refuse_unknown("SamplingParams", given, (one.name for one in fields(SamplingParams))))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How a token is chosen. The defaults draw from the model's own distribution.
@@ -50,7 +52,7 @@ class SamplingParams:
     The order in which the options act is described in `clearhead.inference.sampling`.
 
     Raises:
-        InputError: if a value has the wrong type or is out of range.
+        InputError: if a value has the wrong type or is out of range, or a keyword is unknown.
     """
 
     temperature: float = option(
@@ -271,7 +273,7 @@ def token_ids(name: str, ids: object) -> tuple[int, ...]:
         InputError: if it is something else, or an id is negative.
     """
     if isinstance(ids, (bytes, bytearray, str)) or not hasattr(ids, "__iter__"):
-        raise InputError(f"{name} is a {type(ids).__name__}; give a list of token ids.")
+        raise InputError(f"{name} is {type_of(ids)}; give a list of token ids.")
     found = []
     for token in typing.cast(Sequence[Any], ids):
         if not is_whole(token) or token < 0:

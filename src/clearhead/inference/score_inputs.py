@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clearhead.errors import InputError
 from clearhead.inference.options import Prompt
 from clearhead.inference.scoring import TextToScore
+from clearhead.utils.text import type_of
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
@@ -20,7 +21,7 @@ def is_single(prompt: Prompt | Sequence[Prompt]) -> bool:
         InputError: if it is neither that nor a sequence of prompts.
     """
     if not isinstance(prompt, Sequence) and not hasattr(prompt, "__array__"):
-        raise InputError(f"the prompt is a {type(prompt).__name__}; give text, token ids, or a list of prompts.")
+        raise InputError(f"the prompt is {type_of(prompt)}; give text, token ids, or a list of prompts.")
     return isinstance(prompt, (str, bytes)) or (len(prompt) > 0 and not hasattr(prompt[0], "__len__"))
 
 

@@ -21,6 +21,7 @@ from clearhead.config import GPTConfig
 from clearhead.inference.logprobs import SCORED_ROWS, join_scores, score_rows
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_fork, check_score_work, check_work
 from clearhead.model import GPTModel
+from clearhead.utils.text import type_of
 
 
 @dataclass(eq=False)
@@ -298,5 +299,5 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 def _own_slot(slot: Slot) -> TorchSlot:
     if not isinstance(slot, TorchSlot):
-        raise TypeError(f"a slot of TorchRunner was expected, not a {type(slot).__name__}.")
+        raise TypeError(f"a slot of TorchRunner was expected, not {type_of(slot)}.")
     return slot

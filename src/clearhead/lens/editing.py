@@ -16,6 +16,7 @@ from clearhead.errors import InputError
 from clearhead.lens.activations import Activation, check_indices, names
 from clearhead.lens.hooks import installed
 from clearhead.model import GPTModel
+from clearhead.utils.text import type_of
 
 Change = float | Tensor | npt.ArrayLike | Callable[[Tensor], Tensor | float | npt.ArrayLike]
 """A number, an array or a tensor to replace an activation with, or a function from the activation to it."""
@@ -210,7 +211,7 @@ def _tensor(given: Any, what: str) -> Tensor:
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{what} is a {type(given).__name__}; give a number, an array or a tensor.") from None
+        raise InputError(f"{what} is {type_of(given)}; give a number, an array or a tensor.") from None
 
 
 def _broadcast(new: Tensor, shape: torch.Size, activation: Activation) -> Tensor:

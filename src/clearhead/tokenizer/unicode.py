@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clearhead.errors import TokenizerError
+from clearhead.utils.text import type_of
 
 
 def check_unicode(text: str) -> str:
@@ -12,7 +13,7 @@ def check_unicode(text: str) -> str:
         TokenizerError: if it is not a string, or contains half of a surrogate pair.
     """
     if not isinstance(text, str):
-        raise TokenizerError(f"the text is a {type(text).__name__}; give a string.")
+        raise TokenizerError(f"the text is {type_of(text)}; give a string.")
     if not text.isascii():
         try:
             text.encode("utf-8")

@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from clearhead.errors import InputError
 
@@ -24,6 +24,7 @@ Language = Literal["en", "zh"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def suggest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -56,3 +57,24 @@ def checks_names(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **given)
 
     return wrapper
+
+
+def checks_fields(check: Callable[[dict[str, Any]], object]) -> Callable[[type[T]], type[T]]:
+    """Make a dataclass check the names of its keyword arguments, so that an unknown one is no `TypeError` of Python.
+
+    Args:
+        check: gets the keyword arguments, and raises if one is unknown.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def wrapper(self: T, /, *args: Any, **given: Any) -> None:
+            check(given)
+            init(self, *args, **given)
+
+        setattr(cls, "__init__", wrapper)  # noqa: B010
+        return cls
+
+    return decorate

@@ -18,6 +18,12 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def type_of(value: object) -> str:
+    """Return the type of a value with its article, for a message: `an int`; None is `None`."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 def decode_text(data: bytes, name: str, *, offset: int = 0) -> str:
     """Return the text of a file, or of a part of it; a byte-order mark at the beginning of the file is dropped.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clearhead.errors import WeightsError
-from clearhead.utils.text import printable
+from clearhead.utils.text import printable, type_of
 from clearhead.weights.formats.sniff import check_is_data
 from clearhead.weights.tensors import NUMPY_TYPES, TensorInfo, widen_bfloat16
 
@@ -204,7 +204,7 @@ def _describe(contents: Any) -> str:
     if isinstance(contents, Mapping):
         keys = ", ".join(repr(str(key)) for key in list(contents)[:5])
         return f"a mapping with the keys {keys}" if keys else "an empty mapping"
-    return f"a {type(contents).__name__}"
+    return type_of(contents)
 
 
 class _Storage:
