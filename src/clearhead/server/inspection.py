@@ -48,7 +48,7 @@ class InspectRequest(Strict):
         list[Annotated[str, Field(pattern=r"^(attention\.\d+(\.\d+)?|feed_forward\.\d+)$")]],
         Field(max_length=1000, description="Parts to remove: attention.2.5 is head 5 of block 2."),
     ] = Field(default_factory=list)
-    last: Annotated[int | None, Field(ge=1, description="Run only the last so many tokens.")] = None
+    last: Annotated[int | None, Field(ge=1, description="Run only this many of the last tokens.")] = None
     position: Annotated[int | None, Field(ge=0, description="The token for lens and vectors; by default the last.")] = (
         None
     )

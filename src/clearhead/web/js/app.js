@@ -234,7 +234,7 @@ async function generate(most) {
     await run.queue;
     announce(say(`ended.${ended}`, { count: run.count }));
   } catch (error) {
-    await run.queue?.catch(() => null); // what has come of the text is kept
+    await run.queue?.catch(() => null); // the text generated so far is kept
     announce(say("lost", { error: error.message }), "error");
   }
   showSpeed(run);

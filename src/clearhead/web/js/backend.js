@@ -108,7 +108,7 @@ export class HttpBackend {
     return this.request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
   }
 
-  // Uses an API key from now on, and returns what the page must know about the model.
+  // Uses an API key from now on, and returns the description of the model for the page.
   async unlock(key) {
     this.key = key;
     this.about = await (await this.request("inspect")).json();

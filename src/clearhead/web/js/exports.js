@@ -1,4 +1,4 @@
-// The page's state as a file: HTML that goes on from it, JSON, and the picture on show.
+// The page's state as a file: HTML that resumes from it, JSON, and the picture that is shown.
 
 import { save } from "./dom.js";
 import { asPng, standalone } from "./pictures.js";

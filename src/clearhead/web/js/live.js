@@ -11,7 +11,7 @@ import { Inside } from "./inside.js";
 const FIGURE_SLIDERS = { temperature: ["temperature"], cut: ["temperature", "topK", "topP", "minP"] };
 const LISTED = 8; // tokens of a distribution
 
-// What `Inside` and `Distribution` need of a page, for one figure.
+// The parts of a page that `Inside` and `Distribution` use, for one figure.
 class LiveFigure {
   constructor(figure, backend, config) {
     Object.assign(this, { figure, backend, config, ablation: new Set(), selected: null, pending: 0, request: 0, settled: debounced(250) });
