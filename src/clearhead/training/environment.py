@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from clearhead.training.distributed import Processes
-from clearhead.training.precision import dtype_name
+from clearhead.training.precision import dtype_name, float32_products
 from clearhead.version import __version__
 
 
@@ -33,6 +33,7 @@ def environment(processes: Processes, dtype: torch.dtype) -> dict[str, Any]:
     }
     if processes.device.type == "cuda":
         values["cuda"] = torch.version.cuda
+        values["float32_products"] = float32_products()
     return values
 
 

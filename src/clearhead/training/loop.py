@@ -35,7 +35,7 @@ from clearhead.training.environment import cpu_features, environment
 from clearhead.training.length import find_milestones
 from clearhead.training.objective import Objective
 from clearhead.training.optimizer import make_optimizers
-from clearhead.training.precision import PrecisionChoice, autocast, choose_precision, dtype_name
+from clearhead.training.precision import PrecisionChoice, autocast, choose_precision, dtype_name, float32_products
 from clearhead.training.preference import PreferenceObjective, count_pairs
 from clearhead.training.recipe import RESUMABLE_KEYS, Recipe
 from clearhead.training.record import RunRecord
@@ -88,6 +88,8 @@ class Run:
         self.dtype = self.precision.dtype
         self.kernels: dict[str, str] = {}
         head = None
+        if group.device.type == "cuda":
+            self.kernels = {"float32": float32_products()}
         if group.device.type == "cpu":
             head = head_operations(self.dtype)
             if not t.compile:

@@ -65,6 +65,14 @@ def choose_precision(precision: Precision, device: torch.device, checkpoint: str
     return PrecisionChoice(dtype, "as in the checkpoint")
 
 
+def float32_products() -> str:
+    """Return how a GPU computes float32 products, in words: whole, unless torch's setting allows TF32."""
+    setting = torch.get_float32_matmul_precision()
+    if setting == "highest":
+        return "whole float32; TF32 is off"
+    return f'TF32, 10 of 23 bits of the mantissa (torch.set_float32_matmul_precision("{setting}"))'
+
+
 def _product_rates(device: torch.device) -> dict[torch.dtype, float]:
     """Measure matrix products in float32 and bfloat16 by turns; return the FLOP/s of the best of each.
 
