@@ -181,6 +181,8 @@ def test_errors_and_usage_errors_are_chinese() -> None:
     assert result.returncode == 2 and "没有选项 --temp（可能是：--temperature）" in result.stderr.decode()
     assert "用法：" in call("params", "--help", "--lang", "zh").stdout.decode()
     assert "Usage:" in call("params", "--help").stdout.decode()  # the choice does not stay
+    assert "查看、核对" in call("weights", "--help", "--lang", "zh").stdout.decode()
+    assert "缺少命令" in call("--lang", "zh").stderr.decode()
     assert "--lang is 'fr'; give en or zh." in call("params", "--lang", "fr").stderr.decode()
     result = run("new", "--help", env={"LC_ALL": "zh_CN.UTF-8"})
     assert "创建一个随机权重的模型。" in result.stdout.decode() and "…" not in result.stdout.decode()

@@ -141,6 +141,7 @@ def make_app() -> typer.Typer:
     _add_verbs(app, {verb.__name__: (verb, sys.modules[verb.__module__].EPILOG) for verb in VERBS})
     for group in (corpus, lens, weights):
         below = typer.Typer(cls=VerbGroup, no_args_is_help=True, rich_markup_mode="rich")
+        below.callback()(flatten(_group))
         _add_verbs(below, group.VERBS)
         app.add_typer(below, name=group.__name__.rpartition(".")[2], help=translation(group.HELP))
     return app
@@ -183,6 +184,10 @@ def _clearhead(
     ] = False,
 ) -> None:
     """A GPT-2 that you can read, trust and run fast."""
+
+
+def _group() -> None:
+    """Take `--lang` before a verb of a group, or with the help of the group."""
 
 
 def _fail(sentence: str, status: int) -> NoReturn:

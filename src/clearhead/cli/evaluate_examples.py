@@ -65,7 +65,7 @@ def _evaluate_responses(files: Sequence[Path], loader: partial[GPT], text: str |
 
     gpt = loader(backend="torch")
     if gpt.tokenizer is None:
-        raise InputError("this model has no tokenizer; put its files (tokenizer.json) beside the weights.")
+        raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     template = template_of(gpt.tokenizer) if text is None else PromptTemplate.from_recipe(text)
     if not as_json:
         print(f"{'loss':>9} {'perplexity':>11} {'tokens':>10} {'examples':>9}  file")

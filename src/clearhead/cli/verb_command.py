@@ -62,10 +62,15 @@ class VerbCommand(TyperCommand):
 class VerbGroup(TyperGroup):
     """The command itself, and a group of verbs below it."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the verb."""
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the verb."""
         with _in_the_users_language():
-            return super().resolve_command(ctx, args)
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        with _in_the_users_language():
+            return super().invoke(ctx)
 
     def get_help_option(self, ctx: Any) -> Any:
         """Return `--help`."""
@@ -84,11 +89,11 @@ def _localized(option: Any) -> Any:
 
 @contextlib.contextmanager
 def _in_the_users_language() -> Iterator[None]:
-    """Translate usage errors, which are worded when they are shown."""
+    """Translate usage errors, which are worded when they are shown; each once, by the innermost command."""
     try:
         yield
     except Exception as error:
-        if callable(getattr(error, "format_message", None)):
+        if callable(getattr(error, "format_message", None)) and "format_message" not in vars(error):
             sentence = translate(error.format_message())  # type: ignore[attr-defined]
             error.format_message = lambda: sentence  # type: ignore[attr-defined]
         raise
