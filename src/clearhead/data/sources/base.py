@@ -115,6 +115,32 @@ class DocumentSource(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A source that is one file.
+
+    Attributes:
+        name: as the user gave it.
+        path: of the file.
+    """
+
+    name: str
+    path: Path
+
+    def size(self) -> int:
+        """Return the length of the file in bytes."""
+        return file_size(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class SequentialFile(FileSource):
+    """A file that is read from its beginning to its end; a cursor's digest covers everything before it."""
+
+    def check(self, cursor: Cursor) -> None:
+        """Compare the beginning of the file with the cursor's digest."""
+        check_prefix(self.path, cursor, self.name)
+
+
 @contextlib.contextmanager
 def open_source(path: Path) -> Iterator[BinaryIO]:
     """Open a source's file for reading.

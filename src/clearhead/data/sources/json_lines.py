@@ -13,8 +13,7 @@ from clearhead.data.sources.base import (
     HASH_BYTES,
     Chunk,
     Cursor,
-    check_prefix,
-    file_size,
+    SequentialFile,
     hash_prefix,
     open_source,
     read_range,
@@ -26,17 +25,11 @@ _LONGEST_LINE = 1 << 28  # bytes; a longer line means that the file is not JSON 
 
 
 @dataclass(frozen=True, slots=True)
-class JsonLines:
+class JsonLines(SequentialFile):
     """A JSON object on each line, one of whose fields is the document. The text is used unchanged."""
 
-    name: str
-    path: Path
     field: str = "text"
     kind: str = "json"
-
-    def size(self) -> int:
-        """Return the length of the file in bytes."""
-        return file_size(self.path)
 
     def chunks(self, start: Cursor, *, cut_documents: bool) -> Iterator[Chunk]:
         """Yield groups of whole lines with their byte ranges."""
@@ -46,10 +39,6 @@ class JsonLines:
                 hashed.update(data)
                 end = begin + len(data)
                 yield Chunk((begin, end), Cursor(end, False, hashed.hexdigest()), len(data))
-
-    def check(self, cursor: Cursor) -> None:
-        """Compare the beginning of the file with the cursor's digest."""
-        check_prefix(self.path, cursor, self.name)
 
     def fragments(self, content: tuple[int, int]) -> Iterator[Fragment]:
         """Yield the documents of a byte range."""

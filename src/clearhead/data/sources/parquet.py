@@ -7,27 +7,20 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
-from pathlib import Path
 from typing import Any, cast
 
 from clearhead.data.documents import Fragment
-from clearhead.data.sources.base import Chunk, Cursor, file_size, open_source, source_changed
+from clearhead.data.sources.base import Chunk, Cursor, FileSource, open_source, source_changed
 from clearhead.data.sources.rows import READ_ROWS, in_groups, row_fragments
 from clearhead.errors import InputError, TrainingError
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetFile:
+class ParquetFile(FileSource):
     """A table, one of whose columns is the document. The text is used unchanged."""
 
-    name: str
-    path: Path
     field: str = "text"
     kind: str = "parquet"
-
-    def size(self) -> int:
-        """Return the length of the file in bytes."""
-        return file_size(self.path)
 
     def chunks(self, start: Cursor, *, cut_documents: bool) -> Iterator[Chunk]:
         """Yield groups of rows with their texts."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from clearhead.data.documents import BLOCK_BYTES, Fragment, TextBlock, fragments_in, read_blocks
 from clearhead.data.sources.base import (
     Chunk,
     Cursor,
-    check_prefix,
-    file_size,
+    SequentialFile,
     hash_prefix,
     open_source,
     read_range,
@@ -20,16 +18,10 @@ from clearhead.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class TextFile:
+class TextFile(SequentialFile):
     """UTF-8 text, with a line `<|endoftext|>` between documents."""
 
-    name: str
-    path: Path
     kind: str = "text"
-
-    def size(self) -> int:
-        """Return the length of the file in bytes."""
-        return file_size(self.path)
 
     def chunks(self, start: Cursor, *, cut_documents: bool) -> Iterator[Chunk]:
         """Yield blocks of the file with their byte ranges."""
@@ -40,10 +32,6 @@ class TextFile:
             ):
                 hashed.update(data)
                 yield Chunk(block, Cursor(block.end, not block.closed, hashed.hexdigest()), len(data))
-
-    def check(self, cursor: Cursor) -> None:
-        """Compare the beginning of the file with the cursor's digest."""
-        check_prefix(self.path, cursor, self.name)
 
     def fragments(self, content: TextBlock) -> Iterator[Fragment]:
         """Yield the documents, or parts of documents, of a block."""
