@@ -53,7 +53,10 @@ MACHINES = [
         {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "NUMBA_CPU_NAME": "generic"},
         _NUMERIC,
     ),
-    Machine("avx2", {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, _NUMERIC),
+    Machine(
+        "avx2", {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "CLEARHEAD_KERNELS": "avx2"}, _NUMERIC
+    ),
+    Machine("every-kernel", {"TEST_KERNELS": "all"}, ["tests/test_engine_load.py"]),
     Machine("two-threads", {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}, _NUMERIC),
     Machine(
         "plain-locale",
