@@ -59,6 +59,7 @@ SLOW_MODULES = {
     "test_tour_live.py",
     "test_runs.py",
     "test_recipes.py",
+    "test_trackers.py",
     "test_training_distributed.py",
     "test_training_precision.py",
     "test_training_record.py",

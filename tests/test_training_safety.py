@@ -33,6 +33,7 @@ from clearhead.training.samples import encode_prompts
 from clearhead.training.spikes import SpikeDetector
 from clearhead.training.step import Stepper
 from clearhead.training.task import PretrainingTask, Scores
+from clearhead.training.trackers import TensorBoardTracker
 from clearhead.training.train import find_lr, train
 
 ROOT = Path(__file__).parents[1]
@@ -249,11 +250,12 @@ class _FullBoard:
 
 
 def test_a_full_disk_at_the_end_hides_no_other_error(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path, False, 5)
-    record._tensorboard = _FullBoard()
+    board = TensorBoardTracker(tmp_path, recipe())
+    record = RunRecord(tmp_path, False, 5, [board])
+    board._writer = _FullBoard()
     with pytest.raises(TrainingError, match=r"no space left in .* for TensorBoard's files"), record:
         pass
-    record._tensorboard = _FullBoard()
+    board._writer = _FullBoard()
     with pytest.raises(TrainingError, match="the first error"), record:
         raise TrainingError("the first error")
 

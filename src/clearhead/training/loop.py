@@ -46,6 +46,7 @@ from clearhead.training.step import Step, Stepper
 from clearhead.training.stopping import handle_stop_signals
 from clearhead.training.task import Scores, Task
 from clearhead.training.throughput import memory_used, peak_flops, training_flops
+from clearhead.training.trackers import make_trackers
 
 _SETTLED = 5.0  # seconds of training before the machine's peak is measured; shorter runs go without
 
@@ -104,7 +105,8 @@ class Run:
         spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
         dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
         self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout, count)
-        self.record = RunRecord(out, group.is_first, t.steps)
+        trackers = make_trackers(recipe, out) if group.is_first else []
+        self.record = RunRecord(out, group.is_first, t.steps, trackers)
         self.step = 0
         self.milestones = {milestone.step: milestone.name for milestone in find_milestones(t.milestones, task)}
         self.clock = Clock()

@@ -24,6 +24,8 @@ CountedTokens = Literal["response", "all"]
 Freeze = Literal["none", "all but the last block"]
 Parallel = Literal["replicate", "shard"]
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
 
 @dataclass(frozen=True, slots=True)
 class FineTuneRecipe:
@@ -111,6 +113,8 @@ class TrainingRecipe:
         parallel: with several processes, whether each has the whole model (`replicate`, DDP) or a part (`shard`,
             FSDP2, for a model that does not fit).
         log_every: steps between lines of metrics.
+        log_to: where metrics go besides the run's folder, of `tensorboard`, `wandb` and `mlflow`; TensorBoard, if it
+            is installed, by default.
         evaluate_every: steps between validations.
         evaluate_windows: windows of each held-out text in such a validation; the end evaluates all of it.
         samples: prompts that the model continues at each validation.
@@ -148,6 +152,7 @@ class TrainingRecipe:
     on_spike: OnSpike = "report"
     parallel: Parallel = "replicate"
     log_every: int = 10
+    log_to: tuple[str, ...] = ()
     evaluate_every: int = 250
     evaluate_windows: int = 32
     samples: tuple[str, ...] = ()
@@ -161,7 +166,16 @@ class TrainingRecipe:
 RESUMABLE_KEYS = frozenset(
     (
         *("steps", "decay_steps", "final_share", "schedule", "warmup_steps"),  # the rates themselves are compared
-        *("parallel", "log_every", "evaluate_every", "evaluate_windows", "samples", "sample_tokens", "sampling"),
+        *(
+            "parallel",
+            "log_every",
+            "log_to",
+            "evaluate_every",
+            "evaluate_windows",
+            "samples",
+            "sample_tokens",
+            "sampling",
+        ),
         *("checkpoint_every", "keep_checkpoints", "milestones", "epochs", "tokens", "words"),
         *(
             "start",

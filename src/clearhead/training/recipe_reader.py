@@ -9,14 +9,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from clearhead.config import GPTConfig
 from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.data.templates import PromptTemplate
 from clearhead.errors import ConfigError, InputError, TrainingError
 from clearhead.inference.options import SamplingParams
-from clearhead.training.recipe import FineTuneRecipe, Recipe, TrainingRecipe
+from clearhead.training.recipe import FineTuneRecipe, Recipe, TrackerName, TrainingRecipe
 
 _T = TypeVar("_T")
 _INTEGER_LIMIT = 2**63  # TOML's whole numbers are below it, and not below its negative
@@ -255,6 +255,10 @@ def check_training(t: TrainingRecipe, *, resolved: bool = False) -> None:
         raise TrainingError("[training] lacks steps; it gives the length of the run as steps, epochs, tokens or words.")
     if len(lengths) > 1 and not resolved:
         raise TrainingError(f"[training] has both {' and '.join(lengths)}; give the length of the run once.")
+    for name in t.log_to:
+        if name not in get_args(TrackerName):
+            known = ", ".join(get_args(TrackerName))
+            raise TrainingError(f"log_to in [training] has {name!r}; it must be a list of {known}.")
     if t.schedule == "cosine" and t.decay_steps:
         raise TrainingError(
             f"decay_steps is {t.decay_steps} and the schedule is cosine, which falls from the warm-up to the end; "

@@ -1,11 +1,9 @@
-"""Record a run: lines of metrics, TensorBoard's files if it is installed, the display on the terminal, the curves."""
+"""Record a run: lines of metrics, the trackers, the display on the terminal, the curves."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import math
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,9 +13,10 @@ from clearhead.errors import InputError, TrainingError
 from clearhead.training.curves import curves_svg
 from clearhead.training.display import Display, Status
 from clearhead.training.run_folder import MetricsFile, disk_full_explained, read_metrics, write_text
+from clearhead.training.trackers import Tracker, TrackerLostError
 from clearhead.utils.atomic import write_bytes
 
-_CURVES, _TENSORBOARD = "curves.svg", "tensorboard"
+_CURVES = "curves.svg"
 
 
 class RunRecord:
@@ -27,16 +26,19 @@ class RunRecord:
         out: the run's folder.
         is_first: whether this is the first process.
         steps: the number of steps of the run.
+        trackers: where metrics go besides; those of the first process are used.
     """
 
-    def __init__(self, out: Path, is_first: bool, steps: int) -> None:
+    def __init__(self, out: Path, is_first: bool, steps: int, trackers: Sequence[Tracker] = ()) -> None:
         self.out, self.is_first = out, is_first
         self.metrics = MetricsFile(out)
         self.display = Display(steps) if is_first else None
-        self._tensorboard: Any = None
-        self._purge: int | None = None  # TensorBoard forgets the steps from this one on
+        self.trackers = trackers
 
     def __enter__(self) -> Self:
+        if self.is_first:
+            for tracker in self.trackers:
+                tracker.open()
         if self.display is not None:
             self.display.__enter__()
         return self
@@ -47,33 +49,40 @@ class RunRecord:
         if self.display is not None:
             self.display.__exit__(kind, error, trace)
         try:
-            self.close()
+            if error is None:
+                for tracker in self.trackers:
+                    tracker.flush()
+            else:
+                self.close(stopped=True)
         except (OSError, TrainingError):
             if error is None:  # otherwise that one is reported
                 raise
 
-    def close(self) -> None:
-        """Flush TensorBoard's writer.
+    def close(self, *, stopped: bool = False) -> None:
+        """Close the trackers.
+
+        Args:
+            stopped: whether the run may resume.
 
         Raises:
             TrainingError: if there is no space left.
         """
-        writer, self._tensorboard = self._tensorboard, None
-        if writer is not None:
-            with self._room_for_tensorboard():
-                writer.close()
+        for tracker in self.trackers:
+            tracker.close(stopped=stopped)
 
     def begin(self) -> None:
         """Remove what a run left here that stopped before its first checkpoint."""
         if self.is_first:
             self.metrics.forget()
-            shutil.rmtree(self.out / _TENSORBOARD, ignore_errors=True)
+            for tracker in self.trackers:
+                tracker.begin()
 
     def resume_from(self, step: int) -> None:
         """Remove the metrics of later steps and of the run's end."""
         if self.is_first:
             self.metrics.forget_after(step)
-            self._purge = step + 1
+            for tracker in self.trackers:
+                tracker.resume_from(step)
 
     def add(self, step: int, **values: Any) -> None:
         """Append a line of metrics.
@@ -84,14 +93,11 @@ class RunRecord:
         if not self.is_first:
             return
         self.metrics.add(step=step, **values)
-        writer = self._tensorboard_writer()
-        if writer is not None:
-            with self._room_for_tensorboard():
-                for name, value in flatten(values).items():
-                    if isinstance(value, str):
-                        writer.add_text(name, value, step)
-                    elif math.isfinite(value):
-                        writer.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            try:
+                tracker.add(step, flatten(values))
+            except TrackerLostError as error:
+                self.say(str(error))
 
     def contains(self, step: int, key: str) -> bool:
         """Return whether there is a line of this step with that key; False if another process writes them."""
@@ -118,18 +124,6 @@ class RunRecord:
         write_text(self.out / _CURVES, svg)
         with disk_full_explained("curves.png", self.out), contextlib.suppress(InputError):
             write_bytes(self.out / "curves.png", png(svg))
-
-    def _tensorboard_writer(self) -> Any:
-        """Return TensorBoard's writer, created when it is first used; None if TensorBoard is not installed."""
-        if self._tensorboard is None and importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self.out / _TENSORBOARD), purge_step=self._purge)
-            self._purge = None
-        return self._tensorboard
-
-    def _room_for_tensorboard(self) -> contextlib.AbstractContextManager[None]:
-        return disk_full_explained("TensorBoard's files", self.out)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:

@@ -5,6 +5,7 @@ environment.json    versions, machine, command model/         at the end: a Hugg
 metrics.jsonl       a line for each report     curves.svg     the metrics, drawn
 corpus/             the token shards, unless another folder was named for them
 test.jsonl          the outputs for each test example of a fine-tuning
+trackers.json       what Weights & Biases and MLflow call the run
 """
 
 from __future__ import annotations

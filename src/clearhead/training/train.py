@@ -28,6 +28,7 @@ from clearhead.training.precision import PrecisionChoice, choose_precision
 from clearhead.training.recipe import Precision, Recipe
 from clearhead.training.run_folder import ENVIRONMENT, RECIPE, run_lock, write_text
 from clearhead.training.task import PretrainingTask
+from clearhead.training.trackers import check_trackers
 from clearhead.weights.tensors import SAVED
 
 
@@ -116,6 +117,7 @@ def _check_settings(recipe: Recipe, dtype: str, device: torch.device) -> None:
         raise TrainingError(f"the model cannot be saved as {dtype!r}; choose {', '.join(SAVED)} (--dtype).")
     if recipe.training.compile:
         _check_compiler(device)
+    check_trackers(recipe.training.log_to)
 
 
 def _check_folder(out: Path, resume: bool) -> None:

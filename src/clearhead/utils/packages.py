@@ -14,6 +14,8 @@ _EXTRAS = {
     "pyarrow": ("the package pyarrow", "train"),
     "peft": ("the package peft", "train"),
     "tensorboard": ("the package tensorboard", "train"),
+    "wandb": ("the package wandb", "track"),
+    "mlflow": ("the package mlflow", "track"),
 }
 """The packages of the extras: what people call each, and the extra that installs it."""
 
