@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from clearhead.engine.variants import runnable
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
+from clearhead.utils import system
 from clearhead.utils.system import usable_cores
 
 CONFIG = GPTConfig(vocab_size=101, context_length=40, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True)
@@ -120,11 +122,16 @@ def test_the_longest_unused_weights_make_room(folder: Path, cache: Path, monkeyp
     assert len(list(cache.iterdir())) == 3
 
 
-def test_a_disk_with_little_room_keeps_nothing(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_with_little_room_keeps_nothing(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     usage = shutil.disk_usage(folder)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert np.isfinite(_logits(clearhead.load(folder))).all()
+    monkeypatch.setattr(system._Reported, "lost_cache", False)
+    for _ in range(2):
+        assert np.isfinite(_logits(clearhead.load(folder))).all()
     assert list(cache.iterdir()) == []
+    assert capsys.readouterr().err.count("are more than a tenth of the free space), so every run") == 1
 
 
 def test_kept_weights_that_are_cut_short_are_made_anew(
@@ -180,12 +187,78 @@ def test_kept_weights_with_flipped_bits_are_made_anew(
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_does_not_matter(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_that_cannot_be_written_is_said_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CLEARHEAD_CACHE", str(tmp_path / "file"))
-    assert np.isfinite(_logits(clearhead.load(folder, dtype="int8"))).all()
+    monkeypatch.setattr(system._Reported, "lost_cache", False)
+    for _ in range(2):
+        assert np.isfinite(_logits(clearhead.load(folder, dtype="int8"))).all()
+    assert capsys.readouterr().err.count(f"cannot be kept in {tmp_path / 'file'} (") == 1
+
+
+def test_weights_in_a_folder_that_cannot_be_read_are_packed_again(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = _logits(clearhead.load(folder, dtype="int8"))
+
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent == cache:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(system._Reported, "lost_cache", False)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert (_logits(clearhead.load(folder, dtype="int8")) == first).all()
+    assert "packed weights cannot be kept in" in capsys.readouterr().err
+
+
+SMALL = """
+from clearhead.utils.jit import compile_notice, entry
+
+
+@entry
+def double(x):
+    return 2 * x
+
+
+@entry
+def half(x):
+    return x / 2
+
+
+with compile_notice("Compiling"):
+    print(double(4), half(4.0))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither this limit nor these permissions")
+@pytest.mark.parametrize("loss", ["full", "unreadable"])
+def test_code_that_cannot_be_kept_runs_and_that_is_said_once(tmp_path: Path, loss: str) -> None:
+    """A process that may write no byte to any file stands for a full disk."""
+    import resource
+
+    command = [sys.executable, "-B", str(tmp_path / "small.py")]
+    if loss == "unreadable" and os.geteuid() == 0:  # root reads every folder, unless it gives up that right
+        if shutil.which("setpriv") is None:
+            pytest.skip("setpriv is not installed")
+        command = ["setpriv", "--bounding-set=-all", *command]
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o000 if loss == "unreadable" else 0o755)
+    (tmp_path / "small.py").write_text(SMALL)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CLEARHEAD_CACHE": str(cache)},
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))) if loss == "full" else None,
+    )
+    reason = "File too large" if loss == "full" else "Permission denied"
+    assert (done.returncode, done.stdout) == (0, "8 2.0\n"), done.stderr
+    assert done.stderr.count("compiled code cannot be kept in") == done.stderr.count(f"({reason})") == 1, done.stderr
 
 
 def test_more_threads_than_cores_are_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.utils.atomic import atomic_path
-from clearhead.utils.system import cache_folder, free_memory, usable_cores
+from clearhead.utils.system import cache_folder, free_memory, report_lost_cache, usable_cores
 from clearhead.weights.fingerprint import ContentRecord
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.tensors import TensorInfo
@@ -35,6 +35,8 @@ VERSION = 6
 
 _DISK_SHARE = 0.1
 """All kept weights take at most this share of the disk's free space; the longest unused go first."""
+_WEIGHTS = "packed weights"
+"""What a lost cache loses here, for the message."""
 _BLOCK_BYTES = 1 << 20
 """Bytes whose checksum is computed together."""
 _OTHER_BYTES = 200_000_000
@@ -150,7 +152,11 @@ def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
     from clearhead.engine.building import layout
 
     path = _kept_path(source, dtype, activations)
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return None
+    except OSError as error:  # the folder cannot be read
+        report_lost_cache(_WEIGHTS, error)
         return None
     try:
         file = SafetensorsFile(path)
@@ -191,8 +197,10 @@ def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
             arrays = _calibrated(source, activations, threads)
         else:
             arrays = build(source.config, source.lazy(row_major=False), dtype, threads, activations)
-    with contextlib.suppress(OSError):  # without the kept file the next start is slower, no more
+    try:
         _keep(source, dtype, activations, arrays)
+    except OSError as error:  # without the kept file the next start is slower, no more
+        report_lost_cache(_WEIGHTS, error)
     return arrays
 
 
@@ -218,7 +226,8 @@ def _keep(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:
 
     path = _kept_path(source, dtype, activations)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not _has_room(sum(array.nbytes for array in arrays.values()), path):
+    if not _has_room(size := sum(array.nbytes for array in arrays.values()), path):
+        report_lost_cache(_WEIGHTS, f"{size / 1e6:,.0f} MB are more than a tenth of the free space")
         return
     # Arrays of whole cache lines come first, so that each of them begins at one when the file is mapped.
     arrays = dict(sorted(arrays.items(), key=lambda item: item[1].nbytes % ALIGNMENT != 0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import pickle
@@ -26,7 +27,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.ccallback import CFunc
 
 from clearhead.utils.atomic import write_bytes
-from clearhead.utils.system import cache_folder
+from clearhead.utils.system import cache_folder, report_lost_cache
 
 kernel = njit(nogil=True, error_model="numpy", _nrt=False)
 """Compile a function that other compiled functions call. It runs without Python's lock and allocates nothing."""
@@ -90,37 +91,24 @@ class _CompileNotice(event.Listener):
         if not self._printed:
             self._printed = True
             print(self._text, file=sys.stderr, flush=True)
-            if not _cache_notice_given() and not _can_write(folder := cache_folder()):
-                print(
-                    f"clearhead: {folder} cannot be written, so every run compiles; set CLEARHEAD_CACHE to a folder "
-                    "that can be written.",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            _check_cache()
 
     def on_end(self, event: Any) -> None:
         """Do nothing at the end."""
 
 
-def _cache_notice_given() -> bool:
-    """Return whether this was asked before: the loss of the cache is said once."""
-    before = _Notices.given
-    _Notices.given = True
-    return before
-
-
-class _Notices:
-    given = False
-
-
-def _can_write(folder: Path) -> bool:
-    """Return whether files can be created in a folder, which is created if it does not exist."""
+def _check_cache() -> None:
+    """Report a cache folder in which nothing can be kept, before the time is spent; create it if it does not exist."""
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        report_lost_cache(_MACHINE_CODE, error)
 
+
+_MACHINE_CODE = "compiled code"
 
 # --------------------------------------------------------------------------------------------------------------
 # The cache of machine code
@@ -219,15 +207,20 @@ class _CodeCache(FunctionCache):
             return None
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        with contextlib.suppress(OSError):  # a full disk, or a folder that cannot be written
+        try:
             super().save_overload(signature, data)
+        except OSError as error:  # a full disk, or a folder that cannot be written
+            report_lost_cache(_MACHINE_CODE, error)
 
 
 def _read_checked(path: Path) -> Any:
     """Return the object in a file, or None if the file is missing or damaged."""
     try:
         data = path.read_bytes()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        report_lost_cache(_MACHINE_CODE, error)
         return None
     checksum, data = data[:32], data[32:]
     return pickle.loads(data) if hashlib.sha256(data).digest() == checksum else None

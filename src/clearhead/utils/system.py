@@ -22,6 +22,29 @@ def cache_folder() -> Path:
     return base / "clearhead"
 
 
+class _Reported:
+    lost_cache = False
+
+
+def report_lost_cache(what: str, reason: object) -> None:
+    """Say on standard error, once in a process, that something cannot be kept in the cache folder.
+
+    Args:
+        what: what is lost, as the subject of a sentence.
+        reason: an error of the system, or why in a few words.
+    """
+    if _Reported.lost_cache:
+        return
+    _Reported.lost_cache = True
+    why = reason.strerror or type(reason).__name__ if isinstance(reason, OSError) else reason
+    print(
+        f"clearhead: {what} cannot be kept in {cache_folder()} ({why}), so every run takes this time again; set "
+        "CLEARHEAD_CACHE to a folder that can be read and written, on a disk with enough space.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 def _home() -> Path:
     """Return the home folder; users without one, as in some containers, get a folder among the temporary files."""
     try:
