@@ -23,7 +23,7 @@ _NUMERIC = [
     "tests/test_training_distributed.py",
     "tests/test_finetune.py",
 ]
-_PRINTED = ["tests/test_cli.py", "tests/corpora", "tests/test_training_record.py", "tests/test_weights_cli.py"]
+_PRINTED = ["tests/verbs", "tests/corpora", "tests/test_training_record.py", "tests/test_weights_cli.py"]
 _STORED = ["tests/test_engine_load.py", "tests/test_weights_convert.py", "tests/test_training_safety.py"]
 _SHORT = ["tests/test_sampling.py", "tests/test_model.py"]
 
@@ -69,7 +69,7 @@ MACHINES = [
         "read-only-home",
         {"HOME": "/dev/null/home", "XDG_CACHE_HOME": None, "CLEARHEAD_CACHE": None},
         ["tests/test_gpt.py", "tests/test_weights_convert.py"],
-        ["tests/test_cli.py::test_generate_as_a_process_refuses_in_a_sentence", "tests/test_model.py"],
+        ["tests/verbs/test_cli_generate.py::test_generate_as_a_process_refuses_in_a_sentence", "tests/test_model.py"],
     ),
 ]
 

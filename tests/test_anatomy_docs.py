@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import call
+from command_line import call
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```\n\$ clearhead (.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

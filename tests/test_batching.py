@@ -261,6 +261,7 @@ def test_a_fault_in_one_text_ends_it_alone(caplog: pytest.LogCaptureFixture) -> 
 def test_a_prompt_may_have_tokens_that_are_never_chosen() -> None:
     class Padded:
         vocab_size, end_of_text = 40, None
+        token_bytes: tuple[bytes, ...] = (b"a",) * 40
 
         def stream(self) -> None:
             return None

@@ -396,7 +396,7 @@ def test_files_that_cannot_be_learned_from_are_named(
         ("lora_rank = 4", "lora_rnak = 4", "did you mean 'lora_rank'"),
         ("lora_rank = 4", 'template = "no"', r"must contain \{prompt\} once"),
         ("batch_size", 'optimizer = "muon"\nbatch_size', "Muon is for the matrices"),
-        ('kind = "text"', 'kind = "texts"', "one of text, instructions, classes"),
+        ('kind = "text"', 'kind = "texts"', "one of text, instructions, preferences, classes"),
         ("lora_rank = 4", "context_length = 64", "has 48 positions"),
         ("lora_rank = 4", 'start = "x"', "not TOML"),
         ('valid = "valid.txt"', 'valid = "gone.txt"', r"gone\.txt could not be read"),

@@ -16,7 +16,7 @@ from lens_models import TEXTS, perturbed_model
 from clearhead import lens
 from clearhead.errors import InputError
 from clearhead.lens.head_scores import repeated_tokens
-from clearhead.lens.report import ModelReport, model_report
+from clearhead.lens.report import LensReport, model_report
 from clearhead.lens.report_page import report_page
 from clearhead.model import GPTModel
 
@@ -27,11 +27,11 @@ def model() -> GPTModel:
 
 
 @pytest.fixture(scope="module")
-def report(model: GPTModel) -> ModelReport:
+def report(model: GPTModel) -> LensReport:
     return model_report(model, text=TEXTS[0])
 
 
-def test_losses_and_removals_are_those_of_the_model_run_by_hand(model: GPTModel, report: ModelReport) -> None:
+def test_losses_and_removals_are_those_of_the_model_run_by_hand(model: GPTModel, report: LensReport) -> None:
     n = 12  # as many as fit twice into the context
     (ids,) = repeated_tokens(model.config, n, 1, 1)
     assert ids[:n] == ids[n:]
@@ -49,7 +49,7 @@ def test_losses_and_removals_are_those_of_the_model_run_by_hand(model: GPTModel,
     assert report.removal.values.shape == (3, 4)
 
 
-def test_the_strongest_heads_are_those_of_the_scores(model: GPTModel, report: ModelReport) -> None:
+def test_the_strongest_heads_are_those_of_the_scores(model: GPTModel, report: LensReport) -> None:
     assert [one.kind for one in report.strongest] == list(report.scores.labels[0])
     for one, values in zip(report.strongest, lens.head_scores(model).values, strict=True):
         assert one.score == values.max() == values[one.layer, one.head]
@@ -57,7 +57,7 @@ def test_the_strongest_heads_are_those_of_the_scores(model: GPTModel, report: Mo
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_page_is_whole_and_needs_nothing_else(report: ModelReport, language: str) -> None:
+def test_the_page_is_whole_and_needs_nothing_else(report: LensReport, language: str) -> None:
     page = report_page(report, "<my model>", language)
     assert f'<html lang="{language}">' in page and "<title>" in page and "&lt;my model&gt;" in page
     assert "@" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)

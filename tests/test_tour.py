@@ -407,7 +407,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
-        assert first.startswith("The tour is at http://127.0.0.1:")
+        assert first.startswith("导览在 http://127.0.0.1:")
         status, _, text = _get(first.split()[-1])
         assert status == 200 and "GPT-2 导览" in text
         time.sleep(0.1)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import call, refused
 from rich.cells import cell_len
-from test_cli import call, refused
 from transformers import GPT2LMHeadModel
 
 import clearhead

@@ -121,7 +121,7 @@ def test_nothing_is_written_over_without_force(folder: Path, tmp_path: Path, lay
         (("FOLDER", "FOLDER", "--to", "huggingface", "--force"), "is the source itself"),
         (("FOLDER", "FOLDER/config.json", "--to", "openai"), "is a file, and the layout openai is a folder"),
         (("./none", "x", "--to", "gguf"), "does not exist"),
-        (("FOLDER", "x", "--to", "gguf", "--config", "none.json"), "none.json could not be read"),
+        (("FOLDER", "x", "--to", "gguf", "--config", "none.json"), "none.json does not exist"),
         (("FOLDER", "x/y/z", "--to", "book"), "could not be written"),
     ],
 )

@@ -150,8 +150,8 @@ def test_without_a_network_one_sentence_and_soon(tmp_path: Path) -> None:
     assert "local folder" in closed["text"]
     assert path["error"] == "WeightsError"
     assert "./nowhere does not exist" in path["text"]
-    assert folder["error"] == "WeightsError"  # a folder wins over a hub name, even an empty one
-    assert "it holds nothing" in folder["text"]
+    assert folder["error"] == "HubError"  # a folder wins over a hub name, but not an empty one
+    assert "could not be reached" in folder["text"]
     assert odd["error"] == "WeightsError"
     assert "is not a valid name on the hub" in odd["text"]
     (offline,) = fetch(tmp_path, CLOSED, "gpt2", offline=True)

@@ -64,14 +64,7 @@ def load(
         ConfigError, TokenizerError: if the files next to them are broken.
     """
     chosen = _backend(backend, device, dtype)
-    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
-        raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}.")
-    if cache_tokens is not None and not is_whole(cache_tokens):
-        raise InputError(f"cache_tokens is {cache_tokens!r}; give a whole number, or None for no limit.")
-    if not isinstance(device, str):
-        raise InputError(f"device is {device!r}; give a name such as 'cpu', 'cuda' or 'mps'.")
-    if source is not None and not isinstance(source, (str, os.PathLike)):
-        raise InputError(f"the source is {type_of(source)}; give a path, or a name on the hub.")
+    _check_arguments(source, device, threads, cache_tokens)
     if chosen == "torch" and (activations, cache_tokens) != (None, None):
         raise InputError("activations and cache_tokens are settings of the engine; leave them out for backend torch.")
     torch_device = find_device(device) if chosen == "torch" else None
@@ -93,6 +86,18 @@ def load(
 
     runner: Any = open_runner(opened, dtype, threads, activations, cache_tokens)
     return GPT(lambda: _model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, **around)
+
+
+def _check_arguments(source: object, device: object, threads: object, cache_tokens: object) -> None:
+    """Check the arguments of `load` that no other function checks."""
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}.")
+    if cache_tokens is not None and not is_whole(cache_tokens):
+        raise InputError(f"cache_tokens is {cache_tokens!r}; give a whole number, or None for no limit.")
+    if not isinstance(device, str):
+        raise InputError(f"device is {device!r}; give a name such as 'cpu', 'cuda' or 'mps'.")
+    if source is not None and not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"the source is {type_of(source)}; give a path, or a name on the hub.")
 
 
 def _backend(backend: str, device: str, dtype: str) -> str:

@@ -16,7 +16,7 @@ from clearhead.cli.tables import TextTable
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
-    from clearhead.lens.report import ModelReport
+    from clearhead.lens.report import LensReport
 
 HELP = "Study what happens inside a model."
 
@@ -78,7 +78,7 @@ def report(
         _print(found)
 
 
-def _print(found: ModelReport) -> None:
+def _print(found: LensReport) -> None:
     console = output()
     table = TextTable(("kind", "strongest head", "score"), left=2)
     for one in found.strongest:

@@ -13,6 +13,8 @@ from clearhead.cli.options import flatten
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from clearhead.training.recipe import Recipe
 
 EPILOG = """
@@ -128,11 +130,8 @@ def train(
     keep_freed_memory()
     if start_from.find_lr:
         rates = training.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
-        if not first_process():
-            return
-        for key, rate in rates.items():
-            print(f"{key} = {rate:.2g}")
-        say(f"The curve is in {out / 'find_lr.svg'}.")
+        if first_process():
+            _print_rates(rates, out)
         return
     how: bool | Literal["auto"] = "auto" if start_from.auto_resume else start_from.resume
     folder = training.train(chosen, data, out, corpus_folder=corpus, resume=how, device=device, dtype=dtype)
@@ -142,6 +141,12 @@ def train(
     say(
         f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'
     )
+
+
+def _print_rates(rates: Mapping[str, float], out: Path) -> None:
+    for key, rate in rates.items():
+        print(f"{key} = {rate:.2g}")
+    say(f"The curve is in {out / 'find_lr.svg'}.")
 
 
 def _read(file: Path, from_text: bool) -> Recipe:

@@ -17,7 +17,7 @@ from clearhead.errors import InputError
 from clearhead.inference.runner import check_token_ids
 from clearhead.lens.cache import run_with_cache
 from clearhead.lens.labelled import LabelledArray, picture_html, token_labels
-from clearhead.lens.reading import pieces, read_residual
+from clearhead.lens.reading import depth_names, pieces, read_residual
 from clearhead.model import GPTModel
 
 if TYPE_CHECKING:
@@ -159,16 +159,6 @@ def layer_predictions(
 
 def _chinese(depth: re.Match[str]) -> str:
     return f"第 {depth[1]} 层{'注意力' if depth[2] else ''}" if depth[1] else "嵌入"
-
-
-def depth_names(n_layers: int, sublayers: bool) -> dict[str, str]:
-    """Return the activation and the label of each depth, from the embedding to the last block."""
-    found = {"blocks.0.residual_in": "embedding"}
-    for layer in range(n_layers):
-        if sublayers:
-            found[f"blocks.{layer}.residual_mid"] = f"layer {layer} attention"
-        found[f"blocks.{layer}.residual_out"] = f"layer {layer}"
-    return found
 
 
 def _compared(logits: Tensor, final: Tensor, targets: Tensor, top: int) -> list[Tensor]:

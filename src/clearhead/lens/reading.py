@@ -60,3 +60,13 @@ def read_residual(model: GPTModel, residual: Tensor) -> Tensor:
     """Return the logits [..., V] that a model gives if it ends at a residual [..., C]: the final norm and the head."""
     logits: Tensor = model.head(model.final_norm(residual))
     return logits
+
+
+def depth_names(n_layers: int, sublayers: bool) -> dict[str, str]:
+    """Return the activation and the label of each depth, from the embedding to the last block."""
+    found = {"blocks.0.residual_in": "embedding"}
+    for layer in range(n_layers):
+        if sublayers:
+            found[f"blocks.{layer}.residual_mid"] = f"layer {layer} attention"
+        found[f"blocks.{layer}.residual_out"] = f"layer {layer}"
+    return found

@@ -48,7 +48,7 @@ class Strongest:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelReport:
+class LensReport:
     """What `model_report` finds.
 
     Attributes:
@@ -91,7 +91,7 @@ class ModelReport:
 
 def model_report(
     model: GPTModel, tokenizer: Tokenizer | None = None, text: Sequence[int] | None = None, *, seed: int = 0
-) -> ModelReport:
+) -> LensReport:
     """Measure what heads do, what removing each costs on repeated tokens, and what each depth predicts.
 
     Args:
@@ -109,7 +109,7 @@ def model_report(
     scores = head_scores(model, seed=seed)
     first, second, removal = _removal(model, seed)
     predictions = None if text is None else layer_predictions(model, text, tokenizer=tokenizer)
-    return ModelReport(config, scores, _strongest(model, scores, tokenizer, seed), first, second, removal, predictions)
+    return LensReport(config, scores, _strongest(model, scores, tokenizer, seed), first, second, removal, predictions)
 
 
 def _strongest(model: GPTModel, scores: LabelledArray, tokenizer: Tokenizer | None, seed: int) -> tuple[Strongest, ...]:

@@ -12,7 +12,7 @@ from clearhead.drawing.heat_map import signed_heat_map
 from clearhead.drawing.screen import document_head, screen_css
 from clearhead.drawing.svg import inline
 from clearhead.lens.predictions import LayerPredictions
-from clearhead.lens.report import ModelReport, Strongest
+from clearhead.lens.report import LensReport, Strongest
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -67,7 +67,7 @@ _WORDS: dict[str, tuple[str, str]] = {
 }
 
 
-def report_page(report: ModelReport, name: str, language: str = "en") -> str:
+def report_page(report: LensReport, name: str, language: str = "en") -> str:
     """Return the page.
 
     Args:
@@ -92,7 +92,7 @@ def report_page(report: ModelReport, name: str, language: str = "en") -> str:
 class _Page:
     """The sections of a report in one language."""
 
-    def __init__(self, report: ModelReport, language: str) -> None:
+    def __init__(self, report: LensReport, language: str) -> None:
         self._report, self._language = report, language
 
     def word(self, key: str, **values: object) -> str:

@@ -12,9 +12,8 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.lens.cache import run_with_cache
 from clearhead.lens.labelled import LabelledArray
-from clearhead.lens.predictions import depth_names
 from clearhead.lens.probing import split_examples
-from clearhead.lens.reading import read_residual
+from clearhead.lens.reading import depth_names, read_residual
 from clearhead.model import GPTModel
 from clearhead.utils.progress import Progress
 

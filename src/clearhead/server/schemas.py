@@ -141,7 +141,7 @@ class CompletionRequest(SamplingRequest):
     special: Annotated[bool, Field(description=OPTIONS["special"].help)] = False
 
 
-class Problem(BaseModel):
+class ErrorDetail(BaseModel):
     """What was wrong with a request."""
 
     message: str
@@ -153,7 +153,7 @@ class Problem(BaseModel):
 class ErrorResponse(BaseModel):
     """The body of every response that refuses a request."""
 
-    error: Problem
+    error: ErrorDetail
 
 
 class TextPart(Strict):
