@@ -165,8 +165,9 @@ def test_a_server_that_goes_away_leaves_the_text(browser: Any) -> None:
 
 
 @contextmanager
-def breaking(url: str) -> Iterator[str]:
-    """Pass requests on to a server, except that a stream's connection breaks after its first 3,000 bytes."""
+def breaking(url: str) -> Iterator[tuple[str, threading.Event]]:
+    """Pass requests on to a server, except that a stream's connection ends after 3,000 bytes, when the event is set."""
+    break_now = threading.Event()
     with httpx.Client(timeout=120) as upstream:
 
         class Proxy(BaseHTTPRequestHandler):
@@ -187,6 +188,8 @@ def breaking(url: str) -> Iterator[str]:
                 self.send_header("Content-Length", str(promised or len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+                if promised is not None and promised > len(body):
+                    break_now.wait(60)
                 self.close_connection = True
 
             def log_message(self, format: str, *args: object) -> None:
@@ -196,8 +199,9 @@ def breaking(url: str) -> Iterator[str]:
         thread = threading.Thread(target=proxy.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{proxy.server_port}"
+            yield f"http://127.0.0.1:{proxy.server_port}", break_now
         finally:
+            break_now.set()
             proxy.shutdown()
             thread.join()
             proxy.server_close()
@@ -205,9 +209,15 @@ def breaking(url: str) -> Iterator[str]:
 
 @needs_chromium
 def test_a_stream_that_breaks_keeps_what_has_come(browser: Any, server: TestServer, gpt: GPT) -> None:
-    with breaking(server.url) as url:
+    with breaking(server.url) as (url, break_now):
         page = opened_page(browser, url)
-        text = generate(page, 40)
+        page.length(40)
+        shown = len(page.texts())
+        page.tab.click("#run")
+        page.tab.wait_for_function("shown => document.querySelectorAll('#tokens .token').length > shown", arg=shown)
+        break_now.set()  # a browser drops what it received and the page has not read yet
+        page.finish()
+        text = "".join(page.texts())
         assert "interrupted" in page.status() and "The text so far is kept." in page.status()
         assert len(text) > len(START)
         whole = f"{START}{gpt.generate(START, seed=1, max_new_tokens=40).text}"
