@@ -140,3 +140,19 @@ def browser() -> Iterator[Any]:
         opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Serve the tour of the repository, and return its address."""
+    import threading
+
+    from clearhead.tour.server import open_server
+    from clearhead.tour.site import Site
+
+    with open_server(Site(Path(__file__).parents[1] / "docs" / "tour")) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

@@ -88,6 +88,16 @@ def test_every_text_of_help_is_in_chinese() -> None:
     assert not sorted(text for text in help_texts() if not re.search(r"[\u4e00-\u9fff]", text) and " " in text)
 
 
+def test_no_text_of_help_is_left_over() -> None:
+    """What a change of the English leaves behind in the table would never be shown."""
+    nodes = (node for file in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    texts |= help_texts()  # some are put together
+    source = "\n".join(" ".join(text.split()) for text in texts)
+    left = [key for key in TABLES["help.json"] if " ".join(key.split()) not in source]
+    assert [key for key in left if "completion" not in key] == []  # of these two the library asks
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_message_is_in_the_table(room: str) -> None:
     missing = set()

@@ -11,7 +11,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urljoin
@@ -248,16 +247,6 @@ def test_a_folder_without_a_tour_is_named(tmp_path: Path, make: str) -> None:
 # --------------------------------------------------------------------------------------------------------------
 # The pages
 # --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with open_server(Site(TOUR)) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def _get(url: str) -> tuple[int, str, str]:

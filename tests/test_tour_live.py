@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,11 @@ from browsers import needs_chromium
 from clearhead import GPT
 from clearhead.lens import logit_lens
 from clearhead.tour.live import LIVE_FIGURES
-from clearhead.tour.server import open_server
-from clearhead.tour.site import Site
 
 pytest_plugins = ["page_fixtures"]
 pytestmark = needs_chromium
 
 TOUR = Path(__file__).parents[1] / "docs" / "tour"
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with open_server(Site(TOUR)) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 class OpenChapter:

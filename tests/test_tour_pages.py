@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,12 @@ from browsers import needs_chromium
 
 from clearhead.tour import Chapter, find, parse
 from clearhead.tour.chapters import read
-from clearhead.tour.server import open_server
-from clearhead.tour.site import Site, markdown_page
+from clearhead.tour.site import markdown_page
 
 pytestmark = needs_chromium
 
 TOUR = Path(__file__).parents[1] / "docs" / "tour"
 SCHEMES = ["light", "dark"]
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with open_server(Site(TOUR)) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
