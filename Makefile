@@ -41,7 +41,7 @@ docs: $(VENV)/.installed-docs
 # Damaged files for every reader and bodies for every route, FUZZ_INPUTS of each kind: nothing but success or a ClearheadError.
 FUZZ_INPUTS ?= 10000
 fuzz: $(VENV)/.installed-test
-	FUZZ_INPUTS=$(FUZZ_INPUTS) $(PYTEST) tests/fuzz
+	HYPOTHESIS_PROFILE=random FUZZ_INPUTS=$(FUZZ_INPUTS) $(PYTEST) tests/fuzz
 
 # The tests that a CPU, a locale or a file system could change, on as many kinds of machine as this one can imitate.
 test-machines: $(VENV)/.installed-test

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import hypothesis
 import pytest
 from browsers import CHROMIUM
 from command_line import run
 
 if TYPE_CHECKING:
     from clearhead.data.corpus import Corpus
+
+# The same examples in every run, so that what passed in one clone passes in the next; `make fuzz` and
+# `make test-machines` draw new ones each time.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("random", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 SLOW_MODULES = {
     "test_babylm.py",

@@ -76,7 +76,7 @@ MACHINES = [
 
 def run(machine: Machine, short: bool) -> bool:
     """Run the tests of one variant; return whether they passed."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "random"}
     for name, value in machine.variables.items():
         variables.pop(name, None)
         if value is not None:

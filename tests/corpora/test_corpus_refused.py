@@ -100,6 +100,22 @@ def test_json_of_wrong_types_is_a_sentence(name: str, data: st.DataObject, tmp_p
         build_corpus(plan, folder / "corpus", processes=1)
 
 
+@pytest.mark.parametrize(("key", "wrong"), [("sources", ""), ("learned_from", {}), ("parts", []), ("texts", "")])
+def test_an_empty_value_of_another_type_is_refused(key: str, wrong: Any, tmp_path: Path) -> None:
+    """An empty string, list or table passes every check of its items."""
+    (tmp_path / "a.txt").write_text("some text", encoding="utf-8")
+    plan = plan_of(tmp_path / "a.txt")
+    build_corpus(plan, tmp_path / "corpus", processes=1)
+    manifest = tmp_path / "corpus/manifest.json"
+    state = {"plan": json.loads(manifest.read_text())["plan"], "learned_from": [], "job": 0, "documents": 0}
+    state |= {"documents_before": 0, "place": {"at": 0, "inside": False, "digest": hashlib.sha256().hexdigest()}}
+    state |= {"sources": [], "parts": {}, "texts": {}, key: wrong}
+    manifest.unlink()
+    (tmp_path / "corpus/build.json").write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match=rf"build\.json is malformed .*{key} is .* was expected"):
+        build_corpus(plan, tmp_path / "corpus", processes=1)
+
+
 def test_a_text_without_a_place_to_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clearhead.data.documents._LONGEST_BLOCK", 5000)
     set_block_size(monkeypatch, 1000)

@@ -416,18 +416,35 @@ def _notice_inline_separator(source: TextFile) -> None:
             tail = data[-len(separator) :]
 
 
+_STATE_TYPES: dict[str, type] = {
+    "plan": dict,
+    "learned_from": list,
+    "job": int,
+    "place": dict,
+    "documents": int,
+    "documents_before": int,
+    "sources": list,
+    "parts": dict,
+    "texts": dict,
+}
+"""What stands at each key of the state of an unfinished build."""
+
+
 def _check_state(state: dict[str, Any]) -> None:
     """Check the types in the state of an unfinished build.
 
     Raises:
-        KeyError, TypeError, ValueError: if it is malformed.
+        KeyError, TypeError, ValueError, AttributeError: if it is malformed.
     """
+    for key, kind in _STATE_TYPES.items():
+        # An empty value of another type would pass the checks of its items below.
+        if type(state[key]) is not kind or (kind is int and state[key] < 0):
+            expected = "a whole number from 0 on" if kind is int else f"a {kind.__name__}"
+            raise ValueError(f"{key} is {state[key]!r:.40}, and {expected} was expected")
     for values in (state["place"], *state["learned_from"]):
         cursor = Cursor.from_json(values)
         if type(cursor.consumed) is not int or cursor.consumed < 0 or not isinstance(cursor.digest, str):
             raise ValueError("a position in a source has the wrong type")
-    if any(type(state[key]) is not int or state[key] < 0 for key in ("job", "documents", "documents_before")):
-        raise ValueError("a count is not a whole number from 0 on")
     for source in state["sources"]:
         if type(source["bytes"]) is not int or type(source["read"]) is not int or not isinstance(source["sha256"], str):
             raise ValueError("the record of a source has the wrong type")
