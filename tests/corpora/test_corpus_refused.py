@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.harness import damage_json, dump
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clearhead.cli.corpus.summary import print_summary
 from clearhead.data.corpus import Corpus
 from clearhead.data.corpus_builder import build_corpus
+from clearhead.data.corpus_plan import CorpusPlan
+from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
+from clearhead.data.manifest import checksum
 from clearhead.data.sources import json_lines
 from clearhead.errors import ClearheadError, InputError, TrainingError
 from clearhead.tokenizer import Tokenizer
@@ -75,45 +81,82 @@ def test_invalid_utf8_in_a_parquet_file_is_named(tmp_path: Path) -> None:
         build_corpus(plan_of(tmp_path / "t.parquet"), tmp_path / "corpus")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "build.json"])
-@settings(deadline=None, max_examples=40)
-@given(data=st.data())
-def test_json_of_wrong_types_is_a_sentence(name: str, data: st.DataObject, tmp_path_factory: Any) -> None:
-    """Whatever JSON stands at a key of the manifest or of an unfinished build's state."""
-    folder = tmp_path_factory.mktemp("types")
-    (folder / "a.txt").write_text("some text", encoding="utf-8")
-    plan = plan_of(folder / "a.txt")
-    build_corpus(plan, folder / "corpus", processes=1)
-    manifest = json.loads((folder / "corpus/manifest.json").read_text())
-    values = manifest
-    if name == "build.json":
-        (folder / "corpus/manifest.json").unlink()
-        values = {"plan": manifest["plan"], "learned_from": [], "job": 0, "documents": 0, "documents_before": 0}
-        values |= {"place": {"at": 0, "inside": False, "digest": hashlib.sha256().hexdigest()}}
-        values |= {"sources": [], "parts": {}, "texts": {}}
-    key = data.draw(st.sampled_from(sorted(values)))
-    wrong = (
-        st.none() | st.integers(-3, 3) | st.text(max_size=2) | st.lists(st.integers(), max_size=2) | st.just({"a": 1})
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two texts, a corpus of them in `whole`, and in `begun` a build that ended after the first.
+
+    All of the second text is held out, so that its build fails when the first has been recorded.
+    """
+    folder = tmp_path_factory.mktemp("unfinished")
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text(SEPARATOR.join([f"{name} text"] * 5), encoding="utf-8")
+    build_corpus(two_texts(folder, "0.4"), folder / "whole", processes=1)
+    with pytest.raises(TrainingError, match="all documents of 'b' were drawn"):
+        build_corpus(two_texts(folder, "0.999999"), folder / "begun", processes=1)
+    return folder
+
+
+def two_texts(folder: Path, share: str) -> CorpusPlan:
+    sources = (
+        SourceRecipe(name="a", train="a.txt", validation="0.4"),
+        SourceRecipe(name="b", train="b.txt", validation=share),
     )
-    (folder / "corpus" / name).write_text(json.dumps({**values, key: data.draw(wrong)}))
+    return CorpusPlan.from_recipe(CorpusRecipe(source=sources, tokenizer="characters"), 300, folder, folder / "none")
+
+
+@pytest.mark.parametrize(("corpus", "name"), [("whole", "manifest.json"), ("begun", "build.json")])
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32), sealed=st.booleans())
+def test_json_of_wrong_types_is_a_sentence(
+    corpus: str, name: str, seed: int, sealed: bool, unfinished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever stands anywhere in a manifest or in an unfinished build's state, also under a right checksum."""
+    folder = tmp_path_factory.mktemp("types") / "corpus"
+    shutil.copytree(unfinished / corpus, folder)
+    values = json.loads((folder / name).read_text(encoding="utf-8"))
+    damaged = damage_json(values, random.Random(seed))
+    if sealed and isinstance(damaged, dict):
+        with contextlib.suppress(RecursionError):
+            damaged["checksum"] = checksum(damaged)
+    (folder / name).write_bytes(dump(damaged))
     with contextlib.suppress(ClearheadError):
-        build_corpus(plan, folder / "corpus", processes=1)
+        build_corpus(two_texts(unfinished, "0.4" if corpus == "whole" else "0.999999"), folder, processes=1)
+        print_summary(Corpus(folder))
 
 
-@pytest.mark.parametrize(("key", "wrong"), [("sources", ""), ("learned_from", {}), ("parts", []), ("texts", "")])
-def test_an_empty_value_of_another_type_is_refused(key: str, wrong: Any, tmp_path: Path) -> None:
-    """An empty string, list or table passes every check of its items."""
-    (tmp_path / "a.txt").write_text("some text", encoding="utf-8")
-    plan = plan_of(tmp_path / "a.txt")
-    build_corpus(plan, tmp_path / "corpus", processes=1)
-    manifest = tmp_path / "corpus/manifest.json"
-    state = {"plan": json.loads(manifest.read_text())["plan"], "learned_from": [], "job": 0, "documents": 0}
-    state |= {"documents_before": 0, "place": {"at": 0, "inside": False, "digest": hashlib.sha256().hexdigest()}}
-    state |= {"sources": [], "parts": {}, "texts": {}, key: wrong}
-    manifest.unlink()
-    (tmp_path / "corpus/build.json").write_text(json.dumps(state))
-    with pytest.raises(TrainingError, match=rf"build\.json is malformed .*{key} is .* was expected"):
-        build_corpus(plan, tmp_path / "corpus", processes=1)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sources": ""}, r"build\.json could not be read \(sources is '', and a list was expected\)"),
+        ({"learned_from": {}}, "learned_from is {}, and a list was expected"),
+        ({"parts": []}, r"parts is \[\], and an object was expected"),
+        ({"texts": ""}, "texts is '', and an object was expected"),
+        ({"texts": []}, r"texts is \[\], and an object was expected"),
+        ({"texts": {"../x": {"train": {}, "valid": None}}}, "texts.*'../x', and the name of a file"),
+        ({"parts": {"c.train": {"tokens": 0, "documents": 0, "text_bytes": 0, "shards": []}}}, "does not fit together"),
+        ({"place": {"at": -1, "inside": False, "digest": ""}}, "place.at is -1, and a whole number from 0 on was"),
+        ({"job": 9}, "does not fit together: it is at source 9 and has the records of 1 of 2"),
+    ],
+)
+def test_a_wrong_state_of_a_build_is_named(
+    change: dict[str, Any], words: str, unfinished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unfinished / "begun", tmp_path / "corpus")
+    path = tmp_path / "corpus/build.json"
+    values = {**json.loads(path.read_text(encoding="utf-8")), **change}
+    path.write_text(json.dumps({**values, "checksum": checksum(values)}), encoding="utf-8")
+    with pytest.raises(TrainingError, match=words):
+        build_corpus(two_texts(unfinished, "0.999999"), tmp_path / "corpus", processes=1)
+
+
+def test_one_digit_of_an_unfinished_build_that_changed_is_noticed(unfinished: Path, tmp_path: Path) -> None:
+    """With another number of documents, other ones would be drawn to be held out."""
+    shutil.copytree(unfinished / "begun", tmp_path / "corpus")
+    path = tmp_path / "corpus/build.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**values, "documents": values["documents"] + 1}), encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"build\.json could not be read \(its checksum is not that of"):
+        build_corpus(two_texts(unfinished, "0.999999"), tmp_path / "corpus", processes=1)
 
 
 def test_a_text_without_a_place_to_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

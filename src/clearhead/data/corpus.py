@@ -9,14 +9,12 @@ learns that a new document begins there.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from clearhead.data.manifest import JOURNAL, MANIFEST, VERSION, checksum, tokenizer_identity
+from clearhead.data.manifest import JOURNAL, MANIFEST, read_manifest, tokenizer_identity
 from clearhead.data.shards import INDEX, DocumentStarts, Shard, ShardedTokens, TokenSplit
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
@@ -34,6 +32,7 @@ class Corpus:
         folder: the corpus's folder.
         tokenizer: the tokenizer that made the tokens.
         train, valid: the splits, by the name of their text; a text without held-out documents is not in `valid`.
+        sources: what was read.
         manifest: the contents of `manifest.json`.
         key: the checksum of the manifest and so, through the checksums in it, of the whole corpus.
 
@@ -43,35 +42,21 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         path = folder / MANIFEST
-        try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if self.manifest.get("version") != VERSION:
-                raise TrainingError(
-                    f"{folder} was built by another version of Clearhead in another format; delete it and build it "
-                    "again."
-                )
-            self.key: str = self.manifest["checksum"]
-            texts = self.manifest["texts"]
-            self.train = {name: TokenSplit.from_json(text["train"]) for name, text in texts.items()}
-            self.valid = {name: TokenSplit.from_json(text["valid"]) for name, text in texts.items() if text["valid"]}
-            self._dtype = np.dtype(self.manifest["dtype"])
-            if not isinstance(self.key, str) or self.key != checksum(self.manifest):
-                raise ValueError("its checksum is not that of its contents")
-            if self._dtype.kind != "u" or not isinstance(self.manifest["sources"], list):
-                raise ValueError("it has another form")
-        except FileNotFoundError:
+        if not path.exists():
             begun = (folder / JOURNAL).exists()
             raise TrainingError(
                 f"{folder} is not a corpus: it has no {MANIFEST}; "
                 + ("its build has not ended, run the same command again to resume." if begun else "build it first.")
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise TrainingError(
-                f"{path} could not be read ({error}); delete the folder and build the corpus again."
-            ) from None
+            )
+        self.manifest, checked = read_manifest(path)
+        self.key: str = checked["checksum"]
+        self.train = {name: text["train"] for name, text in checked["texts"].items()}
+        self.valid = {name: text["valid"] for name, text in checked["texts"].items() if text["valid"] is not None}
+        self.sources = checked["sources"]
+        self._dtype = np.dtype(checked["dtype"])
         self.folder = folder
         self.tokenizer = Tokenizer.from_folder(folder)
-        if tokenizer_identity(self.tokenizer) != self.manifest["tokenizer"]:
+        if tokenizer_identity(self.tokenizer) != checked["tokenizer"]:
             raise TrainingError(
                 f"the tokenizer in {folder} is not the one that the corpus was built with; restore the old files, or "
                 "delete the folder and build the corpus again."

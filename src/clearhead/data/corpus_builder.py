@@ -11,7 +11,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from clearhead.data.corpus_plan import CorpusPlan, SourceJob, TextPlan, check_pl
 from clearhead.data.corpus_recipe import CorpusRecipe
 from clearhead.data.documents import BLOCK_BYTES, SEPARATOR
 from clearhead.data.encoding import COMPILE_FROM, ChunkEncoder, EncodedChunk
-from clearhead.data.manifest import JOURNAL, MANIFEST, VERSION, checksum, read_journal, tokenizer_identity, write_json
+from clearhead.data.manifest import (
+    JOURNAL,
+    MANIFEST,
+    VERSION,
+    BuildState,
+    read_journal,
+    tokenizer_identity,
+    write_checked,
+)
 from clearhead.data.ray_workers import RayCluster
 from clearhead.data.shards import DocumentStarts, ShardedTokens, ShardWriter, TokenSplit, truncate_files, truncated
 from clearhead.data.sources.base import HASH_BYTES, Chunk, Cursor, DocumentSource
@@ -75,7 +83,7 @@ def build_corpus(plan: CorpusPlan, folder: Path, *, processes: int | RayCluster 
     corpus = Corpus(folder)
     check_plan(plan.to_json(), corpus.manifest["plan"], folder)
     with Progress("comparing the corpus with its texts", None):
-        check_sources(plan.jobs(), corpus.manifest["sources"])
+        check_sources(plan.jobs(), corpus.sources)
     check_shards(corpus)
     return corpus
 
@@ -167,7 +175,7 @@ class _CorpusBuild:
             self._check_what_was_read()
         else:
             learned_from = self.plan.vocabulary.create(self.folder, self._learning_sources(), self.processes)
-            self.state: dict[str, Any] = {
+            self.state: BuildState = {
                 "plan": values,
                 "learned_from": [cursor.to_json() for cursor in learned_from],
                 "job": 0,
@@ -178,7 +186,7 @@ class _CorpusBuild:
                 "parts": {},
                 "texts": {},
             }
-            write_json(journal, self.state)
+            write_checked(journal, self.state)
         self.tokenizer = Tokenizer.from_folder(self.folder)
         self.dtype = np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
         if any(text.validation.kind == "tail" for text in self.plan.texts) and self.tokenizer.byte_lengths() is None:
@@ -187,25 +195,28 @@ class _CorpusBuild:
                 "share of the documents instead."
             )
         for name, text in self.state["texts"].items():
-            for split, values in text.items():
-                if values:
-                    truncate_files(self.folder, f"{name}.{split}", TokenSplit.from_json(values), self.dtype)
+            for part, split in (("train", text["train"]), ("valid", text["valid"])):
+                if split is not None:
+                    truncate_files(self.folder, f"{name}.{part}", split, self.dtype)
 
-    def _restore(self, state: dict[str, Any], plan: dict[str, Any]) -> bool:
+    def _restore(self, state: BuildState, plan: dict[str, Any]) -> bool:
         """Take over the state of an unfinished build, unless that build failed at once and another is wanted now.
 
         Raises:
             TrainingError: if the state is malformed or belongs to another corpus.
         """
-        try:
-            if state["plan"] != plan and not (state["job"] or state["place"]["at"]):
-                return False
-            check_plan(plan, state["plan"], self.folder)
-            _check_state(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if state["plan"] != plan and not (state["job"] or state["place"]["at"]):
+            return False
+        check_plan(plan, state["plan"], self.folder)
+        texts = {text.name for text in self.plan.texts}
+        parts = {f"{name}.{part}" for name in texts for part in ("train", "valid")}
+        read = len(state["sources"])
+        known = state["texts"].keys() <= texts and state["parts"].keys() <= parts
+        if state["job"] != read or read > len(self.jobs) or not known:
             raise TrainingError(
-                f"{self.folder / JOURNAL} is malformed ({error!r}); delete the folder and build the corpus again."
-            ) from None
+                f"{self.folder / JOURNAL} does not fit together: it is at source {state['job']:,} and has the records "
+                f"of {read:,} of {len(self.jobs):,}; delete the folder and build the corpus again."
+            )
         self.state = state
         return True
 
@@ -255,8 +266,8 @@ class _CorpusBuild:
             start = Cursor()
 
     def _tokens(self) -> int:
-        done: int = sum(split["tokens"] for text in self.state["texts"].values() for split in text.values() if split)
-        return done + sum(int(writer.tokens) for writer in self._writers.values())
+        splits = (split for text in self.state["texts"].values() for split in (text["train"], text["valid"]))
+        return sum(one.tokens for one in (*splits, *self._writers.values()) if one is not None)
 
     def _writer(self, held_out: bool, text: TextPlan) -> ShardWriter:
         if held_out not in self._writers:
@@ -293,7 +304,7 @@ class _CorpusBuild:
     def _save(self) -> None:
         for writer in self._writers.values():
             self.state["parts"][writer.name] = writer.checkpoint()
-        write_json(self.folder / JOURNAL, self.state)
+        write_checked(self.folder / JOURNAL, self.state)
         self._saved = time.monotonic()
 
     # --- the end of a source, of a text, of the build --------------------------------------------------------
@@ -351,10 +362,11 @@ class _CorpusBuild:
                 names = ", ".join(source.name for source in sources[:3])
                 raise TrainingError(f"{names} has no text in it; leave it out or fill it.")
         self.state["texts"][text.name] = {
-            "train": asdict(train),
-            "valid": asdict(valid) if valid.tokens else None,
+            "train": train,
+            "valid": valid if valid.tokens else None,
         }
-        self.state |= {"documents": 0, "documents_before": 0, "parts": {}}
+        self.state["documents"] = self.state["documents_before"] = 0
+        self.state["parts"] = {}
         self._save()
         truncate_files(self.folder, f"{text.name}.train", train, self.dtype)
 
@@ -395,7 +407,7 @@ class _CorpusBuild:
             "sources": self.state["sources"],
             "texts": self.state["texts"],
         }
-        write_json(self.folder / MANIFEST, {**values, "checksum": checksum(values)})
+        write_checked(self.folder / MANIFEST, values)
         (self.folder / JOURNAL).unlink()
 
 
@@ -414,43 +426,3 @@ def _notice_inline_separator(source: TextFile) -> None:
                 )
                 return
             tail = data[-len(separator) :]
-
-
-_STATE_TYPES: dict[str, type] = {
-    "plan": dict,
-    "learned_from": list,
-    "job": int,
-    "place": dict,
-    "documents": int,
-    "documents_before": int,
-    "sources": list,
-    "parts": dict,
-    "texts": dict,
-}
-"""What stands at each key of the state of an unfinished build."""
-
-
-def _check_state(state: dict[str, Any]) -> None:
-    """Check the types in the state of an unfinished build.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: if it is malformed.
-    """
-    for key, kind in _STATE_TYPES.items():
-        # An empty value of another type would pass the checks of its items below.
-        if type(state[key]) is not kind or (kind is int and state[key] < 0):
-            expected = "a whole number from 0 on" if kind is int else f"a {kind.__name__}"
-            raise ValueError(f"{key} is {state[key]!r:.40}, and {expected} was expected")
-    for values in (state["place"], *state["learned_from"]):
-        cursor = Cursor.from_json(values)
-        if type(cursor.consumed) is not int or cursor.consumed < 0 or not isinstance(cursor.digest, str):
-            raise ValueError("a position in a source has the wrong type")
-    for source in state["sources"]:
-        if type(source["bytes"]) is not int or type(source["read"]) is not int or not isinstance(source["sha256"], str):
-            raise ValueError("the record of a source has the wrong type")
-    for split in state["parts"].values():
-        TokenSplit.from_json(split)
-    for text in state["texts"].values():
-        for split in text.values():
-            if split is not None:
-                TokenSplit.from_json(split)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.data.corpus_recipe import CorpusRecipe
+from clearhead.data.manifest import SourceIdentity, SourceRecord
 from clearhead.data.sources.base import Cursor, DocumentSource
 from clearhead.data.sources.find import find_sources
 from clearhead.data.vocabulary import Vocabulary
@@ -100,7 +101,7 @@ class SourceJob:
     source: DocumentSource
     held_out: bool
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> SourceIdentity:
         """Return the source's name, kind and field for the manifest."""
         return _describe(self.source)
 
@@ -179,8 +180,11 @@ class CorpusPlan:
         ]
 
 
-def _describe(source: DocumentSource) -> dict[str, Any]:
-    return {"name": source.name, "kind": source.kind} | ({"field": source.field} if hasattr(source, "field") else {})
+def _describe(source: DocumentSource) -> SourceIdentity:
+    found = SourceIdentity(name=source.name, kind=source.kind)
+    if hasattr(source, "field"):
+        found["field"] = source.field
+    return found
 
 
 def check_plan(now: dict[str, Any], then: dict[str, Any], folder: Path) -> None:
@@ -200,7 +204,7 @@ def check_plan(now: dict[str, Any], then: dict[str, Any], folder: Path) -> None:
         )
 
 
-def check_sources(jobs: Sequence[SourceJob], known: Sequence[dict[str, Any]]) -> None:
+def check_sources(jobs: Sequence[SourceJob], known: Sequence[SourceRecord]) -> None:
     """Compare sources with their records in a manifest.
 
     Raises:

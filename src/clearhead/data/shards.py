@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.errors import TrainingError
+from clearhead.utils.json_files import Count, FileName
 
 INDEX = np.dtype("<u4")
 """The type of the numbers in an index file."""
@@ -37,9 +38,9 @@ class Shard:
         index_sha256: the checksum of the index file.
     """
 
-    file: str
-    tokens: int
-    documents: int
+    file: FileName
+    tokens: Count
+    documents: Count
     sha256: str
     index_sha256: str
 
@@ -60,26 +61,10 @@ class TokenSplit:
         shards: the files, in order.
     """
 
-    tokens: int
-    documents: int
-    text_bytes: int
-    shards: tuple[Shard, ...]
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TokenSplit:
-        """Restore a split from the manifest.
-
-        Raises:
-            KeyError, TypeError, ValueError: if the values are not those of a split.
-        """
-        counts = [values["tokens"], values["documents"], values["text_bytes"]]
-        counts += [number for shard in values["shards"] for number in (shard["tokens"], shard["documents"])]
-        names = [shard[key] for shard in values["shards"] for key in ("file", "sha256", "index_sha256")]
-        if not all(type(number) is int and number >= 0 for number in counts):
-            raise ValueError("a count is not a whole number from 0 on")
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ValueError("the name of a shard is not the name of a file")
-        return cls(**{**values, "shards": tuple(Shard(**shard) for shard in values["shards"])})
+    tokens: Count = 0
+    documents: Count = 0
+    text_bytes: Count = 0
+    shards: tuple[Shard, ...] = ()
 
 
 def _map_file(path: Path, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -169,12 +154,12 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, name: str, dtype: np.dtype[Any], shard_tokens: int, state: dict[str, Any] | None = None
+        self, folder: Path, name: str, dtype: np.dtype[Any], shard_tokens: int, state: TokenSplit | None = None
     ) -> None:
         self.folder, self.name, self.dtype, self.shard_tokens = folder, name, dtype, shard_tokens
-        values = state or {"tokens": 0, "documents": 0, "text_bytes": 0, "shards": []}
-        self.tokens, self.documents, self.text_bytes = values["tokens"], values["documents"], values["text_bytes"]
-        self._shards = [Shard(**shard) for shard in values["shards"]]
+        before = state or TokenSplit()
+        self.tokens, self.documents, self.text_bytes = before.tokens, before.documents, before.text_bytes
+        self._shards = list(before.shards)
         self._open: _OpenShard | None = None
         delete_shards(folder, name, len(self._shards) + (self.tokens > len(self._shards) * shard_tokens))
         if left := self.tokens - len(self._shards) * shard_tokens:
@@ -213,16 +198,11 @@ class ShardWriter:
             self._shards.append(self._open.close())
             self._open = None
 
-    def checkpoint(self) -> dict[str, Any]:
+    def checkpoint(self) -> TokenSplit:
         """Flush everything to the disk; return the state from which a new writer continues."""
         if self._open is not None:
             self._open.sync()
-        return {
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "text_bytes": self.text_bytes,
-            "shards": [asdict(shard) for shard in self._shards],
-        }
+        return TokenSplit(self.tokens, self.documents, self.text_bytes, tuple(self._shards))
 
     def close(self) -> TokenSplit:
         """End the last shard; return what was written."""

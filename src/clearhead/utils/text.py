@@ -14,7 +14,10 @@ def printable(text: str) -> str:
 
 def shown(value: object, limit: int = 80) -> str:
     """Return a value from an untrusted file as Python writes it, short and printable, for a message."""
-    text = printable(str(value) if isinstance(value, BaseException) else repr(value))
+    try:
+        text = printable(str(value) if isinstance(value, BaseException) else repr(value))
+    except RecursionError:
+        text = f"a nested {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

@@ -38,6 +38,6 @@ def _numbers(part: TokenSplit) -> list[str]:
         f"{part.documents:,}",
         f"{part.tokens:,}",
         f"{part.text_bytes:,}",
-        f"{part.text_bytes / part.tokens:.2f}",
+        f"{part.text_bytes / max(part.tokens, 1):.2f}",
         f"{len(part.shards):,}",
     ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypedDict
 
 from clearhead.data.documents import Fragment
 from clearhead.errors import TrainingError
+from clearhead.utils.json_files import Count
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -27,7 +28,7 @@ HASH_BYTES = 1 << 22
 class CursorJson(TypedDict):
     """A cursor in `build.json`."""
 
-    at: int
+    at: Count
     inside: bool
     digest: str
 
