@@ -22,6 +22,7 @@ from clearhead.anatomy.architecture.differences import active_parameters, differ
 from clearhead.anatomy.architecture.families import FAMILIES, architecture_from_config
 from clearhead.anatomy.architecture.headers import architecture_from_tensors
 from clearhead.anatomy.architecture.roles import classify
+from clearhead.anatomy.architecture.text import components
 from clearhead.anatomy.architecture.words import CHART, DIFFERENCES, FACTS, MISSING
 from clearhead.anatomy.diagram.layout import LAYOUTS, lay_out
 from clearhead.anatomy.diagram.mermaid import diagram_mermaid
@@ -43,6 +44,18 @@ _OPT = {**_SIZES, "ffn_dim": 48, "max_position_embeddings": 64}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64}),
+    "gpt-1": ("OpenAIGPTConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64}),
+    "gpt-neo": (
+        "GPTNeoConfig",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "vocab_size": 96,
+        },
+    ),
+    "gpt-j": ("GPTJConfig", {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "vocab_size": 96}),
     "llama": ("LlamaConfig", _GROUPED),
     "llama with biases": ("LlamaConfig", {**_GROUPED, "attention_bias": True, "mlp_bias": True}),
     "mistral": ("MistralConfig", _GROUPED),
@@ -235,6 +248,31 @@ def test_unknown_tensors_are_named(tmp_path: Path) -> None:
     assert "1 tensors with 64 parameters are not recognized: vision.patch.weight" in architecture_diagram(found).facts
 
 
+def test_a_table_names_what_is_not_recognized() -> None:
+    _, shapes, _ = reference("llama")
+    found = architecture_from_tensors({**shapes, "vision.patch.weight": (8, 8)}, "odd")
+    assert ("not recognized", 1, 64, 64) in components(found)
+    assert ("未识别", 1, 64, 64) in components(found, "zh")
+
+
+def test_a_family_that_is_not_known_is_read_from_header_and_config(tmp_path: Path) -> None:
+    """Of the config come the numbers that no shape shows; of an encoder, that it is one."""
+    config = transformers.ImageGPTConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=96, n_positions=64)
+    transformers.ImageGPTForCausalImageModeling(config).save_pretrained(tmp_path)
+    found = read_architecture(tmp_path)
+    assert (found.family, found.n_layers, found.emb_dim, found.context_length) == ("imagegpt", 2, 32, 64)
+    assert (found.attention.n_heads, found.attention.head_dim, found.norm) == (4, 8, "RMSNorm")
+    assert found.notes == ()
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "bert"}))
+    with pytest.raises(ConfigError, match="it is an encoder"):
+        read_architecture(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "newgpt", "n_head": "four"}))
+    assert read_architecture(tmp_path).notes == (
+        "Nothing is known here of configs of type 'newgpt', so the number of heads stays open.",
+    )
+
+
 def write_gguf(path: Path) -> int:
     """Write a GGUF of a small Qwen3 with `gguf` and return its parameters."""
     gguf = pytest.importorskip("gguf")
@@ -298,9 +336,9 @@ def test_the_command_prints_draws_and_compares(tmp_path: Path) -> None:
 
 
 BAD = [
-    ({"model_type": "bert"}, "is an encoder (bert)"),
-    ({"model_type": "t5"}, "is an encoder-decoder (t5)"),
-    ({"model_type": "clip"}, "is a vision and text model"),
+    ({"model_type": "bert"}, "is BERT (model_type 'bert'): it is an encoder"),
+    ({"model_type": "t5"}, "is T5 (model_type 't5'): it is an encoder-decoder"),
+    ({"model_type": "clip"}, "it is a vision and text model"),
     ({"model_type": "zebra", "hidden_size": 8}, "has the model type 'zebra', whose config is not known here"),
     ({"model_type": "llama", "hidden_size": 8}, "has no vocab_size"),
     ({"model_type": "llama", "vocab_size": 9, "hidden_size": -8}, "hidden_size is -8"),

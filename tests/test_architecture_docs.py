@@ -48,6 +48,6 @@ def test_pictures_are_up_to_date(lang: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_family_is_in_the_table_and_every_link_leads_somewhere(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     rows = "".join(line for line in text.splitlines() if line.startswith("|"))
-    assert set(re.findall(r"`(\w+)`", rows)) - {"model_type"} == set(FAMILIES)
+    assert set(re.findall(r"`([\w-]+)`", rows)) - {"model_type"} == set(FAMILIES)
     for target in re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / "docs" / target).exists(), target

@@ -286,6 +286,36 @@ def test_other_models_are_refused_by_their_names(tmp_path: Path, make: Callable[
         weights.open(tmp_path)
 
 
+_TINY = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 40, "n_positions": 16}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: transformers.OpenAIGPTConfig(**_TINY), "GPT-1"),
+        (lambda: transformers.ImageGPTConfig(**_TINY), "ImageGPT"),
+        (lambda: transformers.GPTJConfig(**_TINY, rotary_dim=8), "GPT-J"),
+        (
+            lambda: transformers.GPTNeoConfig(
+                hidden_size=64, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], vocab_size=40
+            ),
+            "GPT-Neo",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_models_with_names_like_gpt2s_are_refused_too(tmp_path: Path, make: Callable[[], Any], words: str) -> None:
+    """Some tensors of GPT-Neo have the names and shapes of a nanoGPT."""
+    config = make()
+    imagegpt = isinstance(config, transformers.ImageGPTConfig)
+    kind = transformers.ImageGPTForCausalImageModeling if imagegpt else transformers.AutoModelForCausalLM.from_config
+    kind(config).save_pretrained(tmp_path)
+    with pytest.raises(ClearheadError, match=f"describes {words}.*not a GPT-2"):
+        weights.open(tmp_path)
+    with pytest.raises(ClearheadError, match=f"describes {words}.*not a GPT-2"):
+        weights.open(tmp_path / "model.safetensors")
+
+
 class TestTokenizersBesideTheRows:
     """Tokens that were added to a tokenizer and not to the model; files of tokenizers that are not read."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 _ROTARY = "it has rotary positions and RMS norms, and GPT-2 has learned positions and layer norms"
 _ENCODER = "it is an encoder, which reads a whole text at once and does not continue it"
@@ -11,30 +11,54 @@ _SEQ2SEQ = "it is an encoder-decoder, which has a second network with cross-atte
 _VISION = "it is a vision model, which reads images and not text"
 _AUDIO = "it is a speech model, which reads audio and not text"
 
-OTHER_MODEL_TYPES: dict[str, tuple[str, str]] = {
-    "openai-gpt": (
+
+class OtherModel(NamedTuple):
+    """A kind of model that is not a GPT-2.
+
+    Attributes:
+        title: how people call it.
+        reason: a clause that says why GPT-2's network cannot run it.
+        decoder: whether it is a decoder-only transformer, as GPT-2 is.
+    """
+
+    title: str
+    reason: str
+    decoder: bool = True
+
+
+OTHER_MODEL_TYPES: dict[str, OtherModel] = {
+    "openai-gpt": OtherModel(
         "GPT-1",
         "its norms come after attention and feed-forward, where GPT-2 has them before, and it has no final norm",
     ),
-    "imagegpt": ("ImageGPT", "it continues pixels and not text, and its norms and its GELU differ from GPT-2's"),
-    "gpt_neo": ("GPT-Neo", "every second layer attends to the last 256 tokens only, and its attention is not scaled"),
-    "gptj": ("GPT-J", "it has rotary positions, and attention and feed-forward run side by side"),
-    "gpt_neox": ("GPT-NeoX (Pythia)", "it has rotary positions, and attention and feed-forward run side by side"),
-    "gpt_neox_japanese": ("GPT-NeoX Japanese", "it has rotary positions"),
-    "gpt_bigcode": ("GPTBigCode (StarCoder)", "all heads share one key and one value (multi-query attention)"),
-    "codegen": ("CodeGen", "it has rotary positions, and attention and feed-forward run side by side"),
-    "biogpt": ("BioGPT", "its embeddings are scaled and its positions start at 2"),
-    "ctrl": ("CTRL", "it has sinusoidal positions and not learned ones"),
-    "xlnet": ("XLNet", "it has relative positions and predicts tokens in permuted order"),
-    "opt": ("OPT", "its positions are offset by 2, and q, k and v are separate tensors"),
-    "bloom": ("BLOOM", "it has ALiBi biases and no position embedding"),
-    "mpt": ("MPT", "it has ALiBi biases and no position embedding"),
-    "falcon": ("Falcon", "it has rotary positions and shares keys and values between heads"),
-    "gpt_oss": ("GPT-OSS", "it has rotary positions and experts"),
-    "mamba": ("Mamba", "it is a state-space model without attention"),
-    "rwkv": ("RWKV", "it is a recurrent model without attention"),
+    "imagegpt": OtherModel(
+        "ImageGPT", "it continues pixels and not text, and its norms and its GELU differ from GPT-2's"
+    ),
+    "gpt_neo": OtherModel(
+        "GPT-Neo", "every second layer attends to the last 256 tokens only, and its attention is not scaled"
+    ),
+    "gptj": OtherModel("GPT-J", "it has rotary positions, and attention and feed-forward run side by side"),
+    "gpt_neox": OtherModel(
+        "GPT-NeoX (Pythia)", "it has rotary positions, and attention and feed-forward run side by side"
+    ),
+    "gpt_neox_japanese": OtherModel("GPT-NeoX Japanese", "it has rotary positions"),
+    "gpt_bigcode": OtherModel(
+        "GPTBigCode (StarCoder)", "all heads share one key and one value (multi-query attention)"
+    ),
+    "codegen": OtherModel("CodeGen", "it has rotary positions, and attention and feed-forward run side by side"),
+    "biogpt": OtherModel("BioGPT", "its embeddings are scaled and its positions start at 2"),
+    "ctrl": OtherModel("CTRL", "it has sinusoidal positions and not learned ones"),
+    "xlnet": OtherModel("XLNet", "it has relative positions and predicts tokens in permuted order"),
+    "opt": OtherModel("OPT", "its positions are offset by 2, and q, k and v are separate tensors"),
+    "bloom": OtherModel("BLOOM", "it has ALiBi biases and no position embedding"),
+    "mpt": OtherModel("MPT", "it has ALiBi biases and no position embedding"),
+    "falcon": OtherModel("Falcon", "it has rotary positions and shares keys and values between heads"),
+    "gpt_oss": OtherModel("GPT-OSS", "it has rotary positions and experts"),
+    "mamba": OtherModel("Mamba", "it is a state-space model without attention", decoder=False),
+    "mamba2": OtherModel("Mamba 2", "it is a state-space model without attention", decoder=False),
+    "rwkv": OtherModel("RWKV", "it is a recurrent model without attention", decoder=False),
     **{
-        name: (title, _ROTARY)
+        name: OtherModel(title, _ROTARY)
         for name, title in {
             "llama": "Llama",
             "mistral": "Mistral",
@@ -57,7 +81,7 @@ OTHER_MODEL_TYPES: dict[str, tuple[str, str]] = {
         }.items()
     },
     **{
-        name: (title, _ENCODER)
+        name: OtherModel(title, _ENCODER, decoder=False)
         for name, title in {
             "bert": "BERT",
             "roberta": "RoBERTa",
@@ -73,7 +97,7 @@ OTHER_MODEL_TYPES: dict[str, tuple[str, str]] = {
         }.items()
     },
     **{
-        name: (title, _SEQ2SEQ)
+        name: OtherModel(title, _SEQ2SEQ, decoder=False)
         for name, title in {
             "t5": "T5",
             "mt5": "mT5",
@@ -88,11 +112,9 @@ OTHER_MODEL_TYPES: dict[str, tuple[str, str]] = {
         }.items()
     },
     **{
-        name: (title, _VISION)
+        name: OtherModel(title, _VISION, decoder=False)
         for name, title in {
             "vit": "ViT",
-            "clip": "CLIP",
-            "siglip": "SigLIP",
             "swin": "Swin",
             "deit": "DeiT",
             "beit": "BEiT",
@@ -101,10 +123,14 @@ OTHER_MODEL_TYPES: dict[str, tuple[str, str]] = {
             "detr": "DETR",
         }.items()
     },
-    "whisper": ("Whisper", _AUDIO),
-    "wav2vec2": ("Wav2Vec2", _AUDIO),
+    **{
+        name: OtherModel(title, "it is a vision and text model, which compares images with captions", decoder=False)
+        for name, title in {"clip": "CLIP", "siglip": "SigLIP"}.items()
+    },
+    "whisper": OtherModel("Whisper", _AUDIO, decoder=False),
+    "wav2vec2": OtherModel("Wav2Vec2", _AUDIO, decoder=False),
 }
-"""By `model_type`: the model's name, and why GPT-2's network cannot run it."""
+"""By `model_type`."""
 
 _QUANTIZERS = {"gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "hqq": "HQQ", "aqlm": "AQLM"}
 
@@ -117,8 +143,8 @@ def why_not_gpt2(values: Mapping[str, Any]) -> str:
     kind = values.get("model_type", "gpt2")
     if kind != "gpt2":
         if isinstance(kind, str) and kind in OTHER_MODEL_TYPES:
-            title, reason = OTHER_MODEL_TYPES[kind]
-            return f"describes {title} (model_type {kind!r}), which is not a GPT-2: {reason}"
+            other = OTHER_MODEL_TYPES[kind]
+            return f"describes {other.title} (model_type {kind!r}), which is not a GPT-2: {other.reason}"
         return f"says model_type {kind!r}; Clearhead runs models of type 'gpt2' only"
     quantization = values.get("quantization_config")
     if isinstance(quantization, Mapping):

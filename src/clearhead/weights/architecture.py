@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clearhead.anatomy.architecture.description import Architecture
-from clearhead.anatomy.architecture.families import FAMILIES, architecture_from_config
+from clearhead.anatomy.architecture.families import architecture_from_config, is_known, refuse_other_kinds
 from clearhead.anatomy.architecture.headers import architecture_from_tensors
 from clearhead.anatomy.architecture.roles import classify
 from clearhead.errors import ConfigError, WeightsError
@@ -108,11 +108,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _with_weights(config: dict[str, Any], name: str, shapes: dict[str, tuple[int, ...]] | None) -> Architecture:
     """Return the config's architecture, with the tensors of the file if there is one."""
-    model_type = str(config.get("model_type", ""))
-    inner = config.get("text_config")
-    known = model_type in FAMILIES or isinstance(inner, dict) or shapes is None
-    if not known and shapes is not None:
-        return architecture_from_tensors(shapes, name)
+    if shapes is not None and not is_known(config):
+        refuse_other_kinds(str(config.get("model_type", "")), name)
+        return architecture_from_tensors(shapes, name, config=config)
     architecture = architecture_from_config(config, name)
     if shapes is None:
         return architecture

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from clearhead.config import ConfigLike, GPTConfig, parse_config
-from clearhead.errors import WeightsError
+from clearhead.errors import ConfigError, WeightsError
+from clearhead.model_types import OTHER_MODEL_TYPES, why_not_gpt2
 from clearhead.tokenizer.files import has_tokenizer_files, unread_tokenizer_files
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.llmc import LlmcFile
@@ -179,6 +180,8 @@ def _open_named(path: Path, given: _Given, layout: str | None = None) -> OpenedW
             raise refuse_unknown(weights, file.tensors)
         layout = "huggingface"
     notes: tuple[str, ...] = ()
+    if layout != "huggingface" and given is None:
+        _refuse_other_models(folder)
     state_dicts.refuse_changed(file, layout)
     file, head_notes = adapters.name_book_classifier(file) if layout == "book" else (file, ())
     if layout == "huggingface" and (given is None or (folder / "config.json").is_file()):
@@ -196,6 +199,17 @@ def _open_named(path: Path, given: _Given, layout: str | None = None) -> OpenedW
         return OpenedWeights(file, settled, folder, notes, layout)
     huggingface.refuse_hidden_biases(file, settled)
     return OpenedWeights(file, settled, folder, notes, layout, huggingface.query_scales(folder, settled))
+
+
+def _refuse_other_models(folder: Path) -> None:
+    """Refuse weights beside a config.json of a model that is not a GPT-2, though some names may look like one's.
+
+    Raises:
+        ConfigError: if it names such a model.
+    """
+    values = huggingface.read_json(folder / "config.json")
+    if isinstance(kind := values.get("model_type"), str) and kind in OTHER_MODEL_TYPES:
+        raise ConfigError(f"{folder / 'config.json'} {why_not_gpt2(values)}.")
 
 
 def _open_adapter(weights: Path, given: _Given) -> OpenedWeights:

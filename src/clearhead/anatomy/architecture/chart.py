@@ -84,7 +84,7 @@ class _ChartBuilder:
         arrows += self._block_arrows(previous)
         end = row
         chain = ["add_1" if a.parallel else "add_2"]
-        if self.a.family == "opt" and not a.pre_norm:
+        if a.norm_after_sum:
             chain = ["feed_forward_norm"]
         if a.final_norm:
             chain.append("final_norm")
@@ -155,14 +155,13 @@ class _ChartBuilder:
             return [("input", "", "input"), *norms, ("both", "", "both"), ("add_1", "", "sum")]
         steps = []
         for half, add in (("attention", "add_1"), ("feed_forward", "add_2")):
-            after_sum = a.family == "opt" and not a.pre_norm
             if a.pre_norm:
                 steps.append((f"{half}_norm", "", "norm"))
             steps.append((half, "", "half"))
-            if a.post_norm and not after_sum:
+            if a.post_norm and not a.norm_after_sum:
                 steps.append((f"post_{half}_norm", "", "norm"))
             steps.append((add, "", "sum"))
-            if after_sum:
+            if a.norm_after_sum:
                 steps.append((f"{half}_norm", "", "norm"))
         return steps
 

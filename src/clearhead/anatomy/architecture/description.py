@@ -50,6 +50,7 @@ class AttentionFacts:
         window: tokens that a layer with a sliding window sees; None if every layer sees the whole context.
         windowed_layers: how many layers have the window.
         softcap: the bound of a tanh over the attention scores; None without.
+        scaled: whether scores are divided by the square root of `head_dim`.
     """
 
     n_heads: int | None
@@ -63,6 +64,7 @@ class AttentionFacts:
     window: int | None = None
     windowed_layers: int = 0
     softcap: float | None = None
+    scaled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,9 @@ class Architecture:
         norm: the kind of normalization.
         norm_bias: whether norms add a bias.
         pre_norm: whether a norm stands before each half.
-        post_norm: whether a norm stands after each half, before the sum.
+        post_norm: whether a norm stands after each half.
+        norm_after_sum: whether these norms follow the sum with the shortcut, as in the first transformers; else they
+            stand before it.
         parallel: whether attention and feed-forward read the same input and are added together.
         shared_norm: in a parallel block, whether both halves read one norm's output.
         positions: how a token's position gets in.
@@ -131,6 +135,7 @@ class Architecture:
     norm_bias: bool = True
     pre_norm: bool = True
     post_norm: bool = False
+    norm_after_sum: bool = False
     parallel: bool = False
     shared_norm: bool = False
     positions: PositionKind = "learned"

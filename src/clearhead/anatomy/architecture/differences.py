@@ -90,6 +90,8 @@ def _attention(a: Architecture) -> Iterator[tuple[str, dict[str, object]]]:
         yield "sinks", {}
     if t.window:
         yield "window", {"n": t.windowed_layers, "layers": a.n_layers, "window": t.window}
+    if not t.scaled:
+        yield "unscaled", {}
     if t.softcap:
         yield "attention softcap", {"cap": t.softcap}
 
@@ -118,6 +120,8 @@ def _missing(a: Architecture) -> Iterator[str]:
         yield "norms"
     if a.parallel:
         yield "parallel"
+    if a.attention.window:
+        yield "window"
     if a.attention.n_heads != a.attention.n_kv_heads:
         yield "grouped"
     if a.feed_forward.gated:

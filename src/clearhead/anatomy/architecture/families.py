@@ -13,6 +13,7 @@ from clearhead.anatomy.architecture.description import Architecture, AttentionFa
 from clearhead.anatomy.architecture.family import Config, Family
 from clearhead.anatomy.architecture.tensors import expected_tensors
 from clearhead.errors import ConfigError
+from clearhead.model_types import OTHER_MODEL_TYPES
 
 MOST_LAYERS = 10_000
 """More blocks than any published model has; a config that names more is refused before anything is made for each."""
@@ -41,6 +42,10 @@ _SANDWICH = {
     "post_feed_forward_norm": "post_feedforward_layernorm",
 }
 _AFTER = {**_SANDWICH, "feed_forward_norm": ""}  # OLMo 2: norms after each half only
+# A setting has other names in other families; the first that a config has counts.
+HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length")
+_ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 _MODERN = {"norm": "RMSNorm", "norm_bias": False, "positions": "rotary"}
 
 
@@ -135,6 +140,7 @@ def _opt(a: Architecture, config: Config) -> Architecture:
         a,
         pre_norm=before,
         post_norm=not before,
+        norm_after_sum=not before,
         final_norm=final,
         projected=projected if projected != a.emb_dim else None,
     )
@@ -172,7 +178,57 @@ def _gpt2(a: Architecture, config: Config) -> Architecture:
     return _feed_forward(a, bias=True, width=int(config.get("n_inner") or 4 * a.emb_dim))
 
 
+def _gpt1(a: Architecture, config: Config) -> Architecture:
+    a = replace(_gpt2(a, config), pre_norm=False, post_norm=True, norm_after_sum=True, final_norm=False)
+    return _feed_forward(a, activation=str(config.get("afn", "gelu")))
+
+
+def _gpt_neo(a: Architecture, config: Config) -> Architecture:
+    a = _feed_forward(_attention(a, out_bias=True, scaled=False), bias=True)
+    kinds = config.get("attention_layers")
+    if not isinstance(kinds, list):  # older files give the pattern and how often it is repeated
+        patterns = config.get("attention_types") or [[["global", "local"], -(-a.n_layers // 2)]]
+        kinds = [kind for pattern, times in patterns for _ in range(times) for kind in pattern]
+    local = kinds[: a.n_layers].count("local")
+    return _attention(a, window=int(config.get("window_size", 256)), windowed_layers=local) if local else a
+
+
+def _gptj(a: Architecture, config: Config) -> Architecture:
+    width = a.attention.head_dim or 1
+    rotated = int(config.get("rotary_dim") or width)
+    a = replace(a, parallel=True, shared_norm=True, head_bias=True, rope_share=min(1.0, rotated / width))
+    return _feed_forward(a, bias=True)
+
+
 FAMILIES: dict[str, Family] = {
+    "openai-gpt": Family(
+        "GPT-1",
+        {
+            "token_embedding": "tokens_embed", "position_embedding": "positions_embed", "attention_norm": "ln_1",
+            "qkv": "attn.c_attn", "attention_out": "attn.c_proj", "feed_forward_norm": "ln_2", "up": "mlp.c_fc",
+            "down": "mlp.c_proj",
+        },
+        "transformer.", "h.{i}.", facts={"positions": "learned", "tied": True}, read=_gpt1, transposed=True,
+    ),
+    "gpt_neo": Family(
+        "GPT-Neo",
+        {
+            "token_embedding": "wte", "position_embedding": "wpe", "attention_norm": "ln_1",
+            "query": "attn.attention.q_proj", "key": "attn.attention.k_proj", "value": "attn.attention.v_proj",
+            "attention_out": "attn.attention.out_proj", "feed_forward_norm": "ln_2", "up": "mlp.c_fc",
+            "down": "mlp.c_proj", "final_norm": "ln_f",
+        },
+        "transformer.", "h.{i}.", facts={"positions": "learned", "tied": True}, read=_gpt_neo,
+    ),
+    "gptj": Family(
+        "GPT-J",
+        {
+            "token_embedding": "wte", "attention_norm": "ln_1", "query": "attn.q_proj", "key": "attn.k_proj",
+            "value": "attn.v_proj", "attention_out": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out",
+            "final_norm": "ln_f",
+        },
+        "transformer.", "h.{i}.", facts={"positions": "rotary"}, read=_gptj,
+    ),
     "gpt2": Family(
         "GPT-2",
         {
@@ -255,16 +311,6 @@ FAMILIES: dict[str, Family] = {
 
 ALIASES = {"gemma3": "gemma3_text", "qwen2_5": "qwen2"}
 
-NOT_DECODERS = {
-    "bert": "an encoder", "roberta": "an encoder", "distilbert": "an encoder", "electra": "an encoder",
-    "deberta-v2": "an encoder", "modernbert": "an encoder", "t5": "an encoder-decoder", "bart": "an encoder-decoder",
-    "mbart": "an encoder-decoder", "marian": "an encoder-decoder", "pegasus": "an encoder-decoder",
-    "whisper": "an encoder-decoder for speech", "vit": "a vision model", "clip": "a vision and text model",
-    "siglip": "a vision and text model", "mamba": "a state-space model", "mamba2": "a state-space model",
-    "rwkv": "a recurrent model",
-}  # fmt: skip
-"""Model types that are no decoder-only transformers, and what they are."""
-
 
 def architecture_from_config(config: Config, name: str) -> Architecture:
     """Return the architecture that a config.json describes, with the tensors that such a model has.
@@ -277,15 +323,8 @@ def architecture_from_config(config: Config, name: str) -> Architecture:
         ConfigError: if the config is of another kind of model, or of a family that is not known here, or a number is
             missing or out of range.
     """
-    text = config.get("text_config")
-    if isinstance(text, Mapping) and "model_type" in text:
-        config = {**config, **text}
-    model_type = str(config.get("model_type", "gpt2" if "n_embd" in config else ""))
-    model_type = ALIASES.get(model_type, model_type)
-    if model_type in NOT_DECODERS:
-        raise ConfigError(
-            f"{name} is {NOT_DECODERS[model_type]} ({model_type}); a chart is made of decoder-only transformers."
-        )
+    config, model_type = _of_text(config)
+    refuse_other_kinds(model_type, name)
     if model_type not in FAMILIES:
         raise ConfigError(
             f"{name} has the model type {model_type or 'unknown'!r}, whose config is not known here (known are "
@@ -299,22 +338,46 @@ def architecture_from_config(config: Config, name: str) -> Architecture:
     return replace(architecture, tensors=expected_tensors(architecture, family))
 
 
+def is_known(config: Config) -> bool:
+    """Return whether a config is of a family that is known here."""
+    return _of_text(config)[1] in FAMILIES
+
+
+def _of_text(config: Config) -> tuple[Config, str]:
+    """Return the config of the text model, if it is one of several, and its family."""
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and "model_type" in text:
+        config = {**config, **text}
+    model_type = str(config.get("model_type", "gpt2" if "n_embd" in config else ""))
+    return config, ALIASES.get(model_type, model_type)
+
+
+def refuse_other_kinds(model_type: str, name: str) -> None:
+    """Refuse a model that is no decoder-only transformer.
+
+    Raises:
+        ConfigError: if its type is known to be another kind: an encoder, for example.
+    """
+    other = OTHER_MODEL_TYPES.get(model_type)
+    if other is not None and not other.decoder:
+        raise ConfigError(
+            f"{name} is {other.title} (model_type {model_type!r}): {other.reason}; a chart is made of decoder-only "
+            "transformers."
+        )
+
+
 def _common(config: Config, model_type: str, family: Family, name: str) -> Architecture:
     """Read what every family has, under any of the keys that families use."""
     vocab = _number(config, name, "vocab_size")
     width = _number(config, name, "hidden_size", "n_embd", "d_model")
     layers = _number(config, name, "num_hidden_layers", "n_layer", "num_layers", most=MOST_LAYERS)
-    heads = _number(config, name, "num_attention_heads", "n_head", "num_heads")
+    heads = _number(config, name, *HEAD_KEYS)
     n_kv = _number(config, name, "num_key_value_heads", default=heads)
     head_dim = _number(config, name, "head_dim", default=max(1, width // heads))
     wide = _number(config, name, "intermediate_size", "n_inner", "ffn_dim", default=4 * width)
-    context = _number(config, name, "max_position_embeddings", "n_positions", "seq_length", default=0)
+    context = _number(config, name, *CONTEXT_KEYS, default=0)
     activation = next(
-        (
-            str(config[key])
-            for key in ("hidden_activation", "hidden_act", "activation_function", "activation")
-            if config.get(key)
-        ),
+        (str(config[key]) for key in _ACTIVATION_KEYS if config.get(key)),
         "gelu",
     )
     rope = _rope(config)

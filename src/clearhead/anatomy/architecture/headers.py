@@ -17,16 +17,28 @@ from clearhead.anatomy.architecture.description import (
     FeedForwardFacts,
     PositionKind,
 )
+from clearhead.anatomy.architecture.families import CONTEXT_KEYS, HEAD_KEYS
+from clearhead.anatomy.architecture.family import Config
 from clearhead.anatomy.architecture.roles import classify
 from clearhead.errors import WeightsError
 
 _GGUF_ACTIVATIONS = {"gemma": "gelu", "gemma2": "gelu", "gemma3": "gelu", "gpt2": "gelu", "gptneox": "gelu"}
 _GGUF_ACTIVATIONS |= {"falcon": "gelu", "bloom": "gelu", "starcoder": "gelu", "mpt": "gelu", "phi2": "gelu"}
 _GGUF_ALIBI = ("bloom", "mpt")
+_CONFIG_KEYS = {
+    "attention.head_count": HEAD_KEYS,
+    "attention.head_count_kv": ("num_key_value_heads",),
+    "attention.key_length": ("head_dim",),
+    "context_length": CONTEXT_KEYS,
+}
+"""Where a config.json says what a GGUF header says under a key."""
 
 
 def architecture_from_tensors(
-    shapes: Mapping[str, tuple[int, ...]], name: str, metadata: Mapping[str, Any] | None = None
+    shapes: Mapping[str, tuple[int, ...]],
+    name: str,
+    metadata: Mapping[str, Any] | None = None,
+    config: Config | None = None,
 ) -> Architecture:
     """Return the architecture that a file's tensors show.
 
@@ -34,6 +46,7 @@ def architecture_from_tensors(
         shapes: the shape of every tensor, by its name in Hugging Face's state dicts or in GGUF.
         name: the title of charts.
         metadata: the keys of a GGUF file, for what shapes do not show.
+        config: a config.json of a family that is not known here; of it the keys are read that most families use.
 
     Raises:
         WeightsError: if there is no token embedding or no block among the tensors.
@@ -55,9 +68,9 @@ def architecture_from_tensors(
     norm = _first(tensors, "final_norm", 1) or _first(tensors, "attention_norm", 1)
     projected = any(t.role == "project_in" for t in tensors) and norm is not None
     width = norm.shape[0] if projected and norm is not None else inner
-    facts = _Metadata(metadata or {})
+    facts = _Metadata(metadata or {}, config or {})
     architecture = Architecture(
-        family=facts.family or "unknown",
+        family=facts.family or facts.model_type or "unknown",
         name=name,
         vocab_size=vocab,
         emb_dim=width,
@@ -72,10 +85,11 @@ def architecture_from_tensors(
 
 
 class _Metadata:
-    """Numbers of a GGUF header, whose keys begin with the architecture's name."""
+    """Numbers of a GGUF header, whose keys begin with the architecture's name, or of a config.json."""
 
-    def __init__(self, keys: Mapping[str, Any]) -> None:
-        self._keys = keys
+    def __init__(self, keys: Mapping[str, Any], config: Config) -> None:
+        self._keys, self._config = keys, config
+        self.model_type = str(config.get("model_type", ""))
         self.family = str(keys.get("general.architecture", "")).replace("-", "_")
         self._prefix = str(keys.get("general.architecture", ""))
 
@@ -88,7 +102,9 @@ class _Metadata:
 
     def value(self, key: str) -> Any:
         """Return the value of a key of this architecture, or None."""
-        return self._keys.get(f"{self._prefix}.{key}")
+        if self._keys:
+            return self._keys.get(f"{self._prefix}.{key}")
+        return next((self._config[name] for name in _CONFIG_KEYS.get(key, ()) if name in self._config), None)
 
 
 def _first(tensors: tuple[ArchitectureTensor, ...], role: str, dims: int = 2) -> ArchitectureTensor | None:
@@ -194,7 +210,11 @@ def _norms_and_positions(a: Architecture, facts: _Metadata) -> Architecture:
     if not facts.family:
         missing = [] if a.attention.n_heads else ["the number of heads"]
         missing += [] if positions == "learned" else ["how positions get in"]
-        if missing:
+        if missing and facts.model_type:
+            notes.append(
+                f"Nothing is known here of configs of type {facts.model_type!r}, so {' and '.join(missing)} stays open."
+            )
+        elif missing:
             notes.append(f"The header does not say {' and '.join(missing)}; a config.json beside it would.")
     second = a.has("feed_forward_norm")
     return replace(

@@ -13,8 +13,8 @@ from clearhead.anatomy.architecture.description import ArchitectureTensor
 
 ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # component: (names in Hugging Face's state dicts, names in GGUF)
-    "token_embedding": (("wte", "embed_tokens", "embed_in", "word_embeddings"), ("token_embd",)),
-    "position_embedding": (("wpe", "embed_positions"), ("position_embd",)),
+    "token_embedding": (("wte", "embed_tokens", "embed_in", "word_embeddings", "tokens_embed"), ("token_embd",)),
+    "position_embedding": (("wpe", "embed_positions", "positions_embed"), ("position_embd",)),
     "embedding_norm": (("word_embeddings_layernorm",), ("token_embd_norm",)),
     "project_in": (("project_in",), ()),
     "project_out": (("project_out",), ()),
@@ -27,7 +27,7 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "key_norm": (("k_norm", "k_layernorm"), ("attn_k_norm",)),
     "sinks": (("sinks",), ("attn_sinks",)),
     "attention_out": (
-        ("attn.c_proj", "attn.o_proj", "attn.out_proj", "attention.dense", "attn.dense"),
+        ("attn.c_proj", "attn.o_proj", "attn.out_proj", "attention.out_proj", "attention.dense", "attn.dense"),
         ("attn_output",),
     ),
     "post_attention_norm": (("post_attention_layernorm#sandwich",), ("post_attention_norm", "attn_post_norm")),

@@ -56,15 +56,15 @@ def expected_tensors(architecture: Architecture, family: Family) -> tuple[Archit
 def _block(a: Architecture, names: object, layer: int) -> Iterator[tuple[str, Shape, bool]]:
     """Yield component, shape `[out, in]` and bias of each tensor of one block."""
     norm = ((a.emb_dim,), a.norm_bias)
-    if a.pre_norm or a.family == "opt":
+    if a.pre_norm or a.norm_after_sum:
         yield ("attention_norm", *norm)
     yield from _attention(a)
-    if a.post_norm and a.family != "opt":
+    if a.post_norm and not a.norm_after_sum:
         yield ("post_attention_norm", *norm)
-    if (a.pre_norm or a.family == "opt") and not a.shared_norm:
+    if (a.pre_norm or a.norm_after_sum) and not a.shared_norm:
         yield ("feed_forward_norm", *norm)
     yield from _feed_forward(a, names, layer)
-    if a.post_norm and a.family != "opt":
+    if a.post_norm and not a.norm_after_sum:
         yield ("post_feed_forward_norm", *norm)
 
 

@@ -8,17 +8,24 @@ from typing import Any
 from clearhead.anatomy.architecture.description import Architecture
 from clearhead.anatomy.architecture.differences import activation_name, active_parameters, differences
 from clearhead.anatomy.architecture.families import FAMILIES
+from clearhead.anatomy.architecture.roles import ROLES
 from clearhead.anatomy.architecture.words import CHART, FACTS
 
 
 def components(architecture: Architecture, lang: str = "en") -> list[tuple[str, int, int, int]]:
-    """Return every component: its words, how many the model has, the parameters of one, and of all together."""
+    """Return every component: its words, how many the model has, the parameters of one, and of all together.
+
+    They stand in the order in which a token meets them.
+    """
     words, norm = CHART[lang], architecture.norm
     rows = []
-    for role, tensors in architecture.by_role().items():
+    order = list(ROLES)  # in which a token meets them; files are often sorted by name
+    found = sorted(architecture.by_role().items(), key=lambda item: order.index(item[0]) if item[0] in order else 99)
+    for role, tensors in found:
         layers = {tensor.layer for tensor in tensors}
         total = sum(tensor.count for tensor in tensors)
-        name = words.get("shared_norm" if role == "attention_norm" and architecture.shared_norm else role, role)
+        named = {"attention_norm": "shared_norm"} if architecture.shared_norm else {}
+        name = words[{**named, "other": "share of other"}.get(role, role)]
         rows.append((name.format(norm=norm), len(layers), architecture.in_block(role), total))
     return rows
 
