@@ -5,10 +5,11 @@
     python bench/lm_eval_agreement.py --lambada lambada_test.jsonl --random 124M --limit 50
 
 Both models get the same requests through the harness's own interface: log-likelihoods with greedy flags, and rolling
-log-likelihoods of whole documents. The peer's log-softmax runs in float64 (its option `softmax_dtype`): by default it
-adds the log-probabilities of a window in float32, whose steps at 2,000 nats are 1.2e-4. Exits with 1 if a greedy flag
-differs, or a log-likelihood by more than 1e-4 nats. A document has thousands of tokens, for each of which both models
-round on their own: its sum may differ by 1e-5 nats times the square root of their number.
+log-likelihoods of whole documents. Each row is printed as soon as it is known; every paradigm of BLiMP has its own. The
+peer's log-softmax runs in float64 (its option `softmax_dtype`): by default it adds the log-probabilities of a window in
+float32, whose steps at 2,000 nats are 1.2e-4. Exits with 1 if a greedy flag differs, or a log-likelihood by more than
+1e-4 nats. A document has thousands of tokens, for each of which both models round on their own: its sum may differ by
+1e-5 nats times the square root of their number.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def main() -> int:
     )
     parser.add_argument("--random", metavar="SIZE", help="a model of this size with random weights, such as 124M")
     parser.add_argument("--limit", type=int, help="at most so many samples of each task (of BLiMP: pairs a paradigm)")
+    parser.add_argument("--paradigms", type=int, default=BLIMP_PARADIGMS, help="at most so many paradigms of BLiMP")
     parser.add_argument("--batch-size", type=int, default=8, help="of the peer")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -101,10 +103,9 @@ def requests_of(arguments: argparse.Namespace) -> list[tuple[str, str, list[tupl
         )
     if arguments.blimp is not None:
         pairs_of = by_paradigm(arguments.blimp)
-        chosen = [
-            one for paradigm in sorted(pairs_of)[:BLIMP_PARADIGMS] for one in pairs_of[paradigm][: arguments.limit]
-        ]
-        found.append(("BLiMP", "loglikelihood", [("", f" {text}") for pair in chosen for text in pair]))
+        for paradigm in sorted(pairs_of)[: arguments.paradigms]:
+            chosen = pairs_of[paradigm][: arguments.limit]
+            found.append((f"BLiMP {paradigm}", "loglikelihood", [("", f" {text}") for pair in chosen for text in pair]))
     if arguments.wikitext is not None:
         text = arguments.wikitext.read_text(encoding="utf-8")
         documents = [one for one in re.split(r"(?m)^(?= = [^=].* = $)", text) if one.strip()]
