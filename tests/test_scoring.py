@@ -21,7 +21,14 @@ from clearhead.gpt import GPT
 from clearhead.inference.logprobs import score_rows
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores
 from clearhead.inference.scoring import ScoreOptions, ScoreRequest, score_sequences, windows
-from clearhead.inference.shared_prefixes import LEAST_SHARED, ScoredSequence, plan_branches
+from clearhead.inference.shared_prefixes import (
+    LEAST_SHARED,
+    OpenLimits,
+    ScoreDetails,
+    ScoredSequence,
+    plan_branches,
+    score_sharing,
+)
 from clearhead.loading import bundled
 from clearhead.tokenizer import Tokenizer
 
@@ -169,6 +176,54 @@ def test_common_beginnings_run_once_and_change_no_bit(
             parent = sequences[branch.parent].ids
             assert list(parent[: branch.shared]) == list(sequences[index].ids[: branch.shared])
             assert branch.shared < len(parent)  # its last token is only a target
+
+
+class CountingRunner:
+    """The engine, with a count of the tokens of the open sequences."""
+
+    def __init__(self, gpt: GPT) -> None:
+        self.config, self.runner = gpt.config, gpt.runner
+        self.tokens: dict[Any, int] = {}
+        self.most = 0
+
+    def open(self) -> Any:
+        return self._count(self.runner.open(), 0)
+
+    def fork(self, slot: Any, length: int) -> Any:
+        return self._count(self.runner.fork(slot, length), length)
+
+    def _count(self, slot: Any, length: int) -> Any:
+        self.tokens[slot] = length
+        return slot
+
+    def close(self, slot: Any) -> None:
+        del self.tokens[slot]
+        self.runner.close(slot)
+
+    def score(self, work: Any, **options: Any) -> Any:
+        for task in work:
+            self.tokens[task.slot] += len(task.ids)
+        self.most = max(self.most, sum(self.tokens.values()))
+        return self.runner.score(work, **options)
+
+
+def test_few_tokens_are_open_and_all_are_closed(gpt: GPT) -> None:
+    """Forty sequences of ten tokens, each of which three others continue."""
+    runner: Any = CountingRunner(gpt)
+    texts = [[first, *range(9), *more] for first in range(40) for more in ([7], [8], [8, 5, 5], [8, 5, 6])]
+    sequences = [ScoredSequence(ids, 1) for ids in sorted(texts)]
+    found = dict(score_sharing(runner, sequences, ScoreDetails(), OpenLimits(64, tokens=60, page=1)))
+    assert not runner.tokens and 40 <= runner.most <= 60 + 3 * 13  # at last one sequence and those that it continues
+    for index, sequence in enumerate(sequences):
+        (alone,) = score_sequences(gpt.runner, [ScoreRequest(sequence.ids)])
+        np.testing.assert_array_equal(found[index].logprobs, alone.scores.logprobs)
+
+
+def test_each_request_is_counted_once(gpt: GPT) -> None:
+    counted: list[None] = []
+    requests = [ScoreRequest(list(range(length))) for length in (5, 600, 5, 9)]
+    found = score_sequences(gpt.runner, requests, ScoreOptions(), lambda: counted.append(None))
+    assert [len(one.scores.logprobs) for one in found] == [4, 599, 4, 8] and len(counted) == 4
 
 
 def test_requests_may_be_endless(gpt: GPT) -> None:

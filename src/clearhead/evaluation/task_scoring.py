@@ -16,6 +16,8 @@ from clearhead.tokenizer import Tokenizer
 from clearhead.utils.progress import Progress
 from clearhead.utils.text import decode_text
 
+_BUFFERED_TOKENS = 1 << 22  # the results of a task are wanted together, so nearly all of its texts are sorted together
+
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
@@ -70,10 +72,11 @@ class PairScorer:
         """
         found = []
         with Progress(what, len(pairs)) as progress:
-            for one in score_sequences(self.gpt.runner, map(self._request, pairs), ScoreOptions()):
+            options = ScoreOptions(buffered_tokens=_BUFFERED_TOKENS)
+            requests = map(self._request, pairs)
+            for one in score_sequences(self.gpt.runner, requests, options, lambda: progress.advance(1)):
                 scores = one.scores
                 found.append(ChoiceScore(float(scores.logprobs.sum()), bool((scores.ranks == 0).all())))
-                progress.advance(1)
         return found
 
     def _request(self, pair: tuple[str, str]) -> ScoreRequest:

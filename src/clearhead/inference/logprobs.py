@@ -126,7 +126,14 @@ def empty_scores(n: int, top: int, n_groups: int) -> TokenScores:
 
 def slice_scores(scores: TokenScores, first: int, last: int) -> TokenScores:
     """Return the scores of the targets from `first` to before `last`, as views."""
-    return TokenScores(*(getattr(scores, name)[first:last] for name in _FIELDS))
+    return TokenScores(
+        scores.logprobs[first:last],
+        scores.entropies[first:last],
+        scores.ranks[first:last],
+        scores.top_ids[first:last],
+        scores.top_logprobs[first:last],
+        scores.groups[first:last],
+    )
 
 
 def join_scores(parts: Sequence[TokenScores]) -> TokenScores:

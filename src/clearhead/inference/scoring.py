@@ -9,7 +9,7 @@ half the context, every token after the first window has at least half the conte
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,16 +21,14 @@ from clearhead.errors import InputError, WeightsError
 from clearhead.inference.declaration import is_whole
 from clearhead.inference.logprobs import join_scores
 from clearhead.inference.runner import ScoringRunner, TokenScores
-from clearhead.inference.shared_prefixes import ScoreDetails, ScoredSequence, score_sharing
+from clearhead.inference.shared_prefixes import OpenLimits, ScoreDetails, ScoredSequence, score_sharing
 from clearhead.utils.html import html_table
 
 if TYPE_CHECKING:
-    from clearhead.config import GPTConfig
     from clearhead.tokenizer import Tokenizer
 
-_BUFFERED_TOKENS = 1 << 17  # tokens of sequences that are sorted by length at a time
-_BATCH_SIZE = 64  # sequences in one call of the Runner
-_CHUNK_BATCHES = 4  # batches that may share prefixes and be open at once
+_BUFFERED_TOKENS = 1 << 17
+_BATCH_SIZE = 128  # sequences in one call of the Runner
 _CACHE_NUMBERS = 1 << 28  # keys and values of the sequences that are open at once: 1 GiB in float32
 _PAGE_TOKENS = 64  # a sequence's memory grows by this many tokens
 
@@ -63,6 +61,8 @@ class ScoreOptions:
         stride: how many tokens each window after the first scores; None for half the context.
         batch_size: how many sequences run together; it changes the speed, not the numbers.
         groups: sets of tokens, bool [G, V], whose probabilities are wanted at each scored position.
+        buffered_tokens: the requests that are sorted together have about so many tokens. More of them have more
+            prefixes in common, which run once, and the first results come later.
     """
 
     top: int = 0
@@ -70,6 +70,7 @@ class ScoreOptions:
     stride: int | None = None
     batch_size: int = _BATCH_SIZE
     groups: npt.NDArray[np.bool_] | None = None
+    buffered_tokens: int = _BUFFERED_TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +96,11 @@ class SequenceScores:
         return np.repeat(np.arange(len(self.cuts)), [last + 1 - scored for _, scored, last in self.cuts])
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """The model runs over ids[first:last]; it scores ids[scored : last + 1]."""
-
-    request: int
-    index: int
-    first: int
-    scored: int
-    last: int
-
-
 def score_sequences(
-    runner: ScoringRunner, requests: Iterable[ScoreRequest], options: ScoreOptions = ScoreOptions()
+    runner: ScoringRunner,
+    requests: Iterable[ScoreRequest],
+    options: ScoreOptions = ScoreOptions(),
+    on_scored: Callable[[], None] = lambda: None,
 ) -> Iterator[SequenceScores]:
     """Score many sequences; yield the results in the order of the requests.
 
@@ -118,6 +111,7 @@ def score_sequences(
         runner: runs the model.
         requests: may be endless; a limited number is in memory at a time.
         options: how they are scored.
+        on_scored: called for each request that has its scores, in the order in which they come: for progress.
 
     Raises:
         InputError: if a request has no token to score, or an option is out of range.
@@ -136,10 +130,10 @@ def score_sequences(
             )
         buffer.append(request)
         tokens += len(request.ids)
-        if tokens >= _BUFFERED_TOKENS:
-            yield from _score_buffer(runner, buffer, options, stride)
+        if tokens >= options.buffered_tokens:
+            yield from _score_buffer(runner, buffer, options, stride, on_scored)
             buffer, tokens = [], 0
-    yield from _score_buffer(runner, buffer, options, stride)
+    yield from _score_buffer(runner, buffer, options, stride, on_scored)
 
 
 def check_stride(stride: int | None, context_length: int) -> int:
@@ -173,52 +167,39 @@ def windows(length: int, context_length: int, stride: int, start: int = 1) -> It
 
 
 def _score_buffer(
-    runner: ScoringRunner, requests: Sequence[ScoreRequest], options: ScoreOptions, stride: int
+    runner: ScoringRunner,
+    requests: Sequence[ScoreRequest],
+    options: ScoreOptions,
+    stride: int,
+    on_scored: Callable[[], None],
 ) -> Iterator[SequenceScores]:
+    config = runner.config
+    cuts = [list(windows(len(one.ids), config.context_length, stride, one.first)) for one in requests]
+    found: list[list[TokenScores | None]] = [[None] * len(own) for own in cuts]
+    missing = [len(own) for own in cuts]
     pieces = [
-        _Window(number, index, *cut)
-        for number, request in enumerate(requests)
-        for index, cut in enumerate(windows(len(request.ids), runner.config.context_length, stride, request.first))
+        (list(requests[number].ids[first : last + 1]), scored - first, number, index)
+        for number, own in enumerate(cuts)
+        for index, (first, scored, last) in enumerate(own)
     ]
-    found: list[list[TokenScores | None]] = [[] for _ in requests]
-    cuts: list[list[_Window]] = [[] for _ in requests]
-    for window in pieces:
-        found[window.request].append(None)
-        cuts[window.request].append(window)
+    pieces.sort(key=lambda piece: piece[0])  # windows with a common prefix are adjacent
+    sequences = [ScoredSequence(ids, scored) for ids, scored, _, _ in pieces]
     details = ScoreDetails(options.top, options.n_choices, options.groups)
-    for windows_and_ids in _chunks(runner.config, pieces, requests, options.batch_size):
-        sequences = [ScoredSequence(ids, window.scored - window.first) for window, ids in windows_and_ids]
-        scores = score_sharing(runner, sequences, details, options.batch_size)
-        for (window, _), one in zip(windows_and_ids, scores, strict=True):
-            found[window.request][window.index] = one
+    most_tokens = max(1, _CACHE_NUMBERS // (2 * config.n_layers * config.emb_dim))
+    limits = OpenLimits(options.batch_size, most_tokens, _PAGE_TOKENS)
+    for place, scores in score_sharing(runner, sequences, details, limits):
+        _, _, number, index = pieces[place]
+        found[number][index] = scores
+        missing[number] -= 1
+        if not missing[number]:
+            on_scored()
     for request, parts, own in zip(requests, found, cuts, strict=True):
         yield _joined(request, [part for part in parts if part is not None], own)
 
 
-def _chunks(
-    config: GPTConfig, pieces: Sequence[_Window], requests: Sequence[ScoreRequest], batch_size: int
-) -> Iterator[list[tuple[_Window, list[int]]]]:
-    """Yield chunks of windows with their tokens, sorted so that windows with a common prefix are adjacent.
-
-    The size of a chunk limits the memory of keys and values: all its windows may be open at once.
-    """
-    with_ids = [(window, list(requests[window.request].ids[window.first : window.last + 1])) for window in pieces]
-    with_ids.sort(key=lambda pair: pair[1])
-    most_tokens = max(1, _CACHE_NUMBERS // (2 * config.n_layers * config.emb_dim))
-    chunk: list[tuple[_Window, list[int]]] = []
-    tokens = 0
-    for window, ids in with_ids:
-        length = -(-len(ids) // _PAGE_TOKENS) * _PAGE_TOKENS
-        if chunk and (len(chunk) == _CHUNK_BATCHES * batch_size or tokens + length > most_tokens):
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append((window, ids))
-        tokens += length
-    if chunk:
-        yield chunk
-
-
-def _joined(request: ScoreRequest, parts: Sequence[TokenScores], cuts: Sequence[_Window]) -> SequenceScores:
+def _joined(
+    request: ScoreRequest, parts: Sequence[TokenScores], cuts: Sequence[tuple[int, int, int]]
+) -> SequenceScores:
     scores = join_scores(parts)
     if not np.isfinite(scores.logprobs).all():
         index = int(np.flatnonzero(~np.isfinite(scores.logprobs))[0])
@@ -227,7 +208,7 @@ def _joined(request: ScoreRequest, parts: Sequence[TokenScores], cuts: Sequence[
             f"{scores.logprobs[index]}; its weights are broken, or they overflow in this dtype: check the file, or "
             "load it in float32."
         )
-    return SequenceScores(scores, tuple((cut.first, cut.scored, cut.last) for cut in cuts))
+    return SequenceScores(scores, tuple(cuts))
 
 
 # --------------------------------------------------------------------------------------------------------------

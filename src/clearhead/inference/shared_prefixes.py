@@ -1,8 +1,9 @@
 """Run a common prefix of several sequences only once: each sequence continues a fork of one that has run it.
 
 Minimal pairs differ in a word, and the endings of a question share its context. Sorted sequences with a common prefix
-are adjacent, and the first of them runs it. A sequence may continue one that itself continues another, so a batch takes
-several rounds: each runs all sequences whose prefix has run.
+are adjacent, and the first of them runs it. A sequence may continue one that itself continues another. A call of the
+Runner takes any sequences whose prefix has run: first those that continue the latest ones, so that few are open at a
+time, then further ones from the list, so that calls are full.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from clearhead.inference.logprobs import join_scores, slice_scores
 from clearhead.inference.runner import ScoreTask, ScoringRunner, Slot, TokenScores
 
-LEAST_SHARED = 3
+LEAST_SHARED = 2
 """A shorter common prefix costs more to fork than to run again."""
 
 
@@ -43,18 +44,35 @@ class ScoreDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenLimits:
+    """How many sequences run in one call, and how many tokens may be open.
+
+    Attributes:
+        sequences: at most so many run in one call.
+        tokens: in all open sequences together; a single sequence may always be open.
+        page: a sequence's memory grows by this many tokens.
+    """
+
+    sequences: int
+    tokens: int
+    page: int
+
+    def memory(self, sequence: ScoredSequence) -> int:
+        """Return the tokens for which a sequence needs memory."""
+        return -(-len(sequence.ids) // self.page) * self.page
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """How a sequence runs.
 
     Attributes:
         parent: the index of the sequence that it continues; -1 if none.
         shared: how many tokens it takes from the parent.
-        round: in which round it runs.
     """
 
     parent: int
     shared: int
-    round: int
 
 
 def plan_branches(sequences: Sequence[ScoredSequence]) -> list[Branch]:
@@ -71,11 +89,11 @@ def plan_branches(sequences: Sequence[ScoredSequence]) -> list[Branch]:
             shared = min(shared, sequence.scored - 1)  # the parent has not scored all that this one needs
             _drop_from(path, shared)
         if not path or shared < LEAST_SHARED:
-            plan.append(Branch(-1, 0, 0))
+            plan.append(Branch(-1, 0))
             path = [(0, index)]
             continue
         parent = path[-1][1]
-        plan.append(Branch(parent, shared, plan[parent].round + 1))
+        plan.append(Branch(parent, shared))
         path.append((shared, index))
     return plan
 
@@ -87,32 +105,25 @@ def _drop_from(path: list[tuple[int, int]], length: int) -> None:
 
 
 def score_sharing(
-    runner: ScoringRunner, sequences: Sequence[ScoredSequence], details: ScoreDetails, batch_size: int
-) -> list[TokenScores]:
+    runner: ScoringRunner, sequences: Sequence[ScoredSequence], details: ScoreDetails, limits: OpenLimits
+) -> Iterator[tuple[int, TokenScores]]:
     """Score sequences, running common prefixes once.
 
     Args:
         runner: runs the model.
         sequences: sorted by their tokens, so that common prefixes are adjacent.
         details: what to return for each token.
-        batch_size: how many run in one call.
+        limits: how much runs and is open at a time.
 
-    Returns:
-        the scores of each sequence's tokens from `scored` on.
+    Yields:
+        the index of each sequence, as soon as it has run, and the scores of its tokens from `scored` on.
     """
-    plan = plan_branches(sequences)
-    children = [0] * len(sequences)
-    for branch in plan:
-        if branch.parent >= 0:
-            children[branch.parent] += 1
-    found: list[TokenScores | None] = [None] * len(sequences)
-    slots: dict[int, Slot] = {}
+    forest = _Forest(runner, sequences, limits)
     try:
-        for indices in _batches_by_round(plan, batch_size):
+        while batch := forest.next_batch():
             work = []
-            for index in indices:
-                slots[index] = _open_slot(runner, plan[index], slots, children)
-                task = _score_task(slots[index], sequences[index], plan[index].shared)
+            for index in batch:
+                task = forest.open(index)
                 if task.ids:  # otherwise the parent has run and scored all of it
                     work.append((index, task))
             new: dict[int, TokenScores] = {}
@@ -125,14 +136,86 @@ def score_sharing(
                     last_logits=False,
                 )
                 new = dict(zip((index for index, _ in work), scores, strict=True))
-            for index in indices:
-                found[index] = _merge_scores(index, plan[index], sequences, found, new.get(index))
-                if not children[index]:
-                    runner.close(slots.pop(index))
+            for index in batch:
+                yield index, forest.finish(index, new.get(index))
     finally:
-        for slot in slots.values():
-            runner.close(slot)
-    return [scores for scores in found if scores is not None]
+        forest.close()
+
+
+class _Forest:
+    """Which sequences have run, which may run next, and the slots of those that others continue.
+
+    Args:
+        runner, sequences, limits: as in `score_sharing`.
+    """
+
+    def __init__(self, runner: ScoringRunner, sequences: Sequence[ScoredSequence], limits: OpenLimits) -> None:
+        self._runner, self._sequences, self._limits = runner, sequences, limits
+        self._plan = plan_branches(sequences)
+        self._children: list[list[int]] = [[] for _ in sequences]
+        self._ready: list[int] = []  # the next one last
+        for index in range(len(sequences) - 1, -1, -1):
+            parent = self._plan[index].parent
+            (self._ready if parent < 0 else self._children[parent]).append(index)
+        self._unopened = [len(children) for children in self._children]
+        self._open: dict[int, tuple[Slot, int]] = {}  # slots, and the tokens for which they need memory
+        self._open_tokens = 0
+        self._found: dict[int, TokenScores] = {}  # the scores of sequences that others continue
+        self._inherited: dict[int, TokenScores] = {}  # those of the shared tokens, until a sequence has run
+
+    def next_batch(self) -> list[int]:
+        """Take the sequences of the next call; none if all have run."""
+        batch: list[int] = []
+        tokens = self._open_tokens
+        while self._ready and len(batch) < self._limits.sequences:
+            tokens += self._limits.memory(self._sequences[self._ready[-1]])
+            if batch and tokens > self._limits.tokens:
+                break
+            batch.append(self._ready.pop())
+        return batch
+
+    def open(self, index: int) -> ScoreTask:
+        """Open a sequence's slot and return what it has to run."""
+        branch, sequence = self._plan[index], self._sequences[index]
+        slot = self._runner.open() if branch.parent < 0 else self._fork(index)
+        memory = self._limits.memory(sequence)
+        self._open[index] = slot, memory
+        self._open_tokens += memory
+        target = max(sequence.scored, branch.shared + 1)  # the first token whose score is not inherited
+        return ScoreTask(slot, sequence.ids[branch.shared : -1], sequence.ids[target:], target - 1 - branch.shared)
+
+    def _fork(self, index: int) -> Slot:
+        parent, shared = self._plan[index].parent, self._plan[index].shared
+        slot = self._runner.fork(self._open[parent][0], shared)
+        scored, first = self._sequences[index].scored, self._sequences[parent].scored
+        if shared >= scored:
+            self._inherited[index] = slice_scores(self._found[parent], scored - first, shared + 1 - first)
+        self._unopened[parent] -= 1
+        self._close_if_done(parent)  # before the fork runs, which then has the memory for itself and copies nothing
+        return slot
+
+    def finish(self, index: int, new: TokenScores | None) -> TokenScores:
+        """Return a sequence's scores: inherited ones for the shared tokens, then its own."""
+        inherited = self._inherited.pop(index, None)
+        scores = join_scores([part for part in (inherited, new) if part is not None])
+        self._found[index] = scores
+        self._ready += self._children[index]
+        self._close_if_done(index)
+        return scores
+
+    def _close_if_done(self, index: int) -> None:
+        """Close a sequence that none continues any more."""
+        if not self._unopened[index]:
+            slot, memory = self._open.pop(index)
+            self._runner.close(slot)
+            self._open_tokens -= memory
+            del self._found[index]
+
+    def close(self) -> None:
+        """Close all slots."""
+        for slot, _ in self._open.values():
+            self._runner.close(slot)
+        self._open.clear()
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
@@ -143,45 +226,3 @@ def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-
-def _batches_by_round(plan: Sequence[Branch], batch_size: int) -> Iterator[list[int]]:
-    """Yield the sequences of each call: those of one round, at most `batch_size`."""
-    for number in range(1 + max((branch.round for branch in plan), default=-1)):
-        indices = [index for index, branch in enumerate(plan) if branch.round == number]
-        for first in range(0, len(indices), batch_size):
-            yield indices[first : first + batch_size]
-
-
-def _open_slot(runner: ScoringRunner, branch: Branch, slots: dict[int, Slot], children: list[int]) -> Slot:
-    """Open a sequence's slot, and close the parent's if no other sequence continues it."""
-    if branch.parent < 0:
-        return runner.open()
-    slot = runner.fork(slots[branch.parent], branch.shared)
-    children[branch.parent] -= 1
-    if not children[branch.parent]:
-        runner.close(slots.pop(branch.parent))
-    return slot
-
-
-def _score_task(slot: Slot, sequence: ScoredSequence, shared: int) -> ScoreTask:
-    target = max(sequence.scored, shared + 1)  # the first token whose score is not inherited
-    return ScoreTask(slot, sequence.ids[shared:-1], sequence.ids[target:], target - 1 - shared)
-
-
-def _merge_scores(
-    index: int,
-    branch: Branch,
-    sequences: Sequence[ScoredSequence],
-    found: Sequence[TokenScores | None],
-    new: TokenScores | None,
-) -> TokenScores:
-    """Return a sequence's scores: inherited ones for the shared tokens, then its own."""
-    parts = [] if new is None else [new]
-    scored = sequences[index].scored
-    if branch.parent >= 0 and branch.shared >= scored:
-        inherited = found[branch.parent]
-        assert inherited is not None  # the parent has run in an earlier round
-        first = sequences[branch.parent].scored
-        parts.insert(0, slice_scores(inherited, scored - first, branch.shared + 1 - first))
-    return join_scores(parts)
