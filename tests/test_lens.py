@@ -355,6 +355,18 @@ def test_score_sees_an_edit(gpt: GPT) -> None:
         assert gpt.score(IDS).perplexity == pytest.approx(SMALL.vocab_size)
 
 
+def test_what_the_lens_does_to_the_network_reaches_a_gpt_on_the_engine(peer: GPT2LMHeadModel, tmp_path: Path) -> None:
+    """The engine would go on with its own weights, without a word."""
+    peer.save_pretrained(tmp_path)
+    gpt = clearhead.load(tmp_path, backend="engine")
+    plain = gpt.score(IDS).perplexity
+    with lens.ablate(gpt.model, "logits", "zero"):
+        assert gpt.score(IDS).perplexity == pytest.approx(SMALL.vocab_size)
+        with gpt.edit("logits", lambda logits: logits + 1):
+            assert gpt.score(IDS).perplexity == pytest.approx(SMALL.vocab_size)
+    assert gpt.score(IDS).perplexity == plain != pytest.approx(SMALL.vocab_size)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -289,7 +289,7 @@ def test_a_gpt_caches_texts_on_any_backend(backend: Any) -> None:
     tensors = gpt.run_with_cache(texts, "blocks.5.residual_out", as_torch=True, positions=-1)
     assert isinstance(tensors["blocks.5.residual_out"], Tensor)
     assert tensors["blocks.5.residual_out"].shape == (2, 1, 224)
-    with pytest.raises(InputError, match="give a list of texts"):
+    with pytest.raises(InputError, match="a list of texts was expected"):
         gpt.run_with_cache("Once", "logits")
     with pytest.raises(TypeError, match="unexpected keyword"):
         gpt.run_with_cache(texts, "logits", position=1)  # type: ignore[call-overload]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clearhead import lens
 from clearhead.errors import InputError
+from clearhead.gpt import GPT
 from clearhead.lens.attribution import last_logits_from
 from clearhead.model import Block, GPTModel
 
@@ -136,6 +137,8 @@ def test_patches_that_cannot_be_are_refused(model: GPTModel) -> None:
         lens.patch(model, CLEAN, CORRUPTED, "blocks.0.residual_inn", METRIC)
     with pytest.raises(InputError, match="no head 9 in layer 0"):
         lens.path_patch(model, CLEAN, CORRUPTED, (0, 9), "logits", METRIC)
+    with pytest.raises(InputError, match=r"computed before head 2 of layer 1, so no path"):
+        lens.path_patch(model, CLEAN, CORRUPTED, (1, 2), "blocks.0.*", METRIC)
 
 
 # --- Ablation and steering ---------------------------------------------------------------------------------------
@@ -174,10 +177,25 @@ def test_a_steering_vector_is_added_at_every_token(model: GPTModel) -> None:
     ends = [lens.watch(model, ids, name)[name][-1] for ids in TEXTS]
     np.testing.assert_allclose(vector.numpy(), (ends[0] + ends[1]) / 2 - ends[2], atol=1e-5)
     plain = lens.watch(model, CLEAN, name)[name]
-    with lens.steer(model, vector, 1, strength=2.5):
+    with lens.steer(model, vector.numpy(), 1, strength=2.5):
         steered = lens.watch(model, CLEAN, name)[name]
     np.testing.assert_allclose(steered - plain, np.tile(2.5 * vector.numpy(), (6, 1)), atol=1e-5)
     with pytest.raises(InputError, match=r"shape \[3\]"), lens.steer(model, torch.zeros(3), 1):
+        pass
+
+
+def test_what_is_no_network_no_ids_and_no_autoencoder_is_refused(model: GPTModel) -> None:
+    wrong: Any = GPT(model)
+    text: Any = "text"
+    with pytest.raises(InputError, match=r"a GPT was given where a network was expected; of a GPT give gpt\.model"):
+        lens.patch(wrong, CLEAN, CORRUPTED, "blocks.*.residual_in", METRIC)
+    with pytest.raises(InputError, match="a GPT was given"), lens.ablate(wrong, "logits", "zero"):
+        pass
+    with pytest.raises(InputError, match="text 0 is 'text'; token ids were expected"):
+        lens.patch(model, text, text, "blocks.*.residual_in", METRIC)
+    with pytest.raises(InputError, match=r"token id 5000 is not in the model's vocabulary"):
+        lens.patch(model, CLEAN, CORRUPTED, "blocks.*.residual_in", lens.logit_difference(1, 5000))
+    with pytest.raises(InputError, match="a GPT has no encode"), lens.splice(model, wrong, "blocks.0.residual_out"):
         pass
 
 

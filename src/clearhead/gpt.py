@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeGuard, Unpack, overload
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 
 class GPT:
-    """A GPT-2, its tokenizer, and the Runner that runs it.
+    """A GPT-2, its tokenizer, and the Runner (`runner`) that runs it.
 
     Args:
         model: the network; it is put into evaluation mode, so that dropout is off. It may be a function that makes
@@ -68,7 +69,6 @@ class GPT:
 
     Attributes:
         tokenizer: as given.
-        runner: runs generation and scores.
         notes: sentences about what was decided when the model was loaded.
         generation_config: the model's `generation_config.json`, which `save` writes again.
         end_ids: further tokens that end a text, besides the tokenizer's end of text.
@@ -107,15 +107,15 @@ class GPT:
 
     @property
     def runner(self) -> ScoringRunner:
-        """The Runner for generation and scoring; inside `edit`, PyTorch with the edits."""
-        return self._edited.get() or self._runner
+        """The Runner for generation and scoring; inside `edit`, or while `lens` changes `model`, PyTorch with that."""
+        return self._edited.get() or (_torch_runner(self._model) if _is_hooked(self._model) else self._runner)
 
     @property
     def model(self) -> GPTModel:
         """The network, a `torch.nn.Module`; inside `edit`, one with the edits and the same weights.
 
-        If the compiled engine runs the model, the network is made now, from the same weights in float32. Changes to it
-        do not reach the engine: to train a model and generate with it, load it with backend="torch".
+        If the compiled engine runs the model, the network is made now, from the same weights in float32. Its training
+        does not reach the engine (load it with backend="torch" then); what `lens` does to it inside a `with` does.
         """
         need_torch("the network as a PyTorch module")
         from clearhead.model import GPTModel
@@ -204,10 +204,7 @@ class GPT:
             InputError: if an option is unknown or out of range, `n` is not 1, or there is no tokenizer.
             TokenizerError: if the prompt cannot be encoded.
         """
-        self._need_tokenizer("a stream of text")
-        if asked.n != 1:
-            raise InputError(f"n is {asked.n}, but a stream has one text; use generate for several.")
-        return TextStream(self.runner, self.tokenizer, self._request(asked))
+        return TextStream(self.runner, self.tokenizer, self._of_stream(asked))
 
     @takes(PromptedOptions)
     def astream(self, asked: PromptedOptions) -> AsyncIterator[str]:
@@ -224,16 +221,20 @@ class GPT:
             TokenizerError: if the prompt cannot be encoded.
             OverloadedError: if too many streams wait.
         """
+        return self._astream(self._of_stream(asked))
+
+    def _of_stream(self, asked: PromptedOptions) -> Request:
         self._need_tokenizer("a stream of text")
         if asked.n != 1:
             raise InputError(f"n is {asked.n}, but a stream has one text; use generate for several.")
-        return self._astream(self._request(asked))
+        return self._request(asked)
 
     async def _astream(self, request: Request) -> AsyncIterator[str]:
         from clearhead.inference.scheduler import Scheduler
 
-        if self._scheduler is None or self._scheduler.runner is not self.runner:
-            self._scheduler = Scheduler(self.runner, self.tokenizer)
+        runner = self.runner
+        if self._scheduler is None or self._scheduler.runner is not runner:
+            self._scheduler = Scheduler(runner, self.tokenizer)
         ticket = self._scheduler.submit(request)
         try:
             async for _, event in ticket:
@@ -372,12 +373,7 @@ class GPT:
 
     @overload
     def run_with_cache(
-        self,
-        texts: Sequence[Prompt],
-        names: Names = "*",
-        *,
-        as_torch: Literal[False] = ...,
-        **options: Unpack[CacheOptions],
+        self, texts: Prompts, names: Names = "*", *, as_torch: Literal[False] = ..., **options: Unpack[CacheOptions]
     ) -> ActivationCache[Floats]: ...
 
     @overload
@@ -390,8 +386,7 @@ class GPT:
     ) -> ActivationCache[Floats] | ActivationCache[torch.Tensor]:
         """Run texts through the model, in batches, and return the activations of all of them by name.
 
-        The PyTorch network computes them, in float32 unless it was loaded otherwise. The compiled engine keeps no
-        activations; for a model that it runs, the network is made from the same weights.
+        The PyTorch network computes them, in float32 unless it was loaded otherwise; the engine keeps no activations.
 
         Args:
             texts: texts, or their token ids; they may differ in length.
@@ -410,8 +405,8 @@ class GPT:
         need_torch("caching activations, of which the compiled engine keeps none,")
         from clearhead import lens
 
-        if isinstance(texts, str):
-            raise InputError("texts is one text; give a list of texts, or use watch.")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise InputError(f"texts is {texts!r:.40}; a list of texts was expected.")
         cache = lens.run_with_cache(self.model, [self._ids(text) for text in texts], names, **options)
         return cache if as_torch else lens.numpy_cache(cache)
 
@@ -449,7 +444,9 @@ class GPT:
         from clearhead import lens
         from clearhead.model_weights import share_weights
 
-        model = self.model if self._edited.get() else share_weights(self.model)  # hooks on a copy reach no other thread
+        # Hooks on a copy reach no other thread; but those that the model has already must act too.
+        changed = self._edited.get() or _is_hooked(self.model)
+        model = self.model if changed else share_weights(self.model)
         with lens.edit(model, names, change, heads=heads, positions=positions):
             outer = self._edited.get()
             self._edited.set(outer or _torch_runner(model))
@@ -477,7 +474,7 @@ class GPT:
         save_model(Path(folder), self.config, self._named_tensors(), contents, dtype)
 
     def _named_tensors(self) -> Mapping[str, npt.NDArray[Any]]:
-        """Return the weights by canonical name: from the network if it exists, since it may have changed."""
+        # From the network if it exists, since it may have changed.
         if self._tensors is not None and callable(self._model) and not hasattr(self._model, "parameters"):
             return self._tensors()
         from clearhead.model_weights import ModelTensors
@@ -491,6 +488,10 @@ class GPT:
         if self.tokenizer is None:
             raise no_tokenizer(what, self.notes)
         return self.tokenizer
+
+
+def _is_hooked(model: object) -> TypeGuard[GPTModel]:
+    return (hooks := sys.modules.get("clearhead.lens.hooks")) is not None and bool(hooks.is_hooked(model))
 
 
 def _torch_runner(model: GPTModel) -> TorchRunner:

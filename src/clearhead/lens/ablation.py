@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -123,7 +125,9 @@ def steering_vector(
 
 
 @contextmanager
-def steer(model: GPTModel, vector: Tensor, layer: int, strength: float = 1.0) -> Iterator[None]:
+def steer(
+    model: GPTModel, vector: Tensor | npt.NDArray[np.floating[Any]], layer: int, strength: float = 1.0
+) -> Iterator[None]:
     """Inside a `with`, add a vector to the residual stream before a block, at every token.
 
     Args:
@@ -135,7 +139,8 @@ def steer(model: GPTModel, vector: Tensor, layer: int, strength: float = 1.0) ->
     Raises:
         InputError: if the vector's shape does not fit or the block does not exist.
     """
-    if tuple(vector.shape) != (model.config.emb_dim,):
-        raise InputError(f"the vector has shape {list(vector.shape)}; [{model.config.emb_dim}] was expected.")
-    with edit(model, f"blocks.{layer}.residual_in", lambda value: value + strength * vector.to(value)):
+    added = torch.as_tensor(vector)
+    if tuple(added.shape) != (model.config.emb_dim,):
+        raise InputError(f"the vector has shape {list(added.shape)}; [{model.config.emb_dim}] was expected.")
+    with edit(model, f"blocks.{layer}.residual_in", lambda value: value + strength * added.to(value)):
         yield

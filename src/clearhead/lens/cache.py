@@ -15,7 +15,7 @@ from clearhead.inference.runner import check_token_ids
 from clearhead.lens.activations import Activation, names
 from clearhead.lens.aliases import Alias, masked_scores, resolve
 from clearhead.lens.editing import Edit, EditedRows
-from clearhead.lens.hooks import installed
+from clearhead.lens.hooks import check_network, installed
 from clearhead.lens.results import ActivationCache
 from clearhead.model import GPTModel
 
@@ -207,10 +207,13 @@ def check_texts(model: GPTModel, texts: Sequence[Sequence[int]]) -> None:
     Raises:
         InputError: if there is no text, or one is empty, too long or has an id outside the vocabulary.
     """
+    check_network(model)
     config = model.config
     if not len(texts):
         raise InputError("there are no texts to run; give at least one.")
     for number, ids in enumerate(texts):
+        if isinstance(ids, str | bytes):
+            raise InputError(f"text {number} is {ids!r:.40}; token ids were expected, as tokenizer.encode gives them.")
         if not 1 <= len(ids) <= config.context_length:
             raise InputError(
                 f"text {number} has {len(ids):,} tokens, but the model reads 1 to {config.context_length:,}; shorten "

@@ -283,9 +283,25 @@ _EAGER = _EagerStance()
 _hooked: dict[int, _ModelHooks] = {}
 
 
+def check_network(model: object) -> None:
+    """Refuse what is not a network.
+
+    Raises:
+        InputError: for a `GPT`, for example, whose network is its attribute `model`.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a {type(model).__name__} was given where a network was expected; of a GPT give gpt.model.")
+
+
+def is_hooked(model: object) -> bool:
+    """Return whether any hook is installed on a model now."""
+    return id(model) in _hooked
+
+
 @contextmanager
 def installed(model: GPTModel, hook: ActivationHook) -> Iterator[None]:
     """Pass the activations that the hook asks for through it, inside a `with`. Afterwards the model is as before."""
+    check_network(model)
     hooks = _hooked.setdefault(id(model), _ModelHooks(model))
 
     def remove() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
+from clearhead.inference.runner import check_token_ids
 from clearhead.lens.activations import Activation, names
 from clearhead.lens.attribution import last_logits_from
 from clearhead.lens.cache import padded, run_with_cache
@@ -27,8 +28,16 @@ _MOST_ROWS = 64
 
 
 def logit_difference(right: int, wrong: int) -> LogitMetric:
-    """Return the metric "logit of `right` minus logit of `wrong`"."""
-    return lambda logits: logits[:, right] - logits[:, wrong]
+    """Return the metric "logit of `right` minus logit of `wrong`".
+
+    It raises InputError if one of the two ids is not in the vocabulary.
+    """
+
+    def difference(logits: Tensor) -> Tensor:
+        check_token_ids([right, wrong], logits.shape[-1])
+        return logits[:, right] - logits[:, wrong]
+
+    return difference
 
 
 @dataclass(frozen=True)
@@ -263,7 +272,8 @@ def path_patch(
         the metric after the patch, of the clean text, and of the corrupted text.
 
     Raises:
-        InputError: if the texts differ in length, or the sender or the receiver does not exist.
+        InputError: if the texts differ in length, the sender or the receiver does not exist, or no path leads from one
+            to the other.
     """
     layer, head = sender
     config = model.config
@@ -274,6 +284,9 @@ def path_patch(
         )
     _check_lengths(clean, corrupted)
     receivers = names(config).find(receiver)
+    order = list(names(config))  # in which they are computed
+    if order.index(receivers[-1].name) < order.index(f"blocks.{layer}.attention.mixed"):
+        raise InputError(f"{receiver!r} is computed before head {head} of layer {layer}, so no path leads to it.")
     frozen = ["blocks.*.attention.mixed", "blocks.*.feed_forward.output"]
     given = run_with_cache(model, [clean], f"blocks.{layer}.attention.mixed")
     kept = run_with_cache(model, [corrupted], frozen)

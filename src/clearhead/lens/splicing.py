@@ -61,6 +61,10 @@ def splice(model: GPTModel, autoencoder: Autoencoder, name: str, *, error_term: 
             f"{name!r} means {', '.join(one.name for one in found[:3])}; splice one activation that is a vector for "
             "each token, such as 'blocks.3.residual_out'."
         )
+    if missing := [part for part in ("encode", "decode") if not callable(getattr(autoencoder, part, None))]:
+        raise InputError(
+            f"a {type(autoencoder).__name__} has no {missing[0]}; an object with encode and decode is needed."
+        )
     spliced = Spliced()
     with installed(model, _Splice(found[0], autoencoder, error_term, spliced)):
         yield spliced
