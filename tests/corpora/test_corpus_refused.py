@@ -20,10 +20,10 @@ from clearhead.data.corpus import Corpus
 from clearhead.data.corpus_builder import build_corpus
 from clearhead.data.corpus_plan import CorpusPlan
 from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
-from clearhead.data.manifest import checksum
 from clearhead.data.sources import json_lines
 from clearhead.errors import ClearheadError, InputError, TrainingError
 from clearhead.tokenizer import Tokenizer
+from clearhead.utils.json_files import record_text
 from corpora.small_corpora import SEPARATOR, change_a_byte, documents_in, plan_of, set_block_size
 
 
@@ -115,10 +115,10 @@ def test_json_of_wrong_types_is_a_sentence(
     shutil.copytree(unfinished / corpus, folder)
     values = json.loads((folder / name).read_text(encoding="utf-8"))
     damaged = damage_json(values, random.Random(seed))
-    if sealed and isinstance(damaged, dict):
-        with contextlib.suppress(RecursionError):
-            damaged["checksum"] = checksum(damaged)
     (folder / name).write_bytes(dump(damaged))
+    if sealed and isinstance(damaged, dict):
+        with contextlib.suppress(RecursionError, UnicodeEncodeError):
+            (folder / name).write_text(record_text(damaged), encoding="utf-8")
     with contextlib.suppress(ClearheadError):
         build_corpus(two_texts(unfinished, "0.4" if corpus == "whole" else "0.999999"), folder, processes=1)
         print_summary(Corpus(folder))
@@ -144,7 +144,7 @@ def test_a_wrong_state_of_a_build_is_named(
     shutil.copytree(unfinished / "begun", tmp_path / "corpus")
     path = tmp_path / "corpus/build.json"
     values = {**json.loads(path.read_text(encoding="utf-8")), **change}
-    path.write_text(json.dumps({**values, "checksum": checksum(values)}), encoding="utf-8")
+    path.write_text(record_text(values), encoding="utf-8")
     with pytest.raises(TrainingError, match=words):
         build_corpus(two_texts(unfinished, "0.999999"), tmp_path / "corpus", processes=1)
 

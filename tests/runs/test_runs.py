@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzz.harness import damage_json, dump
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_models import SMALL, ours_of, peer_of
@@ -32,6 +35,7 @@ from clearhead.training.overview import list_runs
 from clearhead.training.step import Step, Stepper
 from clearhead.training.task import PretrainingTask
 from clearhead.training.train import train
+from clearhead.utils.json_files import record_text
 
 
 @pytest.fixture(scope="module")
@@ -147,21 +151,60 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    key=st.sampled_from(["step", "files", "clock", "spikes", "loss_scale", "tokens", "training", "rates", "precision"]),
-    value=st.none() | st.booleans() | st.text(max_size=3) | st.integers(-3, 3) | st.lists(st.integers(), max_size=2),
-)
-def test_a_state_of_wrong_types_is_a_sentence(corpus: Corpus, copied: Path, key: str, value: Any) -> None:
-    """Whatever JSON stands in a checkpoint's state, resuming succeeds or says what is wrong."""
+@given(seed=st.integers(0, 2**32), sealed=st.booleans())
+def test_a_state_of_wrong_types_is_a_sentence(corpus: Corpus, copied: Path, seed: int, sealed: bool) -> None:
+    """Whatever JSON stands anywhere in a checkpoint's state, resuming succeeds or says what is wrong."""
     path = checkpoints(copied)[-1] / "state.json"
-    before = path.read_text()
-    path.write_text(json.dumps({**json.loads(before), key: value}))
+    before = path.read_bytes()
+    damaged = damage_json(json.loads(before), random.Random(seed))
+    path.write_bytes(dump(damaged))
+    if sealed and isinstance(damaged, dict):
+        with contextlib.suppress(RecursionError, UnicodeEncodeError):
+            path.write_text(record_text(damaged), encoding="utf-8")
     try:
         small_run(recipe(), corpus, copied).resume()
     except TrainingError as error:
         assert "checkpoint" in str(error)
     finally:
-        path.write_text(before)
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"files": ""}, "files is '', and an object was expected"),
+        ({"clock": []}, r"clock is \[\], and an object was expected"),
+        ({"clock": {"loss": "", "seen": 0}}, "clock.loss is '', and a number or null was expected"),
+        ({"spikes": {}}, "spikes lacks 'loss'"),
+        ({"loss_scale": {"scale": 0, "good": 0}}, "loss_scale.scale is 0, and a number from 1 on was expected"),
+        ({"tokens": True}, "tokens is True, and a whole number was expected"),
+        ({"step": -1}, "step is -1, and a whole number from 0 on was expected"),
+        ({"precision": "auto"}, "precision is 'auto', and one of float32, bfloat16, float16 was expected"),
+        ({"milestone": 0}, "milestone is 0, and a text or null was expected"),
+        ({"training": ""}, "training is '', and an object was expected"),
+    ],
+)
+def test_a_wrong_value_in_a_state_is_named(corpus: Corpus, copied: Path, change: dict[str, Any], words: str) -> None:
+    path = checkpoints(copied)[-1] / "state.json"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(record_text({**json.loads(before), **change}), encoding="utf-8")
+    try:
+        with pytest.raises(TrainingError, match=rf"state\.json could not be read \({words}\); delete that checkpoint"):
+            small_run(recipe(), corpus, copied).resume()
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+def test_one_digit_of_a_state_that_changed_is_noticed(corpus: Corpus, copied: Path) -> None:
+    path = checkpoints(copied)[-1] / "state.json"
+    before = path.read_text(encoding="utf-8")
+    values = json.loads(before)
+    path.write_text(json.dumps({**values, "tokens": values["tokens"] + 1}), encoding="utf-8")
+    try:
+        with pytest.raises(TrainingError, match=r"state\.json could not be read \(its checksum is not that of its"):
+            small_run(recipe(), corpus, copied).resume()
+    finally:
+        path.write_text(before, encoding="utf-8")
 
 
 def test_every_checkpoint_is_a_model(finished: Path) -> None:

@@ -29,7 +29,7 @@ from clearhead.data.manifest import (
     BuildState,
     read_journal,
     tokenizer_identity,
-    write_checked,
+    write_record,
 )
 from clearhead.data.ray_workers import RayCluster
 from clearhead.data.shards import DocumentStarts, ShardedTokens, ShardWriter, TokenSplit, truncate_files, truncated
@@ -186,7 +186,7 @@ class _CorpusBuild:
                 "parts": {},
                 "texts": {},
             }
-            write_checked(journal, self.state)
+            write_record(journal, self.state)
         self.tokenizer = Tokenizer.from_folder(self.folder)
         self.dtype = np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
         if any(text.validation.kind == "tail" for text in self.plan.texts) and self.tokenizer.byte_lengths() is None:
@@ -304,7 +304,7 @@ class _CorpusBuild:
     def _save(self) -> None:
         for writer in self._writers.values():
             self.state["parts"][writer.name] = writer.checkpoint()
-        write_checked(self.folder / JOURNAL, self.state)
+        write_record(self.folder / JOURNAL, self.state)
         self._saved = time.monotonic()
 
     # --- the end of a source, of a text, of the build --------------------------------------------------------
@@ -407,7 +407,7 @@ class _CorpusBuild:
             "sources": self.state["sources"],
             "texts": self.state["texts"],
         }
-        write_checked(self.folder / MANIFEST, values)
+        write_record(self.folder / MANIFEST, values)
         (self.folder / JOURNAL).unlink()
 
 

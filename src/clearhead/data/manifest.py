@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, TypedDict
 
 from clearhead.data.shards import TokenSplit
 from clearhead.data.sources.base import CursorJson
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
 from clearhead.utils.atomic import write_text
-from clearhead.utils.json_files import Count, FileName, MalformedJSONError, checked_json, read_json_file
-
-T = TypeVar("T")
+from clearhead.utils.json_files import (
+    Count,
+    FileName,
+    MalformedJSONError,
+    checked_record,
+    read_json_file,
+    read_record,
+    record_text,
+)
 
 MANIFEST = "manifest.json"
 JOURNAL = "build.json"
@@ -91,7 +94,7 @@ class Manifest(TypedDict):
 
 
 class BuildState(TypedDict):
-    """The contents of `build.json`, with a checksum besides.
+    """The state of an unfinished build.
 
     Attributes:
         plan: the corpus's, as `CorpusPlan.to_json` returns it.
@@ -116,10 +119,10 @@ class BuildState(TypedDict):
     texts: dict[FileName, SplitPair]
 
 
-def checksum(values: Mapping[str, object]) -> str:
-    """Return the SHA-256 of a manifest, or of the state of a build, without its checksum."""
-    rest = {key: value for key, value in values.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, default=asdict).encode()).hexdigest()
+class _StoredBuild(BuildState):
+    """The contents of `build.json`."""
+
+    checksum: str
 
 
 def tokenizer_identity(tokenizer: Tokenizer) -> TokenizerIdentity:
@@ -131,14 +134,13 @@ def tokenizer_identity(tokenizer: Tokenizer) -> TokenizerIdentity:
     }
 
 
-def write_checked(path: Path, values: Mapping[str, object]) -> None:
-    """Write a JSON file with a checksum of its values.
+def write_record(path: Path, values: Mapping[str, object]) -> None:
+    """Write a manifest, or the state of a build, without its checksum, which is added.
 
     Raises:
         OSError: if it cannot be written; an older file is untouched then.
     """
-    whole = {**values, "checksum": checksum(values)}
-    write_text(path, json.dumps(whole, indent=1, ensure_ascii=False, default=asdict) + "\n")
+    write_text(path, record_text(values))
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
@@ -152,7 +154,10 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
         raise TrainingError(
             f"{path.parent} was built by another version of Clearhead in another format; delete it and build it again."
         )
-    return values, _checked(values, Manifest, path)
+    try:
+        return values, checked_record(values, Manifest)
+    except MalformedJSONError as error:
+        raise TrainingError(f"{path} could not be read ({error}); {_BUILD_AGAIN}.") from None
 
 
 def read_journal(path: Path) -> BuildState:
@@ -161,13 +166,4 @@ def read_journal(path: Path) -> BuildState:
     Raises:
         TrainingError: if the file is malformed or of another version.
     """
-    return _checked(read_json_file(path, dict[str, Any], TrainingError, _BUILD_AGAIN), BuildState, path)
-
-
-def _checked(values: dict[str, Any], kind: type[T], path: Path) -> T:
-    try:
-        if values.get("checksum") != checksum(values):
-            raise MalformedJSONError("its checksum is not that of its contents")
-        return checked_json(values, kind)
-    except (MalformedJSONError, RecursionError) as error:
-        raise TrainingError(f"{path} could not be read ({error}); {_BUILD_AGAIN}.") from None
+    return read_record(path, _StoredBuild, TrainingError, _BUILD_AGAIN)

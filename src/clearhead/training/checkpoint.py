@@ -20,7 +20,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import safetensors
 import torch
@@ -30,16 +30,66 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from clearhead.errors import TrainingError
+from clearhead.training.clock import ClockState
 from clearhead.training.distributed import Processes
 from clearhead.training.optimizer import Muon
 from clearhead.training.recipe import DEFAULTS
 from clearhead.training.run_folder import disk_full_explained, write_text
+from clearhead.training.step import StepperState
 from clearhead.utils.atomic import TEMPORARY_SUFFIX, flush_to_disk
+from clearhead.utils.json_files import Condition, Count, PathText, read_record, record_text
 
 FOLDER = "checkpoints"
 MODEL_CONFIG = "config.json"
 _STATE = "state.json"
 _TENSORS = "training"
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_DtypeName = Annotated[str, Condition(lambda name: name in _DTYPES, f"one of {', '.join(_DTYPES)}")]
+
+
+class RunFingerprint(TypedDict):
+    """What the first steps of a run depend on.
+
+    Attributes:
+        model, training, finetune: tables of settings.
+        data: a digest of the texts.
+        rates: a digest of the learning rates so far.
+        precision: of the matrix products; earlier versions did not store it.
+    """
+
+    model: dict[str, Any]
+    training: dict[str, Any]
+    finetune: dict[str, Any]
+    data: str
+    rates: str
+    precision: NotRequired[_DtypeName]
+
+
+class CheckpointState(RunFingerprint, StepperState):
+    """The small values of a checkpoint.
+
+    Attributes:
+        clock: the state of `Clock`.
+        step, tokens: how many the run has completed.
+        milestone: its name, if this is one.
+    """
+
+    clock: ClockState
+    step: Count
+    tokens: Count
+    milestone: NotRequired[str | None]
+
+
+class StoredState(CheckpointState):
+    """The contents of `state.json`: the small values, the SHA-256 of each other file, and a checksum of all of this.
+
+    Earlier versions wrote no checksums.
+    """
+
+    files: NotRequired[dict[PathText, str]]
+    checksum: NotRequired[str]
 
 
 def tensors_by_name(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -76,7 +126,7 @@ def _zeros(parameter: Tensor) -> Tensor:
 
 def save_checkpoint(
     run: Path,
-    state: Mapping[str, Any],
+    state: CheckpointState,
     tensors: Mapping[str, Tensor],
     save_model: Callable[[Path], None],
     processes: Processes,
@@ -112,7 +162,8 @@ def save_checkpoint(
         with processes.first_alone() as first, disk_full_explained(what, run):
             if first:
                 save_model(temporary)
-                write_text(temporary / _STATE, json.dumps({**state, "files": _digests(temporary)}, indent=1))
+                whole = {**state, "files": _digests(temporary)}
+                write_text(temporary / _STATE, record_text(whole))
                 flush_to_disk(temporary)
                 temporary.replace(folder)
                 flush_to_disk(folder.parent)
@@ -152,44 +203,25 @@ def checkpoints(run: Path) -> list[Path]:
     return [path for path in found if re.fullmatch(r"step-\d{8,}", path.name) and (path / _STATE).is_file()]
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def read_state(checkpoint: Path) -> StoredState:
     """Read the small values of a checkpoint.
 
     Raises:
         TrainingError: if they are malformed.
     """
-    try:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
-            raise ValueError("it gives no step")
-    except (OSError, ValueError, RecursionError) as error:
-        raise _broken(checkpoint, error) from None
-    return state
+    remedy = (
+        "delete that checkpoint to resume from the one before, resume with the version of Clearhead that wrote it, or "
+        "start a new run"
+    )
+    return read_record(checkpoint / _STATE, StoredState, TrainingError, remedy)
 
 
-@contextlib.contextmanager
-def state_errors_explained(checkpoint: Path) -> Iterator[None]:
-    """Turn errors of a block that uses the small values of a checkpoint into `TrainingError`.
-
-    Raises:
-        TrainingError: if a value is missing or has the wrong type.
-    """
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise TrainingError(
-            f"the checkpoint {checkpoint} is malformed, or another version of Clearhead wrote it ({error!r} in "
-            f"{_STATE}); delete it to resume from the one before, resume with that version, or start a new run."
-        ) from None
-
-
-def check_fingerprint(state: Mapping[str, Any], fingerprint: Mapping[str, Any], checkpoint: Path, steps: int) -> None:
+def check_fingerprint(state: CheckpointState, fingerprint: RunFingerprint, checkpoint: Path, steps: int) -> None:
     """Check that a run can resume from a checkpoint.
 
     Args:
         state: the checkpoint's small values, which include the fingerprint of the run that wrote it.
-        fingerprint: everything that the same number of steps depends on now: `model`, `training` and `finetune`, tables
-            of settings; `data`, a digest; `rates`, a digest of the learning rates so far; `precision`.
+        fingerprint: everything that the same number of steps depends on now.
         checkpoint: the checkpoint's folder, for the message.
         steps: the number of steps of the recipe.
 
@@ -219,9 +251,7 @@ def check_fingerprint(state: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         )
 
 
-def load_tensors(
-    checkpoint: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor], processes: Processes
-) -> None:
+def load_tensors(checkpoint: Path, state: StoredState, tensors: Mapping[str, Tensor], processes: Processes) -> None:
     """Fill the tensors of a model and its optimizers from a checkpoint that any number of processes wrote.
 
     Raises:
@@ -261,22 +291,20 @@ def model_files(checkpoint: Path) -> list[Path]:
     return sorted(path for path in checkpoint.iterdir() if path.is_file() and path.name != _STATE)
 
 
-def check_files(checkpoint: Path, state: Mapping[str, Any]) -> None:
+def check_files(checkpoint: Path, state: StoredState) -> None:
     """Compare the files of a checkpoint with their checksums; earlier versions wrote none.
 
     Raises:
         TrainingError: if a file differs.
     """
-    with state_errors_explained(checkpoint):
-        expected = dict(state.get("files", {}))
-    for name in expected:
+    for name, expected in state.get("files", {}).items():
         path = checkpoint / name
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise _broken(checkpoint, error) from None
-        if digest != expected[name]:
+        if digest != expected:
             raise _broken(checkpoint, ValueError(f"{name} differs from its checksum"))
 
 

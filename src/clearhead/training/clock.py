@@ -6,9 +6,18 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
+
+from clearhead.utils.json_files import Count
 
 _MEMORY = 50  # steps over which both averages run
+
+
+class ClockState(TypedDict):
+    """The clock in a checkpoint: the smoothed loss, and how many losses it averages."""
+
+    loss: float | None
+    seen: Count
 
 
 class Clock:
@@ -49,11 +58,11 @@ class Clock:
             self.loss = before + (loss - before) * max(1 / self._seen, 1 / _MEMORY)
         self._last = now
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> ClockState:
         """Return the state for a checkpoint: a resumed run shows the loss that it would have shown."""
         return {"loss": self.loss, "seen": self._seen}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: ClockState) -> None:
         """Restore what `state` returned."""
         self.loss, self._seen = state["loss"], state["seen"]
 

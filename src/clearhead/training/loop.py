@@ -19,12 +19,13 @@ from torch.distributed.tensor import DTensor
 from clearhead.model import GPTModel
 from clearhead.training.card import model_card, score_label
 from clearhead.training.checkpoint import (
+    CheckpointState,
+    RunFingerprint,
     check_fingerprint,
     checkpoints,
     load_tensors,
     read_state,
     save_checkpoint,
-    state_errors_explained,
     tensors_by_name,
 )
 from clearhead.training.clock import Clock
@@ -121,12 +122,12 @@ class Run:
         """
         newest = checkpoints(self.out)[-1]
         state = read_state(newest)
-        with state_errors_explained(newest):
-            check_fingerprint(state, self._fingerprint(state["step"]), newest, self.recipe.training.steps)
-            self.step, self.tokens = state["step"], state["tokens"]
-            self.stepper.restore(state)
-            self.clock.restore(state["clock"])
-            before = state.get("precision", dtype_name(self.dtype))  # earlier versions did not store it
+        steps = self.recipe.training.steps
+        check_fingerprint(state, self._fingerprint(min(state["step"], steps)), newest, steps)
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.stepper.restore(state)
+        self.clock.restore(state["clock"])
+        before = state.get("precision", dtype_name(self.dtype))
         if before != dtype_name(self.dtype):
             self.record.say(f"the products were in {before} and are in {dtype_name(self.dtype)} from here on.")
         load_tensors(newest, state, tensors_by_name(self.model, self.stepper.optimizers), self.group)
@@ -172,7 +173,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last completed step."""
-        state = {
+        state: CheckpointState = {
             **self.stepper.state(),
             **self._fingerprint(self.step),
             "clock": self.clock.state(),
@@ -288,7 +289,7 @@ class Run:
             self.record.add(self.step, prompt=prompt, sample=text)
             self.record.say(f"  {prompt}|{text}")
 
-    def _fingerprint(self, step: int) -> dict[str, Any]:
+    def _fingerprint(self, step: int) -> RunFingerprint:
         """Return what the first steps of a run depend on: a run may resume under any recipe with the same fingerprint.
 
         So a run can be made longer or shorter as long as its learning rate has not begun to fall.

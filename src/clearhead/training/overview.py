@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from clearhead.errors import ClearheadError, TrainingError
 from clearhead.training.recipe_reader import read_recipe
-from clearhead.training.run_folder import ENVIRONMENT, RECIPE, is_in_progress, read_metrics
+from clearhead.training.run_folder import RECIPE, is_in_progress, read_environment, read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,6 @@ def _steps(folder: Path) -> int:
     if steps:
         return steps
     try:  # the recipe gives epochs or tokens
-        steps = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["steps"]
-        return steps if type(steps) is int else 0
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_environment(folder).get("steps", 0)
+    except TrainingError:
         return 0

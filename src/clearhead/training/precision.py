@@ -6,13 +6,14 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 
 from clearhead.errors import TrainingError
 from clearhead.training.recipe import Precision
 from clearhead.training.throughput import synchronize
+from clearhead.utils.json_files import Condition, Count
 
 _MEASURED = 0.05  # seconds
 _MATRIX = {"cpu": 192, "cuda": 4096, "mps": 1024}  # rows of the measured matrices
@@ -115,6 +116,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype)
 
 
+class LossScaleState(TypedDict):
+    """The loss scale in a checkpoint: the factor, and the steps without an overflow since it changed."""
+
+    scale: Annotated[float, Condition(lambda number: 1 <= number < math.inf, "a number from 1 on")]
+    good: Count
+
+
 class LossScale:
     """The factor of the loss with which float16 can represent its gradients (Micikevicius et al. 2018, section 3.2).
 
@@ -154,10 +162,10 @@ class LossScale:
         self.scale, self._good = max(self.scale / 2, 1.0), 0
         return True
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> LossScaleState:
         """Return the state for a checkpoint."""
         return {"scale": self.scale, "good": self._good}
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: LossScaleState) -> None:
         """Restore what `state` returned."""
-        self.scale, self._good = state["scale"], int(state["good"])
+        self.scale, self._good = state["scale"], state["good"]

@@ -46,7 +46,7 @@ def list_revisions(run: Path) -> list[Revision]:
     """
     found = []
     for checkpoint in checkpoints(run):
-        milestone = str(read_state(checkpoint).get("milestone") or "")
+        milestone = read_state(checkpoint).get("milestone") or ""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMB]?)\s*words", milestone)
         if match is not None:
             millions = float(match[1]) * {"": 1e-6, "k": 1e-3, "M": 1.0, "B": 1e3}[match[2]]

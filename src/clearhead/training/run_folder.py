@@ -17,10 +17,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from clearhead.errors import TrainingError
 from clearhead.utils import atomic
+from clearhead.utils.json_files import Count, MalformedJSONError, PathText, parse_json, read_json_file
 from clearhead.utils.locks import LockHeldError, exclusive_lock, is_locked
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.toml", "metrics.jsonl", "environment.json"
@@ -98,6 +99,27 @@ def write_text(path: Path, text: str) -> None:
         atomic.write_text(path, text)
 
 
+class _MetricsLine(TypedDict):
+    """What is read of a line of `metrics.jsonl`; most lines have a few of these keys.
+
+    Attributes:
+        step: the number of completed steps.
+        loss, norm, rate: of the step: its loss, the norm of its gradient, and its learning rate relative to the peak.
+        tokens_per_second: of all processes together.
+        seconds: since the start of the session.
+        valid, final: the scores on each held-out text, on some of its windows and on the whole of it.
+    """
+
+    step: Count
+    loss: NotRequired[float | None]
+    norm: NotRequired[float | None]
+    rate: NotRequired[float | None]
+    tokens_per_second: NotRequired[int | None]
+    seconds: NotRequired[float | None]
+    valid: NotRequired[dict[str, dict[str, float | None]]]
+    final: NotRequired[dict[str, dict[str, float | None]]]
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, each with its `step`. NaN and infinity become null."""
 
@@ -134,6 +156,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class RunEnvironment(TypedDict):
+    """What `environment.json` has besides versions and the machine: see `RunOrigin`, and the number of steps."""
+
+    data: PathText
+    corpus: PathText | None
+    start: NotRequired[str | None]
+    steps: NotRequired[Count]
+
+
+def read_environment(folder: Path) -> RunEnvironment:
+    """Read a run's `environment.json`.
+
+    Raises:
+        TrainingError: if the folder contains no run, or the record is malformed.
+    """
+    path = folder / ENVIRONMENT
+    if not path.exists():
+        raise TrainingError(
+            f"there is no checkpoint in {folder} to resume from: it contains no run with a {ENVIRONMENT}. Check --out, "
+            "or start the run without --resume."
+        )
+    remedy = "name the recipe and the folder of its texts again (--data)"
+    return read_json_file(path, RunEnvironment, TrainingError, remedy)
+
+
 @dataclass(frozen=True, slots=True)
 class RunOrigin:
     """Where the data of a run were: the folder of its texts, the folder of its shards if one was named, and the model
@@ -150,27 +197,13 @@ def read_origin(folder: Path) -> RunOrigin:
     Raises:
         TrainingError: if the folder contains no run, or the record is malformed.
     """
-    path = folder / ENVIRONMENT
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        corpus = None if values["corpus"] is None else Path(values["corpus"])
-        start = values.get("start")
-        if not isinstance(start, str | None):
-            raise TypeError("start is not a text")
-        return RunOrigin(Path(values["data"]), corpus, start)
-    except FileNotFoundError:
-        raise TrainingError(
-            f"there is no checkpoint in {folder} to resume from: it contains no run with a {ENVIRONMENT}. Check --out, "
-            "or start the run without --resume."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TrainingError(
-            f"{path} could not be read ({error!r}); name the recipe and the folder of its texts again (--data)."
-        ) from None
+    values = read_environment(folder)
+    corpus = None if values["corpus"] is None else Path(values["corpus"])
+    return RunOrigin(Path(values["data"]), corpus, values.get("start"))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics; none if it has no file. An incomplete line is skipped.
+    """Return the lines of a run's metrics; none if it has no file. An incomplete or damaged line is skipped.
 
     A value that was NaN or infinite is None.
     """
@@ -180,10 +213,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     for line in text.split("\n"):  # and at no other line separator: a text in a line may contain one
-        try:
-            values = json.loads(line, parse_constant=lambda name: None)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            lines.append(values)
+        with contextlib.suppress(MalformedJSONError):
+            lines.append(_finite(parse_json(line, _MetricsLine)))
     return lines

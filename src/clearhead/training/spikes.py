@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, TypedDict
+
+from clearhead.utils.json_files import Condition, Count
 
 _MEMORY = 100  # steps over which the running mean and variance average
 _WARM_UP = 20  # steps before anything counts as a spike
@@ -14,13 +16,16 @@ MOST_IN_A_ROW = 10
 """Consecutive steps that may be skipped; more mean that the run has failed, not the batch."""
 
 
+_Variance = Annotated[float, Condition(lambda number: number >= 0, "a number from 0 on")]
+
+
 @dataclass
 class _Running:
     """An exponentially weighted mean and variance."""
 
     mean: float = 0.0
-    variance: float = 0.0
-    seen: int = 0
+    variance: _Variance = 0.0
+    seen: Count = 0
 
     def is_above(self, value: float) -> bool:
         if self.seen < _WARM_UP:
@@ -33,6 +38,14 @@ class _Running:
         difference = value - self.mean
         self.mean += share * difference
         self.variance = (1 - share) * (self.variance + share * difference * difference)
+
+
+class SpikeState(TypedDict):
+    """The detector in a checkpoint: the statistics of the loss and of the gradient norm, and the spikes in a row."""
+
+    loss: _Running
+    norm: _Running
+    in_a_row: Count
 
 
 class SpikeDetector:
@@ -67,11 +80,11 @@ class SpikeDetector:
             self._loss, self._norm = _Running(), _Running()
         return " and ".join(words)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> SpikeState:
         """Return the state for a checkpoint."""
-        return {"loss": vars(self._loss), "norm": vars(self._norm), "in_a_row": self.in_a_row}
+        return {"loss": replace(self._loss), "norm": replace(self._norm), "in_a_row": self.in_a_row}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: SpikeState) -> None:
         """Restore what `state` returned."""
-        self._loss, self._norm = _Running(**state["loss"]), _Running(**state["norm"])
+        self._loss, self._norm = replace(state["loss"]), replace(state["norm"])
         self.in_a_row = state["in_a_row"]

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from clearhead.losses import NOT_COUNTED
 from clearhead.training.distributed import Processes
 from clearhead.training.objective import counted_indices
 from clearhead.training.optimizer import scale_gradients
-from clearhead.training.precision import LossScale, autocast
+from clearhead.training.precision import LossScale, LossScaleState, autocast
 from clearhead.training.recipe import TrainingRecipe
 from clearhead.training.schedule import rate_at
-from clearhead.training.spikes import MOST_IN_A_ROW, SpikeDetector
+from clearhead.training.spikes import MOST_IN_A_ROW, SpikeDetector, SpikeState
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,13 @@ class Step:
     anomaly: str
     taken: bool
     stop: bool
+
+
+class StepperState(TypedDict):
+    """The stepper in a checkpoint, apart from the tensors."""
+
+    spikes: SpikeState
+    loss_scale: LossScaleState
 
 
 class Stepper:
@@ -184,11 +191,11 @@ class Stepper:
             scale_gradients(optimizer, factor)
             optimizer.step()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> StepperState:
         """Return the state for a checkpoint, apart from the tensors."""
         return {"spikes": self.spikes.state(), "loss_scale": self.loss_scale.state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: StepperState) -> None:
         """Restore what `state` returned."""
         self.spikes.restore(state["spikes"])
         self.loss_scale.restore(state["loss_scale"])

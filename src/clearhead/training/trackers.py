@@ -18,6 +18,7 @@ from typing import Any, Protocol, get_args
 from clearhead.errors import TrainingError
 from clearhead.training.recipe import Recipe, TrackerName
 from clearhead.training.run_folder import disk_full_explained, write_text
+from clearhead.utils.json_files import MalformedJSONError, parse_json
 from clearhead.utils.packages import missing_package
 
 _TENSORBOARD, _IDS = "tensorboard", "trackers.json"
@@ -213,10 +214,9 @@ class _ServiceTracker:
 
     def _ids(self) -> dict[str, str]:
         try:
-            found = json.loads((self.out / _IDS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return parse_json((self.out / _IDS).read_bytes(), dict[str, str])
+        except (OSError, MalformedJSONError):
+            return {}  # the run is a new one there
 
 
 class TrackerLostError(TrainingError):

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -25,7 +25,7 @@ from clearhead.training.length import resolve_steps
 from clearhead.training.loop import Run
 from clearhead.training.memory import memory_errors_explained
 from clearhead.training.precision import PrecisionChoice, choose_precision
-from clearhead.training.recipe import Precision, Recipe
+from clearhead.training.recipe import Recipe
 from clearhead.training.run_folder import ENVIRONMENT, RECIPE, run_lock, write_text
 from clearhead.training.task import PretrainingTask
 from clearhead.training.trackers import check_trackers
@@ -134,8 +134,6 @@ def _choose_precision(recipe: Recipe, out: Path, resume: bool, group: Processes)
     with group.first_alone() as first:
         if first:
             checkpoint = read_state(checkpoints(out)[-1]).get("precision") if resume else None
-            if checkpoint is not None and checkpoint not in get_args(Precision):
-                raise TrainingError(f"the checkpoint in {out} names the unknown precision {checkpoint!r}; delete it.")
             choice = choose_precision(recipe.training.precision, group.device, checkpoint)
     chosen: PrecisionChoice = group.from_first(choice)
     return chosen

@@ -1,15 +1,17 @@
 """Read JSON and check its types: a file may be damaged, edited by hand, or written by another version.
 
 The form of a file is declared once, as a `TypedDict` or a dataclass. A value of another form is refused with the place
-in it, such as `texts.wiki.train.tokens is -1, and a whole number from 0 on was expected`.
+in it, such as `texts.wiki.train.tokens is -1, and a whole number from 0 on was expected`. A file that decides what is
+computed later is a record: it has a checksum of itself too, because a changed digit is a whole number as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +34,8 @@ from clearhead.utils.text import shown
 
 T = TypeVar("T")
 
+_CHECKSUM = "checksum"
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -50,6 +54,7 @@ Count = Annotated[int, Condition(lambda number: 0 <= number < 2**63, "a whole nu
 FileName = Annotated[
     str, Condition(lambda name: Path(name).name == name and "\0" not in name, "the name of a file in the same folder")
 ]
+PathText = Annotated[str, Condition(lambda path: "\0" not in path, "a path")]
 
 _NAMES: dict[Any, str] = {
     bool: "true or false",
@@ -61,6 +66,9 @@ _NAMES: dict[Any, str] = {
     dict: "an object",
     type(None): "null",
 }
+
+
+_LARGEST = 2**1023  # a whole number that becomes a float without overflow
 
 
 class MalformedJSONError(ValueError):
@@ -94,6 +102,45 @@ def read_json_file(path: Path, kind: type[T], error: type[ClearheadError], remed
         raise error(f"{path} could not be read ({failed.strerror}); {remedy}.") from None
     except MalformedJSONError as malformed:
         raise error(f"{path} could not be read ({malformed}); {remedy}.") from None
+
+
+def record_text(values: Mapping[str, object]) -> str:
+    """Return an object as JSON for a file, with a checksum of itself; dataclasses become objects."""
+    whole = {**values, _CHECKSUM: _checksum(values)}
+    return json.dumps(whole, indent=1, ensure_ascii=False, default=dataclasses.asdict) + "\n"
+
+
+def read_record(path: Path, kind: type[T], error: type[ClearheadError], remedy: str) -> T:
+    """Read a file that `record_text` made, as `read_json_file`, and compare its checksum if it has one.
+
+    Raises:
+        ClearheadError: of the given class, if the file cannot be read, is not JSON, has another form, or has changed.
+    """
+    values = read_json_file(path, dict[str, Any], error, remedy)
+    try:
+        return checked_record(values, kind)
+    except MalformedJSONError as malformed:
+        raise error(f"{path} could not be read ({malformed}); {remedy}.") from None
+
+
+def checked_record(values: Mapping[str, object], kind: type[T]) -> T:
+    """Return the contents of a file that `record_text` made, if they have a type and, if there is one, the checksum.
+
+    Raises:
+        MalformedJSONError: if they have not.
+    """
+    try:
+        if _CHECKSUM in values and values[_CHECKSUM] != _checksum(values):
+            raise MalformedJSONError("its checksum is not that of its contents")
+    except RecursionError:
+        raise MalformedJSONError("its brackets are nested too deeply") from None
+    return checked_json(values, kind)
+
+
+def _checksum(values: Mapping[str, object]) -> str:
+    """Return the SHA-256 of an object without its checksum."""
+    rest = {key: value for key, value in values.items() if key != _CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()
 
 
 def parse_json(text: str | bytes, kind: type[T]) -> T:
@@ -152,7 +199,7 @@ def _convert(value: Any, kind: Any, place: str) -> Any:
     if container in (list, tuple, dict):
         return _convert_container(value, container, get_args(kind), place)
     expected = type(None) if kind is None else kind
-    if type(value) is expected or (expected is float and type(value) is int):
+    if type(value) is expected or (expected is float and type(value) is int and abs(value) < _LARGEST):
         return value
     raise _unexpected(value, _NAMES[expected], place)
 
