@@ -21,6 +21,7 @@ from small_runs import RECIPE
 from clearhead.data.corpus import Corpus
 from clearhead.errors import TrainingError
 from clearhead.training.distributed import connect_processes
+from clearhead.training.one_message import print_once
 from clearhead.training.recipe_reader import parse_recipe
 from clearhead.training.run_folder import read_metrics, run_lock
 from clearhead.training.train import train
@@ -88,6 +89,41 @@ def test_any_number_of_processes_makes_the_same_run(
     )
     assert samples == expected
     assert len(samples) == 2
+
+
+def _pairs(text: str = TEXT) -> str:
+    """Four processes: two replicas, each of them shared by two processes."""
+    return as_("hybrid", text).replace("[training]", "[training]\nshard_processes = 2")
+
+
+def test_replicas_that_are_sharded_make_the_same_run(data: Path, corpus: Corpus, alone: Path, tmp_path: Path) -> None:
+    text = _pairs().replace("micro_batch_size = 2", "micro_batch_size = 1")
+    assert run_together(4, text, data, tmp_path, corpus.folder) == [""] * 4
+    one = tmp_path / "one"  # dropout's random numbers belong to the micro-batch
+    train(parse_recipe(text), data, one, corpus_folder=corpus.folder)
+    assert_same_to_rounding(tmp_path, one)
+
+
+def test_sharded_replicas_resume_what_others_began_and_others_resume_theirs(
+    data: Path, corpus: Corpus, tmp_path: Path
+) -> None:
+    def text(parallel: str, of: str) -> str:
+        return (_pairs(of) if parallel == "hybrid" else as_(parallel, of)).replace("micro_batch_size = 2\n", "")
+
+    four = TEXT.replace("drop_rate = 0.1\n", "")
+    short = [four.replace("steps = 12", f"steps = {steps}").replace("decay_steps = 4", "decay_steps = 0")
+             for steps in (4, 8)]  # fmt: skip
+    assert run_together(4, text("replicate", short[0]), data, tmp_path / "four", corpus.folder) == [""] * 4
+    eight = text("hybrid", short[1])
+    assert run_together(4, eight, data, tmp_path / "four", corpus.folder, resume=True) == [""] * 4
+    assert run_together(4, text("replicate", four), data, tmp_path / "four", corpus.folder, resume=True) == [""] * 4
+    train(parse_recipe(text("replicate", four)), data, tmp_path / "one", corpus_folder=corpus.folder)
+    assert_same_to_rounding(tmp_path / "four", tmp_path / "one")
+
+
+def test_shards_of_unequal_replicas_are_refused(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    ends = run_together(3, _pairs(), data, tmp_path, corpus.folder)
+    assert all("3 processes cannot be divided into replicas of 2" in end for end in ends)
 
 
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
@@ -175,6 +211,27 @@ def test_what_stops_one_between_two_meetings_is_told_by_all() -> None:
     assert in_processes(3, _one_fails) == ["the second had enough."] * 3
 
 
+def _the_first_is_gone() -> str:
+    printed: list[str] = []
+    if os.environ["RANK"] != "0":
+        print_once(lambda: printed.append("it stopped."), patience=0.3)
+    return "".join(printed)
+
+
+def test_an_error_is_printed_by_one_process_even_if_the_first_is_gone() -> None:
+    assert "".join(in_processes(4, _the_first_is_gone)) == "it stopped."
+
+
+def _all_are_there() -> str:
+    printed: list[str] = []
+    print_once(lambda: printed.append("it stopped."), patience=100.0)
+    return "".join(printed)
+
+
+def test_an_error_is_printed_by_the_first_process() -> None:
+    assert in_processes(3, _all_are_there) == ["it stopped.", "", ""]
+
+
 def test_a_process_that_fails_is_heard_of_at_once() -> None:
     with pytest.raises(AssertionError, match=r"(?s)a process died.*ZeroDivisionError"):
         in_processes(2, divmod, 1, 0)
@@ -216,7 +273,7 @@ def test_one_torchrun_command_survives_a_killed_worker(data: Path, corpus: Corpu
     (tmp_path / "recipe.toml").write_text(TEXT)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"),
             *(tmp_path / "worker.py", tmp_path / "recipe.toml", data, tmp_path / "run", corpus.folder),
         ],
         capture_output=True,
@@ -227,6 +284,41 @@ def test_one_torchrun_command_survives_a_killed_worker(data: Path, corpus: Corpu
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_to_rounding(tmp_path / "run", alone)
+
+
+_FAILING = """
+import os, sys
+from clearhead.cli import main
+from clearhead.errors import TrainingError
+from clearhead.training.step import Stepper
+
+take = Stepper.take
+
+def failing(self, number, *rest):
+    if number == 3 and os.environ["RANK"] == "1":
+        raise TrainingError("the second had enough.")
+    return take(self, number, *rest)
+
+Stepper.take = failing
+main()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_shows_an_error_once(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(_FAILING)
+    (tmp_path / "recipe.toml").write_text(TEXT)
+    command: list[str | Path] = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(tmp_path / "worker.py", "train", tmp_path / "recipe.toml", "--data", data, "--out", tmp_path / "run"),
+        *("--corpus", corpus.folder, "--device", "cpu"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.count("clearhead: ") == 1
+    assert "clearhead: the second had enough." in done.stderr
+    assert "TrainingError" not in done.stderr
 
 
 @pytest.mark.slow

@@ -63,6 +63,11 @@ def test_the_recipes_of_the_repository_are_good() -> None:
         ('"muon"', '"adam"', "one of adamw, muon, normuon"),
         ("learning_rate = 3e-3", "learning_rate = -1", "above 0"),
         ("batch_size = 8", "batch_size = 8\nmicro_batch_size = 3", "does not divide"),
+        (
+            "batch_size = 8",
+            "batch_size = 8\nshard_processes = 2",
+            'is for parallel = "hybrid", and the recipe has "rep',
+        ),
         ("emb_dim = 32", "emb_dim = 33", "does not divide into 2 heads"),
         ("emb_dim = 32", "emb_dimm = 32", "did you mean 'emb_dim'"),
         ("weight = 3", "weight = 0", "above 0"),

@@ -20,11 +20,12 @@ from clearhead.cli.bench import bench
 from clearhead.cli.chat import chat
 from clearhead.cli.classify import classify
 from clearhead.cli.compress import compress, decompress
+from clearhead.cli.console import print_error
 from clearhead.cli.diagram import diagram
 from clearhead.cli.evaluate import evaluate
 from clearhead.cli.exit_codes import FAILED, USAGE
 from clearhead.cli.generate import generate
-from clearhead.cli.language import choose, localize_typer, translate, translation
+from clearhead.cli.language import choose, localize_typer, translation
 from clearhead.cli.new import new
 from clearhead.cli.options import flatten
 from clearhead.cli.page import page
@@ -40,7 +41,6 @@ from clearhead.cli.walk import walk
 from clearhead.errors import ClearheadError
 from clearhead.utils.packages import missing_package
 from clearhead.utils.system import is_out_of_memory
-from clearhead.utils.text import printable
 from clearhead.version import __version__
 
 EPILOG = """
@@ -191,5 +191,5 @@ def _group() -> None:
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    print(f"clearhead: {printable(translate(sentence))}", file=sys.stderr)
+    print_error(sentence)
     sys.exit(status)

@@ -39,6 +39,11 @@ def say(sentence: str) -> None:
     print(translate(sentence), flush=True)
 
 
+def print_error(sentence: str) -> None:
+    """Print what ends a command on standard error, in the chosen language."""
+    print(f"clearhead: {printable(translate(sentence))}", file=sys.stderr, flush=True)
+
+
 def notice(text: str) -> None:
     """Print one line on standard error, such as that a prompt was cut."""
     stderr_console().print(f"clearhead: {printable(translate(text))}", style="dim", soft_wrap=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clearhead.cli.console import say
+from clearhead.cli.console import print_error, say
+from clearhead.cli.exit_codes import USAGE
 from clearhead.cli.options import flatten
-from clearhead.errors import InputError
+from clearhead.errors import ClearheadError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from clearhead.training.recipe import Recipe
 
@@ -80,7 +84,23 @@ Device = Annotated[
 Dtype = Annotated[str, typer.Option(help="The dtype of the saved weights: float32, float16, bfloat16.")]
 
 
+@contextlib.contextmanager
+def _errors_printed_once() -> Iterator[None]:
+    """Let one process of several print the error that ends them all."""
+    try:
+        yield
+    except ClearheadError as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        from clearhead.training.one_message import print_once
+
+        sentence = str(error)
+        print_once(lambda: print_error(sentence))
+        sys.exit(USAGE)
+
+
 @flatten
+@_errors_printed_once()
 def train(
     start_from: StartOptions,
     recipe: RecipeFile = None,

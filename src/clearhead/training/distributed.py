@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,9 @@ from torch import nn
 
 from clearhead.errors import ClearheadError, TrainingError
 from clearhead.training.recipe import Parallel
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _TIMEOUT = timedelta(minutes=30)  # of collective operations
 _LONGEST_PAUSE = 1.0  # seconds between two checks whether the first process has finished its work alone
@@ -113,13 +116,19 @@ class Processes:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def spread(self, objective: nn.Module, blocks: Sequence[nn.Module], parallel: Parallel) -> nn.Module:
+    def spread(
+        self, objective: nn.Module, blocks: Sequence[nn.Module], parallel: Parallel, shard_processes: int = 0
+    ) -> nn.Module:
         """Spread a module over the processes: a replica in each (DDP), or a part in each (FSDP2).
 
         Args:
             objective: the module whose forward returns the loss.
             blocks: its large parts; if the model is sharded, one at a time is gathered.
-            parallel: `replicate` or `shard`.
+            parallel: `replicate`, `shard`, or `hybrid`: replicas, each of them sharded.
+            shard_processes: with `hybrid`, the number of processes that share a replica; 0 for those of a machine.
+
+        Raises:
+            TrainingError: if the processes cannot be divided into such replicas.
         """
         if self.world == 1:
             return objective
@@ -127,14 +136,28 @@ class Processes:
             replica = nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
             self._replicas.append(replica)
             return replica
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(self.device.type, (self.world,))
+        mesh = self._mesh(shard_processes, parallel)
         for block in blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
         return objective
+
+    def _mesh(self, shard_processes: int, parallel: Parallel) -> DeviceMesh:
+        """Return the processes in a line or, for replicas that are sharded, in a table with a row for each replica."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if parallel == "shard":
+            return init_device_mesh(self.device.type, (self.world,))
+        columns = shard_processes or int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        if self.world % columns:
+            raise TrainingError(
+                f"{self.world} processes cannot be divided into replicas of {columns}; set shard_processes to a "
+                "divisor of their number, or start another number of them."
+            )
+        shape, names = (self.world // columns, columns), ("replica", "shard")
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
     def disconnect(self) -> None:
         """Close the connections between the processes; modules that were spread become unusable.
@@ -178,8 +201,7 @@ def connect_processes(device: str) -> Iterator[Processes]:
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=_TIMEOUT))
         store.set_timeout(_TIMEOUT)
-        # torchrun's store outlives its workers: the keys of another attempt must not be found by this one.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = _of_this_attempt(store)
         backend = "nccl" if kind == "cuda" else "gloo"
         group_store = dist.PrefixStore("group", store)
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=world, timeout=_TIMEOUT)
@@ -195,6 +217,23 @@ def connect_processes(device: str) -> Iterator[Processes]:
         raise
     finally:
         group.disconnect()
+
+
+def open_store(timeout: timedelta) -> dist.Store | None:
+    """Return torchrun's store, which outlives the processes' connections; None if torchrun did not start this one.
+
+    Raises:
+        RuntimeError, ValueError: if it cannot be reached.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    return _of_this_attempt(store)
+
+
+def _of_this_attempt(store: dist.Store) -> dist.Store:
+    """Return a part of torchrun's store in which the keys of other attempts are not found."""
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _report_failure(store: dist.Store, rank: int, error: Exception) -> None:

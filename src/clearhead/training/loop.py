@@ -82,7 +82,7 @@ class Run:
             torch.manual_seed(t.seed)
             model = GPTModel(recipe.model)
         self._skeleton: GPTModel | None = None  # a sharded model is gathered into a copy of it
-        if t.parallel == "shard" and group.world > 1:
+        if t.parallel != "replicate" and group.world > 1:
             self.model, self._skeleton = model, _without_values(model)
         else:
             self.model = model.to(group.device)
@@ -103,7 +103,7 @@ class Run:
             assert recipe.finetune is not None
             self.objective = PreferenceObjective(self.model, reference.to(group.device), recipe.finetune.beta, **how)
         count = None if reference is None else count_pairs
-        spread = group.spread(self.objective, list(self.model.blocks), t.parallel)
+        spread = group.spread(self.objective, list(self.model.blocks), t.parallel, t.shard_processes)
         dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()) or recipe.model.drop_rate > 0
         self.stepper = Stepper(spread, make_optimizers(self.model, t), t, group, self.dtype, dropout, count)
         trackers = make_trackers(recipe, out) if group.is_first else []

@@ -22,7 +22,7 @@ OnSpike = Literal["report", "skip"]
 FineTuneKind = Literal["text", "instructions", "preferences", "classes"]
 CountedTokens = Literal["response", "all"]
 Freeze = Literal["none", "all but the last block"]
-Parallel = Literal["replicate", "shard"]
+Parallel = Literal["replicate", "shard", "hybrid"]
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -111,7 +111,8 @@ class TrainingRecipe:
         on_spike: what happens to a step whose loss or gradient norm jumps: `report` takes it, `skip` skips it. A loss
             that is NaN or infinite is skipped by `skip` and stops the run otherwise.
         parallel: with several processes, whether each has the whole model (`replicate`, DDP) or a part (`shard`,
-            FSDP2, for a model that does not fit).
+            FSDP2, for a model that does not fit), or groups of processes share a replica (`hybrid`, FSDP2's HSDP).
+        shard_processes: with `hybrid`, the number of processes in such a group; 0 for those of a machine.
         log_every: steps between lines of metrics.
         log_to: where metrics go besides the run's folder, of `tensorboard`, `wandb` and `mlflow`; TensorBoard, if it
             is installed, by default.
@@ -151,6 +152,7 @@ class TrainingRecipe:
     head_chunk: int = 0
     on_spike: OnSpike = "report"
     parallel: Parallel = "replicate"
+    shard_processes: int = 0
     log_every: int = 10
     log_to: tuple[str, ...] = ()
     evaluate_every: int = 250
@@ -168,6 +170,7 @@ RESUMABLE_KEYS = frozenset(
         *("steps", "decay_steps", "final_share", "schedule", "warmup_steps"),  # the rates themselves are compared
         *(
             "parallel",
+            "shard_processes",
             "log_every",
             "log_to",
             "evaluate_every",

@@ -54,6 +54,7 @@ RANGES: Mapping[str, NumberRange] = {
     ),
     **dict.fromkeys(("log_every", "evaluate_every", "evaluate_windows", "checkpoint_every"), NumberRange(1)),
     **dict.fromkeys(("steps", "micro_batch_size", "warmup_steps", "decay_steps", "head_chunk", "seed"), NumberRange(0)),
+    "shard_processes": NumberRange(0),
     **dict.fromkeys(("context_length", "lora_rank", "weight_decay", "epochs", "tokens", "words"), NumberRange(0)),
     **dict.fromkeys(("learning_rate", "muon_learning_rate", "clip_norm"), NumberRange(0, open_low=True)),
     **dict.fromkeys(("lora_alpha", "weight", "beta"), NumberRange(0, open_low=True)),
@@ -235,7 +236,7 @@ def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
     if f.kind == "classes" and t.samples:
         raise TrainingError("samples are for models that generate text; leave them out if classes are learned.")
     if f.kind == "preferences" and t.parallel != "replicate":
-        raise TrainingError('preferences compare with a second model, which parallel = "shard" does not spread.')
+        raise TrainingError("preferences compare with a second model, which is not sharded; leave parallel out.")
     if f.lora_rank and t.optimizer != "adamw":
         raise TrainingError('lora_rank needs optimizer = "adamw": Muon is for the matrices of a whole model.')
 
@@ -268,6 +269,8 @@ def check_training(t: TrainingRecipe, *, resolved: bool = False) -> None:
         raise TrainingError(
             f"warmup_steps {t.warmup_steps} and decay_steps {t.decay_steps} do not fit into steps {t.steps}."
         )
+    if t.shard_processes and t.parallel != "hybrid":
+        raise TrainingError(f'shard_processes is for parallel = "hybrid", and the recipe has "{t.parallel}".')
     if t.micro_batch_size and t.batch_size % t.micro_batch_size:
         raise TrainingError(
             f"micro_batch_size {t.micro_batch_size} does not divide batch_size {t.batch_size}; choose a divisor."
