@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -364,7 +365,24 @@ def test_what_the_lens_does_to_the_network_reaches_a_gpt_on_the_engine(peer: GPT
         assert gpt.score(IDS).perplexity == pytest.approx(SMALL.vocab_size)
         with gpt.edit("logits", lambda logits: logits + 1):
             assert gpt.score(IDS).perplexity == pytest.approx(SMALL.vocab_size)
+        with ThreadPoolExecutor() as other:  # which is not inside the `with`
+            assert other.submit(gpt.score, IDS).result().perplexity == plain
     assert gpt.score(IDS).perplexity == plain != pytest.approx(SMALL.vocab_size)
+
+
+def test_a_network_that_was_trained_beside_the_engine_runs_itself(peer: GPT2LMHeadModel, tmp_path: Path) -> None:
+    peer.save_pretrained(tmp_path)
+    gpt = clearhead.load(tmp_path, backend="engine")
+    model = gpt.model.train()
+    plain = gpt.score(IDS).perplexity
+    assert type(gpt.runner).__name__ == "EngineRunner"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    torch.nn.functional.cross_entropy(model(torch.tensor([IDS]))[0, :-1], torch.tensor(IDS[1:])).backward()
+    optimizer.step()
+    trained = gpt.score(IDS).perplexity
+    assert trained < plain and model.training
+    gpt.save(tmp_path / "trained")
+    assert clearhead.load(tmp_path / "trained", backend="engine").score(IDS).perplexity == pytest.approx(trained)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeGuard, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
@@ -68,7 +67,6 @@ class GPT:
         tensors: returns the weights by canonical name, so that `save` needs no network.
 
     Attributes:
-        tokenizer: as given.
         notes: sentences about what was decided when the model was loaded.
         generation_config: the model's `generation_config.json`, which `save` writes again.
         end_ids: further tokens that end a text, besides the tokenizer's end of text.
@@ -99,6 +97,7 @@ class GPT:
         self._edited: ContextVar[TorchRunner | None] = ContextVar("edited", default=None)
         self._scheduler: Scheduler | None = None
         self._model = model
+        self._weights_made: tuple[object, ...] | None = None  # of a network that was made beside an engine
         self._tensors = tensors
         self.tokenizer = tokenizer
         self.notes = (*notes, *([beyond] if beyond else []))
@@ -107,23 +106,29 @@ class GPT:
 
     @property
     def runner(self) -> ScoringRunner:
-        """The Runner for generation and scoring; inside `edit`, or while `lens` changes `model`, PyTorch with that."""
-        return self._edited.get() or (_torch_runner(self._model) if _is_hooked(self._model) else self._runner)
+        """The Runner for generation and scoring: PyTorch inside `edit`, and with a `model` that was changed."""
+        if (edited := self._edited.get()) is not None or self._weights_made is None:
+            return edited or self._runner
+        from clearhead.lens.changed import runner_of_changed
+
+        return runner_of_changed(self.model, self._weights_made) or self._runner
 
     @property
     def model(self) -> GPTModel:
         """The network, a `torch.nn.Module`; inside `edit`, one with the edits and the same weights.
 
-        If the compiled engine runs the model, the network is made now, from the same weights in float32. Its training
-        does not reach the engine (load it with backend="torch" then); what `lens` does to it inside a `with` does.
+        If the compiled engine runs the model, the network is made now, from the same weights in float32. When it is
+        changed, by training it for example, PyTorch runs the model from then on.
         """
         need_torch("the network as a PyTorch module")
         from clearhead.model import GPTModel
+        from clearhead.model_weights import weights_version
 
         if (edited := self._edited.get()) is not None:
             return edited.model
         if not isinstance(self._model, GPTModel):
             self._model = self._model().eval()
+            self._weights_made = weights_version(self._model)
         return self._model
 
     @property
@@ -445,8 +450,8 @@ class GPT:
         from clearhead.model_weights import share_weights
 
         # Hooks on a copy reach no other thread; but those that the model has already must act too.
-        changed = self._edited.get() or _is_hooked(self.model)
-        model = self.model if changed else share_weights(self.model)
+        shared = self._edited.get() or lens.hooks.is_hooked(self.model)
+        model = self.model if shared else share_weights(self.model)
         with lens.edit(model, names, change, heads=heads, positions=positions):
             outer = self._edited.get()
             self._edited.set(outer or _torch_runner(model))
@@ -474,8 +479,7 @@ class GPT:
         save_model(Path(folder), self.config, self._named_tensors(), contents, dtype)
 
     def _named_tensors(self) -> Mapping[str, npt.NDArray[Any]]:
-        # From the network if it exists, since it may have changed.
-        if self._tensors is not None and callable(self._model) and not hasattr(self._model, "parameters"):
+        if self._tensors is not None and callable(self._model) and not hasattr(self._model, "parameters"):  # no network
             return self._tensors()
         from clearhead.model_weights import ModelTensors
 
@@ -488,10 +492,6 @@ class GPT:
         if self.tokenizer is None:
             raise no_tokenizer(what, self.notes)
         return self.tokenizer
-
-
-def _is_hooked(model: object) -> TypeGuard[GPTModel]:
-    return (hooks := sys.modules.get("clearhead.lens.hooks")) is not None and bool(hooks.is_hooked(model))
 
 
 def _torch_runner(model: GPTModel) -> TorchRunner:

@@ -127,6 +127,11 @@ class ModelTensors(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
+def weights_version(model: GPTModel) -> tuple[object, ...]:
+    """Return a value that differs after any parameter was changed in place or replaced."""
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+
+
 def share_weights(model: GPTModel) -> GPTModel:
     """Return a model with new modules and the same tensors, so that its hooks do not affect the original."""
     tensors = (*model.parameters(), *model.buffers())

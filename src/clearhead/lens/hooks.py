@@ -21,6 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
@@ -293,9 +294,12 @@ def check_network(model: object) -> None:
         raise InputError(f"a {type(model).__name__} was given where a network was expected; of a GPT give gpt.model.")
 
 
-def is_hooked(model: object) -> bool:
-    """Return whether any hook is installed on a model now."""
-    return id(model) in _hooked
+_hooked_here: ContextVar[frozenset[int]] = ContextVar("hooked", default=frozenset())
+
+
+def is_hooked(model: GPTModel) -> bool:
+    """Return whether hooks are installed on a model now, by this thread or asynchronous task."""
+    return id(model) in _hooked_here.get()
 
 
 @contextmanager
@@ -313,5 +317,7 @@ def installed(model: GPTModel, hook: ActivationHook) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(_EAGER)
         stack.callback(remove)
+        stack.callback(_hooked_here.set, _hooked_here.get())
+        _hooked_here.set(_hooked_here.get() | {id(model)})
         hooks.set([*hooks.installed, hook])
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import threading
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -121,11 +120,10 @@ class Inspector:
 
     def _private_model(self) -> GPTModel:
         """Return a model that serves no other request: hooks on a shared one would change what others get."""
-        from clearhead.inference.torch_runner import TorchRunner
+        from clearhead.model_weights import share_weights
 
         if self._model is None:
-            model = self._service.gpt.model
-            self._model = copy.deepcopy(model) if isinstance(self._service.gpt.runner, TorchRunner) else model
+            self._model = share_weights(self._service.gpt.model)
         return self._model
 
     def _lens(self, model: GPTModel, vector: Floats, top: int) -> list[dict[str, object]]:
