@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cpu import cpu_features, cpu_name
 from peer_models import installed_for, make
 
 WORKER = Path(__file__).with_name("peer.py")
@@ -170,23 +171,7 @@ def summarize(rounds: Rounds) -> dict[str, Any]:
         }
         for (name, form), found in rounds.items()
     ]
-    return {"cpu": _cpu("model name"), "features": _features(), "programs": programs, "ratios": _ratios(speeds)}
-
-
-def _cpu(field: str) -> str:
-    """Return what Linux says of the CPU; "" elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
-
-
-def _features() -> list[str]:
-    """Return which of the features that decide about speed the CPU has."""
-    wanted = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
-    flags = (_cpu("flags") or _cpu("Features")).split()
-    return [name for name in wanted if name in flags]
+    return {"cpu": cpu_name(), "features": cpu_features(), "programs": programs, "ratios": _ratios(speeds)}
 
 
 def _ratios(speeds: dict[Key, dict[str, list[float]]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import TEXT, TestServer, serving
+from served import TEXT, TestServer, serving
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import clearhead

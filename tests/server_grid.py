@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-from serving import TEXT, TestServer, serving
+from served import TEXT, TestServer, serving
 
 import clearhead
 from clearhead.gpt import GPT

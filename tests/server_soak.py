@@ -22,7 +22,7 @@ from pathlib import Path
 
 import httpx
 import openai
-from serving import pages_in_use, serving, wait_until_idle
+from served import pages_in_use, serving, wait_until_idle
 
 import clearhead
 from clearhead.inference.scheduler import Limits

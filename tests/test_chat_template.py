@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import TEXT, alone, serving
+from served import TEXT, alone, serving
 from transformers import AutoTokenizer
 
 from clearhead.errors import InputError, TokenizerError

@@ -12,7 +12,7 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import serving
+from served import serving
 
 import clearhead
 from clearhead.errors import InputError

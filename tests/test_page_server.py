@@ -15,7 +15,7 @@ import pytest
 import torch
 from browsers import needs_chromium
 from pages import OpenPage
-from serving import TestServer, serving
+from served import TestServer, serving
 
 import clearhead
 from clearhead import GPT

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import PROMPTS, StepGate, TestServer, alone, serving, wait_for
+from served import PROMPTS, StepGate, TestServer, alone, serving, wait_for
 from transformers import GPT2LMHeadModel
 
 from clearhead.gpt import GPT

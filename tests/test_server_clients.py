@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import PROMPTS, TestServer, alone
+from served import PROMPTS, TestServer, alone
 
 from clearhead.gpt import GPT
 from clearhead.tokenizer.conversation import ChatMessage, ConversationFormat
@@ -84,7 +84,7 @@ def test_lm_eval_runs_tasks_with_the_results_of_its_own_model(tmp_path: Path) ->
     """A multiple-choice task and a generating one, from files, with the server's tokenizer and with a local one."""
     import lm_eval
     from lm_eval.tasks import TaskManager
-    from serving import serving
+    from served import serving
 
     import clearhead
     from clearhead.loading import bundled

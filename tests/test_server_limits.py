@@ -12,7 +12,7 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import StepGate, TestServer, serving, wait_for, wait_until_idle
+from served import StepGate, TestServer, serving, wait_for, wait_until_idle
 
 from clearhead.gpt import GPT
 from clearhead.inference.scheduler import Limits

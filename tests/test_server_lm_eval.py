@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving import TestServer, serving
+from served import TestServer, serving
 
 import clearhead
 from clearhead.loading import bundled

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 import server_grid
-from serving import PROMPTS, StepGate, TestServer, alone, pages_in_use, serving, wait_for
+from served import PROMPTS, StepGate, TestServer, alone, pages_in_use, serving, wait_for
 
 import clearhead
 from clearhead.errors import InputError

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from serving import TestServer, pages_in_use, serving, wait_until_idle
+from served import TestServer, pages_in_use, serving, wait_until_idle
 
 from clearhead.gpt import GPT
 from clearhead.inference.scheduler import Limits

@@ -1,12 +1,18 @@
 """Measure servers under load with locust: tokens per second in all, and the time to the first token.
 
-    python bench/server_load.py --users 1 8 32 -- clearhead serve --port 8123
-    python bench/server_load.py --url http://127.0.0.1:8080 --users 8   # any running server with OpenAI's API
-    python bench/server_load.py --chat -- transformers serve gpt2 --port 8123   # a server that speaks only chat
+    python bench/serving.py --users 1 8 32 \\
+        --server 'clearhead=clearhead serve -m models/transformers --dtype int8 --threads 2 --port 8123' \\
+        --server 'llama.cpp=python bench/serving_llama_cpp.py models/gguf-q8_0 --threads 2 --port 8123' \\
+        --server 'transformers=transformers serve models/transformers --port 8123'
+    python bench/serving.py --users 8                      # a server that runs already, at --url
 
-Each user sends the next request as soon as the last one is answered. All requests are streamed and greedy, and end
-after the same number of tokens. If a server counts tokens in its stream, its count is taken. The first seconds, until
-all users write, do not count.
+Each server is started, measured with each number of users, and stopped before the next one starts. Each user sends the
+next request as soon as the last one is answered. All requests are streamed and greedy, and end after the same number of
+tokens. If a server counts tokens in its stream, its count is taken. The first seconds, until all users write, do not
+count.
+
+`--json` keeps the results in a file, and adds new ones to those that are there: a run can be made in pieces, and the
+table shows all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +23,8 @@ import locust.env
 
 import argparse
 import json
+import os
+import shlex
 import statistics
 import subprocess
 import time
@@ -24,9 +32,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gevent
+from cpu import cpu_features, cpu_name
 
 TEXT = "One day a little dog went to the park and saw a big red ball near the old tree by the lake with his mom"
 WORDS = TEXT.split(" ")
@@ -108,9 +118,9 @@ def _text(choice: dict[str, Any]) -> object:
     return choice.get("text") or choice.get("delta", {}).get("content") or choice.get("finish_reason")
 
 
-def measure(url: str, users: int, load: Load, seconds: float) -> None:
-    """Run some users for some seconds, and print what they saw."""
-    environment = locust.env.Environment(user_classes=[user_class(load)], host=url, stop_timeout=300)
+def measure(url: str, users: int, load: Load, seconds: float) -> dict[str, float]:
+    """Run some users for some seconds, and return what they saw."""
+    environment = locust.env.Environment(user_classes=[user_class(load)], host=url, stop_timeout=600)
     runner = environment.create_local_runner()
     began = time.perf_counter()
     runner.start(users, spawn_rate=100)
@@ -128,12 +138,12 @@ def measure(url: str, users: int, load: Load, seconds: float) -> None:
         for one in counted
     )
     first = sorted(one.first for one in counted)
-    median, late = statistics.median(first) * 1000, first[int(0.99 * (len(first) - 1))] * 1000
-    print(
-        f"{users:4d} users  {tokens / window:8.0f} tokens/s  first token: median {median:6.0f} ms, "
-        f"99th percentile {late:6.0f} ms  ({len(counted)} requests)",
-        flush=True,
-    )
+    return {
+        "tokens_per_second": tokens / window,
+        "first_token_median": statistics.median(first),
+        "first_token_p99": first[int(0.99 * (len(first) - 1))],
+        "requests": len(counted),
+    }
 
 
 def model_of(url: str) -> str:
@@ -148,28 +158,54 @@ def model_of(url: str) -> str:
     raise SystemExit(f"{url} does not answer")
 
 
+def measure_server(name: str, command: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Start a server if there is a command for it, and yield a result for each number of users."""
+    process = subprocess.Popen(shlex.split(command)) if command else None
+    try:
+        model = model_of(args.url)
+        for users in args.users:
+            load = Load(model, args.chat, args.tokens, args.prompt_words)
+            yield {"server": name, "users": users, "command": command, **measure(args.url, users, load, args.seconds)}
+    finally:
+        if process is not None:
+            process.terminate()
+            process.wait()
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the results as lines."""
+    lines = [f"CPU: {report['cpu']}, {report['cores']} cores ({', '.join(report['features'])})", ""]
+    lines.append(f"{'server':<24}{'users':>6}{'tokens/s':>10}{'first token: median':>22}{'99th percentile':>17}")
+    for one in report["results"]:
+        median, late = one["first_token_median"] * 1000, one["first_token_p99"] * 1000
+        speed = f"{one['server']:<24}{one['users']:>6}{one['tokens_per_second']:>10,.0f}"
+        lines.append(f"{speed}{median:>19,.0f} ms{late:>14,.0f} ms")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measure a server that runs already, or start one."""
+    """Measure servers, one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8123")
+    parser.add_argument("--server", action="append", metavar="NAME=COMMAND", help="start this server first; repeatable")
+    parser.add_argument("--url", default="http://127.0.0.1:8123", help="where each server listens")
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt-words", type=int, default=40)
     parser.add_argument("--chat", action="store_true", help="use /v1/chat/completions")
-    parser.add_argument("--model", help="the model's name in requests; the first that the server lists if left out")
-    parser.add_argument("command", nargs="*", help="start this server first, and stop it in the end")
+    parser.add_argument("--json", type=Path, help="add the results to this file")
     args = parser.parse_args()
-    process = subprocess.Popen(args.command) if args.command else None
-    try:
-        first_model = model_of(args.url)
-        model = args.model or first_model
-        for users in args.users:
-            measure(args.url, users, Load(model, args.chat, args.tokens, args.prompt_words), args.seconds)
-    finally:
-        if process is not None:
-            process.terminate()
-            process.wait()
+    report: dict[str, Any] = {"cpu": cpu_name(), "cores": os.cpu_count(), "features": cpu_features(), "results": []}
+    if args.json and args.json.exists():
+        report = json.loads(args.json.read_text(encoding="utf-8"))
+    for server in args.server or [f"{args.url}="]:
+        name, _, command = server.partition("=")
+        for result in measure_server(name, command, args):
+            before = [one for one in report["results"] if (one["server"], one["users"]) != (name, result["users"])]
+            report["results"] = [*before, result]
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(table(report))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Run llama.cpp's own server, which the package `xllamacpp` carries, for `server_load.py`.
+"""Run llama.cpp's own server, which the package `xllamacpp` carries, for `serving.py`.
 
-python bench/server_llama_cpp.py model.gguf --port 8123 --threads 2 --slots 32
+python bench/serving_llama_cpp.py model.gguf --port 8123 --threads 2 --slots 32
 """
 
 from __future__ import annotations
