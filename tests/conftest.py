@@ -58,6 +58,7 @@ SLOW_MODULES = {
     "test_server_clients.py",
     "test_server_limits.py",
     "test_server_load.py",
+    "test_server_log.py",
     "test_surprisal.py",
     "test_tour_pages.py",
     "test_tokenizer_saved.py",

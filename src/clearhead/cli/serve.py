@@ -48,6 +48,9 @@ class NetworkOptions:
         typer.Option(help="Let web pages of this origin call the server; may be given several times.", **_NETWORK),
     ] = None
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.", **_NETWORK)] = "info"
+    log_texts: Annotated[
+        bool, typer.Option("--log-texts", help="Write prompts and generated texts to the log.", **_NETWORK)
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def serve(
         api_keys=read_keys(network.api_key_file),
         cors_origins=tuple(network.cors_origin or ()),
         max_logprobs=capacity.max_logprobs,
+        log_texts=network.log_texts,
         limits=Limits(
             max_live=capacity.max_running, max_waiting=capacity.max_waiting, cached_tokens=capacity.cache_tokens
         ),

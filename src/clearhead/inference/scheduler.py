@@ -317,11 +317,14 @@ class Scheduler:
 
 
 def _client_error(error: Exception) -> ClearheadError:
-    """Return the error for a request, and log an unexpected one with its traceback."""
+    """Return the error for a request, and log an unexpected one with its traceback.
+
+    Its message stays in the log: it may be about another request of the batch.
+    """
     if isinstance(error, ClearheadError):
         return error
     log.error("the model could not run", exc_info=error)
-    return ClearheadError(f"the model could not run: {error}.")
+    return ClearheadError(f"the model could not run ({type(error).__name__}); the log has the details.")
 
 
 def _enqueue(items: list[tuple[Ticket, tuple[int, Event] | ClearheadError]]) -> None:

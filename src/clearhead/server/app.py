@@ -24,8 +24,9 @@ from clearhead.server.chat import chat
 from clearhead.server.completions import complete
 from clearhead.server.inspection import Inspector, InspectRequest, describe, served_page
 from clearhead.server.limits import BodyLimit, KeyCheck
+from clearhead.server.logs import TextLog
 from clearhead.server.metrics import Metrics
-from clearhead.server.problems import JSON, ProblemError, add_handlers
+from clearhead.server.problems import JSON, FaultBarrier, ProblemError, add_handlers
 from clearhead.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, ErrorResponse, TokenizeRequest
 from clearhead.server.settings import ServerSettings
 from clearhead.tokenizer.conversation import ConversationFormat
@@ -116,12 +117,15 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
     _add_routes(app, state)
     _add_page_routes(app, state)
     _add_tokenizer_routes(app, state)
+    if settings.log_texts:
+        app.add_middleware(TextLog)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(KeyCheck, keys=settings.api_keys)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(FaultBarrier)
     app.add_middleware(_CountRequests, metrics=state.metrics)
     return app
 
@@ -146,6 +150,7 @@ def _true_schema(app: FastAPI) -> Callable[[], dict[str, Any]]:
 async def _load(state: ModelState, model: Callable[[], GPT]) -> None:
     try:
         state.set(await asyncio.to_thread(model))
+        log.info("the model is loaded")
     except Exception as error:
         log.error("the model could not be loaded: %s", error)
         state.error = error

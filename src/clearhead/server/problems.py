@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clearhead.errors import ClearheadError, OverloadedError
 
@@ -97,10 +98,33 @@ def add_handlers(app: FastAPI) -> None:
             message = f"{request.url.path} does not accept {request.method}."
         return error_response(error.status_code, message)
 
-    @app.exception_handler(Exception)
-    def unexpected(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(500, "the server failed to answer; its log has the details.")
+
+class FaultBarrier:
+    """Answer a request with 500 if something unexpected goes wrong, and log it once.
+
+    Args:
+        app: the application behind it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        begun = False
+
+        async def watching(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watching)
+        except Exception as error:
+            if scope["type"] != "http" or begun:
+                raise  # the server that runs the application closes the connection
+            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            await error_response(500, "the server failed to answer; its log has the details.")(scope, receive, send)
 
 
 def _first(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ import uvicorn
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
 from clearhead.server.app import ModelState, create_app
+from clearhead.server.logs import log_config
 from clearhead.server.settings import ServerSettings
+
+log = logging.getLogger("clearhead.server")
 
 KEYS_VARIABLE = "CLEARHEAD_API_KEYS"
 
@@ -57,6 +61,7 @@ def serve(model: GPT | Callable[[], GPT], settings: ServerSettings, address: Add
         port=address.port,
         http="h11",
         log_level=address.log_level,
+        log_config=log_config(address.log_level, with_texts=settings.log_texts),
         timeout_graceful_shutdown=max(1, round(address.drain_seconds)),
         server_header=False,
     )
@@ -117,6 +122,15 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         await self.serve([listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where: uvicorn does not when it is given a socket."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            host, port = one.getsockname()[:2]
+            log.info(
+                "listening at http://%s:%d/v1; Ctrl+C stops the server", f"[{host}]" if ":" in host else host, port
+            )
 
     def _stop(self) -> None:
         self._state.draining = True

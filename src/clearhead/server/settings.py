@@ -19,6 +19,7 @@ class ServerSettings:
         body_seconds: a body that takes longer to arrive is refused.
         max_logprobs: the most alternatives per token that a request may ask for.
         max_choices: the most texts that a request may ask for, over all of its prompts.
+        log_texts: write prompts and generated texts to the log.
         limits: how much runs and waits.
     """
 
@@ -29,4 +30,5 @@ class ServerSettings:
     body_seconds: float = 30.0
     max_logprobs: int = 5
     max_choices: int = 128
+    log_texts: bool = False
     limits: Limits = field(default_factory=lambda: Limits(cached_tokens=16384))
