@@ -18,6 +18,7 @@ from clearhead.errors import ClearheadError, OverloadedError
 log = logging.getLogger("clearhead.server")
 
 RETRY_SECONDS = "1"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "server_error"}
 
 
@@ -48,7 +49,7 @@ class JSON(Response):
 
 def to_json(content: object) -> bytes:
     """Return a value as JSON in UTF-8."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _ENCODER.encode(content).encode("utf-8", "replace")
 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
