@@ -39,6 +39,7 @@ class ModelState:
     """The model of an application, which may still be loading.
 
     Attributes:
+        started: whether the application's lifespan has begun, which loads the model.
         service: answers requests; None while the model loads.
         inspector: answers `/inspect`; made at the first request.
         draining: whether the server is shutting down.
@@ -48,6 +49,7 @@ class ModelState:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
+        self.started = False
         self.service: Service | None = None
         self.inspector: Inspector | None = None
         self.draining = False
@@ -78,6 +80,11 @@ class ModelState:
         Raises:
             ProblemError: if the model is still loading.
         """
+        if self.service is None and not self.started:
+            raise ProblemError(
+                503,
+                "the model is not loaded: run this application's lifespan in the lifespan of the one it is part of.",
+            )
         if self.service is None:
             raise ProblemError(503, "the model is still loading; try again in a moment.")
         return self.service
@@ -85,6 +92,9 @@ class ModelState:
 
 def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None = None) -> FastAPI:
     """Return an ASGI application that serves a model with OpenAI's API.
+
+    It may be mounted in another application under any prefix. Its lifespan loads the model and ends running texts; a
+    server runs it, but another application has to: `async with app.router.lifespan_context(app)` in its own lifespan.
 
     Args:
         model: the model; or a function that loads it, which runs in a thread when the application starts, while every
@@ -102,6 +112,7 @@ def create_app(model: GPT | Callable[[], GPT], settings: ServerSettings | None =
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        state.started = True
         loading = None if isinstance(model, GPT) else asyncio.create_task(_load(state, model))
         yield
         state.draining = True

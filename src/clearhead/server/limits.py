@@ -28,7 +28,8 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
-        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_ROUTES:
+        route = scope["path"].removeprefix(scope.get("root_path", ""))  # a mounted application has a prefix
+        if scope["type"] == "http" and self._keys and route not in OPEN_ROUTES:
             kind, _, key = HTTPConnection(scope).headers.get("authorization", "").partition(" ")
             # Compared with every key, so that the time says nothing about which one is near.
             matches = [secrets.compare_digest(key.strip().encode("latin-1"), known) for known in self._keys]
