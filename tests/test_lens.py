@@ -499,3 +499,11 @@ def test_the_documentation_shows_what_its_code_prints(capsys: pytest.CaptureFixt
         exec(code, names)
         printed = capsys.readouterr().out
         assert [line.rstrip() for line in printed.splitlines()] == [line.rstrip() for line in shown.splitlines()]
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Names are imported when they are used; a module of the same name would take their place."""
+    folder = Path(lens.__file__).parent
+    assert not set(lens.__all__) & {path.stem for path in folder.iterdir()}
+    assert set(lens._HOME) == set(lens.__all__)
+    assert all(getattr(lens, name).__name__ == name for name in lens.__all__)

@@ -229,7 +229,7 @@ def test_scores_find_heads_that_were_made_for_a_purpose() -> None:
 
 
 def test_copying_is_the_trace_of_the_whole_circuit(model: GPTModel) -> None:
-    from clearhead.lens.head_scores import copying_scores
+    from clearhead.lens.scored_heads import copying_scores
 
     block = model.blocks[1]
     assert isinstance(block, Block)

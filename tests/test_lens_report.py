@@ -15,9 +15,9 @@ from lens_models import TEXTS, perturbed_model
 
 from clearhead import lens
 from clearhead.errors import InputError
-from clearhead.lens.head_scores import repeated_tokens
 from clearhead.lens.report import LensReport, model_report
 from clearhead.lens.report_page import report_page
+from clearhead.lens.scored_heads import repeated_tokens
 from clearhead.model import GPTModel
 
 

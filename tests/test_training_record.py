@@ -26,7 +26,7 @@ from clearhead.config import GPTConfig
 from clearhead.data.corpus import Corpus
 from clearhead.data.examples import Example, pad_together
 from clearhead.errors import ClearheadError, TrainingError
-from clearhead.evaluation.perplexity import CrossEntropy
+from clearhead.evaluation.cross_entropy import CrossEntropy
 from clearhead.model import GPTModel
 from clearhead.training.clock import Clock
 from clearhead.training.curves import curves_svg

@@ -170,6 +170,7 @@ def test_a_wrong_number_of_heads_is_known(trained: Tensors, config: GPTConfig, t
 def test_layers_in_the_order_of_a_sorted_list(config: GPTConfig) -> None:
     """A model of twelve layers, every other one of which does nothing, with its layers as 0, 1, 10, 11, 2, …"""
     from clearhead.model import GPTModel
+    from clearhead.verification.blockwise import TorchBlocks
     from clearhead.verification.permutation_test import count_alternatives, permutation_test
 
     torch.manual_seed(0)
@@ -186,16 +187,34 @@ def test_layers_in_the_order_of_a_sorted_list(config: GPTConfig) -> None:
                 if name.startswith(("attention.out", "feed_forward.down")):
                     parameter.zero_()
     ids = own.tokenizer.encode(TEXT)[:97]  # type: ignore[union-attr]
-    right = permutation_test(model, ids, layer_by_layer=False)
+    right = permutation_test(TorchBlocks(model), ids, layer_by_layer=False)
     assert len(right.alternatives) == count_alternatives(deep, False)
     assert min(alternative.nats for alternative in right.alternatives) > 10
     wrong = list(model.blocks)
     by_name = sorted(range(12), key=str)
     model.blocks = torch.nn.ModuleList(wrong[number] for number in by_name)
-    found = permutation_test(model, ids, layer_by_layer=False)
+    found = permutation_test(TorchBlocks(model), ids, layer_by_layer=False)
     best = min(found.alternatives, key=lambda alternative: alternative.nats)
     assert best.name == "the layers read as sorted by name (0, 1, 10, …)" and best.nats < -100
     assert right.loss == pytest.approx(found.loss + best.nats / found.tokens, rel=1e-4)
+
+
+def test_numpy_and_pytorch_find_the_same(config: GPTConfig) -> None:
+    from clearhead.model_weights import ModelTensors
+    from clearhead.numpy_model import load_numpy_model
+    from clearhead.verification.blockwise import NumpyBlocks, TorchBlocks
+    from clearhead.verification.permutation_test import permutation_test
+
+    gpt = clearhead.load(backend="torch")
+    ids = gpt.tokenizer.encode(TEXT)[:130]  # type: ignore[union-attr]
+    model = gpt.model
+    ours = permutation_test(NumpyBlocks(load_numpy_model(config, ModelTensors(model))), ids)
+    theirs = permutation_test(TorchBlocks(model), ids)
+    assert ours.loss == pytest.approx(theirs.loss, abs=1e-5) and ours.tokens == theirs.tokens
+    assert [str(one) for one in ours.alternatives] == [str(one) for one in theirs.alternatives]
+    for one, other in zip(ours.alternatives, theirs.alternatives, strict=True):
+        assert one.nats == pytest.approx(other.nats, abs=1e-2, rel=1e-4), one
+    assert model.blocks[0].attention.n_heads == config.n_heads  # type: ignore[union-attr]
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -212,10 +212,12 @@ def test_the_printed_weights_are_transformers(peer: GPT2LMHeadModel, gpt: GPT) -
         assert np.abs(np.array(cells[: t + 1], float) - expected[t, : t + 1]).max() <= 0.0051
 
 
-def test_json_is_the_same_walk(gpt: GPT) -> None:
+def test_json_is_the_same_walk() -> None:
     result = call("walk", "-", "--json", "--temperature", 1, "--top-k", 3, "--seed", 5, stdin=f"{PROMPT}\n".encode())
     data = json.loads(result.stdout)
-    expected = json.loads(json.dumps(walked(gpt, PROMPT, temperature=1.0, top_k=3, seed=5)))
+    own = clearhead.load().walk(PROMPT, temperature=1.0, top_k=3, seed=5)  # in NumPy, as on the command line
+    expected = json.loads(json.dumps(own.values))
+    expected.pop("name")
     assert {key: data[key] for key in expected} == expected
     assert data["prompt"] == PROMPT
 

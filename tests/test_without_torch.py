@@ -55,19 +55,23 @@ WORKS = [
     ["score", "text.txt"],
     ["compress", "text.txt", "-o", "text.compressed"],
     ["tour", "--notebook", "notebooks"],
+    ["walk", "Once upon a time", "--json"],
+    ["evaluate", "text.txt"],
+    ["evaluate", "text.txt", "--task", "perplexity"],
+    ["weights", "verify", "bundled"],
 ]
 """Commands that run without PyTorch; each is given as a user types it."""
 
 SAYS_SO = [
     ["generate", "Once", "--backend", "torch"],
     ["generate", "Once", "--dtype", "float16"],
-    ["walk", "Once"],
+    ["walk", "Once", "--device", "cuda"],
     ["new", "model", "--size", "124M"],
     ["train", "recipe.toml", "--data", ".", "--out", "run"],
-    ["evaluate", "text.txt"],
+    ["evaluate", "text.jsonl", "--examples"],
     ["classify", "text", "-m", "."],
     ["lens", "report", "bundled"],
-    ["weights", "verify", "bundled"],
+    ["weights", "verify", "bundled", "--device", "cuda"],
     ["weights", "convert", "bundled", "gpt.pth", "--to", "book"],
 ]
 """Commands that name what is missing."""
@@ -134,18 +138,32 @@ def test_what_needs_torch_says_so(
 def test_methods_work_or_say_what_is_missing(hidden: dict[str, str], tmp_path: Path) -> None:
     code = f"""
 import clearhead
+import clearhead.lens
 
 gpt = clearhead.load()
 assert gpt.generate("Once", max_new_tokens=3).text
 assert "".join(gpt.stream("Once", max_new_tokens=3))
 assert gpt.score("Once upon a time").bits_per_byte > 0
 assert gpt.config.n_layers == 6
+trace = gpt.watch("Once upon a time", ["blocks.*.attention.pattern", "blocks.2.hook_resid_post"])
+assert trace["blocks.5.attention.pattern"].shape[0] == 7 and len(trace) == 7
+cache = gpt.run_with_cache(["Once", "Once upon a time"], "logits", positions=-1)
+assert cache["logits"].shape == (2, 1, gpt.config.vocab_size)
+assert gpt.walk("Once upon a time").values["prompt_tokens"] == len(gpt.tokenizer.encode("Once upon a time"))
+logits = clearhead.lens.logit_lens(gpt._networks.numpy, trace["blocks.2.hook_resid_post"])
+assert logits.shape[-1] == gpt.config.vocab_size
+gpt.save("saved")
+assert clearhead.load("saved").score("Once upon a time").logprob == gpt.score("Once upon a time").logprob
+assert clearhead.verify("saved").ok
 assert clearhead.weights.open({str(Path(clearhead.__file__).parent / "bundled")!r}).plan()
 for name, call in {{
     "model": lambda: gpt.model,
-    "watch": lambda: gpt.watch("Once"),
+    "watch as tensors": lambda: gpt.watch("Once", as_torch=True),
+    "watch with gradients": lambda: gpt.watch("Once", metric=lambda logits: logits.sum()),
+    "cache as tensors": lambda: gpt.run_with_cache(["Once"], as_torch=True),
+    "lens": lambda: clearhead.lens.head_scores,
     "edit": lambda: gpt.edit("*", 0).__enter__(),
-    "verify": lambda: clearhead.verify("x"),
+    "verify": lambda: clearhead.verify("saved", device="cuda"),
     "load": lambda: clearhead.load(backend="torch"),
 }}.items():
     try:

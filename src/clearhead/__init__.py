@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from clearhead.utils.lazy import lazy_names
 from clearhead.version import __version__
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GPT", "ClearheadError", "GPTConfig", "SamplingParams", "__version__", "load", "verify", "weights"]
 
-# The module that defines each name. They are imported when they are first used, so that `import clearhead` loads
-# neither torch nor NumPy.
+# They are imported when they are first used, so that `import clearhead` loads neither torch nor NumPy.
 _HOME = {
     "GPT": "clearhead.gpt",
     "ClearheadError": "clearhead.errors",
@@ -27,25 +26,8 @@ _HOME = {
     "SamplingParams": "clearhead.inference.options",
     "load": "clearhead.loading",
     "verify": "clearhead.verification.model_checks",
+    "weights": "clearhead.weights",
 }
 
-
 if not TYPE_CHECKING:  # a type checker would take every unknown name for `Any`
-
-    def __getattr__(name: str) -> object:
-        if name == "weights":
-            return import_module("clearhead.weights")
-        if name not in _HOME:
-            raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
-        try:
-            value = getattr(import_module(_HOME[name]), name)
-        except ModuleNotFoundError as error:
-            from clearhead.utils.packages import missing_package
-
-            raise missing_package(error, f"clearhead.{name}") from None
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+    __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -28,9 +28,10 @@ from clearhead.inference.requests import Request
 from clearhead.inference.results import Generation, TextStream
 from clearhead.inference.score_inputs import is_single, pair_texts, to_score
 from clearhead.inference.scoring import Score, ScoreOptions, score_texts
+from clearhead.networks import Networks
 from clearhead.tokenizer.model_vocabulary import check_model_vocabulary
 from clearhead.utils.arguments import checks_names, refuse_unknown
-from clearhead.utils.packages import need_torch
+from clearhead.utils.packages import has_torch, need_torch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from clearhead.lens.walk_result import Walk, WalkOptions
     from clearhead.lens.watching import WatchOptions
     from clearhead.model import GPTModel
+    from clearhead.numpy_model import NumpyModel
     from clearhead.tokenizer import Tokenizer
 
     Floats = npt.NDArray[np.float32]
@@ -96,9 +98,7 @@ class GPT:
         self._runner: ScoringRunner = runner
         self._edited: ContextVar[TorchRunner | None] = ContextVar("edited", default=None)
         self._scheduler: Scheduler | None = None
-        self._model = model
-        self._weights_made: tuple[object, ...] | None = None  # of a network that was made beside an engine
-        self._tensors = tensors
+        self._networks = Networks(runner.config, model, tensors)
         self.tokenizer = tokenizer
         self.notes = (*notes, *([beyond] if beyond else []))
         self.generation_config = dict(generation_config or {})
@@ -107,11 +107,12 @@ class GPT:
     @property
     def runner(self) -> ScoringRunner:
         """The Runner for generation and scoring: PyTorch inside `edit`, and with a `model` that was changed."""
-        if (edited := self._edited.get()) is not None or self._weights_made is None:
+        made = self._networks.weights_made
+        if (edited := self._edited.get()) is not None or made is None:
             return edited or self._runner
         from clearhead.lens.changed import runner_of_changed
 
-        return runner_of_changed(self.model, self._weights_made) or self._runner
+        return runner_of_changed(self.model, made) or self._runner
 
     @property
     def model(self) -> GPTModel:
@@ -120,16 +121,8 @@ class GPT:
         If the compiled engine runs the model, the network is made now, from the same weights in float32. When it is
         changed, by training it for example, PyTorch runs the model from then on.
         """
-        need_torch("the network as a PyTorch module")
-        from clearhead.model import GPTModel
-        from clearhead.model_weights import weights_version
-
-        if (edited := self._edited.get()) is not None:
-            return edited.model
-        if not isinstance(self._model, GPTModel):
-            self._model = self._model().eval()
-            self._weights_made = weights_version(self._model)
-        return self._model
+        edited = self._edited.get()
+        return self._networks.torch if edited is None else edited.model
 
     @property
     def config(self) -> GPTConfig:
@@ -140,15 +133,17 @@ class GPT:
         """Return an independent copy that shares immutable data, such as the engine's weights."""
         from clearhead.inference.torch_runner import TorchRunner
 
-        return GPT(
-            copy.deepcopy(self._model, memo),  # a function that makes the network is not copied
-            self.tokenizer,
-            runner=None if isinstance(self._runner, TorchRunner) else copy.deepcopy(self._runner, memo),
-            notes=self.notes,
-            generation_config=self.generation_config,
-            end_ids=self.end_ids,
-            tensors=self._tensors,
-        )
+        copied = object.__new__(GPT)
+        copied.__dict__.update(self.__dict__)
+        copied._networks = copy.deepcopy(self._networks, memo)
+        if isinstance(self._runner, TorchRunner):
+            copied._runner = _torch_runner(copied._networks.torch)
+        else:
+            copied._runner = copy.deepcopy(self._runner, memo)
+        copied._edited = ContextVar("edited", default=None)
+        copied._scheduler = None
+        copied.generation_config = copy.deepcopy(self.generation_config, memo)
+        return copied
 
     def __reduce__(self) -> NoReturn:
         raise InputError(
@@ -359,7 +354,6 @@ class GPT:
             InputError: if a name is unknown (the message lists near matches), or the text is empty or too long.
             TokenizerError: if the text cannot be encoded.
         """
-        need_torch("watching activations")
         from clearhead import lens
         from clearhead.lens.watching import WatchOptions
 
@@ -367,14 +361,16 @@ class GPT:
         refuse_unknown("watch", options, WatchOptions.__annotations__)
         if self.tokenizer is not None:
             options.setdefault("tokens", lens.pieces(self.tokenizer, ids))
-        return (lens.watch_tensors if as_torch else lens.watch)(self.model, ids, names, **options)
+        if as_torch or options.get("metric") is not None:
+            need_torch("watching activations as tensors, or with a metric,")
+            return (lens.watch_tensors if as_torch else lens.watch)(self.model, ids, names, **options)
+        return lens.watch(self._readable, ids, names, **options)
 
     def walk(self, text: Prompt, **options: Unpack[WalkOptions]) -> Walk:
         """Follow a text from its ids to the next token; the options are `temperature`, `top_k` and `seed`."""
-        need_torch("following a text through the model")
         from clearhead.lens.walk_result import walk_of
 
-        return walk_of(self.model, text, self._ids(text), self.tokenizer, options)
+        return walk_of(self._readable, text, self._ids(text), self.tokenizer, options)
 
     @overload
     def run_with_cache(
@@ -392,6 +388,7 @@ class GPT:
         """Run texts through the model, in batches, and return the activations of all of them by name.
 
         The PyTorch network computes them, in float32 unless it was loaded otherwise; the engine keeps no activations.
+        Without PyTorch, NumPy computes them one text after another, and `positions` is the only option.
 
         Args:
             texts: texts, or their token ids; they may differ in length.
@@ -404,15 +401,19 @@ class GPT:
 
         Raises:
             InputError: if a name is unknown (the message lists near matches), or a text is empty or too long.
-            MissingPackageError: without PyTorch.
+            MissingPackageError: if an option needs PyTorch, and it is not installed.
             TokenizerError: if a text cannot be encoded.
         """
-        need_torch("caching activations, of which the compiled engine keeps none,")
         from clearhead import lens
+        from clearhead.lens.array_recording import record_arrays
 
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise InputError(f"texts is {texts!r:.40}; a list of texts was expected.")
-        cache = lens.run_with_cache(self.model, [self._ids(text) for text in texts], names, **options)
+        ids = [self._ids(text) for text in texts]
+        if not has_torch() and not as_torch and options.keys() <= {"positions"}:
+            return record_arrays(self._networks.numpy, ids, names, options.get("positions"))
+        need_torch("caching activations as tensors, or with a metric, edits or a batch size,")
+        cache = lens.run_with_cache(self.model, ids, names, **options)
         return cache if as_torch else lens.numpy_cache(cache)
 
     @checks_names
@@ -447,10 +448,11 @@ class GPT:
         """
         need_torch("editing activations")
         from clearhead import lens
+        from clearhead.lens.hooks import is_hooked
         from clearhead.model_weights import share_weights
 
         # Hooks on a copy reach no other thread; but those that the model has already must act too.
-        shared = self._edited.get() or lens.hooks.is_hooked(self.model)
+        shared = self._edited.get() or is_hooked(self.model)
         model = self.model if shared else share_weights(self.model)
         with lens.edit(model, names, change, heads=heads, positions=positions):
             outer = self._edited.get()
@@ -476,14 +478,12 @@ class GPT:
         from clearhead.weights.model_folder import FolderContents, save_model
 
         contents = FolderContents(self.tokenizer, self.end_of_text, self.end_ids, self.generation_config)
-        save_model(Path(folder), self.config, self._named_tensors(), contents, dtype)
+        save_model(Path(folder), self.config, self._networks.tensors(), contents, dtype)
 
-    def _named_tensors(self) -> Mapping[str, npt.NDArray[Any]]:
-        if self._tensors is not None and callable(self._model) and not hasattr(self._model, "parameters"):  # no network
-            return self._tensors()
-        from clearhead.model_weights import ModelTensors
-
-        return ModelTensors(self.model)
+    @property
+    def _readable(self) -> GPTModel | NumpyModel:
+        """The network to watch."""
+        return self.model if self._edited.get() else self._networks.readable
 
     def _ids(self, prompt: Prompt, special: bool = False) -> tuple[int, ...]:
         return prompt_ids(prompt, self.config, self._need_tokenizer, special)

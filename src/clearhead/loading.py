@@ -81,11 +81,11 @@ def load(
         "tensors": opened.lazy,
     }
     if torch_device is not None:
-        return GPT(_model(opened, torch_device, dtype), tokenizer, **around)
+        return GPT(torch_model(opened, torch_device, dtype), tokenizer, **around)
     from clearhead.engine.store import open_runner
 
     runner: Any = open_runner(opened, dtype, threads, activations, cache_tokens)
-    return GPT(lambda: _model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, **around)
+    return GPT(lambda: torch_model(opened, find_device("cpu"), "float32"), tokenizer, runner=runner, **around)
 
 
 def _check_arguments(source: object, device: object, threads: object, cache_tokens: object) -> None:
@@ -143,7 +143,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _model(opened: Source, device: torch.device, dtype: str) -> GPTModel:
+def torch_model(opened: Source, device: torch.device, dtype: str) -> GPTModel:
+    """Return the PyTorch network with a source's weights, on a device and in a dtype."""
     import torch
 
     from clearhead.model import GPTModel

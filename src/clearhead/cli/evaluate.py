@@ -179,10 +179,10 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
     import numpy as np
 
     from clearhead.data.documents import encode_documents
-    from clearhead.evaluation.perplexity import evaluate_perplexity
+    from clearhead.evaluation.cross_entropy import measure_cross_entropy
     from clearhead.utils.progress import Progress
 
-    gpt = loader(backend="torch")  # the loss is computed by the PyTorch model
+    gpt = loader()
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     if not as_json:
@@ -196,7 +196,7 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
         if len(ids) < 2:
             raise InputError(f"{file} has no text in it; give a file with some.")
         with Progress(f"evaluating {file.name}", len(ids)) as progress:
-            found = evaluate_perplexity(gpt.model, np.array(ids), text_bytes, advance=progress.advance)
+            found = measure_cross_entropy(gpt.runner, np.array(ids), text_bytes, advance=progress.advance)
         if as_json:
             write_json(
                 {

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearhead.cli.console import output, read_prompt, say, write_json
-from clearhead.cli.model_argument import load_model
+from clearhead.cli.model_argument import load_model, open_weights
 from clearhead.cli.options import Config, Device, Lang, Model, PromptFile, flatten
 from clearhead.errors import InputError
 from clearhead.utils.progress import busy
 
 if TYPE_CHECKING:
-    from clearhead.gpt import GPT
     from clearhead.inference.options import SamplingParams
+    from clearhead.model import GPTModel
+    from clearhead.numpy_model import NumpyModel
+    from clearhead.tokenizer import Tokenizer
 
 EPILOG = """
 Examples:
@@ -98,11 +100,9 @@ def walk(
     text = read_prompt(prompt, file)
     if not text:
         raise InputError("the prompt is empty; give some text to follow.")
-    gpt = load_model(
-        model, backend="torch", device=device, config=config
-    )  # the PyTorch model is the one that can be watched
+    network, tokenizer = _open(model, config, device)
     with busy("walking through the model"):
-        found = _walk(gpt, text, view, params)
+        found = _walk(network, tokenizer, text, view, params)
     found = {"name": model, "prompt": text, **found}
     if view.as_json:
         write_json(found)
@@ -117,13 +117,35 @@ def walk(
         WalkPrinter(found, view.lang, output()).print()
 
 
-def _walk(gpt: GPT, text: str, view: ViewOptions, params: SamplingParams) -> dict[str, Any]:
+def _open(model: str | None, config: str | None, device: str) -> tuple[GPTModel | NumpyModel, Tokenizer]:
+    """Return a network that can be watched, in NumPy on the CPU and in PyTorch elsewhere, and its tokenizer."""
+    from clearhead.numpy_model import load_numpy_model
+    from clearhead.tokenizer.model_vocabulary import check_model_vocabulary
+
+    network: GPTModel | NumpyModel
+    if device == "cpu":
+        source = open_weights(model or "bundled", config=config)
+        tokenizer = source.tokenizer()
+        check_model_vocabulary(source.config, tokenizer)
+        network = load_numpy_model(source.config, source.lazy())
+    else:
+        gpt = load_model(model, backend="torch", device=device, config=config)
+        network, tokenizer = gpt.model, gpt.tokenizer
+    if tokenizer is None:
+        raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
+    return network, tokenizer
+
+
+def _walk(
+    network: GPTModel | NumpyModel, tokenizer: Tokenizer, text: str, view: ViewOptions, params: SamplingParams
+) -> dict[str, Any]:
     from clearhead.lens.activations import check_indices
     from clearhead.lens.walk import walk as walk_through
 
-    if gpt.tokenizer is None:
-        raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
-    check_indices("block", view.block, gpt.config.n_layers, "model")
-    check_indices("head", view.head, gpt.config.n_heads, "model")
-    found = walk_through(gpt.model, gpt.tokenizer.encode(text), gpt.tokenizer, params)
-    return {"block": view.block, "head": view.head, **found}
+    check_indices("block", view.block, network.config.n_layers, "model")
+    check_indices("head", view.head, network.config.n_heads, "model")
+    return {
+        "block": view.block,
+        "head": view.head,
+        **walk_through(network, tokenizer.encode(text), tokenizer, params),
+    }

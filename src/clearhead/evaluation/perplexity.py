@@ -1,10 +1,8 @@
-"""The cross-entropy of a model on a text: perplexity, and bits per byte, which is comparable across vocabularies."""
+"""The cross-entropy of a PyTorch network on a text, while it trains: with autocast, on several devices, on a sample."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,42 +10,9 @@ import torch
 from torch import Tensor
 
 from clearhead.data.documents import TokenIds
+from clearhead.evaluation.cross_entropy import CrossEntropy
 from clearhead.losses import NOT_COUNTED, head_nats
 from clearhead.model import GPTModel
-
-
-@dataclass(frozen=True, slots=True)
-class CrossEntropy:
-    """The cross-entropy of a model on a text.
-
-    Attributes:
-        nats: the summed -log p of the tokens.
-        tokens: the number of predicted tokens.
-        text_bytes: the length of their text in UTF-8.
-    """
-
-    nats: float
-    tokens: int
-    text_bytes: float
-
-    @property
-    def loss(self) -> float:
-        """The mean cross-entropy per token, in nats."""
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss), the number of equally likely tokens with the same entropy; inf if it exceeds a float."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The summed surprisal in bits over the bytes of the text."""
-        return self.nats / math.log(2) / self.text_bytes
-
 
 BatchNats = Callable[[Tensor, Tensor], Tensor]
 """Computes the summed surprisal of the targets, a scalar, from inputs and targets, both int64 [B, T]."""

@@ -7,32 +7,41 @@ after tokens, scores are masked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.lens.activations import Activations, wanted_names
+from clearhead.lens.results import Array
 
 
-def _same(tensor: Tensor, config: GPTConfig) -> Tensor:
-    return tensor
+class Conversion(Protocol):
+    """Turns the value of an activation, with or without a batch axis, into that of TransformerLens."""
+
+    def __call__(self, value: Array, config: GPTConfig, /) -> Array:
+        """Return the converted value."""
 
 
-def _heads_last(tensor: Tensor, config: GPTConfig) -> Tensor:
-    return tensor.transpose(-3, -2)  # [..., H, T, D] -> [..., T, H, D]
+def _same(value: Array, config: GPTConfig) -> Array:
+    return value
 
 
-def _scale(variance: Tensor, config: GPTConfig) -> Tensor:
-    return (variance + config.norm_eps).sqrt()[..., None]  # [..., T] -> [..., T, 1]
+def _heads_last(value: Array, config: GPTConfig) -> Array:
+    return value.swapaxes(-3, -2)  # [..., H, T, D] -> [..., T, H, D]
 
 
-def masked_scores(scores: Tensor, config: GPTConfig) -> Tensor:
+def _scale(variance: Array, config: GPTConfig) -> Array:
+    scale: Array = (variance + config.norm_eps) ** 0.5
+    return scale[..., None]  # [..., T] -> [..., T, 1]
+
+
+def masked_scores(scores: Array, config: GPTConfig) -> Array:
     """Return scores [..., T, T] with minus infinity for the tokens that attention may not see."""
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(future, -torch.inf)
+    future = np.triu(np.full(scores.shape[-2:], -np.inf, np.float32), 1)
+    return scores + (future if isinstance(scores, np.ndarray) else scores.new_tensor(future))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class Alias:
 
     name: str
     activation: str
-    convert: Callable[[Tensor, GPTConfig], Tensor] = _same
+    convert: Conversion = _same
 
     def token_axes(self, known: Activations, only_keys: bool) -> list[int]:
         """Return the axes that count the tokens of a text in the converted value, without a batch axis.
@@ -65,7 +74,7 @@ class Alias:
         return axes
 
 
-_BLOCK: tuple[tuple[str, str, Callable[[Tensor, GPTConfig], Tensor]], ...] = (
+_BLOCK: tuple[tuple[str, str, Conversion], ...] = (
     ("hook_resid_pre", "residual_in", _same),
     ("ln1.hook_scale", "norm_1.variance", _scale),
     ("ln1.hook_out", "norm_1.output", _same),
@@ -84,7 +93,7 @@ _BLOCK: tuple[tuple[str, str, Callable[[Tensor, GPTConfig], Tensor]], ...] = (
     ("hook_mlp_out", "feed_forward.output", _same),
     ("hook_resid_post", "residual_out", _same),
 )
-_OUTSIDE: tuple[tuple[str, str, Callable[[Tensor, GPTConfig], Tensor]], ...] = (
+_OUTSIDE: tuple[tuple[str, str, Conversion], ...] = (
     ("hook_embed", "embedding.token", _same),
     ("hook_pos_embed", "embedding.position", _same),
     ("ln_final.hook_scale", "final_norm.variance", _scale),

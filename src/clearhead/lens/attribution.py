@@ -11,7 +11,7 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.inference.runner import check_token_ids
 from clearhead.lens.cache import padded, run_with_cache
-from clearhead.lens.head_weights import head_weights
+from clearhead.lens.head_matrices import head_weights
 from clearhead.lens.labelled import LabelledArray, token_labels
 from clearhead.lens.reading import read_residual
 from clearhead.model import Block, GPTModel

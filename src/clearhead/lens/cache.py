@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.inference.runner import check_token_ids
-from clearhead.lens.activations import Activation, names
-from clearhead.lens.aliases import Alias, masked_scores, resolve
+from clearhead.lens.activations import Activation
 from clearhead.lens.editing import Edit, EditedRows
 from clearhead.lens.hooks import check_network, installed
 from clearhead.lens.results import ActivationCache
+from clearhead.lens.selection import check_texts, select
 from clearhead.model import GPTModel
 
 Metric = Callable[[Tensor], Tensor]
@@ -67,31 +66,18 @@ def run_with_cache(
         InputError: if there is no text, a name is unknown, a text is empty, too long or has an unknown id, or a
             position is outside a text.
     """
-    aliases = resolve(wanted, names(model.config))
-    recorded = names(model.config).find({alias.activation for alias in aliases.values()})
-    check_texts(model, texts)
+    check_network(model)
+    selection = select(model.config, texts, wanted, positions)
     if edits is not None and len(edits) != len(texts):
         raise InputError(f"there are {len(edits)} edits for {len(texts)} texts; give one, or a list, for each text.")
-    chosen = _chosen_positions(positions, texts)
-    if chosen is not None and any(alias.convert is masked_scores for alias in aliases.values()):
-        raise InputError(
-            "hook_attn_scores are masked by position, so they come whole; leave positions out, or record "
-            "attention.scores."
-        )
-    plan = _PassPlan(model, recorded, metric, None if edits is None else EditedRows(model.config, edits))
+    chosen = None if selection.positions is None else torch.from_numpy(selection.positions)
+    edited = None if edits is None else EditedRows(model.config, edits)
+    plan = _PassPlan(model, selection.activations, metric, edited)
     if metric is not None or len(texts) <= batch_size:
         values, gradients = plan.run(texts, chosen, list(range(len(texts))))
     else:
         values, gradients = _in_batches(plan, texts, chosen, batch_size), {}
-    axes = {name: alias.token_axes(names(model.config), chosen is not None) for name, alias in aliases.items()}
-    return ActivationCache(
-        texts, _converted(aliases, values, model), axes, _converted(aliases, gradients, model) if gradients else None
-    )
-
-
-def _converted(aliases: Mapping[str, Alias], values: Mapping[str, Tensor], model: GPTModel) -> dict[str, Tensor]:
-    """Return values under the wanted names, in the axis order of each."""
-    return {name: alias.convert(values[alias.activation], model.config) for name, alias in aliases.items()}
+    return selection.cache(values, gradients)
 
 
 @dataclass(frozen=True)
@@ -201,55 +187,17 @@ def evaluating(model: GPTModel) -> Iterator[None]:
         model.train(training)
 
 
-def check_texts(model: GPTModel, texts: Sequence[Sequence[int]]) -> None:
-    """Check that a model can run texts.
-
-    Raises:
-        InputError: if there is no text, or one is empty, too long or has an id outside the vocabulary.
-    """
-    check_network(model)
-    config = model.config
-    if not len(texts):
-        raise InputError("there are no texts to run; give at least one.")
-    for number, ids in enumerate(texts):
-        if isinstance(ids, str | bytes):
-            raise InputError(f"text {number} is {ids!r:.40}; token ids were expected, as tokenizer.encode gives them.")
-        if not 1 <= len(ids) <= config.context_length:
-            raise InputError(
-                f"text {number} has {len(ids):,} tokens, but the model reads 1 to {config.context_length:,}; shorten "
-                "it, or leave it out."
-            )
-        check_token_ids(ids, config.vocab_size)
-
-
 def padded(model: GPTModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """Return texts as one int64 batch [B, T] on the model's device, with id 0 after the end of shorter ones.
 
     Raises:
-        InputError: as `check_texts`.
+        InputError: as `selection.check_texts`.
     """
-    check_texts(model, texts)
+    check_network(model)
+    check_texts(model.config, texts)
     longest = max(map(len, texts))
     rows = [[*ids, *[0] * (longest - len(ids))] for ids in texts]
     return torch.tensor(rows, device=model.token_embedding.weight.device)
-
-
-def _chosen_positions(positions: int | Sequence[int] | None, texts: Sequence[Sequence[int]]) -> Tensor | None:
-    """Return the positions to keep of each text, [N, P], counted from the start; None for all.
-
-    Raises:
-        InputError: if there is none, or one is outside a text.
-    """
-    if positions is None:
-        return None
-    wanted = [positions] if isinstance(positions, int) else [int(one) for one in positions]
-    shortest = min(map(len, texts))
-    if not wanted:
-        raise InputError("positions is empty; name at least one, or leave it out for all.")
-    for position in wanted:
-        if not -shortest <= position < shortest:
-            raise InputError(f"there is no position {position} in the shortest text, which has {shortest:,} tokens.")
-    return torch.tensor([[position % len(ids) for position in wanted] for ids in texts])
 
 
 def _kept(activation: Activation, value: Tensor, mask: Tensor, positions: Tensor | None) -> Tensor:

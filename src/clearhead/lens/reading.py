@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from clearhead.errors import InputError
-from clearhead.model import GPTModel
+from clearhead.numpy_model import NumpyModel
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clearhead.model import GPTModel
     from clearhead.tokenizer import Tokenizer
 
 
@@ -32,12 +33,13 @@ def _piece(tokenizer: Tokenizer, id: int) -> str:
         return f"<{data.hex(' ').upper()}>"
 
 
-def logit_lens(model: GPTModel, residual: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+def logit_lens(model: GPTModel | NumpyModel, residual: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     """Return the logits that a model would give if it ended at a residual: the final norm and the head applied to it.
 
     nostalgebraist, "interpreting GPT: the logit lens", 2020.
 
     Args:
+        model: the network, in PyTorch or NumPy.
         residual: float [..., C], such as a recorded `blocks.3.residual_out`.
 
     Returns:
@@ -49,6 +51,10 @@ def logit_lens(model: GPTModel, residual: npt.NDArray[np.floating[Any]]) -> npt.
     width = model.config.emb_dim
     if residual.ndim < 1 or residual.shape[-1] != width:
         raise InputError(f"the residual has shape {list(residual.shape)}; [..., {width}] was expected.")
+    if isinstance(model, NumpyModel):
+        return model.read_residual(residual.astype(np.float32))
+    import torch
+
     weight = model.token_embedding.weight
     with torch.no_grad():
         x = torch.as_tensor(residual).to(device=weight.device, dtype=weight.dtype)

@@ -13,10 +13,10 @@ from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 from clearhead.lens.cache import run_with_cache
 from clearhead.lens.editing import Edit
-from clearhead.lens.head_scores import KINDS, head_scores, repeated_tokens
 from clearhead.lens.labelled import LabelledArray
 from clearhead.lens.predictions import LayerPredictions, layer_predictions
 from clearhead.lens.reading import pieces
+from clearhead.lens.scored_heads import KINDS, head_scores, repeated_tokens
 from clearhead.model import GPTModel
 from clearhead.utils.progress import Progress
 

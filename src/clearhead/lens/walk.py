@@ -18,9 +18,10 @@ from clearhead.inference.sampling import Sampler
 from clearhead.lens.reading import logit_lens, pieces
 from clearhead.lens.results import Trace
 from clearhead.lens.watching import watch
-from clearhead.model import GPTModel
+from clearhead.numpy_model import NumpyModel
 
 if TYPE_CHECKING:
+    from clearhead.model import GPTModel
     from clearhead.tokenizer import Tokenizer
 
 MOST_TOKENS = 64
@@ -52,18 +53,20 @@ _WATCHED = (
 )
 
 
-def shown_tokens(model: GPTModel, tokens: int) -> range:
+def shown_tokens(model: GPTModel | NumpyModel, tokens: int) -> range:
     """Return the positions that the pictures show: the last ones, as many as fit on a page for all heads of a model."""
     heads = model.config.n_layers * model.config.n_heads
     most = max(8, min(MOST_TOKENS, math.isqrt(_MOST_WEIGHTS // heads)))
     return range(max(0, tokens - most), tokens)
 
 
-def walk(model: GPTModel, ids: Sequence[int], tokenizer: Tokenizer | None, params: SamplingParams) -> dict[str, Any]:
+def walk(
+    model: GPTModel | NumpyModel, ids: Sequence[int], tokenizer: Tokenizer | None, params: SamplingParams
+) -> dict[str, Any]:
     """Run a prompt and collect the result of each step.
 
     Args:
-        model: the model.
+        model: the network, in PyTorch or NumPy.
         ids: the prompt's tokens, at most context_length.
         tokenizer: turns ids into text; without one, tokens are shown as numbers.
         params: how the next token is chosen.
@@ -166,7 +169,9 @@ def _gelu(up: np.ndarray, activated: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _lens(model: GPTModel, trace: Trace[npt.NDArray[np.float32]], n_choices: int) -> list[list[list[list[Any]]]]:
+def _lens(
+    model: GPTModel | NumpyModel, trace: Trace[npt.NDArray[np.float32]], n_choices: int
+) -> list[list[list[list[Any]]]]:
     """Return the likeliest tokens and their probabilities after each block and token: [n_layers + 1][T][5] pairs."""
     found = []
     for residual in _residuals(trace):

@@ -16,6 +16,7 @@ from clearhead.utils.arguments import refuse_unknown
 if TYPE_CHECKING:
     from clearhead.inference.options import Prompt
     from clearhead.model import GPTModel
+    from clearhead.numpy_model import NumpyModel
     from clearhead.tokenizer import Tokenizer
 
 _HEIGHT = 640  # pixels of the frame in a notebook
@@ -60,12 +61,12 @@ class Walk:
 
 
 def walk_of(
-    model: GPTModel, text: Prompt, ids: Sequence[int], tokenizer: Tokenizer | None, options: WalkOptions
+    model: GPTModel | NumpyModel, text: Prompt, ids: Sequence[int], tokenizer: Tokenizer | None, options: WalkOptions
 ) -> Walk:
     """Walk through a model.
 
     Args:
-        model: the model.
+        model: the network, in PyTorch or NumPy.
         text: the prompt as given.
         ids: its tokens.
         tokenizer: turns ids into text; without one, tokens are shown as numbers.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
-
+from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 from clearhead.lens.activations import check_indices
-from clearhead.lens.cache import Metric, run_with_cache
+from clearhead.lens.array_recording import record_arrays
 from clearhead.lens.results import Trace, numpy_trace
-from clearhead.model import GPTModel
+from clearhead.numpy_model import Floats, NumpyModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clearhead.lens.cache import Metric
+    from clearhead.model import GPTModel
 
 
 class WatchOptions(TypedDict, total=False):
@@ -25,10 +28,23 @@ class WatchOptions(TypedDict, total=False):
 
 
 def watch(
-    model: GPTModel, ids: Sequence[int], wanted: str | Iterable[str] = "*", **options: Unpack[WatchOptions]
-) -> Trace[npt.NDArray[np.float32]]:
-    """Run a text through a model once and return its activations as float32 arrays; see `watch_tensors`."""
-    return numpy_trace(watch_tensors(model, ids, wanted, **options))
+    model: GPTModel | NumpyModel, ids: Sequence[int], wanted: str | Iterable[str] = "*", **options: Unpack[WatchOptions]
+) -> Trace[Floats]:
+    """Run a text through a network once and return its activations as float32 arrays; see `watch_tensors`.
+
+    Args:
+        model: the network, in PyTorch or NumPy; in NumPy it has no gradients, so there is no `metric`.
+        ids: the text's tokens, at most context_length.
+        wanted: names of activations, with wildcards.
+        options: as those of `watch_tensors`.
+
+    Raises:
+        InputError: as `watch_tensors`.
+    """
+    if not isinstance(model, NumpyModel):
+        return numpy_trace(watch_tensors(model, ids, wanted, **options))
+    chosen = _check_text(model.config, ids, options.get("positions"))
+    return record_arrays(model, [ids], wanted, chosen).text(0, options.get("tokens"))
 
 
 def watch_tensors(
@@ -57,9 +73,20 @@ def watch_tensors(
         InputError: if a name is unknown, there are no tokens, too many, one outside the vocabulary, or a position
             outside the text.
     """
+    from clearhead.lens.cache import run_with_cache
+
+    chosen = _check_text(model.config, ids, positions)
+    return run_with_cache(model, [ids], wanted, positions=chosen, metric=metric).text(0, tokens)
+
+
+def _check_text(config: GPTConfig, ids: Sequence[int], positions: int | Sequence[int] | None) -> list[int] | None:
+    """Return the positions to record, None for all.
+
+    Raises:
+        InputError: if there are no tokens or too many, or a position is outside the text.
+    """
     if not len(ids):
         raise InputError("there are no tokens to watch; give a text with at least one.")
-    if len(ids) > (most := model.config.context_length):
+    if len(ids) > (most := config.context_length):
         raise InputError(f"the text has {len(ids):,} tokens, but the model reads {most:,}; shorten it.")
-    chosen = None if positions is None else check_indices("position", positions, len(ids), "text")
-    return run_with_cache(model, [ids], wanted, positions=chosen, metric=metric).text(0, tokens)
+    return None if positions is None else check_indices("position", positions, len(ids), "text")

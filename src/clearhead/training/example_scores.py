@@ -16,7 +16,7 @@ from clearhead.data.instructions import read_instructions
 from clearhead.data.labelled import read_labelled
 from clearhead.data.templates import NAMED, PromptTemplate
 from clearhead.errors import InputError
-from clearhead.evaluation.perplexity import CrossEntropy
+from clearhead.evaluation.cross_entropy import CrossEntropy
 from clearhead.gpt import GPT
 from clearhead.losses import NOT_COUNTED
 from clearhead.tokenizer import Tokenizer

@@ -12,7 +12,8 @@ from clearhead.data.corpus import Corpus
 from clearhead.data.documents import TokenIds
 from clearhead.data.word_count import count_words
 from clearhead.errors import TrainingError
-from clearhead.evaluation.perplexity import CrossEntropy, evaluate_perplexity
+from clearhead.evaluation.cross_entropy import CrossEntropy
+from clearhead.evaluation.perplexity import evaluate_perplexity
 from clearhead.model import GPTModel
 from clearhead.model_weights import ModelTensors
 from clearhead.tokenizer import Tokenizer

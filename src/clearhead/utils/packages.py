@@ -35,6 +35,15 @@ def need_torch(what: str) -> None:
         raise missing_package(error, what) from None
 
 
+def has_torch() -> bool:
+    """Return whether PyTorch is installed."""
+    try:
+        importlib.import_module("torch")
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def missing_package(error: ModuleNotFoundError, what: str = "this") -> Exception:
     """Return the error that names the extra to install, or `error` itself if no extra has the package.
 

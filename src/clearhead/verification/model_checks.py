@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearhead.config import RELEASED, ConfigLike, GPTConfig
 from clearhead.errors import TokenizerError, WeightsError
-from clearhead.gpt import GPT
-from clearhead.loading import find_device
+from clearhead.inference.generation import generate
+from clearhead.inference.requests import Request
+from clearhead.loading import find_device, torch_model
+from clearhead.numpy_model import load_numpy_model
 from clearhead.utils.progress import Progress
 from clearhead.verification.checks import Check, CheckFunction, Context, Verification
 from clearhead.verification.published import PUBLISHED, PublishedContinuation
@@ -27,8 +28,11 @@ from clearhead.weights.hub.official import Official, same_shape, tokenizer_files
 from clearhead.weights.source import Source
 
 if TYPE_CHECKING:
-    from clearhead.model import GPTModel
+    import torch
+
+    from clearhead.inference.runner import ScoringRunner
     from clearhead.tokenizer import Tokenizer
+    from clearhead.verification.blockwise import BlockwiseNetwork
     from clearhead.verification.permutation_test import Alternative, PermutationTest
 
 _MAX_TOKENS = 2048  # of the text; more tokens reveal smaller differences
@@ -59,7 +63,7 @@ def verify(
         layout: the naming scheme, if it cannot be recognized from the files.
         config: the model's shape, or some of its settings, if the files do not record it or record it wrongly.
         revision: the branch, tag or commit of a model on the hub.
-        device: where the model runs, as PyTorch names it.
+        device: where the model runs: "cpu", with NumPy and the engine; or another as PyTorch names it.
         text: the text to predict; it should resemble the training data if that was not plain English.
         known: the published models to compare with; OpenAI's by default.
         published: the continuations that published models generate, by size.
@@ -71,42 +75,54 @@ def verify(
         WeightsError: if there is nothing of that name.
         HubError: if a model could not be downloaded.
         InputError: if the device is not available.
+        MissingPackageError: if the device is not the CPU, and PyTorch is not installed.
     """
-    find_device(device)  # fail early: the checks of the weights can take minutes
-    run = _ModelChecks(device, text, published)
+    torch_device = None if device == "cpu" else find_device(device)  # fail early: the other checks can take minutes
+    run = _ModelChecks(torch_device, text, published)
     more: tuple[CheckFunction, ...] = (run.check_tokenizer, run.check_text, run.check_continuation)
     return verify_weights(source, layout=layout, config=config, revision=revision, known=known, more_checks=more)
 
 
 class _ModelChecks:
-    """The checks that run the model; it is loaded once, when the first of them needs it."""
+    """The checks that run the model.
 
-    def __init__(self, device: str, text: str, published: Mapping[str, Sequence[PublishedContinuation]]) -> None:
+    Args:
+        device: PyTorch's; None for the CPU.
+        text: as in `verify`.
+        published: as in `verify`.
+    """
+
+    def __init__(
+        self, device: torch.device | None, text: str, published: Mapping[str, Sequence[PublishedContinuation]]
+    ) -> None:
         self.device, self.text, self.published = device, text, published
         self.tokenizer: Tokenizer | None = None
-        self.source: Source | None = None
         self.ids: list[int] = []
         self.why_no_ids = "it has no tokenizer"
 
-    @cached_property
-    def model(self) -> GPTModel:
-        """The model, in float32 and in evaluation mode."""
-        import torch
+    def _network(self, source: Source) -> BlockwiseNetwork:
+        """Return the model in float32, block by block."""
+        from clearhead.verification.blockwise import NumpyBlocks, TorchBlocks
 
-        from clearhead.model import GPTModel
-        from clearhead.model_weights import load_into
+        if self.device is None:
+            return NumpyBlocks(load_numpy_model(source.config, source.lazy()))
+        return TorchBlocks(torch_model(source, self.device, "float32").eval())
 
-        assert self.source is not None
-        with torch.device("meta"):
-            model = GPTModel(self.source.config)
-        load_into(model, self.source)
-        return model.to(self.device).eval()
+    def _runner(self, source: Source) -> ScoringRunner:
+        """Return a Runner of the model in float32."""
+        if self.device is None:
+            from clearhead.engine.store import open_runner
+
+            return open_runner(source, "float32")
+        from clearhead.inference.torch_runner import TorchRunner
+
+        return TorchRunner(torch_model(source, self.device, "float32").eval())
 
     # --- the tokenizer ---------------------------------------------------------------------------------------
 
     def check_tokenizer(self, context: Context) -> Check:
         """Open the tokenizer that belongs to the weights; encode and decode a text."""
-        self.source, name = context.source, "tokenizer"
+        name = "tokenizer"
         try:
             self.tokenizer = context.source.tokenizer()
         except (TokenizerError, WeightsError) as error:
@@ -149,7 +165,7 @@ class _ModelChecks:
         layer_by_layer = _flops(config) * len(ids) <= _LAYER_BY_LAYER_FLOPS
         with Progress(f"running {context.source.name}", count_alternatives(config, layer_by_layer)) as progress:
             found = permutation_test(
-                self.model,
+                self._network(context.source),
                 ids,
                 n_choices=None if self.tokenizer is None else count_encodable(self.tokenizer),
                 layer_by_layer=layer_by_layer,
@@ -181,8 +197,9 @@ class _ModelChecks:
             why = "its weights contain NaN or infinity" if context.broken else "it is untrained"
             return Check(name, "not applicable", f"The model was not run: {why}.")
         details, same = [], 0
+        runner = self._runner(context.source)
         for case in cases:
-            ids = self._greedy(case)
+            ids = _greedy(runner, case)
             agreed = next((i for i, pair in enumerate(zip(ids, case.ids, strict=True)) if pair[0] != pair[1]), -1)
             same += agreed < 0
             words = f"all {len(case.ids)} tokens" if agreed < 0 else f"the first {agreed} of {len(case.ids)} tokens"
@@ -194,9 +211,10 @@ class _ModelChecks:
             return Check(name, "warning", f"{text}, and its weights are not the published ones.", tuple(details))
         return Check(name, "failed", f"{text}.", tuple(details))
 
-    def _greedy(self, case: PublishedContinuation) -> tuple[int, ...]:
-        gpt = GPT(self.model)
-        return gpt.generate(case.prompt_ids, max_new_tokens=len(case.ids), temperature=0, stop_at_end_of_text=False).ids
+
+def _greedy(runner: ScoringRunner, case: PublishedContinuation) -> tuple[int, ...]:
+    asked = Request(prompt_ids=case.prompt_ids, max_new_tokens=len(case.ids), temperature=0, stop_at_end_of_text=False)
+    return tuple(generate(runner, None, [asked])[0].samples[0].ids)
 
 
 def count_encodable(tokenizer: Tokenizer) -> int:

@@ -9,18 +9,15 @@ hypotheses are compared (Neyman and Pearson 1933).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+import numpy as np
 
 from clearhead.config import GPTConfig
-from clearhead.model import Block, GPTModel
+from clearhead.verification.blockwise import Array, BlockwiseNetwork
 
-BlockParameters = dict[str, Tensor]
+BlockParameters = Mapping[str, Array]
 """A block's parameters by their names inside the block."""
 
 Permute = Callable[[BlockParameters, GPTConfig], BlockParameters]
@@ -75,7 +72,7 @@ class PermutationTest:
 # --------------------------------------------------------------------------------------------------------------
 
 
-def _qkv(change: Callable[[Tensor], Tensor], *, biases: bool = True) -> Permute:
+def _qkv(change: Callable[[Array], Array], *, biases: bool = True) -> Permute:
     def changed(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
         names = [name for name in parameters if name.startswith("attention.qkv")]
         return {name: change(parameters[name]) for name in names if biases or name.endswith("weight")}
@@ -85,22 +82,25 @@ def _qkv(change: Callable[[Tensor], Tensor], *, biases: bool = True) -> Permute:
 
 def _ordered(*order: int) -> Permute:
     """Take q, k and v from these thirds."""
-    return _qkv(lambda stacked: torch.cat([stacked.chunk(3)[third] for third in order]))
+    return _qkv(lambda stacked: stacked.reshape(3, -1, *stacked.shape[1:])[list(order)].reshape(stacked.shape))
 
 
 def _transposed(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
-    return _qkv(lambda stacked: torch.cat([part.T for part in stacked.chunk(3)]), biases=False)(parameters, config)
+    def each_third(stacked: Array) -> Array:
+        return stacked.reshape(3, config.emb_dim, config.emb_dim).swapaxes(1, 2).reshape(stacked.shape)
+
+    return _qkv(each_third, biases=False)(parameters, config)
 
 
 def _deinterleaved(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
     """Read q, k and v as stored head by head, [H, 3, D]."""
     shape = (config.n_heads, 3, config.head_dim, -1)
-    return _qkv(lambda stacked: stacked.reshape(shape).transpose(0, 1).reshape(stacked.shape))(parameters, config)
+    return _qkv(lambda stacked: stacked.reshape(shape).swapaxes(0, 1).reshape(stacked.shape))(parameters, config)
 
 
 def _interleaved(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
     shape = (3, config.n_heads, config.head_dim, -1)
-    return _qkv(lambda stacked: stacked.reshape(shape).transpose(0, 1).reshape(stacked.shape))(parameters, config)
+    return _qkv(lambda stacked: stacked.reshape(shape).swapaxes(0, 1).reshape(stacked.shape))(parameters, config)
 
 
 def _out_transposed(parameters: BlockParameters, config: GPTConfig) -> BlockParameters:
@@ -150,60 +150,45 @@ def _other_head_counts(config: GPTConfig) -> list[int]:
 # --------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _BlockRun:
+    """One block in a pass: which one runs, with which parameters changed, and with how many heads."""
+
+    layer: int
+    permute: Permute | None = None
+    n_heads: int | None = None
+
+
 class _TextRun:
-    """One model on one text: the log-probability of each token, as the model is and with changed blocks."""
+    """One network on one text: the log-probability of each token, as the network is and with changed blocks."""
 
-    def __init__(self, model: GPTModel, ids: Sequence[int]) -> None:
-        self.model = model
-        device = model.token_embedding.weight.device
-        length = min(model.config.context_length, len(ids) - 1)
+    def __init__(self, network: BlockwiseNetwork, ids: Sequence[int]) -> None:
+        self.network = network
+        length = min(network.config.context_length, len(ids) - 1)
         starts = range(0, len(ids) - length, length)
-        windows = torch.tensor([list(ids[start : start + length + 1]) for start in starts], device=device)  # [B, T + 1]
-        self.inputs, self.targets = windows[:, :-1], windows[:, 1:]
-        positions = torch.arange(length, device=device)
-        x = model.token_embedding(self.inputs) + model.position_embedding(positions)  # [B, T, C]
+        windows = np.array([list(ids[start : start + length + 1]) for start in starts])  # [B, T + 1]
+        self.targets = windows[:, 1:]
+        x = network.embed(windows[:, :-1])  # [B, T, C]
         self.block_inputs = [x]
-        for block in model.blocks:
-            x = block(x)
+        for layer in range(network.config.n_layers):
+            x = self._run(_BlockRun(layer), x)
             self.block_inputs.append(x)
-        self.unchanged = self.logprobs(x)  # [B * T]
+        self.unchanged = network.logprobs(x, self.targets)  # [B * T]
 
-    def logprobs(self, x: Tensor) -> Tensor:
-        """Return the log-probabilities of the targets, float64 [B * T], from the last block's output."""
-        found = []
-        for window, targets in zip(x, self.targets, strict=True):  # one at a time: the logits are the largest tensor
-            logits = self.model.head(self.model.final_norm(window)).float()  # [T, V]
-            found.append(logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1))
-        return torch.cat(found).double()
+    def _run(self, block: _BlockRun, x: Array) -> Array:
+        config = self.network.config
+        changed = block.permute(self.network.block_parameters(block.layer), config) if block.permute else {}
+        return self.network.run_block(block.layer, x, changed, block.n_heads or config.n_heads)
 
-    def alternative(
-        self, name: str, layers: tuple[int, ...], blocks: Sequence[Callable[[Tensor], Tensor]]
-    ) -> Alternative:
-        """Run these blocks in place of those from the first of `layers` on, and compare with the unchanged model."""
+    def alternative(self, name: str, layers: tuple[int, ...], blocks: Sequence[_BlockRun]) -> Alternative:
+        """Run these blocks in place of those from the first of `layers` on, and compare with the unchanged network."""
         x = self.block_inputs[layers[0] if layers else 0]
         for block in blocks:
-            x = block(x)
-        difference = self.unchanged - self.logprobs(x)
-        error = float(difference.std()) / math.sqrt(len(difference))
+            x = self._run(block, x)
+        difference = self.unchanged - self.network.logprobs(x, self.targets)
+        error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
         mean = float(difference.mean())
         return Alternative(name, layers, mean * len(difference), mean / error if error else 0.0)
-
-
-def _permuted(block: nn.Module, permute: Permute, config: GPTConfig) -> Callable[[Tensor], Tensor]:
-    parameters: BlockParameters = {name: parameter for name, parameter in block.named_parameters()}  # noqa: C416
-    return lambda x: functional_call(block, {**parameters, **permute(parameters, config)}, (x,))
-
-
-@contextmanager
-def _with_heads(blocks: Sequence[Block], heads: int) -> Iterator[None]:
-    before = [block.attention.n_heads for block in blocks]
-    try:
-        for block in blocks:
-            block.attention.n_heads = heads
-        yield
-    finally:
-        for block, own in zip(blocks, before, strict=True):
-            block.attention.n_heads = own
 
 
 def count_alternatives(config: GPTConfig, layer_by_layer: bool) -> int:
@@ -212,19 +197,18 @@ def count_alternatives(config: GPTConfig, layer_by_layer: bool) -> int:
     return len(_IN_ALL_LAYERS) + len(_layer_orders(config.n_layers)) + len(_other_head_counts(config)) + layers
 
 
-@torch.inference_mode()
 def permutation_test(
-    model: GPTModel,
+    network: BlockwiseNetwork,
     ids: Sequence[int],
     *,
     n_choices: int | None = None,
     layer_by_layer: bool = True,
     advance: Callable[[int], None] = lambda alternatives: None,
 ) -> PermutationTest:
-    """Compare a model with all of its alternatives on one text.
+    """Compare a network with all of its alternatives on one text.
 
     Args:
-        model: in evaluation mode; it is not changed.
+        network: in NumPy or PyTorch; it is not changed.
         ids: the text's tokens, read in windows of the context length. Every token but the text's first is predicted
             from those before it in its window; a partial window at the end is left out.
         n_choices: how many different tokens a text can consist of, from which `chance` is computed; None for the whole
@@ -232,28 +216,27 @@ def permutation_test(
         layer_by_layer: whether to permute parts of single layers too, which costs (4 n_layers - 1) half passes more.
         advance: is called with 1 after each alternative.
     """
-    config, run = model.config, _TextRun(model, ids)
+    config, run = network.config, _TextRun(network, ids)
     alternatives: list[Alternative] = []
 
-    def add(name: str, layers: tuple[int, ...], blocks: Sequence[Callable[[Tensor], Tensor]]) -> None:
+    def add(name: str, layers: tuple[int, ...], blocks: Sequence[_BlockRun]) -> None:
         alternatives.append(run.alternative(name, layers, blocks))
         advance(1)
 
-    blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
+    blocks = [_BlockRun(layer) for layer in range(config.n_layers)]
     for name, permute in _IN_ALL_LAYERS.items():
-        add(name, (), [_permuted(block, permute, config) for block in blocks])
+        add(name, (), [_BlockRun(block.layer, permute) for block in blocks])
     for name, order in _layer_orders(config.n_layers).items():
         add(name, (), [blocks[number] for number in order])
     for heads in _other_head_counts(config):
-        with _with_heads(blocks, heads):
-            add(f"{heads} heads", (), blocks)
+        add(f"{heads} heads", (), [_BlockRun(block.layer, n_heads=heads) for block in blocks])
     if layer_by_layer and config.n_layers > 1:
         for layer, block in enumerate(blocks):
             for name, permute in _IN_ONE_LAYER.items():
-                add(name, (layer,), [_permuted(block, permute, config), *blocks[layer + 1 :]])
+                add(name, (layer,), [_BlockRun(layer, permute), *blocks[layer + 1 :]])
             if layer + 1 < config.n_layers:
                 swapped = [blocks[layer + 1], block, *blocks[layer + 2 :]]
                 add("the blocks exchanged", (layer, layer + 1), swapped)
     loss = -float(run.unchanged.mean())
     chance = math.log(config.vocab_size if n_choices is None else n_choices)
-    return PermutationTest(run.targets.numel(), loss, chance, tuple(alternatives))
+    return PermutationTest(run.targets.size, loss, chance, tuple(alternatives))

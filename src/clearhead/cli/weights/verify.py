@@ -10,7 +10,6 @@ import typer
 from clearhead.cli.console import notice, output, read_text, write_json
 from clearhead.cli.exit_codes import USAGE
 from clearhead.cli.options import Config, WeightsSource
-from clearhead.utils.packages import need_torch
 
 if TYPE_CHECKING:
     from clearhead.verification.checks import Check, Verification
@@ -68,7 +67,6 @@ def _verify(source: str, config: str | None, text: Path | None, run: bool, devic
         from clearhead.verification import verify_weights as check_weights
 
         return check_weights(source, config=config)
-    need_torch("running the model (leave it out with --no-run)")
     from clearhead.verification.model_checks import verify
     from clearhead.verification.reference_text import TEXT
 

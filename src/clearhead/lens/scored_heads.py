@@ -8,7 +8,7 @@ import torch
 from clearhead.config import GPTConfig
 from clearhead.errors import InputError
 from clearhead.lens.cache import run_with_cache
-from clearhead.lens.head_weights import head_weights
+from clearhead.lens.head_matrices import head_weights
 from clearhead.lens.labelled import LabelledArray, numbered
 from clearhead.model import GPTModel
 
