@@ -128,6 +128,26 @@ def test_echo_scores_the_prompt_as_transformers_does(
     assert streamed == scored.choices[0].logprobs.token_logprobs
 
 
+def test_echo_has_the_bits_of_gpt_score(openai_client: openai.OpenAI, tiny_gpt: GPT) -> None:
+    """Prompts that run together; the last one has nearly as many tokens as the context."""
+    assert tiny_gpt.tokenizer is not None
+    prompts = [tiny_gpt.tokenizer.encode(text) for text in PROMPTS] + [[*range(20, 80)]]
+    answer = openai_client.completions.create(
+        model="clearhead",
+        prompt=prompts,
+        max_tokens=0,
+        logprobs=3,
+        echo=True,
+        extra_body={"return_tokens_as_token_ids": True},
+    )
+    scores = tiny_gpt.score(prompts, after_end_of_text=False, top=3)
+    for choice, score in zip(answer.choices, scores, strict=True):
+        assert choice.logprobs is not None and choice.logprobs.top_logprobs is not None
+        assert choice.logprobs.token_logprobs == [token.logprob for token in score.tokens]
+        for top, token in zip(choice.logprobs.top_logprobs[1:], score.tokens[1:], strict=True):
+            assert top == {f"token_id:{id}": logprob for id, logprob in [*token.top, (token.id, token.logprob)]}
+
+
 def test_logprobs_of_generated_tokens(openai_client: openai.OpenAI, tiny_gpt: GPT) -> None:
     assert tiny_gpt.tokenizer is not None
     expected = alone(tiny_gpt, PROMPTS[0], seed=2, max_new_tokens=10, logprobs=3).samples[0]
