@@ -19,7 +19,7 @@ from clearhead.data.examples import draw_split
 from clearhead.data.instructions import read_instructions
 from clearhead.data.records import read_records
 from clearhead.data.templates import PromptFields, PromptTemplate
-from clearhead.errors import TrainingError
+from clearhead.errors import InputError, TrainingError
 from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["sms.tsv", "sms.csv"])
 def test_tables_of_messages_are_read(folder: Path, name: str) -> None:
-    found = [record.values for record in read_records(folder / name)]
+    found = [record.values for record in read_records(folder / name, ("label", "text"))]
     assert len(found) == 60
     assert {record["label"] for record in found} == {"ham", "spam"}
     assert found[1]["text"].startswith('Free prize "')
@@ -93,7 +93,7 @@ def test_tables_of_messages_are_read(folder: Path, name: str) -> None:
 )
 def test_records_that_are_malformed_are_named(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(InputError, match=words):
         list(read_records(tmp_path / name))
 
 

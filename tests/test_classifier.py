@@ -276,7 +276,7 @@ def test_a_table_of_a_regression_and_of_several_classes(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["--file", "t.csv"], "t.csv has no column 'text'; it has n, said."),
-        (["--file", "t.csv", "--text", "said"], "in row 2 of t.csv: the text to classify is empty; give some text."),
+        (["--file", "t.csv", "--text", "said"], "in line 3 of t.csv: the text to classify is empty; give some text."),
         (["a text", "--lines"], "a text was given as an argument"),
         (["--output", "o.csv"], "--output writes the classes of the texts in files"),
         (["--file", "t.csv", "--text", "said", "-o", "o.txt"], "o.txt has no known suffix"),

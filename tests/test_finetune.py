@@ -385,7 +385,7 @@ def test_files_that_cannot_be_learned_from_are_named(
 ) -> None:
     for name in ("train.txt", "valid.txt", "train.jsonl", "valid.jsonl"):
         (tmp_path / name).write_text(changes.get(name, (folder / name).read_text()))
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(ClearheadError, match=words):
         begin_finetuning(recipe(folder, kind), tmp_path)
 
 

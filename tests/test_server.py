@@ -140,7 +140,7 @@ def test_echo_has_the_bits_of_gpt_score(openai_client: openai.OpenAI, tiny_gpt: 
         echo=True,
         extra_body={"return_tokens_as_token_ids": True},
     )
-    scores = tiny_gpt.score(prompts, after_end_of_text=False, top=3)
+    scores = [tiny_gpt.score(ids, after_end_of_text=False, top=3) for ids in prompts]
     for choice, score in zip(answer.choices, scores, strict=True):
         assert choice.logprobs is not None and choice.logprobs.top_logprobs is not None
         assert choice.logprobs.token_logprobs == [token.logprob for token in score.tokens]

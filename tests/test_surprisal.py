@@ -22,6 +22,7 @@ from clearhead.cli.app import make_app
 from clearhead.errors import ClearheadError, InputError
 from clearhead.evaluation.surprisal import InputText, Row, SurprisalOptions, SurprisalTable
 from clearhead.evaluation.table_files import TableWriter, read_table
+from clearhead.evaluation.text_inputs import Columns, read_texts
 from clearhead.evaluation.words import TextSpan, assign_tokens, find_words, token_ends
 from clearhead.gpt import GPT
 from clearhead.loading import bundled
@@ -253,8 +254,12 @@ def test_an_interrupted_job_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("name", "content", "arguments", "sentence"),
     [
         ("a.csv", "text,id\nhello,1\n", ["--text", "sentence"], "has no column 'sentence'; it has text, id"),
-        ("a.csv", 'text\n""\n', [], "row 1 of .* is empty"),
+        ("a.csv", 'text\n""\n', [], "line 2 of .* is empty"),
         ("a.txt", "", [], "a.txt is empty"),
+        ("a.csv", "text\nShe left, then came back.\n", [], "has 2 values and the first line names 1 columns"),
+        ("a.tsv", 'text\n"Yes" he said\n', [], "line 2 of .* is not a row of a table"),
+        ("a.csv", "text,Text\na,b\n", [], "names the column 'text' twice"),
+        ("a.csv", b"text\n" + b"a line\n" * 9000 + b"caf\xe9\n", [], "is not UTF-8 text .*at byte 63,008"),
         ("a.jsonl", "[1]\n", [], "is not a JSON object"),
         ("a.jsonl", "{\n", [], "is not JSON"),
         ("a.jsonl", '{"text": 3}', [], "contains 3; give text"),
@@ -278,16 +283,50 @@ def test_bad_input_is_one_sentence(
 @pytest.mark.parametrize(
     ("regions", "sentence"),
     [
-        ("a.txt,0,3,x\na.txt,2,5,y", "overlap"),
-        ("a.txt,3,99,x", "within the 8 characters"),
+        ("a.txt,0,4,x\na.txt,2,5,y", "overlap"),
+        ("a.txt,4,99,x", "within the 9 characters"),
         ("a.txt,x,3,y", "whole numbers"),
+        ("a.txt,0,4,x\nb.txt,0,3,y", "region of text 'b.txt', which is not among the texts; .* 'a.txt'"),
+        ("a.txt,0,3,x", r"cuts 'e.' in two at 3"),
+        ("a.txt,0,6,x", "in two at 6"),
     ],
 )
 def test_regions_that_do_not_fit(tmp_path: Path, regions: str, sentence: str) -> None:
-    (tmp_path / "a.txt").write_text("The end.")
+    (tmp_path / "a.txt").write_text("The\u0301 \U0001f469\u200d\U0001f469.", encoding="utf-8")
     (tmp_path / "regions.csv").write_text("text_id,start,end,region\n" + regions + "\n")
     with pytest.raises(InputError, match=sentence):
         run(tmp_path / "a.txt", "--by", "region", "--regions", tmp_path / "regions.csv")
+
+
+def test_texts_come_from_every_form_of_table(tmp_path: Path) -> None:
+    """With a value of two lines, one longer than Python's limit, and characters at which `splitlines` ends a line."""
+    texts = ['"Yes," she\nsaid.', "a\u2028b\x0cc\x85d", "long " * 40_000]
+    with (tmp_path / "a.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([["ID", " Text"], *enumerate(texts)])
+    with (tmp_path / "a.tsv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([["id", "text"], *enumerate(texts)])
+    rows = [{"id": index, "text": text} for index, text in enumerate(texts)]
+    lines_of_json = (json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines_of_json), encoding="utf-8")
+    (tmp_path / "array.jsonl").write_text(json.dumps(rows, indent=1))
+    for name in ("a.csv", "a.tsv", "a.jsonl", "array.jsonl"):
+        found = list(read_texts([tmp_path / name], Columns("text", "id")))
+        assert [(one.id, one.text) for one in found] == [(str(row["id"]), row["text"]) for row in rows], name
+    lines = tmp_path / "lines.txt"
+    lines.write_bytes("one\u2028line\r\n\r\nanother\x0cline".encode())
+    assert [one.text for one in read_texts([lines], lines=True)] == ["one\u2028line", "another\x0cline"]
+
+
+def test_other_regions_are_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, regions = tmp_path / "a.txt", tmp_path / "regions.csv"
+    text.write_text("The end.")
+    jobs: list[Any] = []
+    monkeypatch.setattr("clearhead.cli.score.write_table", lambda *given, **_: jobs.append(given[3]))
+    for lines in ("a.txt,0,3", None, "a.txt,0,3\na.txt,4,7"):
+        if lines is not None:
+            regions.write_text(f"text_id,start,end\n{lines}\n")
+        run(text, "--by", "region", "--regions", regions, "-o", tmp_path / "out.csv")
+    assert jobs[0] == jobs[1] != jobs[2]
 
 
 def test_a_model_without_a_tokenizer(gpt: GPT) -> None:

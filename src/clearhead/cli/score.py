@@ -16,6 +16,7 @@ import typer
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Config, Model, Ray, choices, flatten
 from clearhead.cli.table_output import file_states, write_table
+from clearhead.errors import InputError
 from clearhead.utils.arguments import Dtype
 
 if TYPE_CHECKING:
@@ -136,8 +137,11 @@ def score(
         row = dataclasses.replace(row, top=row.top or _ALTERNATIVES)
     options = _table_options(row)
     columns = Columns(source.text, source.id, source.context)
-    for _ in read_texts(files, columns, lines=source.lines):
-        break  # fail early: a missing file or column is found before the model is loaded
+    # Fail early: what is missing or malformed is found before the model is loaded.
+    if row.regions is not None:
+        _check_ids(row.regions, options.regions, (text.id for text in read_texts(files, columns, lines=source.lines)))
+    else:
+        next(read_texts(files, columns, lines=source.lines), None)
     gpt = load_model(run.model, dtype=run.dtype, threads=run.threads, config=run.config)
     table = SurprisalTable(gpt, options)
     texts = read_texts(files, columns, lines=source.lines)
@@ -150,7 +154,7 @@ def score(
         job = {
             "files": file_states(files),
             "source": dataclasses.asdict(source),
-            "rows": {**dataclasses.asdict(row), "regions": str(row.regions)},
+            "rows": {**dataclasses.asdict(row), "regions": [] if row.regions is None else file_states([row.regions])},
         }
         write_table(rows_of, texts, Path(output), job, _metadata(gpt, table, run), doing="scoring")
 
@@ -170,6 +174,16 @@ def _table_options(row: RowOptions) -> SurprisalOptions:
         bos=row.bos,
         correction=row.correction.value,
     )
+
+
+def _check_ids(file: Path, regions: Iterable[str], ids: Iterable[str]) -> None:
+    known = dict.fromkeys(ids)
+    unknown = next((id for id in regions if id not in known), None)
+    if unknown is not None:
+        raise InputError(
+            f"{file} has a region of text {unknown!r}, which is not among the texts; the first of them are "
+            f"{', '.join(map(repr, list(known)[:3])) or 'none'}. --id COLUMN gives texts of a table their names."
+        )
 
 
 def _on_ray(run: ModelOptions, options: SurprisalOptions) -> RowsOf:

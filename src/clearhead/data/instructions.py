@@ -57,6 +57,7 @@ def read_instructions(
         the examples, and the number of those left out.
 
     Raises:
+        InputError: if the file cannot be read or is malformed.
         TrainingError: if a record lacks a field or has nothing before its response, or no example is left.
         TokenizerError: if the vocabulary cannot encode a record.
     """

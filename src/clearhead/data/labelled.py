@@ -50,10 +50,11 @@ def read_labelled(
         the examples and the classes.
 
     Raises:
+        InputError: if the file cannot be read or is malformed.
         TrainingError: if a record lacks a field, has no token, or its class is not among `labels`.
     """
     rows = []
-    for record in read_records(path):
+    for record in read_records(path, ("label", "text")):  # the SMS Spam Collection has no names
         text, label = record.values.get("text"), record.values.get("label")
         if not isinstance(text, str) or not text or not isinstance(label, (str, int)):
             raise TrainingError(

@@ -48,6 +48,7 @@ def read_preferences(
         the pairs, and the number of those left out.
 
     Raises:
+        InputError: if the file cannot be read or is malformed.
         TrainingError: if a record lacks a field, or no pair is left.
         TokenizerError: if the vocabulary cannot encode a record.
     """

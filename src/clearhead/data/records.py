@@ -1,87 +1,87 @@
-"""Read files of records: JSON lines, a JSON array of objects, CSV, or tab-separated values."""
+"""Read files of records: JSON lines, a JSON array of objects, CSV, or tab-separated values.
+
+Examples for fine-tuning, texts to score or to classify, regions, and the items of benchmarks all come from here.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from clearhead.errors import TrainingError
+from clearhead.errors import InputError
+from clearhead.utils.text import decode_text
 
-_TABLES = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""The suffixes of tables, and what separates the values of a row."""
+
+_LONGEST_VALUE = 1 << 30  # characters of a value in a table; Python's own limit is 131,072
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One object of a file.
+    """One object of a file, or one row of a table.
 
     Attributes:
         where: its location, such as `line 3 of train.jsonl`, for errors.
-        values: its fields.
+        values: its fields; the names of a table's columns are in lower case.
     """
 
     where: str
     values: dict[str, Any]
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path, bare_columns: Sequence[str] = ()) -> Iterator[Record]:
     """Yield the records of a file, in order.
 
-    A file that ends in `.csv` or `.tsv` is a table whose first row names the columns; the names are lower-cased, and a
-    `.tsv` file of two columns without such a row has a label and a text in each row, like the SMS Spam Collection. Any
-    other file is a JSON array of objects, or has a JSON object on each line; blank lines are skipped.
+    A file that ends in `.csv` or `.tsv` is a table whose first row names the columns; a value in quotation marks may
+    contain separators and line ends. Any other file is a JSON array of objects, or has a JSON object on each line;
+    blank lines are skipped.
+
+    Args:
+        path: the file, in UTF-8.
+        bare_columns: the columns of a `.tsv` file without a row of names, which is one whose first row has this many
+            values and none of these names. In such a file, quotation marks are characters like any other.
 
     Raises:
-        TrainingError: if the file cannot be read or is malformed; the message gives the location.
-    """
-    with open_records(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        try:
-            if path.suffix.lower() in _TABLES:
-                yield from _read_table(text, path)
-            elif _first_character(text) == "[":
-                yield from _read_array(text, path)
-            else:
-                yield from _read_lines(text, path)
-        except UnicodeDecodeError as error:
-            raise TrainingError(
-                f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8."
-            ) from None
-
-
-@contextlib.contextmanager
-def open_records(path: Path) -> Iterator[BinaryIO]:
-    """Open a file of the recipe.
-
-    Raises:
-        TrainingError: if it cannot be read.
+        InputError: if the file cannot be read or is malformed; the message gives the location.
     """
     try:
         with path.open("rb") as file:
-            yield file
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            if path.suffix.lower() in DELIMITERS:
+                yield from _read_table(text, path, bare_columns)
+            else:
+                yield from _read_json(text, str(path))
     except OSError as error:
-        raise TrainingError(
-            f"{path} could not be read ({error.strerror}); point --data at the folder that contains the recipe's files."
-        ) from None
+        raise InputError(f"{path} could not be read ({error.strerror}); check the path.") from None
+    except UnicodeDecodeError:
+        decode_text(path.read_bytes(), str(path))  # raises, with the place in the whole file
+        raise
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file of the recipe.
+def json_records(data: bytes, name: str) -> Iterator[Record]:
+    """Yield the records of a JSON array, or of JSON lines, that are in memory.
+
+    Args:
+        data: the bytes, in UTF-8.
+        name: what the records' locations call it.
 
     Raises:
-        TrainingError: if it cannot be read.
+        InputError: as `read_records`.
     """
-    with open_records(path) as file:
-        return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+    yield from _read_json(io.StringIO(decode_text(data, name), newline=""), name)
 
 
-def _first_character(text: io.TextIOWrapper) -> str:
+def _read_json(text: io.TextIOBase, name: str) -> Iterator[Record]:
+    return _read_array(text, name) if _first_character(text) == "[" else _read_lines(text, name)
+
+
+def _first_character(text: io.TextIOBase) -> str:
     """Return the first character that is not white space, and go back to the beginning."""
     found = ""
     while not found.strip() and (found := text.read(1)):
@@ -90,59 +90,77 @@ def _first_character(text: io.TextIOWrapper) -> str:
     return found
 
 
-def _read_lines(text: io.TextIOWrapper, path: Path) -> Iterator[Record]:
+def _read_lines(text: io.TextIOBase, name: str) -> Iterator[Record]:
     for number, line in enumerate(text, 1):
         if not line.strip():
             continue
-        where = f"line {number} of {path}"
+        where = f"line {number} of {name}"
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TrainingError(f"{where} is not JSON ({error}); each line is one example.") from None
+            raise InputError(f"{where} is not JSON ({error}); put one object on each line.") from None
         if not isinstance(values, dict):
-            raise TrainingError(f"{where} is not a JSON object; each line is one example.")
+            raise InputError(f"{where} is not a JSON object; put one object on each line.")
         yield Record(where, values)
 
 
-def _read_array(text: io.TextIOWrapper, path: Path) -> Iterator[Record]:
+def _read_array(text: io.TextIOBase, name: str) -> Iterator[Record]:
     try:
         items = json.load(text)
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:
-        raise TrainingError(
-            f"{path} begins like a JSON array and is not one ({error}); correct it, or put one object on each line."
+        raise InputError(
+            f"{name} begins like a JSON array and is not one ({error}); correct it, or put one object on each line."
         ) from None
     for number, values in enumerate(items, 1):
-        where = f"item {number} of {path}"
+        where = f"item {number} of {name}"
         if not isinstance(values, dict):
-            raise TrainingError(f"{where} is not a JSON object; each item is one example.")
+            raise InputError(f"{where} is not a JSON object; each item is one object.")
         yield Record(where, values)
 
 
-def _read_table(text: io.TextIOWrapper, path: Path) -> Iterator[Record]:
-    delimiter = _TABLES[path.suffix.lower()]
-    if delimiter == "\t":  # a quotation mark is a character like any other there
+def _read_table(text: io.TextIOBase, path: Path, bare_columns: Sequence[str]) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_VALUE)
+    delimiter = DELIMITERS[path.suffix.lower()]
+    names: list[str] = []
+    if delimiter == "\t" and bare_columns and _is_bare(text, bare_columns):
+        names = list(bare_columns)
         rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
         rows = csv.reader(text, delimiter=delimiter, strict=True)
-    names: list[str] = []
     try:
         for row in rows:
-            where = f"line {rows.line_num} of {path}"
             if not row:
                 continue
             if not names:
-                names = [name.strip().lower() for name in row]
-                if delimiter == "\t" and len(names) == 2 and "text" not in names and "prompt" not in names:
-                    names = ["label", "text"]
-                else:
-                    continue
+                names = _column_names(row, path)
+                continue
+            where = f"line {rows.line_num} of {path}"
             if len(row) != len(names):
-                raise TrainingError(
+                raise InputError(
                     f"{where} has {len(row)} values and the first line names {len(names)} columns; put a value that "
                     'contains the separator or a line end in "quotes", or correct the line.'
                 )
             yield Record(where, dict(zip(names, row, strict=True)))
     except csv.Error as error:
-        raise TrainingError(f"line {rows.line_num} of {path} is not a row of a table ({error}); correct it.") from None
+        raise InputError(
+            f"line {rows.line_num} of {path} is not a row of a table ({error}); put a value that contains a quotation "
+            'mark in "quotes" and double the mark.'
+        ) from None
+
+
+def _is_bare(text: io.TextIOBase, bare_columns: Sequence[str]) -> bool:
+    """Return whether a table has no row of names, and go back to its beginning."""
+    first = text.readline().rstrip("\r\n").split("\t")
+    text.seek(0)
+    names = {name.strip().strip('"').lower() for name in first}
+    return len(first) == len(bare_columns) and not names & {*bare_columns}
+
+
+def _column_names(row: Sequence[str], path: Path) -> list[str]:
+    names = [name.strip().lower() for name in row]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"the first line of {path} names the column {twice!r} twice; give each a name of its own.")
+    return names

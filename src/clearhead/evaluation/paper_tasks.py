@@ -7,6 +7,7 @@ The paper does not publish its detokenizers. Where a data set separates punctuat
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from pathlib import Path
 from clearhead.errors import InputError
 from clearhead.evaluation.results import TaskResult, accuracy
 from clearhead.evaluation.task_files import detokenize_wikitext
-from clearhead.evaluation.task_scoring import PairScorer, TaskOptions, read_bytes, read_text, score_text
+from clearhead.evaluation.task_scoring import PairScorer, TaskOptions, score_text
 from clearhead.gpt import GPT
-from clearhead.utils.text import decode_text
+from clearhead.utils.text import decode_text, read_bytes, read_text
 
 _BLANK = "XXXXX"
 _WHOLE, _HELD_OUT = 100_000_000, 5_000_000
@@ -75,10 +76,10 @@ def read_cbt(file: Path) -> list[ClozeQuestion]:
     """
     found = []
     lines: list[str] = []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(read_text(file), newline=None), start=1):
         if not line.strip():
             continue
-        index, _, text = line.partition(" ")
+        index, _, text = line.rstrip("\n").partition(" ")
         if not index.isdigit():
             raise InputError(f"line {number} of {file} has no number; give a file of the Children's Book Test.")
         if "\t" not in text:

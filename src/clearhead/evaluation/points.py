@@ -20,9 +20,10 @@ from typing import Any
 
 from clearhead.errors import InputError
 from clearhead.evaluation.results import Metric, TaskResult, accuracy
-from clearhead.evaluation.task_scoring import PairScorer, TaskOptions, read_text
+from clearhead.evaluation.task_scoring import PairScorer, TaskOptions
 from clearhead.gpt import GPT
 from clearhead.inference.scoring import ScoreRequest, score_sequences, windows
+from clearhead.utils.text import read_text
 
 TOLERANCE = 1e-3
 """A value passes if it differs by no more than this fraction, as in the harness's own tests."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import io
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from clearhead.data.records import Record, json_records, read_records
 from clearhead.errors import InputError
-from clearhead.utils.text import decode_text
+from clearhead.utils.text import read_bytes, read_text
 
 T = TypeVar("T")
 
@@ -55,9 +56,9 @@ def read_lambada(file: Path) -> list[str]:
         InputError: if the file has another form.
     """
     if file.suffix.lower() in (".jsonl", ".json"):
-        passages = [_text(row, "text", where) for where, row in _json_lines(_read(file), str(file))]
+        passages = [_text(record, "text") for record in read_records(file)]
     else:
-        passages = [line for line in decode_text(_read(file), str(file)).splitlines() if line.strip()]
+        passages = [line.removesuffix("\n") for line in io.StringIO(read_text(file), newline=None) if line.strip()]
     for number, passage in enumerate(passages, start=1):
         if " " not in passage.strip():
             raise InputError(f"passage {number} of {file} has no last word to predict; give LAMBADA's test file.")
@@ -75,13 +76,14 @@ def read_hellaswag(file: Path, *, with_label: bool) -> list[Choice]:
         InputError: if the file has another form.
     """
     found = []
-    for where, row in _json_lines(_read(file), str(file)):
+    for record in read_records(file):
+        row, where = record.values, record.where
         if "ctx_a" in row and "ctx_b" in row:
-            context = f"{_text(row, 'ctx_a', where)} {_text(row, 'ctx_b', where).capitalize()}"
+            context = f"{_text(record, 'ctx_a')} {_text(record, 'ctx_b').capitalize()}"
         else:
-            context = _text(row, "ctx", where)
+            context = _text(record, "ctx")
         if with_label:
-            context = f"{_text(row, 'activity_label', where)}: {context}"
+            context = f"{_text(record, 'activity_label')}: {context}"
         endings, label = row.get("endings"), row.get("label")
         if not isinstance(endings, list) or not all(isinstance(one, str) for one in endings):
             raise InputError(f"{where} has no list of endings; give HellaSwag's validation file.")
@@ -99,22 +101,17 @@ def read_blimp(source: Path) -> list[MinimalPair]:
     """
     found = []
     for name, data in _members(source):
-        for where, row in _json_lines(data, name):
-            paradigm = str(row.get("UID") or Path(name).stem)
-            pair = MinimalPair(
-                _text(row, "sentence_good", where),
-                _text(row, "sentence_bad", where),
-                paradigm,
-                str(row.get("field", "")),
-            )
-            found.append(pair)
+        for record in json_records(data, name):
+            paradigm = str(record.values.get("UID") or Path(name).stem)
+            field = str(record.values.get("field", ""))
+            found.append(MinimalPair(_text(record, "sentence_good"), _text(record, "sentence_bad"), paradigm, field))
     return _some(found, source, "minimal pairs")
 
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         for file in sorted(source.glob("**/*.jsonl")):
-            yield str(file), _read(file)
+            yield str(file), read_bytes(file)
     elif source.suffix.lower() == ".zip":
         try:
             with zipfile.ZipFile(source) as archive:
@@ -124,27 +121,14 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{source} is not a zip that can be read ({error}); download it again.") from None
     else:
-        yield str(source), _read(source)
+        yield str(source), read_bytes(source)
 
 
-def _json_lines(data: bytes, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(decode_text(data, name).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {name}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where} is not JSON ({error}); give one object a line.") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where} is not a JSON object; give one object a line.")
-        yield where, row
-
-
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
+def _text(record: Record, key: str) -> str:
+    value = record.values.get(key)
     if not isinstance(value, str) or not value:
-        raise InputError(f"{where} has no text under {key!r}; it has {', '.join(map(str, row)) or 'nothing'}.")
+        fields = ", ".join(record.values) or "nothing"
+        raise InputError(f"{record.where} has no text under {key!r}; it has {fields}.")
     return value
 
 
@@ -152,13 +136,6 @@ def _some(found: Sequence[T], source: Path, what: str) -> list[T]:
     if not found:
         raise InputError(f"{source} contains no {what}; give the file of the task.")
     return list(found)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} could not be read ({error.strerror}); check the path.") from None
 
 
 def _clean(text: str) -> str:

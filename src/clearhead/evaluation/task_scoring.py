@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from clearhead.errors import InputError
@@ -14,7 +13,6 @@ from clearhead.gpt import GPT
 from clearhead.inference.scoring import ScoreOptions, ScoreRequest, score_sequences
 from clearhead.tokenizer import Tokenizer
 from clearhead.utils.progress import Progress
-from clearhead.utils.text import decode_text
 
 _BUFFERED_TOKENS = 1 << 22  # the results of a task are wanted together, so nearly all of its texts are sorted together
 
@@ -131,24 +129,3 @@ def score_text(gpt: GPT, text: str, original: str, options: TaskOptions, task: s
     )
     settings = {"bos": end is not None, "stride": stride, "words": words, "context_length": gpt.config.context_length}
     return TaskResult(task, metrics, len(nats), settings)
-
-
-def read_text(file: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        InputError: if it cannot be read, or is not UTF-8.
-    """
-    return decode_text(read_bytes(file), str(file))
-
-
-def read_bytes(file: Path) -> bytes:
-    """Return the bytes of a file.
-
-    Raises:
-        InputError: if it cannot be read.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} could not be read ({error.strerror}); check the path.") from None

@@ -30,8 +30,9 @@ from clearhead.evaluation.task_files import (
     read_hellaswag,
     read_lambada,
 )
-from clearhead.evaluation.task_scoring import PairScorer, TaskOptions, read_text, score_text
+from clearhead.evaluation.task_scoring import PairScorer, TaskOptions, score_text
 from clearhead.gpt import GPT
+from clearhead.utils.text import read_text
 
 
 def evaluate_lambada(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ def check_spans(spans: Sequence[TextSpan], text: str, name: str) -> list[TextSpa
         name: the text's name, for messages.
 
     Raises:
-        InputError: if a span is empty, reaches beyond the text or overlaps another.
+        InputError: if a span is empty, reaches beyond the text, overlaps another or cuts a character in two.
     """
     ordered = sorted(spans, key=lambda span: span.start)
     for span in ordered:
@@ -112,7 +113,24 @@ def check_spans(spans: Sequence[TextSpan], text: str, name: str) -> list[TextSpa
                 f"the regions {one.start} to {one.end} and {other.start} to {other.end} of text {name} overlap; "
                 "a character can belong to one region only."
             )
+    for span in ordered:
+        for at in (span.start, span.end):
+            if _cuts_character(text, at):
+                raise InputError(
+                    f"the region {span.start} to {span.end} of text {name} cuts {text[at - 1 : at + 1]!r} in two at "
+                    f"{at}, which is one character to a reader; include all of it or none."
+                )
     return ordered
+
+
+_JOINER = "\u200d"
+
+
+def _cuts_character(text: str, at: int) -> bool:
+    """Return whether a place is before a combining mark or a variation selector, or beside a joiner of emoji."""
+    if not 0 < at < len(text):
+        return False
+    return _JOINER in text[at - 1 : at + 1] or unicodedata.category(text[at]) in ("Mn", "Me")
 
 
 def assign_tokens(text: str, ends: Sequence[int], spans: Sequence[TextSpan]) -> list[int]:

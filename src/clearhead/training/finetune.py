@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clearhead.data.records import file_digest
 from clearhead.errors import TrainingError
 from clearhead.loading import load
 from clearhead.model import GPTModel
@@ -18,6 +17,7 @@ from clearhead.training.example_tasks import TaskData
 from clearhead.training.finetune_tasks import Classes, Instructions, MoreText, Preferences
 from clearhead.training.lora import add_lora
 from clearhead.training.recipe import Recipe
+from clearhead.training.recipe_files import file_digest, open_recipe_file
 from clearhead.training.task import Task
 from clearhead.weights.formats.tensorflow import index_in
 
@@ -64,6 +64,9 @@ def begin_finetuning(recipe: Recipe, data: Path) -> FineTuneStart:
     model = gpt.model.train()
     recipe = replace(recipe, shape=model.config)
     key = _digest(data / f.train, model)
+    if f.valid:
+        with open_recipe_file(data / f.valid):
+            pass  # so that a wrong name is reported as one of the recipe's
     torch.manual_seed(recipe.training.seed)
     task_data = TaskData(f, recipe.training, data, gpt.tokenizer, length, key)
     task: Task

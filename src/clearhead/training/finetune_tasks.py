@@ -15,7 +15,6 @@ from clearhead.data.examples import Example
 from clearhead.data.instructions import Instruction, read_instructions
 from clearhead.data.labelled import LabelledText, read_labelled
 from clearhead.data.preferences import Preference, pair_batch, read_preferences
-from clearhead.data.records import open_records
 from clearhead.data.sources.base import Cursor
 from clearhead.data.sources.text_file import TextFile
 from clearhead.data.templates import PromptTemplate
@@ -244,8 +243,6 @@ def _save(model: GPTModel, data: TaskData, folder: Path, dtype: str) -> None:
 
 def _encode_file(path: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
     """Return a text file's tokens, int32, as in a corpus, and its length in bytes without separators."""
-    with open_records(path):
-        pass  # so that a wrong name is reported as one of the recipe's
     text = TextFile(str(path), path)
     encoder = ChunkEncoder.of(tokenizer, np.dtype(np.int32), compiled=text.size() >= COMPILE_FROM)
     cut = tokenizer.may_split != "nowhere"

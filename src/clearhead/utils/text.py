@@ -1,8 +1,9 @@
-"""Decode text files (UTF-8, with or without a byte-order mark), and print text from strangers."""
+"""Read text files (UTF-8, with or without a byte-order mark), and print text from strangers."""
 
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 
 from clearhead.errors import InputError
 
@@ -44,3 +45,24 @@ def decode_text(data: bytes, name: str, *, offset: int = 0) -> str:
     except UnicodeDecodeError as error:
         at = offset + mark + error.start
         raise InputError(f"{name} is not UTF-8 text ({error.reason} at byte {at:,}); convert it to UTF-8.") from None
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} could not be read ({error.strerror}); check the path.") from None
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        InputError: if it cannot be read, or is not UTF-8.
+    """
+    return decode_text(read_bytes(file), str(file))
