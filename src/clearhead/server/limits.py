@@ -28,8 +28,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
-        route = scope["path"].removeprefix(scope.get("root_path", ""))  # a mounted application has a prefix
-        if scope["type"] == "http" and self._keys and route not in OPEN_ROUTES:
+        if scope["type"] == "http" and self._keys and _route(scope) not in OPEN_ROUTES:
             kind, _, key = HTTPConnection(scope).headers.get("authorization", "").partition(" ")
             # Compared with every key, so that the time says nothing about which one is near.
             matches = [secrets.compare_digest(key.strip().encode("latin-1"), known) for known in self._keys]
@@ -43,6 +42,11 @@ class KeyCheck:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _route(scope: Scope) -> str:
+    """Return the path inside the application, which may be mounted under a prefix."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 class BodyLimit:
