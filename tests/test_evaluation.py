@@ -80,13 +80,13 @@ def test_lambada(gpt: GPT, peer: GPT2LMHeadModel, tmp_path: Path, suffix: str) -
         file.write_text("\n".join(PASSAGES))
     else:
         json_lines(file, [{"text": passage} for passage in PASSAGES])
-    found = TASKS["lambada"](gpt, file, TaskOptions())
+    found = TASKS["lambada"].evaluate(gpt, file, TaskOptions())
     words = [passage.rpartition(" ") for passage in PASSAGES]
     expected = [score(peer, gpt, context, f" {word}") for context, _, word in words]
     assert found["acc"].value == sum(greedy for _, greedy in expected) / 3
     mean = -sum(value for value, _ in expected) / 3
     assert found["perplexity"].value == pytest.approx(math.exp(mean), rel=1e-4)
-    with_bos = TASKS["lambada"](gpt, file, TaskOptions(bos=True))
+    with_bos = TASKS["lambada"].evaluate(gpt, file, TaskOptions(bos=True))
     assert with_bos.settings["bos"] and with_bos["perplexity"].value != found["perplexity"].value
 
 
@@ -101,10 +101,10 @@ def test_hellaswag(gpt: GPT, peer: GPT2LMHeadModel, tmp_path: Path) -> None:
         values = [score(peer, gpt, context, f" {ending}")[0] for ending in choices]
         normalized = [value / len(ending) for value, ending in zip(values, choices, strict=True)]
         right.append((int(np.argmax(values)) == answer, int(np.argmax(normalized)) == answer))
-    found = TASKS["hellaswag"](gpt, file, TaskOptions())
+    found = TASKS["hellaswag"].evaluate(gpt, file, TaskOptions())
     assert found["acc"].value == sum(one for one, _ in right) / 2
     assert found["acc_norm"].value == sum(one for _, one in right) / 2
-    assert TASKS["hellaswag-completion"](gpt, file, TaskOptions(limit=1)).n == 1
+    assert TASKS["hellaswag-completion"].evaluate(gpt, file, TaskOptions(limit=1)).n == 1
 
 
 @pytest.mark.parametrize("form", ["file", "folder", "zip"])
@@ -118,20 +118,20 @@ def test_blimp(gpt: GPT, peer: GPT2LMHeadModel, tmp_path: Path, form: str) -> No
             archive.write(source, "data/pairs.jsonl")
             archive.writestr("__MACOSX/data/._pairs.jsonl", b"\xb0\x00")
         source = tmp_path / "blimp.zip"
-    found = TASKS["blimp"](gpt, source, TaskOptions())
+    found = TASKS["blimp"].evaluate(gpt, source, TaskOptions())
     expected = [
         score(peer, gpt, "", " " + pair["sentence_good"])[0] > score(peer, gpt, "", " " + pair["sentence_bad"])[0]
         for pair in PAIRS
     ]
     assert found["acc"].value == sum(expected) / 3 and not expected[2]
     assert found.groups["b"][0].value == 0 and found.groups["field morphology"][0].value == sum(expected[:2]) / 2
-    assert TASKS["blimp"](gpt, source, TaskOptions(limit=1)).n == 2  # of each paradigm
+    assert TASKS["blimp"].evaluate(gpt, source, TaskOptions(limit=1)).n == 2  # of each paradigm
 
 
 def test_perplexity_by_sliding_windows(gpt: GPT, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\ufeff" + TEXT, encoding="utf-8")
     whole = gpt.score(TEXT, stride=64)
-    found = TASKS["perplexity"](gpt, tmp_path / "text.txt", TaskOptions(stride=64))
+    found = TASKS["perplexity"].evaluate(gpt, tmp_path / "text.txt", TaskOptions(stride=64))
     assert found["token_perplexity"].value == pytest.approx(whole.perplexity, rel=1e-6)
     assert found["bits_per_byte"].value == pytest.approx(whole.bits_per_byte, rel=1e-6)
     assert found["word_perplexity"].value == pytest.approx(math.exp(-whole.logprob / len(TEXT.split())), rel=1e-6)
@@ -146,7 +146,7 @@ def test_wikitext_is_detokenized(gpt: GPT, tmp_path: Path) -> None:
     plain = "= Robert =\n\nHe had a guest-starring role, in 2,000 (or 1.5) plays; he didn't say \"no\": it's.\n"
     assert detokenize_wikitext(original) == plain
     (tmp_path / "wiki.txt").write_text(original)
-    found = TASKS["wikitext2"](gpt, tmp_path / "wiki.txt", TaskOptions())
+    found = TASKS["wikitext2"].evaluate(gpt, tmp_path / "wiki.txt", TaskOptions())
     words = len(original.split())
     assert found["word_perplexity"].value == pytest.approx(math.exp(-gpt.score(plain).logprob / words), rel=1e-6)
 

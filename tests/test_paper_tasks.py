@@ -15,12 +15,11 @@ import clearhead
 from clearhead.cli.app import make_app
 from clearhead.errors import InputError
 from clearhead.evaluation import paper_tasks
-from clearhead.evaluation.hub_tasks import hub_file
 from clearhead.evaluation.paper_tasks import detokenize_treebank
 from clearhead.evaluation.published_scores import compare_published
 from clearhead.evaluation.results import Metric, TaskResult
 from clearhead.evaluation.task_scoring import TaskOptions
-from clearhead.evaluation.tasks import TASKS
+from clearhead.evaluation.tasks import TASKS, task_file
 from clearhead.gpt import GPT
 from clearhead.loading import bundled
 
@@ -58,9 +57,9 @@ def test_cbt_scores_the_candidate_and_the_rest_of_its_sentence(gpt: GPT, tmp_pat
                 rows = peer(torch.tensor([ids])).logits[0].double().log_softmax(-1)
             values[choice] = sum(float(rows[at - 1, ids[at]]) for at in range(len(context), len(ids)))
         right.append(max(values, key=lambda choice: values[choice]) == answer)
-    found = TASKS["cbt-cn"](gpt, file, TaskOptions())
+    found = TASKS["cbt-cn"].evaluate(gpt, file, TaskOptions())
     assert (found.task, found.n, found["acc"].value) == ("cbt-cn", 2, sum(right) / 2)
-    assert TASKS["cbt-ne"](gpt, file, TaskOptions(limit=1)).n == 1
+    assert TASKS["cbt-ne"].evaluate(gpt, file, TaskOptions(limit=1)).n == 1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_a_file_that_is_not_cbt_is_refused(gpt: GPT, tmp_path: Path, text: str, 
     file = tmp_path / "cbt.txt"
     file.write_text(text)
     with pytest.raises(InputError, match=message):
-        TASKS["cbt-cn"](gpt, file, TaskOptions())
+        TASKS["cbt-cn"].evaluate(gpt, file, TaskOptions())
 
 
 def test_the_treebank_is_detokenized() -> None:
@@ -93,10 +92,10 @@ def test_bits_of_files_and_of_the_end_of_whole_ones(gpt: GPT, tmp_path: Path, mo
     file.write_bytes(data)
     monkeypatch.setattr(paper_tasks, "_WHOLE", len(data))
     monkeypatch.setattr(paper_tasks, "_HELD_OUT", len(end) + 2)
-    whole, alone = TASKS["enwik8"](gpt, file, TaskOptions()), TASKS["text8"](gpt, part, TaskOptions())
+    whole, alone = TASKS["enwik8"].evaluate(gpt, file, TaskOptions()), TASKS["text8"].evaluate(gpt, part, TaskOptions())
     assert whole["bits_per_byte"].value == alone["bits_per_character"].value == alone["bits_per_byte"].value
     for task in ("ptb", "wikitext103", "1bw"):
-        found = TASKS[task](gpt, part, TaskOptions())
+        found = TASKS[task].evaluate(gpt, part, TaskOptions())
         assert found["word_perplexity"].value == pytest.approx(
             math.exp(alone["bits_per_byte"].value * math.log(2) * len(end) / len(end.split()))
         )
@@ -136,12 +135,12 @@ def test_each_published_point_passes_or_fails(gpt: GPT, tmp_path: Path) -> None:
     file = tmp_path / "points.json"
     given = points(gpt)
     file.write_text(json.dumps(given))
-    found = TASKS["points"](gpt, file, TaskOptions())
+    found = TASKS["points"].evaluate(gpt, file, TaskOptions())
     assert found["passes"].value == 1.0 and found.n == len(found.groups) > 10
     given["loglikelihood_nats"][0]["value"] *= 1.002  # type: ignore[index]
     given["greedy_flags"][0]["is_greedy"] ^= True  # type: ignore[index]
     file.write_text(json.dumps(given))
-    found = TASKS["points"](gpt, file, TaskOptions())
+    found = TASKS["points"].evaluate(gpt, file, TaskOptions())
     failing = [name for name, metrics in found.groups.items() if not metrics[-1].value]
     assert failing == ["log-likelihood 1", "greedy flag 1"]
 
@@ -161,7 +160,7 @@ def test_a_file_that_has_no_points_is_refused(gpt: GPT, tmp_path: Path, text: st
     file = tmp_path / "points.json"
     file.write_text(text)
     with pytest.raises(InputError, match=message):
-        TASKS["points"](gpt, file, TaskOptions())
+        TASKS["points"].evaluate(gpt, file, TaskOptions())
 
 
 def test_table_3_is_compared_where_it_can_be() -> None:
@@ -189,14 +188,14 @@ def test_a_data_set_of_the_hub_is_read_by_datasets(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "test.jsonl").write_text(json.dumps({"text": "The boy had a ball"}) + "\n")
-    with hub_file("lambada", str(folder)) as file:
+    with task_file("lambada", f"hub:{folder}") as file:
         assert [json.loads(line) for line in file.read_text().splitlines()] == [{"text": "The boy had a ball"}]
-    with hub_file("wikitext2", str(folder)) as file:
+    with task_file("wikitext2", f"hub:{folder}") as file:
         assert file.read_text() == "The boy had a ball\n"
     assert not file.exists()
     shown = CliRunner().invoke(make_app(), ["evaluate", f"hub:{folder}", "--task", "lambada"])
     assert shown.exit_code == 0 and "lambada" in shown.output
-    with pytest.raises(InputError, match="has no data set on the hub"), hub_file("enwik8"):
+    with pytest.raises(InputError, match="has no data set on the hub"), task_file("enwik8", "hub"):
         pass
-    with pytest.raises(InputError, match="could not be loaded"), hub_file("lambada", str(tmp_path / "nothing")):
+    with pytest.raises(InputError, match="could not be loaded"), task_file("lambada", f"hub:{tmp_path / 'nothing'}"):
         pass

@@ -47,7 +47,6 @@ Files = Annotated[
         "from the hub, hub:NAME another one with the same columns."
     ),
 ]
-_HUB = "hub"
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,12 @@ def evaluate(
         if model is not None or show.published:
             raise typer.BadParameter("--revisions RUN names the models; leave --model and --published out.")
         with ExitStack() as stack:
-            _run_revisions([_task_file(file, choice.task, stack) for file in files], device, choice, show)
+            _run_revisions(_task_files(files, choice.task, stack), device, choice, show)
         return
     loader = partial(load_model, model, device=device, config=config)
     if choice.task is not None:
         with ExitStack() as stack:
-            _run_tasks([_task_file(file, choice.task, stack) for file in files], loader, choice, show)
+            _run_tasks(_task_files(files, choice.task, stack), loader, choice, show)
         return
     if show.markdown or show.published or choice != TaskChoice():
         raise typer.BadParameter(
@@ -137,6 +136,13 @@ def evaluate(
         evaluate_examples(paths, loader, of_examples, show.as_json)
     else:
         _evaluate_perplexity(paths, loader, show.as_json)
+
+
+def _task_files(files: Sequence[str], task: str, stack: ExitStack) -> list[Path]:
+    """Return a task's files; those from the hub exist until the stack is closed."""
+    from clearhead.evaluation.tasks import task_file
+
+    return [stack.enter_context(task_file(task, file)) for file in files]
 
 
 def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show: ResultChoice) -> None:
@@ -165,14 +171,6 @@ def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show:
 
         save_picture(learning_curves_svg(found), choice.curves)
         notice(f"the curves are in {choice.curves}.")
-
-
-def _task_file(file: str, task: str, stack: ExitStack) -> Path:
-    """Return a task's file; one from the hub exists until the stack is closed."""
-    from clearhead.evaluation.hub_tasks import hub_file
-
-    prefix, _, name = file.partition(":")
-    return stack.enter_context(hub_file(task, name or None)) if prefix == _HUB else Path(file)
 
 
 def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: bool) -> None:
@@ -217,10 +215,9 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
 def _run_tasks(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, show: ResultChoice) -> None:
     from clearhead.evaluation.published_scores import compare_published
     from clearhead.evaluation.task_scoring import TaskOptions
-    from clearhead.evaluation.tasks import TASKS, run_task
+    from clearhead.evaluation.tasks import run_task
 
-    if choice.task not in TASKS:
-        raise InputError(f"there is no task named {choice.task!r}; the tasks are {', '.join(TASKS)}.")
+    assert choice.task is not None
     gpt = loader(dtype=choice.dtype)
     size = _published_size(gpt) if show.published else None
     options = TaskOptions(limit=choice.limit, stride=choice.stride, bos=choice.bos)

@@ -14,7 +14,7 @@ from clearhead.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class HubTask:
+class HubSource:
     """Where a task's items are on the hub.
 
     Attributes:
@@ -30,39 +30,23 @@ class HubTask:
     text: str | None = None
 
 
-HUB_TASKS = {
-    "lambada": HubTask("EleutherAI/lambada_openai", "default", "test"),
-    "hellaswag": HubTask("Rowan/hellaswag", None, "validation"),
-    "hellaswag-completion": HubTask("Rowan/hellaswag", None, "validation"),
-    "blimp": HubTask("nyu-mll/blimp", "*", "train"),
-    "wikitext2": HubTask("Salesforce/wikitext", "wikitext-2-raw-v1", "test", text="text"),
-    "wikitext103": HubTask("Salesforce/wikitext", "wikitext-103-raw-v1", "test", text="text"),
-    "ptb": HubTask("ptb-text-only/ptb_text_only", None, "test", text="sentence"),
-}
-
-
 @contextmanager
-def hub_file(task: str, name: str | None = None) -> Iterator[Path]:
+def hub_file(where: HubSource, name: str | None = None) -> Iterator[Path]:
     """Provide a temporary file with a task's items inside a `with`.
 
     Args:
-        task: the task.
+        where: the task's own data set.
         name: another data set with the same columns, a folder or a name on the hub; None for the default.
 
     Raises:
-        InputError: if the task is not on the hub, `datasets` is missing, or the data set cannot be loaded.
+        InputError: if `datasets` is missing, or the data set cannot be loaded.
     """
-    where = HUB_TASKS.get(task)
-    if where is None:
-        raise InputError(
-            f"the task {task} has no data set on the hub; give its files. {', '.join(HUB_TASKS)} have one."
-        )
     with TemporaryDirectory() as folder:
         if where.text is None:
-            file = Path(folder) / f"{task}.jsonl"
+            file = Path(folder) / "hub.jsonl"
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(where, name))
         else:
-            file = Path(folder) / f"{task}.txt"
+            file = Path(folder) / "hub.txt"
             lines = (_line(row, where.text) for row in _rows(where, name))
         with file.open("w", encoding="utf-8") as stream:
             stream.writelines(lines)
@@ -74,7 +58,7 @@ def _line(row: dict[str, Any], column: str) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
-def _rows(where: HubTask, name: str | None) -> Iterator[dict[str, Any]]:
+def _rows(where: HubSource, name: str | None) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ImportError:

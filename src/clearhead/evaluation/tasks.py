@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clearhead.errors import InputError
+from clearhead.evaluation.hub_tasks import HubSource, hub_file
 from clearhead.evaluation.paper_tasks import (
     evaluate_billion_words,
     evaluate_common_nouns,
@@ -33,6 +37,8 @@ from clearhead.evaluation.task_files import (
 from clearhead.evaluation.task_scoring import PairScorer, TaskOptions, score_text
 from clearhead.gpt import GPT
 from clearhead.utils.text import read_text
+
+_HUB = "hub"
 
 
 def evaluate_lambada(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
@@ -118,27 +124,72 @@ def evaluate_wikitext(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
     return score_text(gpt, detokenize_wikitext(text), text, options, "wikitext2")
 
 
-def _hellaswag_completion(gpt: GPT, file: Path, options: TaskOptions) -> TaskResult:
-    return evaluate_hellaswag(gpt, file, options, with_label=False)
+@dataclass(frozen=True, slots=True)
+class EvaluationTask:
+    """A task that `clearhead evaluate --task` knows.
+
+    Attributes:
+        evaluate: computes the result of a model on a file of the task.
+        hub: where its items are on the hub; None if it is only in files.
+    """
+
+    evaluate: Callable[[GPT, Path, TaskOptions], TaskResult]
+    hub: HubSource | None = None
 
 
-TASKS: dict[str, Callable[[GPT, Path, TaskOptions], TaskResult]] = {
-    "perplexity": evaluate_sliding,
-    "lambada": evaluate_lambada,
-    "hellaswag": evaluate_hellaswag,
-    "hellaswag-completion": _hellaswag_completion,
-    "wikitext2": evaluate_wikitext,
-    "blimp": evaluate_blimp,
-    "cbt-cn": evaluate_common_nouns,
-    "cbt-ne": evaluate_named_entities,
-    "ptb": evaluate_treebank,
-    "wikitext103": evaluate_wikitext103,
-    "1bw": evaluate_billion_words,
-    "enwik8": evaluate_enwik8,
-    "text8": evaluate_text8,
-    "points": evaluate_points,
+_HELLASWAG = HubSource("Rowan/hellaswag", None, "validation")
+
+TASKS: dict[str, EvaluationTask] = {
+    "perplexity": EvaluationTask(evaluate_sliding),
+    "lambada": EvaluationTask(evaluate_lambada, HubSource("EleutherAI/lambada_openai", "default", "test")),
+    "hellaswag": EvaluationTask(evaluate_hellaswag, _HELLASWAG),
+    "hellaswag-completion": EvaluationTask(partial(evaluate_hellaswag, with_label=False), _HELLASWAG),
+    "wikitext2": EvaluationTask(
+        evaluate_wikitext, HubSource("Salesforce/wikitext", "wikitext-2-raw-v1", "test", text="text")
+    ),
+    "blimp": EvaluationTask(evaluate_blimp, HubSource("nyu-mll/blimp", "*", "train")),
+    "cbt-cn": EvaluationTask(evaluate_common_nouns),
+    "cbt-ne": EvaluationTask(evaluate_named_entities),
+    "ptb": EvaluationTask(evaluate_treebank, HubSource("ptb-text-only/ptb_text_only", None, "test", text="sentence")),
+    "wikitext103": EvaluationTask(
+        evaluate_wikitext103, HubSource("Salesforce/wikitext", "wikitext-103-raw-v1", "test", text="text")
+    ),
+    "1bw": EvaluationTask(evaluate_billion_words),
+    "enwik8": EvaluationTask(evaluate_enwik8),
+    "text8": EvaluationTask(evaluate_text8),
+    "points": EvaluationTask(evaluate_points),
 }
 """Every task by its name."""
+
+
+def find_task(name: str) -> EvaluationTask:
+    """Return a task.
+
+    Raises:
+        InputError: if there is none of this name.
+    """
+    if name not in TASKS:
+        raise InputError(f"there is no task named {name!r}; the tasks are {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+@contextmanager
+def task_file(task: str, file: str) -> Iterator[Path]:
+    """Provide a task's file inside a `with`: a path, `hub` for its data set on the hub, or `hub:NAME` for another one.
+
+    Raises:
+        InputError: if there is no such task, or the data set cannot be loaded.
+    """
+    prefix, _, name = file.partition(":")
+    where = find_task(task).hub
+    if prefix != _HUB:
+        yield Path(file)
+    elif where is None:
+        known = ", ".join(one for one in TASKS if TASKS[one].hub)
+        raise InputError(f"the task {task} has no data set on the hub; give its files. {known} have one.")
+    else:
+        with hub_file(where, name or None) as found:
+            yield found
 
 
 def run_task(gpt: GPT, task: str, files: Sequence[Path], options: TaskOptions) -> Iterator[TaskResult]:
@@ -147,7 +198,5 @@ def run_task(gpt: GPT, task: str, files: Sequence[Path], options: TaskOptions) -
     Raises:
         InputError: if there is no such task, or a file is malformed.
     """
-    if task not in TASKS:
-        raise InputError(f"there is no task named {task!r}; the tasks are {', '.join(TASKS)}.")
     for file in files:
-        yield TASKS[task](gpt, file, options)
+        yield find_task(task).evaluate(gpt, file, options)
