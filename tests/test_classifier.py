@@ -65,6 +65,14 @@ def test_the_same_probabilities_as_the_pipeline(tmp_path: Path, case: str) -> No
         assert ours.probabilities(text) == pytest.approx(expected(tmp_path, text), abs=1e-5)
 
 
+def test_a_byte_order_mark_in_the_config_changes_nothing(tmp_path: Path) -> None:
+    save(tmp_path, **CASES["named labels"])
+    found = load_classifier(tmp_path).probabilities(TEXTS[0])
+    config = tmp_path / "config.json"
+    config.write_text("\ufeff" + config.read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_classifier(tmp_path).probabilities(TEXTS[0]) == found
+
+
 def test_weights_as_pytorch_model_bin_and_in_shards(tmp_path: Path) -> None:
     model = save(tmp_path)
     found = load_classifier(tmp_path).probabilities(TEXTS[0])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +79,17 @@ def test_a_wrong_model_and_damage_are_refused(compressor: TextCompressor) -> Non
     for n in (0, 5, len(MAGIC), len(MAGIC) + 9, len(container) - 20):
         with pytest.raises(InputError, match=r"damaged|not made by"):
             compressor.decompress(container[:n])
+
+
+@pytest.mark.parametrize("change", [{"tokens": ""}, {"tokens": 10**12}, {"bytes": None}, {"dtype": []}, "", []])
+def test_a_header_of_another_form_is_damage(compressor: TextCompressor, change: Any) -> None:
+    """Also under its right checksum."""
+    container = compressor.compress(b"The dog")
+    header, data_sum, payload = read_container(container)
+    text = json.dumps({**header, **change} if isinstance(change, dict) else change).encode()
+    forged = MAGIC + struct.pack("<III", len(text), zlib.crc32(text), data_sum) + text + payload
+    with pytest.raises(InputError, match="the compressed file is damaged; nothing was written"):
+        compressor.decompress(forged)
 
 
 def test_another_arithmetic_is_refused(compressor: TextCompressor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import shutil
@@ -26,6 +27,7 @@ from clearhead.gpt import GPT
 from clearhead.model import GPTModel
 from clearhead.utils import system
 from clearhead.utils.system import usable_cores
+from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 
 CONFIG = GPTConfig(vocab_size=101, context_length=40, emb_dim=48, n_heads=3, n_layers=2, qkv_bias=True)
 _OUTSIDE = dict(os.environ)
@@ -85,6 +87,19 @@ def test_the_network_is_there_when_it_is_asked_for(folder: Path) -> None:
     for name, tensor in gpt.model.state_dict().items():
         assert torch.equal(tensor, expected[name])
     assert gpt.model is gpt.model
+
+
+def test_a_network_that_was_made_in_inference_mode_is_one_like_any_other(folder: Path) -> None:
+    gpt = clearhead.load(folder)
+    with torch.inference_mode():
+        before = gpt.model(torch.tensor([IDS]))[0, -1]
+        copied = copy.deepcopy(gpt)
+        assert torch.equal(copied.model(torch.tensor([IDS]))[0, -1], before)
+    np.testing.assert_allclose(gpt.runner.logits(IDS)[-1], before, atol=1e-4)
+    with torch.no_grad():
+        gpt.model.final_norm.weight.mul_(2)
+    np.testing.assert_allclose(gpt.runner.logits(IDS)[-1], gpt.model(torch.tensor([IDS]))[0, -1].detach(), atol=1e-4)
+    assert np.abs(gpt.runner.logits(IDS)[-1] - before.numpy()).max() > 0.01
 
 
 def test_weights_are_kept_and_mapped_again(folder: Path, cache: Path) -> None:
@@ -185,6 +200,19 @@ def test_kept_weights_with_flipped_bits_are_made_anew(
     kept.write_bytes(data)
     assert (_logits(clearhead.load(folder, dtype="int8")) == first).all()
     assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["checksums", "made_from", "settings"])
+@pytest.mark.parametrize("text", ["[]", '"x"', "[" * 2000, "[1, [[Infinity]]]", ""])
+def test_kept_weights_with_another_record_are_made_anew(folder: Path, cache: Path, key: str, text: str) -> None:
+    first = _logits(clearhead.load(folder, dtype="int8"))
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    file = SafetensorsFile(kept)
+    arrays = {name: file.read(name).copy() for name in file.tensors}
+    write_safetensors(kept, file.tensors, arrays.items(), {**file.metadata, key: text})
+    assert (_logits(clearhead.load(folder, dtype="int8")) == first).all()
+    assert kept.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_is_said_once(

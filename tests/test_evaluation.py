@@ -197,6 +197,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         ("blimp", '{"sentence_good": "a"}', "has no text under 'sentence_bad'"),
         ("blimp", "[1]", "is not a JSON object"),
         ("blimp", "x", "is not JSON"),
+        ("blimp", '{"sentence_good": "a\u2028b"}', "has no text under 'sentence_bad'"),
         ("perplexity", " \n", "has no text"),
         ("none", "x", "there is no task named 'none'"),
     ],

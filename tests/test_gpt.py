@@ -295,7 +295,7 @@ def test_importing_clearhead_is_light() -> None:
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
     [
-        (b"text", "the prompt is a bytes; give a list of token ids"),
+        (b"text", "the prompt is bytes; decode it, or give a list of token ids"),
         (None, "the prompt is None; give text, token ids, or a list of prompts"),
         (5, "the prompt is an int; give text"),
         ({1: 2}, "the prompt is a dict; give text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -360,8 +361,13 @@ def test_activations_of_a_corpus_come_back_from_disk(model: GPTModel, tmp_path: 
         assert position[text == i].tolist() == list(range(len(texts[i])))
     with pytest.raises(InputError, match="holds activations already"):
         lens.stream_activations(model, texts, name, tmp_path / "acts")
-    with pytest.raises(InputError, match="has no activations"):
+    with pytest.raises(InputError, match=r"activations\.json could not be read \(No such file or directory\); name a"):
         list(lens.read_activations(tmp_path))
+    for wrong, words in (("", "shards is '', and a whole number"), (-1, "shards is -1, and a whole number from 0 on")):
+        index = {"activation": name, "tokens": n, "texts": 20, "shards": wrong}
+        (tmp_path / "activations.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match=words):
+            list(lens.read_activations(tmp_path))
 
 
 def test_labelled_arrays_print_and_draw_themselves(model: GPTModel) -> None:

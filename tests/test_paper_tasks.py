@@ -149,11 +149,12 @@ def test_each_published_point_passes_or_fails(gpt: GPT, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "is not a JSON object"),
+        ("[]", r"it is \[\], and an object was expected"),
+        ('{"rolling": {"text": "a", "with_context_5": ["x"]}}', "does not have a number for each of the text"),
         ("{}", "contains no loglikelihood_nats"),
         ('{"greedy_flags": 3}', "is not a list of objects"),
         ('{"greedy_flags": [{"context": 3}]}', "has 3 under 'context'"),
-        ('{"rolling": {"text": "a", "with_context_5": []}}', "does not have a value for each"),
+        ('{"rolling": {"text": "a", "with_context_5": []}}', "does not have a number for each"),
     ],
 )
 def test_a_file_that_has_no_points_is_refused(gpt: GPT, tmp_path: Path, text: str, message: str) -> None:

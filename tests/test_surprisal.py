@@ -223,6 +223,34 @@ def test_one_text_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "strange name"])
+def test_a_job_with_a_damaged_part_resumes_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, damage: str
+) -> None:
+    monkeypatch.setattr("clearhead.evaluation.table_files._PART_ROWS", 1)
+    texts = [[{"text_id": str(text), "value": text / 3}] for text in range(5)]
+
+    def stops() -> Any:
+        yield from texts[:4]
+        raise KeyboardInterrupt
+
+    output = tmp_path / f"out{suffix}"
+    with pytest.raises(KeyboardInterrupt):
+        TableWriter(output, {}, {}).write(stops())
+    second = sorted((tmp_path / f"out{suffix}.parts").glob(f"*{suffix}"))[1]
+    data = second.read_bytes()
+    if damage == "strange name":
+        second.rename(second.with_name(f"000001-x{suffix}"))
+    else:
+        second.write_bytes(data[:-1] if damage == "cut" else data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    writer = TableWriter(output, {}, {})
+    assert writer.done == 1
+    writer.write(texts[1:])
+    TableWriter(whole := tmp_path / f"whole{suffix}", {}, {}).write(texts)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 def test_an_interrupted_job_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     monkeypatch.setattr("clearhead.evaluation.table_files._PART_ROWS", 10)
     texts = [[{"text_id": str(text), "value": row / 3} for row in range(6)] for text in range(7)]

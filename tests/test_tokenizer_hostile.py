@@ -101,7 +101,7 @@ def test_json_that_is_nested_very_deep(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
 
 
-@pytest.mark.parametrize(("value", "what"), [(b"bytes", "a bytes"), (None, "None"), (3, "an int")])
+@pytest.mark.parametrize(("value", "what"), [(b"bytes", "bytes"), (None, "None"), (3, "an int")])
 def test_a_text_that_is_no_string_is_refused(value: Any, what: str) -> None:
     with pytest.raises(TokenizerError, match=f"the text is {what}; give a string"):
         Tokenizer.of_bytes().encode(value)

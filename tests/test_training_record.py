@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+import random
 import re
 import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fuzz.harness import damage_json, dump
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from small_runs import ALONE, one_step, recipe, sentences, small_run
+from small_runs import ALONE, RECIPE, one_step, recipe, sentences, small_run
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -35,7 +39,7 @@ from clearhead.training.find_lr import find_rate
 from clearhead.training.loop import Run
 from clearhead.training.overview import list_runs
 from clearhead.training.recipe_reader import parse_recipe
-from clearhead.training.run_folder import MetricsFile, is_in_progress, read_metrics, run_lock
+from clearhead.training.run_folder import MetricsFile, is_in_progress, read_metrics, read_origin, run_lock
 from clearhead.training.task import PretrainingTask
 from clearhead.training.throughput import peak_flops, training_flops
 from clearhead.training.train import find_lr, train
@@ -99,6 +103,30 @@ def test_a_line_of_metrics_is_json_whatever_it_holds(tmp_path: Path) -> None:
     assert lines[1]["valid"] == {"birds": {"loss": 800.0, "perplexity": None}}
     metrics.forget_after(2)
     assert read_metrics(tmp_path) == lines[:2]
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 2**32))
+def test_any_record_of_a_run_is_listed_and_drawn(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever JSON stands in the lines of the metrics and in the environment."""
+    chance, folder = random.Random(seed), tmp_path_factory.mktemp("record")
+    score = {"bits_per_byte": 2.5, "perplexity": None}
+    report = {"norm": 1.0, "rate": 1.0, "tokens_per_second": 9, "seconds": 0.5}
+    lines: list[dict[str, Any]] = [{"step": n, "loss": 3.0 / n, **report} for n in (1, 2, 3)]
+    lines += [{"step": n, "valid": {"birds": score}} for n in (2, 3)] + [{"step": 3, "final": {"birds": score}}]
+    damaged = [damage_json(line, chance) if chance.random() < 0.4 else line for line in lines]
+    (folder / "metrics.jsonl").write_bytes(b"".join(dump(line) + b"\n" for line in damaged))
+    (folder / "environment.json").write_bytes(dump(damage_json({"data": "texts", "corpus": None, "steps": 3}, chance)))
+    (folder / "recipe.toml").write_text(RECIPE.replace("steps = 12", "epochs = 1"), encoding="utf-8")
+    with contextlib.suppress(ClearheadError):
+        read_origin(folder)
+    for options in ([], ["--json"], ["--curves", str(folder / "curves.svg")]):
+        result = CliRunner().invoke(make_app(), ["runs", str(folder), *options])
+        assert result.exit_code == 0 or isinstance(result.exception, ClearheadError), result.exception
+    for step in (0, 2, 3):
+        metrics = MetricsFile(folder)
+        metrics.forget_after(3 - step)
+        assert all(line["step"] <= 3 - step for line in read_metrics(folder))
 
 
 def test_the_card_counts_what_is_saved(corpus: Corpus, tmp_path: Path) -> None:

@@ -97,3 +97,23 @@ def test_a_record_survives_as_text(files: list[Path], no_wait: None) -> None:
     assert ContentRecord.from_text(record.to_text()) == record
     for text in ("", "{}", "[1]", '["a", [1]]', '["a", 3]', "[" * 100_000):
         assert not ContentRecord.from_text(text).holds(files)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[]",
+        '["x"]',
+        '["x", ""]',
+        '["x", [["1"]]]',
+        '["x", [[Infinity]]]',
+        "[1, [[1]]]",
+        '["x", [[true]]]',
+    ],
+)
+def test_any_other_text_is_a_record_of_no_file(text: str, files: list[Path]) -> None:
+    assert not ContentRecord.from_text(text).holds(files)
+    assert ContentRecord.from_text(text) == ContentRecord("")

@@ -128,8 +128,11 @@ class ModelTensors(Mapping[str, np.ndarray]):
 
 
 def weights_version(model: GPTModel) -> tuple[object, ...]:
-    """Return a value that differs after any parameter was changed in place or replaced."""
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+    """Return a value that differs after any parameter was changed in place or replaced.
+
+    A change in place of a tensor that was made in `torch.inference_mode` is not seen: PyTorch does not count it.
+    """
+    return tuple((one.data_ptr(), None if one.is_inference() else one._version) for one in model.parameters())
 
 
 def share_weights(model: GPTModel) -> GPTModel:

@@ -66,9 +66,12 @@ class Networks:
         from clearhead.model import GPTModel
 
         if not isinstance(self._model, GPTModel):
+            from torch import inference_mode
+
             from clearhead.model_weights import weights_version
 
-            self._model = self._model().eval()
+            with inference_mode(False):  # tensors made in it could not be trained, and do not count their changes
+                self._model = self._model().eval()
             self.weights_made = weights_version(self._model)
             self._numpy = None
         return self._model

@@ -20,6 +20,7 @@ import numpy as np
 
 from clearhead.errors import InputError, WeightsError
 from clearhead.utils.atomic import atomic_path
+from clearhead.utils.json_files import parse_json
 from clearhead.utils.system import cache_folder, free_memory, report_lost_cache, usable_cores
 from clearhead.weights.fingerprint import ContentRecord
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
@@ -165,7 +166,7 @@ def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
         if not ContentRecord.from_text(file.metadata.get("made_from", "")).holds(source.files):
             return None
         arrays = {name: file.read(name) for name in file.tensors}
-        checksums = json.loads(file.metadata.get("checksums", "{}"))
+        checksums = parse_json(file.metadata.get("checksums", "{}"), dict[str, str])
     except (WeightsError, OSError, ValueError) as error:
         print(f"The kept {dtype} weights are made anew: {error}", file=sys.stderr)
         return None

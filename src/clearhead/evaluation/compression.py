@@ -16,7 +16,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from clearhead.errors import InputError, TokenizerError
 from clearhead.evaluation.range_coder import RangeDecoder, RangeEncoder
 from clearhead.gpt import GPT
+from clearhead.utils.json_files import Count, MalformedJSONError, parse_json
 
 if TYPE_CHECKING:
     from clearhead.tokenizer import Tokenizer
@@ -31,6 +32,22 @@ if TYPE_CHECKING:
 MAGIC = b"CLEARHEAD-TEXT\x01"
 _SUMS = "<III"  # the length of the header, its CRC-32, and that of the file's contents
 _TOTAL = 1 << 24  # the sum of the integer frequencies of one token
+
+
+class ModelIdentity(TypedDict):
+    """What must be the same when a file is decompressed."""
+
+    weights_sha256: str
+    tokenizer_sha256: str
+    dtype: str
+    arithmetic: str
+
+
+class ContainerHeader(ModelIdentity):
+    """The header of a container: the identity, and the length of the file in bytes and in tokens."""
+
+    bytes: Count
+    tokens: Count
 
 
 class TextCompressor:
@@ -144,7 +161,7 @@ class TextCompressor:
         context = [start, *kept][:length]
         return context, min(length + 1 - len(context), total - len(before))
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> ModelIdentity:
         return {
             "weights_sha256": self._weights_sha256,
             "tokenizer_sha256": self.tokenizer.sha256(),
@@ -160,20 +177,19 @@ class TextCompressor:
             digest.update(_cumulative(row).tobytes())
         return digest.hexdigest()[:16]
 
-    def _check(self, header: dict[str, Any]) -> None:
-        own = self._identity()
-        wrong = next((name for name in own if own[name] != header.get(name)), None)
+    def _check(self, header: ContainerHeader) -> None:
+        wrong = next((name for name, own in self._identity().items() if own != header.get(name)), None)
         what = {
             "weights_sha256": "another model; give its folder with --model",
             "tokenizer_sha256": "another tokenizer; give the model's own folder with --model",
-            "dtype": f"the dtype {header.get('dtype')}; give it with --dtype",
+            "dtype": f"the dtype {header['dtype']}; give it with --dtype",
             "arithmetic": "a processor whose rounding differs, or another version; use the one that it was made with",
         }
         if wrong is not None:
             raise InputError(f"this file was compressed with {what[wrong]}. Nothing was written.")
 
 
-def read_container(container: bytes) -> tuple[dict[str, Any], int, bytes]:
+def read_container(container: bytes) -> tuple[ContainerHeader, int, bytes]:
     """Return the header, the checksum and the payload of a container.
 
     Raises:
@@ -186,7 +202,13 @@ def read_container(container: bytes) -> tuple[dict[str, Any], int, bytes]:
     text = container[start : start + length]
     if zlib.crc32(text) != header_sum:
         raise _damaged()
-    return json.loads(text), data_sum, container[start + length :]
+    try:
+        header = parse_json(text, ContainerHeader)
+    except MalformedJSONError:
+        raise _damaged() from None
+    if header["tokens"] > header["bytes"]:  # a token has a byte at least
+        raise _damaged()
+    return header, data_sum, container[start + length :]
 
 
 def _cumulative(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

@@ -12,7 +12,6 @@ end-of-text token. Other keys are ignored.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from clearhead.evaluation.results import Metric, TaskResult, accuracy
 from clearhead.evaluation.task_scoring import PairScorer, TaskOptions
 from clearhead.gpt import GPT
 from clearhead.inference.scoring import ScoreRequest, score_sequences, windows
-from clearhead.utils.text import read_text
+from clearhead.utils.json_files import read_json_file
 
 TOLERANCE = 1e-3
 """A value passes if it differs by no more than this fraction, as in the harness's own tests."""
@@ -74,9 +73,9 @@ def _rolling(gpt: GPT, data: Mapping[str, Any], file: Path) -> Iterator[tuple[st
         if not key.startswith(_ROLLING):
             continue
         size = key.removeprefix(_ROLLING)
-        if not size.isdigit() or int(size) < 1 or not isinstance(expected, list) or len(expected) != len(ids) - 1:
+        if not size.isdigit() or int(size) < 1 or not _are_numbers(expected, len(ids) - 1):
             raise InputError(
-                f"{key!r} in {file} does not have a value for each of the text's {len(ids) - 1} tokens; give them all."
+                f"{key!r} in {file} does not have a number for each of the text's {len(ids) - 1} tokens; give them all."
             )
         context = min(int(size), gpt.config.context_length)
         cuts = list(windows(len(ids), context, context))
@@ -87,13 +86,7 @@ def _rolling(gpt: GPT, data: Mapping[str, Any], file: Path) -> Iterator[tuple[st
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON ({error}); give a file of points.") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{file} is not a JSON object; give a file of points.")
-    return data
+    return read_json_file(file, dict[str, Any], InputError, "give a file of points")
 
 
 def _rows(data: Mapping[str, Any], key: str, file: Path) -> Sequence[Mapping[str, Any]]:
@@ -101,6 +94,10 @@ def _rows(data: Mapping[str, Any], key: str, file: Path) -> Sequence[Mapping[str
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{key!r} in {file} is not a list of objects; give a file of points.")
     return rows
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(type(one) in (int, float) for one in values)
 
 
 def _field(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...], file: Path) -> Any:

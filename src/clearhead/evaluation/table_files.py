@@ -1,8 +1,9 @@
 """Write a long table as Parquet, CSV or JSON lines, in parts, so that an interrupted job resumes.
 
 The parts of `scores.parquet` are files in `scores.parquet.parts/`, each written through `utils.atomic`, with the number
-of texts that it covers in its name. When all are there, they are joined into the output and the folder is removed. A
-part belongs to the job that `job.json` in the folder describes; another job begins anew.
+of texts that it covers and its checksum in its name. When all are there, they are joined into the output and the folder
+is removed. A part belongs to the job that `job.json` in the folder describes; another job begins anew, and a job with a
+damaged part resumes before that part.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,13 +54,13 @@ class TableWriter:
         description = json.dumps(job, sort_keys=True)
         record = self.folder / "job.json"
         try:
-            if self.folder.is_dir() and not (record.is_file() and record.read_text(encoding="utf-8") == description):
+            if self.folder.is_dir() and not (record.is_file() and record.read_bytes() == description.encode()):
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(record, description)
+            self.done = _keep_whole(self._parts())
         except OSError as error:
             raise _cannot_write(output, error) from None
-        self.done = sum(_texts(part) for part in self._parts())
 
     def write(self, rows_of_texts: Iterable[Sequence[Row]]) -> None:
         """Write the rows of the texts after the first `done`, then join all parts into the output.
@@ -84,16 +87,18 @@ class TableWriter:
         return sorted(self.folder.glob(f"*{self.output.suffix}"))
 
     def _write_part(self, rows: Sequence[Row], texts: int) -> None:
-        part = self.folder / f"{len(self._parts()):06}-{texts}{self.output.suffix}"
-        self.done += texts
         if self.output.suffix == ".parquet":
             pa, parquet = _pyarrow()
-            with atomic_path(part) as temporary:
-                parquet.write_table(pa.Table.from_pylist(list(rows)), temporary)
-            return
-        text = io.StringIO()
-        write_rows(text, rows, self.output.suffix, header=not self._parts())
-        write_bytes(part, text.getvalue().encode("utf-8"))
+            buffer = io.BytesIO()
+            parquet.write_table(pa.Table.from_pylist(list(rows)), buffer)
+            data = buffer.getvalue()
+        else:
+            text = io.StringIO()
+            write_rows(text, rows, self.output.suffix, header=not self._parts())
+            data = text.getvalue().encode("utf-8")
+        name = f"{len(self._parts()):06}-{texts}-{zlib.crc32(data):08x}{self.output.suffix}"
+        write_bytes(self.folder / name, data)
+        self.done += texts
 
     def _join(self) -> None:
         parts = self._parts()
@@ -149,8 +154,17 @@ def read_table(file: Path) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def _texts(part: Path) -> int:
-    return int(part.stem.partition("-")[2])
+def _keep_whole(parts: Sequence[Path]) -> int:
+    """Remove the parts from the first damaged one on; return how many texts the others cover."""
+    done = 0
+    for number, part in enumerate(parts):
+        named = re.fullmatch(rf"{number:06}-(\d+)-([0-9a-f]{{8}})", part.stem)
+        if named is None or f"{zlib.crc32(part.read_bytes()):08x}" != named[2]:
+            for rest in parts[number:]:
+                rest.unlink()
+            break
+        done += int(named[1])
+    return done
 
 
 def _pyarrow() -> tuple[Any, Any]:

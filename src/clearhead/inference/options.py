@@ -273,7 +273,12 @@ def token_ids(name: str, ids: object) -> tuple[int, ...]:
         InputError: if it is something else, or an id is negative.
     """
     if isinstance(ids, (bytes, bytearray, str)) or not hasattr(ids, "__iter__"):
-        raise InputError(f"{name} is {type_of(ids)}; give a list of token ids.")
+        remedy = (
+            "decode it, or give a list of token ids"
+            if isinstance(ids, (bytes, bytearray))
+            else "give a list of token ids"
+        )
+        raise InputError(f"{name} is {type_of(ids)}; {remedy}.")
     found = []
     for token in typing.cast(Sequence[Any], ids):
         if not is_whole(token) or token < 0:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,21 @@ from clearhead.lens.activations import names
 from clearhead.lens.cache import run_with_cache
 from clearhead.model import GPTModel
 from clearhead.utils.atomic import atomic_path, write_text
+from clearhead.utils.json_files import Count, read_json_file
 from clearhead.utils.progress import Progress
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
 from clearhead.weights.tensors import TensorInfo
 
 INDEX = "activations.json"
+
+
+class ActivationIndex(TypedDict):
+    """The contents of `activations.json`: the activation, and the numbers of tokens, of texts and of shards."""
+
+    activation: str
+    tokens: Count
+    texts: Count
+    shards: Count
 
 
 def stream_activations(
@@ -68,7 +79,12 @@ def stream_activations(
             first += len(batch)
             progress.advance(sum(cache.lengths), f"{writer.n_tokens:,} tokens")
     writer.finish()
-    index = {"activation": activation.name, "tokens": writer.n_tokens, "texts": first, "shards": writer.n_shards}
+    index: ActivationIndex = {
+        "activation": activation.name,
+        "tokens": writer.n_tokens,
+        "texts": first,
+        "shards": writer.n_shards,
+    }
     write_text(path / INDEX, json.dumps(index, indent=1) + "\n")
     return writer.n_tokens
 
@@ -128,12 +144,7 @@ def read_activations(
         WeightsError: if a shard is damaged.
     """
     path = Path(folder)
-    try:
-        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(
-            f"{path} has no {INDEX} that can be read; name a folder that stream_activations wrote."
-        ) from None
+    index = read_json_file(path / INDEX, ActivationIndex, InputError, "name a folder that stream_activations wrote")
     for number in range(index["shards"]):
         shard = SafetensorsFile(path / f"shard-{number:05d}.safetensors")
         yield shard.read("activations"), shard.read("text"), shard.read("position")

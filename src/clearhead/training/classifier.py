@@ -6,7 +6,6 @@ The folder is one of Hugging Face's `GPT2ForSequenceClassification`: the model w
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from clearhead.tokenizer import Tokenizer
 from clearhead.training.chat_template import add_tokenizer_setting
 from clearhead.training.run_folder import resume_advice
 from clearhead.utils.atomic import staged_files
+from clearhead.utils.json_files import read_json_file
 from clearhead.weights import Source, save_huggingface
 from clearhead.weights import open as open_weights
 
@@ -247,11 +247,7 @@ def _read_settings(source: Source) -> dict[str, Any]:
     path = source.folder / "config.json"
     if source.layout != "huggingface" and not path.exists():
         return {}  # a file of weights without a folder
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); a classifier needs one.") from None
-    return values if isinstance(values, dict) else {}
+    return read_json_file(path, dict[str, Any], WeightsError, "a classifier needs it: download it again")
 
 
 def _labels(settings: Mapping[str, Any], count: int, folder: Path) -> list[str]:

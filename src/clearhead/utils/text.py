@@ -23,9 +23,15 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def type_of(value: object) -> str:
-    """Return the type of a value with its article, for a message: `an int`; None is `None`."""
+    """Return the type of a value with its article, for a message: `an int`; None is `None`, and bytes are `bytes`."""
     name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+    return (
+        "None"
+        if value is None
+        else name
+        if name == "bytes"
+        else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+    )
 
 
 def decode_text(data: bytes, name: str, *, offset: int = 0) -> str:

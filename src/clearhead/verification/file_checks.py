@@ -7,15 +7,16 @@ checksums that no reader verifies.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clearhead.errors import WeightsError
+from clearhead.utils.json_files import read_json_file
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights.formats.gguf import GGUFFile
 from clearhead.weights.formats.onnx import OnnxFile
@@ -83,7 +84,7 @@ def _compare(path: Path, expected: int, declared_by: str, confirmed: list[str], 
 
 def _compare_total(file: ShardedFile, errors: list[str], confirmed: list[str]) -> None:
     """Compare the shards with the total size in Hugging Face's index, if the index has one."""
-    index = json.loads(file.path.read_text(encoding="utf-8"))
+    index = read_json_file(file.path, dict[str, Any], WeightsError, "download it again")
     metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if not isinstance(total, int):

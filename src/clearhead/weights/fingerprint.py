@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clearhead.errors import WeightsError
+from clearhead.utils.json_files import MalformedJSONError, parse_json
 
 _BLOCK_BYTES = 4 * 2**20  # bytes that are read and summed together
 _SETTLED_NS = 2 * 10**9  # file systems count time in steps of up to 2 s
@@ -67,9 +68,8 @@ class ContentRecord:
     def from_text(cls, text: str) -> ContentRecord:
         """Return the record that `to_text` wrote; for any other text, one that holds for no file."""
         try:
-            digest, stamps = json.loads(text)
-            return cls(str(digest), tuple(tuple(map(int, stamp)) for stamp in stamps))
-        except (ValueError, TypeError, RecursionError):
+            return cls(*parse_json(text, tuple[str, tuple[tuple[int, ...], ...]]))
+        except MalformedJSONError:
             return cls("")
 
 

@@ -11,7 +11,6 @@ time, because the library keeps all of them in memory.
 from __future__ import annotations
 
 import copy
-import json
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 
 from clearhead.config import GPTConfig
 from clearhead.errors import ConfigError, WeightsError
+from clearhead.utils.json_files import parse_json
 from clearhead.utils.protobuf import ProtobufError, Span, encode_field, encode_varint, read_varint, spans
 from clearhead.utils.text import printable
 from clearhead.weights.formats.sniff import check_is_data
@@ -98,7 +98,7 @@ class OnnxFile:
                 "its tensors in any way; open the model from which it was exported."
             )
         try:
-            return GPTConfig.from_dict(json.loads(told[CONFIG_KEY])), stored
+            return GPTConfig.from_dict(parse_json(told[CONFIG_KEY], dict[str, Any])), stored
         except (ValueError, ConfigError) as error:
             self._damaged(f"its {CONFIG_KEY} cannot be read ({error})")
 

@@ -111,6 +111,8 @@ def no_weights(folder: Path) -> str:
     if shards:
         return f"{folder} holds shards ({shards[0]}, …) but no index of them, *.index.json; download that too."
     for name in there:
+        if name in WEIGHT_FILES:  # and not a regular file, or it would have been opened
+            return f"{folder / name} is not a file that can be read, or a link to one that is missing; replace it."
         if name.endswith((".h5", ".msgpack", ".meta")) or name == "checkpoint":
             refuse_foreign(folder / name)
     inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and weights_in(path)]
