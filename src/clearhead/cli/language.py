@@ -7,22 +7,26 @@ from. A sentence without an entry stays English.
 
 from __future__ import annotations
 
-import itertools
 import re
 import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise, starmap
 from typing import Any, get_args
 
 from clearhead.errors import InputError
 from clearhead.utils.arguments import Language
+from clearhead.utils.localization import set_translator
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 _VARIABLES = ("LC_ALL", "LC_MESSAGES", "LANG")
-_DEPTH = 3
+_DEPTH = 4
 """How deeply sentences may quote one another."""
+_FEW_LETTERS = 6
+"""Entries with fewer letters, such as "{0} and {1}", fit many sentences; they hold for names and translated phrases."""
+_FEW_WORDS = 3
 
 
 class _Chosen:
@@ -31,10 +35,11 @@ class _Chosen:
 
 def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     """Choose the language from `--lang`, else from LC_ALL, LC_MESSAGES or LANG, in this order."""
-    given = [after for before, after in itertools.pairwise(arguments) if before == "--lang"]
+    given = [after for before, after in pairwise(arguments) if before == "--lang"]
     given += [word.removeprefix("--lang=") for word in arguments if word.startswith("--lang=")]
     locale = next((environment[name] for name in _VARIABLES if environment.get(name)), "")
     _Chosen.language = "zh" if (given[-1] if given else locale[:2]) == "zh" else "en"
+    set_translator(None if language() == "en" else translate)
 
 
 def language() -> Language:
@@ -85,26 +90,60 @@ def _translate(sentence: str, depth: int) -> str:
 
     if (exact := TABLE.get(sentence)) is not None:
         return exact
-    if depth == 0 or not re.search(r"[A-Za-z]{2}", sentence):
+    if depth == 0 or not re.search(r"[A-Za-z]", sentence):
         return sentence
-    for pattern, entry in _patterns():
-        if (match := pattern.fullmatch(sentence)) is not None:
-            return string.Formatter().vformat(entry, [_translate(part, depth - 1) for part in match.groups()], {})
+    for fixed, entry in _patterns():
+        if not all(part in sentence for part in fixed):
+            continue
+        match = re.fullmatch("(.*?)".join(map(re.escape, fixed)), sentence, re.DOTALL)
+        if match is None:
+            continue
+        parts = [_translate(part, depth - 1) for part in match.groups()]
+        certain = sum(map(str.isalpha, "".join(fixed))) >= _FEW_LETTERS
+        if certain or all(starmap(_is_plausible, zip(match.groups(), parts, strict=True))):
+            return _fill(entry, parts)
+    if depth < _DEPTH and not sentence.endswith("."):  # a sentence that is quoted without its full stop
+        ended = _translate(f"{sentence}.", depth)
+        return sentence if ended == f"{sentence}." else ended.removesuffix("。")
     return sentence
 
 
+def _is_plausible(part: str, translated: str) -> bool:
+    """Return whether a part of a sentence is a name or a value, or was a phrase that has an entry."""
+    return part != translated or len(part.split()) < _FEW_WORDS
+
+
 @cache
-def _patterns() -> list[tuple[re.Pattern[str], str]]:
-    """Return the entries with fields {0}, {1}, ... as patterns, those with the longest fixed text first."""
+def _patterns() -> list[tuple[list[str], str]]:
+    """Return the entries with fields {0}, {1}, ...: the text around the fields, and the Chinese; longest text first."""
     from clearhead.cli.chinese import TABLE
 
-    found = []
-    for key, entry in TABLE.items():
-        parts = re.split(r"\{\d+\}", key)
-        if len(parts) > 1:
-            pattern = "(.*?)".join(re.escape(part) for part in parts)
-            found.append((sum(map(len, parts)), re.compile(pattern, re.DOTALL), entry))
-    return [(pattern, entry) for _, pattern, entry in sorted(found, key=lambda one: -one[0])]
+    found = [(re.split(r"\{\d+\}", key), entry) for key, entry in TABLE.items()]
+    return sorted((one for one in found if one[0][1:]), key=lambda one: -sum(map(len, one[0])))
+
+
+def _fill(entry: str, parts: Sequence[str]) -> str:
+    """Fill the fields of a Chinese entry: a space between Chinese and Latin letters, none inside Chinese."""
+    text = ""
+    for literal, field, _, _ in string.Formatter().parse(entry):
+        text = _joined(text, literal)
+        if field is not None:
+            text = _joined(text, parts[int(field)])
+    return text
+
+
+def _joined(before: str, after: str) -> str:
+    if not before or not after:
+        return before + after
+    if re.search(r"[\u4e00-\u9fff]$", before) and re.match(r"[A-Za-z0-9]", after):
+        return f"{before} {after}"
+    if re.search(r"[A-Za-z0-9]$", before) and re.match(r"[\u4e00-\u9fff]", after):
+        return f"{before} {after}"
+    if re.search(r"[\u4e00-\u9fff] $", before) and re.match(r"[\u4e00-\u9fff]", after):
+        return before[:-1] + after
+    if re.search(r"[\u4e00-\u9fff]$", before) and re.match(r" [\u4e00-\u9fff]", after):
+        return before + after[1:]
+    return before + after
 
 
 # What typer itself says, by the names of its constants.

@@ -8,7 +8,6 @@ is, byte for byte, that of an uninterrupted one. Nothing depends on the number o
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,6 +37,7 @@ from clearhead.data.sources.text_file import TextFile
 from clearhead.data.workers import distribute
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
+from clearhead.utils.localization import announce
 from clearhead.utils.locks import LockHeldError, exclusive_lock
 from clearhead.utils.progress import Progress
 from clearhead.utils.system import usable_cores
@@ -418,11 +418,9 @@ def _notice_inline_separator(source: TextFile) -> None:
         tail = b""
         while data := file.read(HASH_BYTES):
             if separator in (data := tail + data):
-                print(
+                announce(
                     f"{source.name} has {SEPARATOR} inside its lines, where it is text, and is one document; put it on "
-                    "a line of its own between documents.",
-                    file=sys.stderr,
-                    flush=True,
+                    "a line of its own between documents."
                 )
                 return
             tail = data[-len(separator) :]

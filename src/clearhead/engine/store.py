@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ import numpy as np
 from clearhead.errors import InputError, WeightsError
 from clearhead.utils.atomic import atomic_path
 from clearhead.utils.json_files import parse_json
+from clearhead.utils.localization import announce
 from clearhead.utils.system import cache_folder, free_memory, report_lost_cache, usable_cores
 from clearhead.weights.fingerprint import ContentRecord
 from clearhead.weights.formats.safetensors import SafetensorsFile, write_safetensors
@@ -88,10 +88,9 @@ def _thread_count(asked: int | None) -> int:
     if asked < 1:
         raise InputError(f"threads is {asked}; give a whole number of at least 1.")
     if asked > cores:
-        print(
+        announce(
             f"{asked} threads were asked for and this process may use {cores} core{'s' if cores > 1 else ''}; "
-            "more threads than cores make it slower.",
-            file=sys.stderr,
+            "more threads than cores make it slower."
         )
     return asked
 
@@ -168,15 +167,15 @@ def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
         arrays = {name: file.read(name) for name in file.tensors}
         checksums = parse_json(file.metadata.get("checksums", "{}"), dict[str, str])
     except (WeightsError, OSError, ValueError) as error:
-        print(f"The kept {dtype} weights are made anew: {error}", file=sys.stderr)
+        announce(f"The kept {dtype} weights are made anew: {error}")
         return None
     expected = layout(source.config, dtype, activations)
     found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     if found != expected:
-        print(f"The kept {dtype} weights are made anew: {path} has another layout.", file=sys.stderr)
+        announce(f"The kept {dtype} weights are made anew: {path} has another layout.")
         return None
     if damaged := next((name for name, array in arrays.items() if checksums.get(name) != _checksum(array)), None):
-        print(f"The kept {dtype} weights are made anew: {damaged} in {path} is damaged.", file=sys.stderr)
+        announce(f"The kept {dtype} weights are made anew: {damaged} in {path} is damaged.")
         return None
     with contextlib.suppress(OSError):
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from clearhead.utils.localization import announce, localized
 from clearhead.utils.progress import duration, stderr_console
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
@@ -96,26 +96,26 @@ class Display:
             if self._live is not None:
                 self._live.update(self._panel(status), refresh=True)
             else:
-                print(f"training: {status.line(self.steps)}", file=sys.stderr, flush=True)
+                announce(f"training: {status.line(self.steps)}")
 
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-        self._console.print(line, soft_wrap=True)
+    def say(self, line: str, verbatim: bool = False) -> None:
+        """Print a line that stays, in the user's language unless it is `verbatim`."""
+        self._console.print(line if verbatim else localized(line), soft_wrap=True)
 
     def _panel(self, now: Status) -> Group:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=self.steps, completed=now.step, width=_SPARK_WIDTH),
             f"{100 * now.step / self.steps:.1f}%",
-            f"step {now.step:,} of {self.steps:,}",
-            f"{duration(now.seconds_left)} left",
+            localized(f"step {now.step:,} of {self.steps:,}"),
+            localized(f"{duration(now.seconds_left)} left"),
         )
         below = Table.grid(padding=(0, 1))
-        peak = "" if now.share_of_peak is None else f"{100 * now.share_of_peak:.0f}% of peak"
+        peak = "" if now.share_of_peak is None else localized(f"{100 * now.share_of_peak:.0f}% of peak")
         below.add_row(
             Text(sparkline(list(self._losses), _SPARK_WIDTH), style="cyan"),
-            f"loss {now.loss:.3f}",
-            f"{now.tokens_per_second:,.0f} tokens/s",
+            localized(f"loss {now.loss:.3f}"),
+            localized(f"{now.tokens_per_second:,.0f} tokens/s"),
             peak,
             f"{now.memory / 1e9:.1f} GB" if now.memory else "",
         )

@@ -287,7 +287,7 @@ class Run:
             self.record.say(f"step {self.step:,}: held out {found}{trained}")
         for prompt, text in written:
             self.record.add(self.step, prompt=prompt, sample=text)
-            self.record.say(f"  {prompt}|{text}")
+            self.record.say(f"  {prompt}|{text}", verbatim=True)
 
     def _fingerprint(self, step: int) -> RunFingerprint:
         """Return what the first steps of a run depend on: a run may resume under any recipe with the same fingerprint.

@@ -108,10 +108,10 @@ class RunRecord:
         if self.display is not None:
             self.display.update(status)
 
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
+    def say(self, line: str, verbatim: bool = False) -> None:
+        """Print a line that stays, in the user's language unless it is `verbatim`."""
         if self.display is not None:
-            self.display.say(line)
+            self.display.say(line, verbatim)
 
     def draw(self) -> None:
         """Write `curves.svg`, and `curves.png` if the library for it is installed."""

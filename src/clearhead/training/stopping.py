@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+from clearhead.utils.localization import announce
 
 
 class StopRequest:
@@ -26,7 +27,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.received = True
         if number == signal.SIGINT:
-            print("\nstopping after this step; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+            announce("\nstopping after this step; Ctrl-C again stops at once.")
 
 
 @contextlib.contextmanager

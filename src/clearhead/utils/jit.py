@@ -27,6 +27,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.ccallback import CFunc
 
 from clearhead.utils.atomic import write_bytes
+from clearhead.utils.localization import announce
 from clearhead.utils.system import cache_folder, report_lost_cache
 
 kernel = njit(nogil=True, error_model="numpy", _nrt=False)
@@ -90,7 +91,7 @@ class _CompileNotice(event.Listener):
     def on_start(self, event: Any) -> None:
         if not self._printed:
             self._printed = True
-            print(self._text, file=sys.stderr, flush=True)
+            announce(self._text)
             _check_cache()
 
     def on_end(self, event: Any) -> None:

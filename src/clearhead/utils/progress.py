@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from clearhead.utils.localization import localized, localized_phrase
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
@@ -74,14 +76,16 @@ class Progress:
 
     def last_line(self) -> str:
         """Return the line that stays when the work is done, or "" for none."""
-        return f"{self.what}: {self._note or 'done'} in {duration(time.monotonic() - self._started)}"
+        taken = duration(time.monotonic() - self._started)
+        return localized_phrase("{0}: {1} in {2}", self.what, self._note or "done", taken)
 
     def share(self) -> str:
         """Return how much of the work is done, in words; "" if the total is not known."""
         return f"{100 * self.done / self.total:.1f}%" if self.total else ""
 
     def _show(self) -> None:
-        line = f"{self.what}: {', '.join(part for part in (self.share(), self._note) if part)}"
+        parts = [part for part in (self.share(), self._note) if part]
+        line = localized_phrase("{0}: {1}, {2}" if parts[1:] else "{0}: {1}" if parts else "{0}", self.what, *parts)
         if not self._terminal:
             print(line, file=sys.stderr, flush=True)
             return
@@ -112,7 +116,7 @@ class ByteProgress(Progress):
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Show that a block without countable steps is running: a spinner on a terminal, one line elsewhere."""
-    console = stderr_console()
+    console, what = stderr_console(), localized(what)
     status = console.status(what)
     show = status.start if console.is_terminal else lambda: console.print(what, soft_wrap=True)
     timer = threading.Timer(_PATIENCE, show)

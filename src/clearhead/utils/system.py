@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from clearhead.utils.localization import announce
+
 
 def cache_folder() -> Path:
     """Return the cache folder: CLEARHEAD_CACHE, or the user's. It may not exist."""
@@ -37,11 +39,9 @@ def report_lost_cache(what: str, reason: object) -> None:
         return
     _Reported.lost_cache = True
     why = reason.strerror or type(reason).__name__ if isinstance(reason, OSError) else reason
-    print(
+    announce(
         f"clearhead: {what} cannot be kept in {cache_folder()} ({why}), so every run takes this time again; set "
-        "CLEARHEAD_CACHE to a folder that can be read and written, on a disk with enough space.",
-        file=sys.stderr,
-        flush=True,
+        "CLEARHEAD_CACHE to a folder that can be read and written, on a disk with enough space."
     )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from clearhead.errors import HubError, WeightsError
 from clearhead.tokenizer.files import TOKENIZER_FILES
+from clearhead.utils.localization import announce
 from clearhead.utils.text import printable
 from clearhead.weights.hub.folder_lock import folder_for_download, lock_folder
 from clearhead.weights.schemes.huggingface import WEIGHT_FILES, weights_in
@@ -251,7 +252,7 @@ def check_file_name(file: str, name: str) -> None:
 def _say_size(name: str, files: list[RepoSibling]) -> None:
     if not sys.stderr.isatty():  # on a terminal, the hub library shows a progress bar
         size = sum(file.size or 0 for file in files)
-        print(f"Downloading {name}, {size / 1e6:,.0f} MB, from {_endpoint()} …", file=sys.stderr, flush=True)
+        announce(f"Downloading {name}, {size / 1e6:,.0f} MB, from {_endpoint()} …")
 
 
 def _download(name: str, revision: str | None) -> Path:
