@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearhead.cli.console import read_prompt, read_text, write_json
+from clearhead.cli.language import translate
 from clearhead.cli.options import Json
 from clearhead.cli.table_output import file_states, write_table
 from clearhead.errors import InputError
@@ -148,7 +149,7 @@ def _print_one(classifier: Classifier, text: str, as_json: bool) -> None:
         for label, value in found.items():
             print(f"  {value:.4f}  {label}")
     else:
-        print(", ".join(classifier.likely(found)) or "none")
+        print(", ".join(classifier.likely(found)) or translate("none"))
         for label, probability in found.items():
             print(f"  {100 * probability:5.1f}%  {label}")
 
@@ -166,7 +167,7 @@ def _print_many(classifier: Classifier, texts: list[InputText], as_json: bool) -
             values = "  ".join(f"{value:.4f}" for value in numbers)
             print(f"{id:<{width}}  {values}", flush=True)
         else:
-            print(f"{id:<{width}}  {100 * max(numbers):5.1f}%  {label or 'none'}", flush=True)
+            print(f"{id:<{width}}  {100 * max(numbers):5.1f}%  {label or translate('none')}", flush=True)
 
 
 def _write_many(

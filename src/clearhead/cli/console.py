@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -14,6 +15,9 @@ from clearhead.errors import InputError
 from clearhead.utils import atomic
 from clearhead.utils.progress import stderr_console
 from clearhead.utils.text import decode_text, printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 class OutputConsole(Console):
@@ -32,6 +36,27 @@ def output() -> Console:
 def verbatim_output() -> Console:
     """Return a console on standard output that prints text as it is given."""
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def rich_text(text: str, style: str = "") -> Text:
+    """Return a text for a table or a list, in the chosen language."""
+    from rich.text import Text
+
+    return Text(translate(text), style)
+
+
+def headings(columns: Mapping[str, int], last: str) -> str:
+    """Return a line of headings in the chosen language.
+
+    Args:
+        columns: the names of columns of numbers, aligned to the right, with their widths in a terminal.
+        last: the name of the last column, which is of text.
+    """
+    from rich.cells import cell_len
+
+    shown = {translate(name): width for name, width in columns.items()}
+    cells = [" " * (width - cell_len(name)) + name for name, width in shown.items()]
+    return f"{' '.join(cells)}  {translate(last)}"
 
 
 def say(sentence: str) -> None:

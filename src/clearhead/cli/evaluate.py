@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import notice, write_json
+from clearhead.cli.console import headings, notice, write_json
 from clearhead.cli.evaluate_examples import ExampleChoice, evaluate_examples
+from clearhead.cli.language import translate
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Config, Device, Json, Model, choices, flatten
 from clearhead.errors import InputError
@@ -184,7 +185,7 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     if not as_json:
-        print(f"{'bits/byte':>9} {'perplexity':>11} {'tokens':>10} {'bytes':>11}  file")
+        print(headings({"bits/byte": 9, "perplexity": 11, "tokens": 10, "bytes": 11}, "file"))
     for file in files:
         ids: list[int] = []
         text_bytes = 0
@@ -278,26 +279,29 @@ def _rows(result: TaskResult, agreements: Sequence[Agreement]) -> list[list[str]
 
 def _agreement(one: Agreement) -> str:
     word = "not comparable" if one.agrees is None else "agrees" if one.agrees else "differs"
-    return f"{one.published.value:g} ({one.published.source}), {word}"
+    return f"{one.published.value:g} ({translate(one.published.source)}), {translate(word)}"
 
 
 _HEADER = ["task", "metric", "value", "± stderr", "published"]
 
 
 def _print_table(result: TaskResult, agreements: Sequence[Agreement]) -> None:
-    rows = [_HEADER, *_rows(result, agreements)]
+    from rich.cells import cell_len
+
+    rows = [list(map(translate, _HEADER)), *_rows(result, agreements)]
     shown = 5 if agreements else 4
-    widths = [max(len(row[column]) for row in rows) for column in range(shown)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(shown)]
     for row in rows:
+        spaces = [" " * (width - cell_len(text)) for text, width in zip(row, widths, strict=False)]
         cells = [
-            text.rjust(width) if column in (2, 3) else text.ljust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=False))
+            space + text if column in (2, 3) else text + space
+            for column, (text, space) in enumerate(zip(row, spaces, strict=False))
         ]
         print("  ".join(cells).rstrip())
 
 
 def _print_markdown(result: TaskResult, agreements: Sequence[Agreement]) -> None:
-    print("| " + " | ".join(_HEADER) + " |")
+    print("| " + " | ".join(map(translate, _HEADER)) + " |")
     print("|---|---|---:|---:|---|")
     for row in _rows(result, agreements):
         print("| " + " | ".join(row) + " |")

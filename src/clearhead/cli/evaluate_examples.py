@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearhead.cli.classify import Labels, PadTo, split_labels
-from clearhead.cli.console import notice, output, write_json
+from clearhead.cli.console import headings, notice, output, write_json
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _evaluate_responses(files: Sequence[Path], loader: partial[GPT], text: str |
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     template = template_of(gpt.tokenizer) if text is None else PromptTemplate.from_recipe(text)
     if not as_json:
-        print(f"{'loss':>9} {'perplexity':>11} {'tokens':>10} {'examples':>9}  file")
+        print(headings({"loss": 9, "perplexity": 11, "tokens": 10, "examples": 9}, "file"))
     for file in files:
         with Progress(f"evaluating {file.name}", None) as progress:
             found = score_responses(gpt, file, template, progress.advance)
@@ -99,7 +99,7 @@ def _evaluate_labelled(files: Sequence[Path], model: Path, choice: ExampleChoice
             numbers = {"accuracy": found.accuracy, "loss": found.loss, "examples": found.examples}
             write_json({"file": str(file), **numbers, "labels": found.labels, "confusion": found.confusion.tolist()})
         else:
-            print(f"{'accuracy':>9} {'loss':>9} {'examples':>9}  file")
+            print(headings({"accuracy": 9, "loss": 9, "examples": 9}, "file"))
             print(f"{found.accuracy:9.4f} {found.loss:9.4f} {found.examples:9,}  {file}\n", flush=True)
             _print_confusion(found)
 

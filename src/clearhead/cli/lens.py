@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearhead.cli.console import output, say, write_file, write_json
+from clearhead.cli.console import output, say, verbatim_output, write_file, write_json
+from clearhead.cli.language import language
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Config, Device, Json, Lang, flatten
 from clearhead.cli.tables import TextTable
@@ -89,7 +90,7 @@ def _print(found: LensReport) -> None:
     say(f"Of all heads, {layer} {head} matters most there: without it the loss changes by {value:+.2f}.")
     if found.predictions is not None:
         console.print()
-        console.print(repr(found.predictions), markup=False, highlight=False)
+        verbatim_output().print(found.predictions.to_text(language()), soft_wrap=True)
 
 
 VERBS: dict[str, tuple[Callable[..., None], str]] = {"report": (report, EPILOG)}

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from clearhead.cli.console import output, say, write_json
+from clearhead.cli.language import tr, translate
 
 EPILOG = """
 Examples:
@@ -105,17 +106,18 @@ def _table(found: list[Any]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("run", "state", "steps", "loss", "held out", "tokens/s", "time"):
-        table.add_column(heading, justify="right" if heading in ("steps", "loss", "tokens/s", "time") else "left")
+        numbers = heading in ("steps", "loss", "tokens/s", "time")
+        table.add_column(translate(heading), justify="right" if numbers else "left")
     names = _names([run.folder for run in found])
     for run in found:
         scores = ", ".join(f"{text} {value:.4f}" for text, value in run.scores.items())
         table.add_row(
             names[run.folder],
-            run.state,
-            f"{run.step:,} of {run.steps:,}" if run.steps else f"{run.step:,}",
+            translate(run.state),
+            tr("{done:,} of {steps:,}", done=run.step, steps=run.steps) if run.steps else f"{run.step:,}",
             "" if run.loss is None else f"{run.loss:.3f}",
             scores,
             "" if run.tokens_per_second is None else f"{run.tokens_per_second:,}",
-            "" if run.seconds is None else duration(run.seconds),
+            "" if run.seconds is None else translate(duration(run.seconds)),
         )
     output().print(table)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clearhead.cli.console import say
+from clearhead.cli.language import translate
 from clearhead.cli.options import Lang
 from clearhead.errors import InputError
 
@@ -102,11 +103,10 @@ def _check(folder: Path) -> None:
         problems = tour.check(chapter.path)
         faults += len(problems)
         cells = len(tour.parse(chapter.path.read_text(encoding="utf-8")))
-        print(
-            f"{chapter.language} {chapter.path.stem}: " + (f"{cells} cells, as written" if not problems else "differs")
-        )
+        result = translate("differs" if problems else f"{cells} cells, as written")
+        print(f"{chapter.language} {chapter.path.stem}: {result}")
         for problem in problems:
-            print(f"  {problem}")
+            print(f"  {translate(str(problem))}")
     if faults:
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.cells import cell_len
 from torch import Tensor
 
 from clearhead.drawing.heat_map import text_grid
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _ROWS = 128
 """Tokens whose logits are in memory at a time."""
 
+_HEADINGS = {
+    "en": "{lens} after the last of {count} tokens; target {target!r}",
+    "zh": "{lens}：{count} 个词元的最后一个之后；目标 {target!r}",
+}
+_RANK = {"en": "rank", "zh": "排名"}
 _CHINESE = re.compile(r"embedding|layer (\d+)( attention)?")
 
 
@@ -71,26 +77,32 @@ class LayerPredictions:
         }
         texts = [[row[0] for row in rows] for rows in self.top_tokens]
         shades = self.top_probabilities[:, :, 0].tolist()
-        depths = [_CHINESE.sub(_chinese, depth) for depth in self.depths] if lang == "zh" else self.depths
-        return text_grid(title[lang], texts, shades, depths, self.kl.labels[1], lang=lang)
+        return text_grid(title[lang], texts, shades, self._depth_names(lang), self.kl.labels[1], lang=lang)
+
+    def _depth_names(self, lang: str) -> Sequence[str]:
+        return [_CHINESE.sub(_chinese, depth) for depth in self.depths] if lang == "zh" else self.depths
 
     def _repr_html_(self) -> str:
         return picture_html(self.to_svg())
 
     def __repr__(self) -> str:
-        """Print the depths at the last token."""
+        return self.to_text()
+
+    def to_text(self, lang: str = "en") -> str:
+        """Return a line for each depth at the last token, below a heading."""
         target = self.top_tokens[-1][-1][0] if self.targets[-1] == self.top_ids[-1, -1, 0] else str(self.targets[-1])
-        width = max(map(len, self.depths))
-        lines = [f"{self.lens} after the last of {len(self.ids)} tokens; target {target!r}"]
-        for index, depth in enumerate(self.depths):
+        depths = self._depth_names(lang)
+        width = max(map(cell_len, depths))
+        lines = [_HEADINGS[lang].format(lens=self.lens, count=len(self.ids), target=target)]
+        for index, depth in enumerate(depths):
             best = " ".join(
                 f"{text!r} {share:.0%}"
                 for text, share in zip(self.top_tokens[index][-1][:3], self.top_probabilities[index, -1], strict=False)
             )
             rank, share = int(self.ranks.values[index, -1]), self.probabilities.values[index, -1]
-            lines.append(
-                f"{depth:<{width}}  rank {rank:>5,}  {share:6.1%}  KL {self.kl.values[index, -1]:5.2f}  {best}"
-            )
+            name = depth + " " * (width - cell_len(depth))
+            kl = self.kl.values[index, -1]
+            lines.append(f"{name}  {_RANK[lang]} {rank:>5,}  {share:6.1%}  KL {kl:5.2f}  {best}")
         return "\n".join(lines)
 
 

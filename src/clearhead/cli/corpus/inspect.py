@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import output, write_json
+from clearhead.cli.console import output, say, verbatim_output, write_json
 from clearhead.errors import TrainingError
 from clearhead.utils.text import printable
 
@@ -46,7 +46,7 @@ def inspect(
         return
     print_summary(corpus)
     if not quick:
-        print(f"all {2 * len(corpus.shards):,} files have the checksums that were recorded when they were built")
+        say(f"all {2 * len(corpus.shards):,} files have the checksums that were recorded when they were built")
     for split, parts in (("train", corpus.train), ("valid", corpus.valid)):
         for text, part in parts.items():
             _print_documents(corpus, part, f"{text}, {split}", documents)
@@ -61,7 +61,7 @@ def _print_documents(corpus: Corpus, part: TokenSplit, title: str, count: int) -
     for number, document in enumerate(_first_documents(corpus, part, count), 1):
         console.print(f"\n{title}, document {number}", style="bold", soft_wrap=True)
         text = document if len(document) <= 300 else f"{document[:300]} …"
-        console.print(printable(text), soft_wrap=True)
+        verbatim_output().print(printable(text), soft_wrap=True)
 
 
 def _first_documents(corpus: Corpus, part: TokenSplit, count: int) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearhead.cli.console import write_json
+from clearhead.cli.console import rich_text, write_json
 from clearhead.cli.model_argument import open_weights, short_name
 from clearhead.cli.options import Config, WeightsSource
 
@@ -63,21 +63,20 @@ def _print_inspection(found: Inspection) -> None:
         "tensors": f"{len(found.tensors):,}, {found.nbytes:,} bytes, {dtypes}",
         "not used": f"{len(found.ignored):,}; `clearhead weights map` says why" if found.ignored else "",
     }
-    for what, words in facts.items():
-        if words:
-            _print_fact(console, what, words)
+    for what, value in facts.items():
+        if value:
+            _print_fact(console, what, value)
     console.print()
     _print_findings(console, found)
 
 
-def _print_fact(console: Console, what: str, words: str) -> None:
+def _print_fact(console: Console, what: str, value: str) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=8, style="dim")
     table.add_column(overflow="fold")
-    table.add_row(Text(what), Text(words))
+    table.add_row(rich_text(what), rich_text(value))
     console.print(table)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearhead.cli.console import write_json
+from clearhead.cli.console import rich_text, write_json
+from clearhead.cli.language import translate
 from clearhead.cli.model_argument import open_weights, short_name
 from clearhead.cli.options import Config, WeightsSource
 from clearhead.errors import WeightsError
@@ -93,7 +94,8 @@ def _table(chart: PlanChart) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold underline")
     for heading in ("stored", "shape", "by", "becomes", "shape"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "shape", max_width=9 if heading == "by" else None)
+        width = 9 if heading == "by" else None
+        table.add_column(translate(heading), overflow="fold", no_wrap=heading == "shape", max_width=width)
     for part in ("before", "blocks", "after"):
         groups = chart.part(part)
         stored, made = ("", "")
@@ -101,7 +103,7 @@ def _table(chart: PlanChart) -> Table:
             stored = _beginning([s.pattern for group in groups for s in group.sources])
             made = _beginning([group.target.pattern for group in groups if group.target])
             table.add_row()
-            table.add_row(Text(stored), "", Text(chart.frame.removeprefix("× ")), Text(made), "", style="bold")
+            table.add_row(Text(stored), "", rich_text(chart.frame.removeprefix("× ")), Text(made), "", style="bold")
         for group in groups:
             table.add_row(*map(Text, _cells(group, stored, made)))
         if part == "blocks":
@@ -114,7 +116,8 @@ def _cells(group: ChartRow, stored: str, made: str) -> tuple[str, ...]:
     names = [source.pattern.label.removeprefix(stored) for source in group.sources]
     shapes = [_shape(source.shape) for source in group.sources]
     target = group.target.pattern.label.removeprefix(made)
-    return "\n".join(names) or "(nothing)", "\n".join(shapes), " ".join(group.steps), target, _shape(group.target.shape)
+    sources = "\n".join(names) or translate("(nothing)")
+    return sources, "\n".join(shapes), " ".join(group.steps), target, _shape(group.target.shape)
 
 
 def _beginning(spans: list[NamePattern]) -> str:
@@ -130,4 +133,4 @@ def _beginning(spans: list[NamePattern]) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     """Return a shape in short: 768×2304."""
-    return "×".join(map(str, shape)) or "one number"
+    return "×".join(map(str, shape)) or translate("one number")

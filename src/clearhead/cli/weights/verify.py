@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearhead.cli.console import notice, output, read_text, write_json
+from clearhead.cli.console import notice, output, read_text, rich_text, write_json
 from clearhead.cli.exit_codes import USAGE
+from clearhead.cli.language import translate
 from clearhead.cli.options import Config, WeightsSource
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ def _print(found: Verification) -> None:
     failed = [check.name for check in found.checks if check.verdict == "failed"]
     warned = [check.name for check in found.checks if check.verdict == "warning"]
     if failed:
-        console.print(Text(f"Failed: {', '.join(failed)}.", "bold red"))
+        console.print(rich_text(f"Failed: {', '.join(map(translate, failed))}.", "bold red"))
     else:
-        console.print(Text("Nothing failed" + (f"; look at: {', '.join(warned)}." if warned else "."), "green"))
+        warnings = f"; look at: {', '.join(map(translate, warned))}." if warned else "."
+        console.print(rich_text(f"Nothing failed{warnings}", "green"))
 
 
 def _line(check: Check) -> object:
@@ -99,13 +101,13 @@ def _line(check: Check) -> object:
 
     shown = check.details[:_SHOWN]
     more = len(check.details) - len(shown)
-    lines = [Text(check.text, "dim" if check.verdict == "not applicable" else "")]
-    lines += [Text(f"· {detail}", "dim") for detail in shown]
-    lines += [Text(f"· and {more} more (--json lists them)", "dim")] if more else []
+    lines = [rich_text(check.text, "dim" if check.verdict == "not applicable" else "")]
+    lines += [Text(f"· {translate(detail)}", "dim") for detail in shown]
+    lines += [rich_text(f"· and {more} more (--json lists them)", "dim")] if more else []
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(width=1)
     table.add_column(width=12)
     table.add_column(overflow="fold")
     style = _STYLES[check.verdict]
-    table.add_row(Text(_SIGNS[check.verdict], style), Text(check.name, style), Group(*lines))
+    table.add_row(Text(_SIGNS[check.verdict], style), rich_text(check.name, style), Group(*lines))
     return table
