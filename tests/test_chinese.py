@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import string
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,11 @@ def test_the_fields_of_both_languages_agree(name: str) -> None:
         assert fields(english) - endings <= fields(chinese_text) <= fields(english), english
         assert re.search(r"[\u4e00-\u9fff：、]", chinese_text) or not re.search("[a-z]{4}", english), english
         assert not re.search(r"[\u4e00-\u9fff][,;?!]", chinese_text), chinese_text  # Chinese punctuation
+
+
+def test_no_text_has_two_entries() -> None:
+    every = [english for entries in TABLES.values() for english in entries]
+    assert sorted(text for text, count in Counter(every).items() if count > 1) == []
 
 
 def test_every_message_finds_its_own_entry() -> None:
