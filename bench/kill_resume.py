@@ -1,6 +1,6 @@
 """Kills a training run with SIGKILL at random moments, resumes it, and compares its end with an undisturbed run's.
 
-    python bench/kill_resume.py [--kills 20] [--seed 1]
+    python bench/kill_resume.py [--kills 20] [--seed 1] [--async]
 
 A tiny model is trained in a process of its own, which saves a checkpoint at every second step, so that many of the
 moments fall into saving. Exits with 1 where one bit of the weights, of the optimizer's state or of one recorded loss
@@ -56,6 +56,7 @@ evaluate_windows = 2
 samples = ["The"]
 sample_tokens = 4
 checkpoint_every = 2
+async_checkpoints = {background}
 """
 
 
@@ -65,10 +66,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--async", action="store_true", dest="background")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        write_inputs(where, arguments.steps)
+        write_inputs(where, arguments.steps, arguments.background)
         started = time.monotonic()
         to_the_end(where, "whole", resume=False)
         print(f"undisturbed: {arguments.steps} steps in {time.monotonic() - started:.1f} s", flush=True)
@@ -78,14 +80,14 @@ def main() -> None:
         sys.exit(bool(differences) or kills < arguments.kills)
 
 
-def write_inputs(where: Path, steps: int) -> None:
+def write_inputs(where: Path, steps: int, background: bool) -> None:
     """The recipe, the texts, and the corpus that both runs read."""
     draw = random.Random(7)
     words = ["red", "old", "small", "bird", "fish", "sings", "sleeps", "river", "garden", "morning", "the", "a"]
     for name, lines in (("words.txt", 4000), ("valid.txt", 60)):
         text = "\n".join(" ".join(draw.choices(words, k=9)) + "." for _ in range(lines))
         (where / name).write_text(text, encoding="utf-8")
-    (where / "recipe.toml").write_text(RECIPE.format(steps=steps), encoding="utf-8")
+    (where / "recipe.toml").write_text(RECIPE.format(steps=steps, background=str(background).lower()), encoding="utf-8")
 
 
 def start(where: Path, run: str, resume: bool) -> multiprocessing.process.BaseProcess:
@@ -145,7 +147,7 @@ def compare(one: Path, other: Path) -> list[str]:
     states = [
         {
             name: tensor
-            for file in (run / "checkpoints" / newest(run)).glob("*.safetensors")
+            for file in (run / "checkpoints" / newest(run)).rglob("*.safetensors")
             for name, tensor in load_file(file).items()
         }
         for run in (one, other)

@@ -89,16 +89,41 @@ def test_attention_is_torchs(
         assert (gradient.double() - wanted).norm() <= tolerance * size
 
 
-def test_attention_does_not_look_ahead_and_shows_nan() -> None:
+@pytest.mark.parametrize(("tokens", "seen"), [(600, 500), (60, 41)])
+def test_attention_does_not_look_ahead_and_shows_nan(tokens: int, seen: int) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 600, 8) for _ in range(3))
+    q, k, v = (torch.randn(1, 2, tokens, 8) for _ in range(3))
     before = blocked_attention(q, k, v)
     for tensor in (q, k, v):
-        tensor[:, :, 500:] = 7.0
+        tensor[:, :, seen:] = 7.0
     after = blocked_attention(q, k, v)
-    assert torch.equal(before[:, :, :500], after[:, :, :500])
-    q[:, :, 500] = torch.nan
-    assert blocked_attention(q, k, v)[:, :, 500].isnan().all()
+    assert torch.equal(before[:, :, :seen], after[:, :, :seen])
+    q[:, :, seen] = torch.nan
+    found = blocked_attention(q, k, v)
+    assert found[:, :, seen].isnan().all()
+    assert found[:, :, :seen].isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_attention_reads_parts_of_one_tensor_on_any_threads(dtype: torch.dtype, threads: int) -> None:
+    torch.manual_seed(0)
+    joint = torch.randn(6, 50, 3 * 5 * 24).to(dtype).requires_grad_()  # as a layer's queries, keys and values come
+    received = torch.randn(6, 5, 50, 24).to(dtype)
+    before = torch.get_num_threads()
+    parts = [part.view(6, 50, 5, 24).transpose(1, 2) for part in joint.split(5 * 24, dim=-1)]
+    separate = [part.detach().contiguous().requires_grad_() for part in parts]
+    expected = blocked_attention(separate[0], separate[1], separate[2])
+    expected_gradients = torch.autograd.grad(expected, separate, received)
+    torch.set_num_threads(threads)
+    try:
+        found = blocked_attention(parts[0], parts[1], parts[2])
+        (gradient,) = torch.autograd.grad(found, joint, received)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, expected)
+    for part, wanted in zip(gradient.split(5 * 24, dim=-1), expected_gradients, strict=True):
+        assert torch.equal(part.view(6, 50, 5, 24).transpose(1, 2), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

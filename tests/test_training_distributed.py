@@ -147,6 +147,15 @@ def test_a_checkpoint_of_two_goes_on_alone_and_with_three(
     assert_same_to_rounding(tmp_path, alone)
 
 
+def test_checkpoints_in_the_background_of_two_go_on_alone(
+    data: Path, corpus: Corpus, alone: Path, tmp_path: Path
+) -> None:
+    short = as_("shard", SHORT).replace("[training]", "[training]\nasync_checkpoints = true")
+    assert run_together(2, short, data, tmp_path, corpus.folder) == ["", ""]
+    train(parse_recipe(TEXT), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+    assert_same_to_rounding(tmp_path, alone)
+
+
 def test_a_checkpoint_of_one_goes_on_with_two_that_share_it(
     data: Path, corpus: Corpus, alone: Path, tmp_path: Path
 ) -> None:

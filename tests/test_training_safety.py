@@ -37,6 +37,7 @@ from clearhead.training.trackers import TensorBoardTracker
 from clearhead.training.train import find_lr, train
 
 ROOT = Path(__file__).parents[1]
+ASYNC = ("checkpoint_every = 4", "checkpoint_every = 4\nasync_checkpoints = true")
 SHORT = (("steps = 12", "steps = 5"), ("decay_steps = 4", "decay_steps = 0"))
 
 
@@ -47,12 +48,13 @@ def finished(data: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not() -> None:
+@pytest.mark.parametrize("background", [(), ("--async",)])
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(background: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench/kill_resume.py"), "--kills", "5", "--steps", "60"],
+        [sys.executable, str(ROOT / "bench/kill_resume.py"), "--kills", "5", "--steps", "60", *background],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -74,16 +76,23 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
-@pytest.mark.parametrize(("limit", "what"), [(300_000, "the checkpoint of step 8"), (1_000_000, "metrics")])
+@pytest.mark.parametrize(
+    ("limit", "what", "changes"),
+    [
+        (300_000, "the checkpoint of step 8", ()),
+        (300_000, "the checkpoint of step 8", (ASYNC,)),
+        (1_000_000, "metrics", ()),
+    ],
+)
 def test_a_full_disk_stops_a_run_with_a_sentence_and_loses_nothing(
-    data: Path, corpus: Corpus, finished: Path, tmp_path: Path, limit: int, what: str
+    data: Path, corpus: Corpus, finished: Path, tmp_path: Path, limit: int, what: str, changes: tuple[Any, ...]
 ) -> None:
     train(recipe(*SHORT), data, tmp_path, corpus_folder=corpus.folder)
     before = weights_of(tmp_path)
     if what == "metrics":
         (tmp_path / "metrics.jsonl").write_text('{"step": 1, "filler": "' + "x" * 999_950 + '"}\n')
     with files_up_to(limit), pytest.raises(TrainingError, match=rf"no space left in .* for (the )?{what}.*--resume"):
-        train(recipe(), data, tmp_path, corpus_folder=corpus.folder, resume=True)
+        train(recipe(*changes), data, tmp_path, corpus_folder=corpus.folder, resume=True)
     assert not list((tmp_path / "checkpoints").glob(".*"))
     if what != "metrics":
         assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]

@@ -19,6 +19,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -131,7 +132,7 @@ def save_checkpoint(
     save_model: Callable[[Path], None],
     processes: Processes,
     keep: int = 2,
-) -> Path:
+) -> None:
     """Write a checkpoint and delete old ones. All processes call this together.
 
     Args:
@@ -146,33 +147,92 @@ def save_checkpoint(
     Raises:
         TrainingError: if the disk is full, or a tensor contains NaN or infinity; earlier checkpoints are untouched.
     """
-    step = state["step"]
-    folder = run / FOLDER / f"step-{step:08d}"
-    temporary = folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")
-    what = f"the checkpoint of step {step:,}"
-    _refuse_nonfinite(step, tensors, processes)
-    if processes.from_first((folder / _STATE).is_file()):
-        return folder  # stopped again at the step from which the run was resumed
+    new = begin_checkpoint(run, state, tensors, processes, keep)
+    if new is None:
+        return
     try:
-        with processes.first_alone() as first, disk_full_explained(what, run):
+        _write_tensors(new, dict(tensors), processes)
+        with processes.first_alone() as first:
             if first:
-                _remove_unfinished(run)
-                (temporary / _TENSORS).mkdir(parents=True)
-        _write_tensors(temporary / _TENSORS, dict(tensors), processes, what, run)
-        with processes.first_alone() as first, disk_full_explained(what, run):
-            if first:
-                save_model(temporary)
-                whole = {**state, "files": _digests(temporary)}
-                write_text(temporary / _STATE, record_text(whole))
-                flush_to_disk(temporary)
-                temporary.replace(folder)
-                flush_to_disk(folder.parent)
-                _delete_old(run, keep)
+                new.complete(save_model)
     except BaseException:
         if processes.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            new.discard()
         raise
-    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class NewCheckpoint:
+    """A checkpoint that is being written under another name.
+
+    Attributes:
+        run: the run's folder.
+        state: the values to store as JSON.
+        keep: the number of checkpoints to keep.
+    """
+
+    run: Path
+    state: CheckpointState
+    keep: int
+
+    @property
+    def what(self) -> str:
+        """Its name in messages."""
+        return f"the checkpoint of step {self.state['step']:,}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is when it is complete."""
+        return self.run / FOLDER / f"step-{self.state['step']:08d}"
+
+    @property
+    def temporary(self) -> Path:
+        """Where it is until then."""
+        return self.folder.with_name(f".{self.folder.name}{TEMPORARY_SUFFIX}")
+
+    def writer(self) -> dcp.HuggingFaceStorageWriter:
+        """Return what writes its tensors."""
+        return dcp.HuggingFaceStorageWriter(str(self.temporary / _TENSORS), save_distributed=True)
+
+    def complete(self, save_model: Callable[[Path], None]) -> None:
+        """Add the model and the small values to the tensors, rename the folder, and delete old checkpoints.
+
+        Raises:
+            TrainingError: if the disk is full.
+        """
+        with disk_full_explained(self.what, self.run):
+            save_model(self.temporary)
+            whole = {**self.state, "files": _digests(self.temporary)}
+            write_text(self.temporary / _STATE, record_text(whole))
+            flush_to_disk(self.temporary)
+            self.temporary.replace(self.folder)
+            flush_to_disk(self.folder.parent)
+            _delete_old(self.run, self.keep)
+
+    def discard(self) -> None:
+        """Delete what was written."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def begin_checkpoint(
+    run: Path, state: CheckpointState, tensors: Mapping[str, Tensor], processes: Processes, keep: int
+) -> NewCheckpoint | None:
+    """Return a new checkpoint, with an empty folder for its tensors; None if there is one of this step already.
+
+    All processes call this together.
+
+    Raises:
+        TrainingError: if the disk is full, or a tensor contains NaN or infinity.
+    """
+    new = NewCheckpoint(run, state, keep)
+    _refuse_nonfinite(state["step"], tensors, processes)
+    if processes.from_first((new.folder / _STATE).is_file()):
+        return None  # stopped again at the step from which the run was resumed
+    with processes.first_alone() as first, disk_full_explained(new.what, run):
+        if first:
+            _remove_unfinished(run)
+            (new.temporary / _TENSORS).mkdir(parents=True)
+    return new
 
 
 def _refuse_nonfinite(step: int, tensors: Mapping[str, Tensor], processes: Processes) -> None:
@@ -308,15 +368,24 @@ def check_files(checkpoint: Path, state: StoredState) -> None:
             raise _broken(checkpoint, ValueError(f"{name} differs from its checksum"))
 
 
-def _write_tensors(folder: Path, tensors: dict[str, Tensor], processes: Processes, what: str, run: Path) -> None:
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+def _write_tensors(new: NewCheckpoint, tensors: dict[str, Tensor], processes: Processes) -> None:
+    with write_errors_explained(new), _silenced():
+        dcp.save(tensors, storage_writer=new.writer(), no_dist=processes.world == 1)
+
+
+@contextlib.contextmanager
+def write_errors_explained(new: NewCheckpoint) -> Iterator[None]:
+    """Turn an error of the disk in torch's writer into the one for a full disk.
+
+    Raises:
+        TrainingError: if the disk is full.
+    """
     try:
-        with _silenced():
-            dcp.save(tensors, storage_writer=writer, no_dist=processes.world == 1)
+        yield
     except (Exception, CheckpointException) as error:  # the latter is not an Exception
         cause = _cause(error)
         if isinstance(cause, OSError):
-            with disk_full_explained(what, run):
+            with disk_full_explained(new.what, new.run):
                 raise cause from None
         raise
 

@@ -5,6 +5,7 @@ A step is in `step.py`, a checkpoint in `checkpoint.py`, the record of a run in 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -17,6 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from clearhead.model import GPTModel
+from clearhead.training.async_checkpoints import AsyncCheckpoints
 from clearhead.training.card import model_card, score_label
 from clearhead.training.checkpoint import (
     CheckpointState,
@@ -81,11 +83,11 @@ class Run:
         if model is None:
             torch.manual_seed(t.seed)
             model = GPTModel(recipe.model)
-        self._skeleton: GPTModel | None = None  # a sharded model is gathered into a copy of it
-        if t.parallel != "replicate" and group.world > 1:
-            self.model, self._skeleton = model, _without_values(model)
-        else:
-            self.model = model.to(group.device)
+        self._sharded = t.parallel != "replicate" and group.world > 1
+        # A sharded model is gathered into a copy of it, and so is one that is written while training goes on.
+        self._skeleton = _without_values(model) if self._sharded or t.async_checkpoints else None
+        self.model = model if self._sharded else model.to(group.device)
+        self.background = AsyncCheckpoints(group) if t.async_checkpoints else None
         self.precision = precision or choose_precision(t.precision, group.device)
         self.dtype = self.precision.dtype
         self.kernels: dict[str, str] = {}
@@ -148,7 +150,7 @@ class Run:
         for operation, choice in self.kernels.items():
             self.record.say(f"  {operation:<14} {choice}")
         self.clock.start(t.steps - self.step)
-        with self.record, handle_stop_signals() as stop:
+        with self.record, handle_stop_signals() as stop, self.background or contextlib.nullcontext():
             if self._is_validated() and not self.group.from_first(self.record.contains(self.step, "valid")):
                 with self.clock.paused():
                     self._validate()
@@ -160,6 +162,8 @@ class Run:
                 if ends or self.step % t.checkpoint_every == 0:
                     with self.clock.paused():
                         self.save()
+                        if self.background is not None and (step.stop or self.step == t.steps):
+                            self.background.wait()
                 if step.stop:
                     self.record.say(f"stopped after step {self.step:,}; --resume continues from there.")
                     raise KeyboardInterrupt
@@ -182,12 +186,16 @@ class Run:
             "milestone": self.milestones.get(self.step),
         }
         tensors = tensors_by_name(self.model, self.stepper.optimizers)
-        whole = self.whole_model()
+        whole = self.whole_model(copied=self.background is not None)
 
         def save_model(folder: Path) -> None:
             self.task.save(whole, folder, "float32")
 
-        save_checkpoint(self.out, state, tensors, save_model, self.group, self.recipe.training.keep_checkpoints)
+        keep = self.recipe.training.keep_checkpoints
+        if self.background is not None:
+            self.background.save(self.out, state, tensors, save_model, keep)
+        else:
+            save_checkpoint(self.out, state, tensors, save_model, self.group, keep)
 
     def evaluate(self, windows: int | None) -> Scores:
         """Score the model on the held-out data.
@@ -225,19 +233,19 @@ class Run:
         self.record.close()
         return folder
 
-    def whole_model(self) -> GPTModel:
-        """Return the model in one piece: itself or, if it is sharded, a copy on the CPU of the first process.
+    def whole_model(self, copied: bool = False) -> GPTModel:
+        """Return the model in one piece: itself or, sharded or `copied`, a copy on the CPU of the first process.
 
-        All processes call this together; of a sharded model the others get one without values.
+        All processes call this together; of a copy the others get one without values.
         """
-        if self._skeleton is None:
+        if self._skeleton is None or not (self._sharded or copied):
             return self.model
         whole = copy.deepcopy(self._skeleton)
         values = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             gathered = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             if self.group.is_first:
-                values[name] = gathered.detach().cpu()
+                values[name] = gathered.detach().to("cpu", copy=not self._sharded)
         if values:
             whole.load_state_dict(values, assign=True)
         return whole

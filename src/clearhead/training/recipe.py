@@ -123,6 +123,8 @@ class TrainingRecipe:
         sampling: the sampling options of the continuations, such as `temperature` and `top_p`; those that are not
             given have the defaults of `GPT.generate`, and the seed 1.
         checkpoint_every: steps between checkpoints.
+        async_checkpoints: whether checkpoints are written in the background, from a copy in memory, while training goes
+            on.
         keep_checkpoints: the number of checkpoints to keep; older ones are deleted.
         milestones: points of the run such as `1000 steps`, `2 epochs`, `10M tokens` or `1M words`, at which a
             checkpoint is written that is never deleted.
@@ -161,6 +163,7 @@ class TrainingRecipe:
     sample_tokens: int = 40
     sampling: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_every: int = 250
+    async_checkpoints: bool = False
     keep_checkpoints: int = 2
     milestones: tuple[str, ...] = ()
 
@@ -179,7 +182,7 @@ RESUMABLE_KEYS = frozenset(
             "sample_tokens",
             "sampling",
         ),
-        *("checkpoint_every", "keep_checkpoints", "milestones", "epochs", "tokens", "words"),
+        *("checkpoint_every", "async_checkpoints", "keep_checkpoints", "milestones", "epochs", "tokens", "words"),
         *(
             "start",
             "train",

@@ -17,10 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from clearhead.model import fused_attention
 from clearhead.training.cpu.kernels import causal_softmax, causal_softmax_gradient
+from clearhead.training.cpu.short_attention import short_attention
 from clearhead.training.cpu.threads import TYPES, float_bits, run_kernel
 
 _BLOCK = 128  # queries
 _LONG = 512  # tokens; torch's kernel is as fast in float32 below
+SHORT = 64
+"""Up to so many tokens, a head is computed whole, in one compiled kernel."""
 _SCORES = 1 << 20  # of a group of heads at a time: 4 MiB
 
 
@@ -34,9 +37,12 @@ def blocked_attention(queries: Tensor, keys: Tensor, values: Tensor, drop_rate: 
     Returns:
         [B, H, T, D]
     """
-    wide = queries.dtype == torch.float32 and queries.shape[2] < _LONG
-    if drop_rate or wide or queries.dtype not in TYPES:
+    if drop_rate or queries.dtype not in TYPES:
         return fused_attention(queries, keys, values, drop_rate)
+    if queries.shape[2] <= SHORT:
+        return short_attention(queries, keys, values)
+    if queries.dtype == torch.float32 and queries.shape[2] < _LONG:
+        return fused_attention(queries, keys, values)
     found: Tensor = _Attention.apply(queries, keys, values)  # type: ignore[no-untyped-call]
     return found
 

@@ -11,7 +11,7 @@ from torch import nn
 from clearhead.config import GPTConfig
 from clearhead.losses import HeadOperations
 from clearhead.model import CausalSelfAttention, FeedForward, GPTModel
-from clearhead.training.cpu.attention import blocked_attention
+from clearhead.training.cpu.attention import SHORT, blocked_attention
 from clearhead.training.cpu.elementwise import CompiledGELU, compiled_softmax_gradient
 from clearhead.training.cpu.linear import OneDnnLinear, has_onednn, onednn_product
 from clearhead.training.cpu.threads import TYPES
@@ -36,7 +36,7 @@ def use_cpu_kernels(model: GPTModel, config: GPTConfig, dtype: torch.dtype) -> d
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = OneDnnLinear
-    chosen["attention"] = "blocks of queries with a compiled softmax" if config.drop_rate == 0 else "torch, for dropout"
+    chosen["attention"] = _describe_attention(config)
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
             module.attention_fn = blocked_attention
@@ -45,6 +45,14 @@ def use_cpu_kernels(model: GPTModel, config: GPTConfig, dtype: torch.dtype) -> d
     chosen["GELU"] = "compiled kernel" if config.activation == "gelu_tanh" else "torch"
     chosen["cross-entropy"] = "compiled kernel"
     return chosen
+
+
+def _describe_attention(config: GPTConfig) -> str:
+    if config.drop_rate:
+        return "torch, for dropout"
+    if config.context_length <= SHORT:
+        return "compiled kernel, a head at a time"
+    return "blocks of queries with a compiled softmax"
 
 
 def head_operations(dtype: torch.dtype) -> HeadOperations:

@@ -6,8 +6,8 @@ each is one pass that reads and writes either type and computes in float32.
 A kernel is a C function of one table of int64, which any number of threads call at the same time: each takes the next
 piece of the rows until none is left. Which thread computes a row never changes a bit of it.
 
-    table   0      the next piece            4 ...   addresses of the arrays, as the kernel's docstring lists them
-            1      the number of pieces      8 ...   more numbers, likewise
+    table   0      the next piece            4 ...    addresses of the arrays, as the kernel's docstring lists them
+            1      the number of pieces      12 ...   more numbers, likewise
             2, 3   rows and columns
 """
 
@@ -24,14 +24,14 @@ from clearhead.engine.elementwise import exponential
 from clearhead.engine.llvm import atomic_add, bits_as_float, float_as_bits
 from clearhead.utils.jit import Callback
 
-NEXT, PIECES, ROWS, COLUMNS, FIRST_ADDRESS, FIRST_NUMBER = 0, 1, 2, 3, 4, 8
-ENTRIES = 12
+NEXT, PIECES, ROWS, COLUMNS, FIRST_ADDRESS, FIRST_NUMBER = 0, 1, 2, 3, 4, 12
+ENTRIES = 21
 """The length of a table."""
 FLOAT32, BFLOAT16 = 0, 1
 """The types of the arrays of 16 or 32 bits, as kernels know them by number."""
 
 # Sums may be taken in any order, so that they become vector instructions; the order is fixed when LLVM compiles.
-_rows = njit(nogil=True, error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz", "contract"})
+compiled_rows = njit(nogil=True, error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz", "contract"})
 _in_order = njit(nogil=True, error_model="numpy", _nrt=False, fastmath=False)  # said, as a callee inherits it
 
 _SLOPE, _CUBIC = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
@@ -49,14 +49,14 @@ def _pointer_to(element: Any) -> Any:
     return pointer
 
 
-_floats, _halves, _wholes = _pointer_to(types.float32), _pointer_to(types.uint16), _pointer_to(types.int64)
+floats, halves, _wholes = _pointer_to(types.float32), _pointer_to(types.uint16), _pointer_to(types.int64)
 
 
-def _read(numbers: Any, row: Any, column: Any) -> Any:
+def read(numbers: Any, row: Any, column: Any) -> Any:
     """Return a float32 of an array of float32, or of bfloat16's bits."""
 
 
-@overload(_read)
+@overload(read)
 def _read_as(numbers: Any, row: Any, column: Any) -> Any:
     return _read_float32 if numbers.dtype == types.float32 else _read_bfloat16
 
@@ -69,11 +69,11 @@ def _read_bfloat16(numbers: Any, row: Any, column: Any) -> Any:
     return bits_as_float(np.int32(np.uint32(numbers[row, column]) << np.uint32(16)))
 
 
-def _write(numbers: Any, row: Any, column: Any, value: Any) -> None:
+def write(numbers: Any, row: Any, column: Any, value: Any) -> None:
     """Write a float32 into such an array, rounded to its type."""
 
 
-@overload(_write)
+@overload(write)
 def _write_as(numbers: Any, row: Any, column: Any, value: Any) -> Any:
     return _write_float32 if numbers.dtype == types.float32 else _write_bfloat16
 
@@ -90,46 +90,52 @@ def _write_bfloat16(numbers: Any, row: Any, column: Any, value: Any) -> None:
 
 
 @register_jitable
-def _next_rows(table: Any) -> tuple[int, int]:
+def next_rows(table: Any) -> tuple[int, int]:
     """Take the next piece; return its first row and the one behind its last, which are equal if none is left."""
-    piece, pieces, rows = atomic_add(table, NEXT, 1), table[PIECES], table[ROWS]
+    return rows_of(table, atomic_add(table, NEXT, 1))
+
+
+@register_jitable
+def rows_of(table: Any, piece: int) -> tuple[int, int]:
+    """Return a piece's first row and the one behind its last; equal ones if there is no such piece."""
+    pieces, rows = table[PIECES], table[ROWS]
     if piece >= pieces:
         return 0, 0
     return piece * rows // pieces, (piece + 1) * rows // pieces
 
 
 @_in_order
-def _exp(x: Any) -> Any:
+def exp(x: Any) -> Any:
     """`exponential` with its sums in the order in which they are written, whoever calls it: it rounds by them."""
     return exponential(x)
 
 
-@_rows
+@compiled_rows
 def _gelu_rows(x: Any, out: Any, first: int, last: int) -> None:
     """0.5 x (1 + tanh u) = x / (1 + e^(-2u)), with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     for row in range(first, last):
         for index in range(x.shape[1]):
             i = np.uint64(index)  # unsigned, so that the loop has no test for negative indices and is vectorized
-            v = _read(x, row, i)
+            v = read(x, row, i)
             u = _SLOPE * (v + _CUBIC * v * v * v)
-            _write(out, row, i, v / (_ONE + _exp(-_TWO * u)))
+            write(out, row, i, v / (_ONE + exp(-_TWO * u)))
 
 
-@_rows
+@compiled_rows
 def _gelu_gradient_rows(x: Any, gradient: Any, out: Any, first: int, last: int) -> None:
     """The gradient times s + x s (1 - s) 2 du/dx, with s = 1 / (1 + e^(-2u))."""
     for row in range(first, last):
         for index in range(x.shape[1]):
             i = np.uint64(index)
-            v = _read(x, row, i)
+            v = read(x, row, i)
             u = _SLOPE * (v + _CUBIC * v * v * v)
-            s = _ONE / (_ONE + _exp(-_TWO * u))
+            s = _ONE / (_ONE + exp(-_TWO * u))
             slope = _TWO * _SLOPE * (_ONE + _THREE * _CUBIC * v * v)
-            _write(out, row, i, _read(gradient, row, i) * (s + v * s * (_ONE - s) * slope))
+            write(out, row, i, read(gradient, row, i) * (s + v * s * (_ONE - s) * slope))
 
 
-@_rows
-def _greatest(numbers: Any, row: int, count: int) -> Any:
+@compiled_rows
+def greatest_of(numbers: Any, row: int, count: int) -> Any:
     """Return the greatest of numbers[row, :count]; NaN if there is one whose sign is not set.
 
     The bits of floats are ordered as integers are, after those of negative ones are flipped: a maximum of integers
@@ -137,21 +143,21 @@ def _greatest(numbers: Any, row: int, count: int) -> Any:
     """
     most = np.int32(-(2**31))
     for index in range(count):
-        bits = float_as_bits(_read(numbers, row, np.uint64(index)))
+        bits = float_as_bits(read(numbers, row, np.uint64(index)))
         most = max(most, np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
     return bits_as_float(np.int32(most ^ ((most >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 
-@_rows
+@compiled_rows
 def _softmax_rows(scores: Any, logs: Any, geometry: Any, scale: Any, first: int, last: int) -> None:
     """Replace scores by the causal softmax of scale * scores; `geometry` is the queries of a head and the first one."""
     for row in range(first, last):
         seen = geometry[1] + row % geometry[0] + 1
-        greatest = _greatest(scores, row, seen) * scale
+        greatest = greatest_of(scores, row, seen) * scale
         total = np.float32(0)
         for index in range(seen):
             i = np.uint64(index)
-            e = _exp(scores[row, i] * scale - greatest)
+            e = exp(scores[row, i] * scale - greatest)
             scores[row, i] = e
             total += e
         inverse = _ONE / total + (greatest - greatest)  # NaN if a score is NaN or infinite
@@ -163,7 +169,7 @@ def _softmax_rows(scores: Any, logs: Any, geometry: Any, scale: Any, first: int,
         logs[0, row] = greatest + np.float32(math.log(total))
 
 
-@_rows
+@compiled_rows
 def _softmax_gradient_rows(
     scores: Any, received: Any, logs: Any, means: Any, geometry: Any, scale: Any, first: int, last: int
 ) -> None:
@@ -173,7 +179,7 @@ def _softmax_gradient_rows(
         log, mean = logs[0, row], means[0, row]
         for index in range(seen):
             i = np.uint64(index)
-            w = _exp(scores[row, i] * scale - log)
+            w = exp(scores[row, i] * scale - log)
             scores[row, i] = w
             received[row, i] = scale * w * (received[row, i] - mean)
         for index in range(seen, scores.shape[1]):
@@ -182,7 +188,7 @@ def _softmax_gradient_rows(
             received[row, i] = np.float32(0)
 
 
-@_rows
+@compiled_rows
 def _cross_entropy_rows(logits: Any, targets: Any, nats: Any, ignored: int, first: int, last: int) -> None:
     """Write the nats of the targets, and in place of the logits their gradient: softmax minus one at the target."""
     for row in range(first, last):
@@ -191,19 +197,19 @@ def _cross_entropy_rows(logits: Any, targets: Any, nats: Any, ignored: int, firs
         if target == ignored:
             nats[0, row] = np.float32(0)
             for index in range(columns):
-                _write(logits, row, np.uint64(index), np.float32(0))
+                write(logits, row, np.uint64(index), np.float32(0))
             continue
-        greatest = _greatest(logits, row, columns)
-        wanted = _read(logits, row, np.uint64(target)) - greatest
+        greatest = greatest_of(logits, row, columns)
+        wanted = read(logits, row, np.uint64(target)) - greatest
         total = np.float32(0)
         for index in range(columns):
-            total += _exp(_read(logits, row, np.uint64(index)) - greatest)
+            total += exp(read(logits, row, np.uint64(index)) - greatest)
         inverse = _ONE / total + (greatest - greatest)
         for index in range(columns):
             i = np.uint64(index)
-            _write(logits, row, i, _exp(_read(logits, row, i) - greatest) * inverse)
+            write(logits, row, i, exp(read(logits, row, i) - greatest) * inverse)
         probability = np.float32(math.exp(wanted)) * inverse
-        _write(logits, row, np.uint64(target), probability - _ONE)
+        write(logits, row, np.uint64(target), probability - _ONE)
         nats[0, row] = np.float32(math.log(total)) - wanted + (greatest - greatest)
 
 
@@ -213,13 +219,13 @@ def gelu(table: Any) -> None:
     t = carray(table, (ENTRIES,))
     shape = (t[ROWS], t[COLUMNS])
     while True:
-        first, last = _next_rows(t)
+        first, last = next_rows(t)
         if first == last:
             return
         if t[FIRST_NUMBER] == BFLOAT16:
-            _gelu_rows(carray(_halves(t[4]), shape), carray(_halves(t[5]), shape), first, last)
+            _gelu_rows(carray(halves(t[4]), shape), carray(halves(t[5]), shape), first, last)
         else:
-            _gelu_rows(carray(_floats(t[4]), shape), carray(_floats(t[5]), shape), first, last)
+            _gelu_rows(carray(floats(t[4]), shape), carray(floats(t[5]), shape), first, last)
 
 
 @Callback
@@ -228,14 +234,14 @@ def gelu_gradient(table: Any) -> None:
     t = carray(table, (ENTRIES,))
     shape = (t[ROWS], t[COLUMNS])
     while True:
-        first, last = _next_rows(t)
+        first, last = next_rows(t)
         if first == last:
             return
         if t[FIRST_NUMBER] == BFLOAT16:
-            x, received, out = carray(_halves(t[4]), shape), carray(_halves(t[5]), shape), carray(_halves(t[6]), shape)
+            x, received, out = carray(halves(t[4]), shape), carray(halves(t[5]), shape), carray(halves(t[6]), shape)
             _gelu_gradient_rows(x, received, out, first, last)
         else:
-            a, b, c = carray(_floats(t[4]), shape), carray(_floats(t[5]), shape), carray(_floats(t[6]), shape)
+            a, b, c = carray(floats(t[4]), shape), carray(floats(t[5]), shape), carray(floats(t[6]), shape)
             _gelu_gradient_rows(a, b, c, first, last)
 
 
@@ -247,10 +253,10 @@ def causal_softmax(table: Any) -> None:
     a head, the first query's position, the bits of the scale.
     """
     t = carray(table, (ENTRIES,))
-    scores, logs = carray(_floats(t[4]), (t[ROWS], t[COLUMNS])), carray(_floats(t[5]), (1, t[ROWS]))
-    geometry, scale = (t[8], t[9]), bits_as_float(np.int32(t[10]))
+    scores, logs = carray(floats(t[4]), (t[ROWS], t[COLUMNS])), carray(floats(t[5]), (1, t[ROWS]))
+    geometry, scale = (t[FIRST_NUMBER], t[FIRST_NUMBER + 1]), bits_as_float(np.int32(t[FIRST_NUMBER + 2]))
     while True:
-        first, last = _next_rows(t)
+        first, last = next_rows(t)
         if first == last:
             return
         _softmax_rows(scores, logs, geometry, scale, first, last)
@@ -265,11 +271,11 @@ def causal_softmax_gradient(table: Any) -> None:
     """
     t = carray(table, (ENTRIES,))
     shape, line = (t[ROWS], t[COLUMNS]), (1, t[ROWS])
-    scores, received = carray(_floats(t[4]), shape), carray(_floats(t[5]), shape)
-    logs, means = carray(_floats(t[6]), line), carray(_floats(t[7]), line)
-    geometry, scale = (t[8], t[9]), bits_as_float(np.int32(t[10]))
+    scores, received = carray(floats(t[4]), shape), carray(floats(t[5]), shape)
+    logs, means = carray(floats(t[6]), line), carray(floats(t[7]), line)
+    geometry, scale = (t[FIRST_NUMBER], t[FIRST_NUMBER + 1]), bits_as_float(np.int32(t[FIRST_NUMBER + 2]))
     while True:
-        first, last = _next_rows(t)
+        first, last = next_rows(t)
         if first == last:
             return
         _softmax_gradient_rows(scores, received, logs, means, geometry, scale, first, last)
@@ -284,15 +290,15 @@ def cross_entropy(table: Any) -> None:
     """
     t = carray(table, (ENTRIES,))
     shape, line = (t[ROWS], t[COLUMNS]), (1, t[ROWS])
-    targets, nats = carray(_wholes(t[5]), line), carray(_floats(t[6]), line)
+    targets, nats = carray(_wholes(t[5]), line), carray(floats(t[6]), line)
     while True:
-        first, last = _next_rows(t)
+        first, last = next_rows(t)
         if first == last:
             return
         if t[FIRST_NUMBER] == BFLOAT16:
-            _cross_entropy_rows(carray(_halves(t[4]), shape), targets, nats, t[9], first, last)
+            _cross_entropy_rows(carray(halves(t[4]), shape), targets, nats, t[FIRST_NUMBER + 1], first, last)
         else:
-            _cross_entropy_rows(carray(_floats(t[4]), shape), targets, nats, t[9], first, last)
+            _cross_entropy_rows(carray(floats(t[4]), shape), targets, nats, t[FIRST_NUMBER + 1], first, last)
 
 
 KERNELS = (gelu, gelu_gradient, causal_softmax, causal_softmax_gradient, cross_entropy)

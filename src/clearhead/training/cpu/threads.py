@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clearhead.training.cpu.head_kernels import HEAD_KERNELS
 from clearhead.training.cpu.kernels import (
     BFLOAT16,
     COLUMNS,
@@ -45,24 +46,29 @@ def run_kernel(kernel: Callback, shape: tuple[int, int], tensors: list[Tensor], 
         numbers: likewise.
     """
     table = np.zeros(ENTRIES, np.int64)
-    threads = torch.get_num_threads()
-    most = _PIECES_A_THREAD * threads if threads > 1 else 1
-    table[PIECES] = max(1, min(shape[0], shape[0] * shape[1] // _PIECE, most))
+    table[PIECES] = count_pieces(shape)
     table[ROWS], table[COLUMNS] = shape
     table[FIRST_ADDRESS : FIRST_ADDRESS + len(tensors)] = [tensor.data_ptr() for tensor in tensors]
     table[FIRST_NUMBER : FIRST_NUMBER + len(numbers)] = numbers
     team = _team() if table[PIECES] > 1 else None
-    _compile()
+    _compile(HEAD_KERNELS if kernel in HEAD_KERNELS else KERNELS)
     if team is None:
         kernel(table.ctypes.data)
     else:
-        team(kernel.address, table.ctypes.data, min(threads, int(table[PIECES])), 0)
+        team(kernel.address, table.ctypes.data, min(torch.get_num_threads(), int(table[PIECES])), 0)
+
+
+def count_pieces(shape: tuple[int, int]) -> int:
+    """Return into how many pieces `run_kernel` divides rows and columns."""
+    threads = torch.get_num_threads()
+    most = _PIECES_A_THREAD * threads if threads > 1 else 1
+    return max(1, min(shape[0], shape[0] * shape[1] // _PIECE, most))
 
 
 @cache
-def _compile() -> None:
+def _compile(kernels: tuple[Callback, ...]) -> None:
     with compile_notice("Compiling kernels for training, once on this machine …"):
-        for kernel in KERNELS:
+        for kernel in kernels:
             assert kernel.address
 
 
