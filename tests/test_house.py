@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "clearhead"
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/how-it-is-built.md"])
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/how-it-is-built.md", "docs/how-it-is-built.zh.md"])
 def test_every_file_that_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"`([\w/]+(?:\.py|/))`", text)

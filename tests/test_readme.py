@@ -70,7 +70,7 @@ def test_the_code_prints_what_is_shown(page: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.endswith(shown)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/how-it-is-built.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/how-it-is-built.md", "docs/how-it-is-built.zh.md"])
 def test_every_link_leads_to_a_file(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
