@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import command_line
@@ -25,6 +27,7 @@ from clearhead.engine.variants import VARIANT
 from clearhead.errors import InputError
 from clearhead.inference.runner import Slot
 from clearhead.model import GPTModel
+from clearhead.utils import system
 from clearhead.weights.random_tensors import RandomTensors
 
 TINY = GPTConfig(vocab_size=60, context_length=48, emb_dim=16, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=True)
@@ -163,6 +166,24 @@ def test_bench_of_random_weights_is_a_table_and_fits_80_columns(folder: Path, mo
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("int8") for line in lines) == 3  # one sequence, several together, memory and start
+
+
+@pytest.mark.parametrize("kind", ["no folder", "full"])
+def test_a_random_model_needs_no_cache(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    if kind == "no folder":
+        cache.write_text("in the way")
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10, used=9, free=1))
+    monkeypatch.setenv("CLEARHEAD_CACHE", str(cache))
+    monkeypatch.setattr(system._Reported, "lost_cache", False)
+    with random_model(TINY, ["int8"], 1) as made:
+        assert weights.open(made).config.emb_dim == TINY.emb_dim
+        assert cache not in made.parents
+    assert not made.exists()
+    assert capsys.readouterr().err.count("cannot be kept in") == 1
 
 
 def test_a_random_model_is_gone_afterwards() -> None:

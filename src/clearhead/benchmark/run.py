@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clearhead.anatomy.count import bytes_of, count_parameters
 from clearhead.benchmark.bandwidth import read_speeds
 from clearhead.benchmark.speed import Figure, Workload
 from clearhead.config import GPTConfig
 from clearhead.engine.building import layout, size
 from clearhead.engine.pages import PAGE, cache_type, page_bytes
 from clearhead.errors import InputError
-from clearhead.utils.system import cache_folder
+from clearhead.utils.system import scratch_folder
 
 _RUNS = 5  # of what is run several times
 
@@ -107,8 +108,8 @@ def random_model(config: GPTConfig, dtypes: Sequence[str], threads: int) -> Iter
     from clearhead.engine.store import forget, keep_rounded
     from clearhead.weights.random_tensors import RandomTensors
 
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="random-") as made:
+    n_bytes = bytes_of(count_parameters(config).total, "bfloat16")
+    with tempfile.TemporaryDirectory(dir=scratch_folder(n_bytes), prefix="random-") as made:
         folder = Path(made) / "model"
         weights.save(folder, config, RandomTensors(config), dtype="bfloat16")
         try:

@@ -116,7 +116,8 @@ def forget(source: Source) -> None:
 
     for dtype in DTYPES:
         for activations in ACTIVATIONS:
-            _kept_path(source, dtype, activations).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # nothing is kept in a cache that cannot be written
+                _kept_path(source, dtype, activations).unlink()
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -197,10 +198,7 @@ def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
             arrays = _calibrated(source, activations, threads)
         else:
             arrays = build(source.config, source.lazy(row_major=False), dtype, threads, activations)
-    try:
-        _keep(source, dtype, activations, arrays)
-    except OSError as error:  # without the kept file the next start is slower, no more
-        report_lost_cache(_WEIGHTS, error)
+    _keep(source, dtype, activations, arrays)
     return arrays
 
 
@@ -222,6 +220,14 @@ def _calibrated(source: Source, activations: str, threads: int) -> Arrays:
 
 
 def _keep(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:
+    """Keep the arrays on disk if that is possible; without the kept file the next start is slower, no more."""
+    try:
+        _write(source, dtype, activations, arrays)
+    except OSError as error:
+        report_lost_cache(_WEIGHTS, error)
+
+
+def _write(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:
     from clearhead.engine.arrays import ALIGNMENT
 
     path = _kept_path(source, dtype, activations)

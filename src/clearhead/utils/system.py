@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,22 @@ def cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
     return base / "clearhead"
+
+
+def scratch_folder(n_bytes: int) -> Path:
+    """Return a folder for temporary files of this size together.
+
+    It is the cache folder, whose disk is rarely a small one in memory; the system's temporary folder if the cache
+    cannot be written or is too full.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            enough = shutil.disk_usage(folder).free >= n_bytes
+    except OSError:
+        enough = False
+    return folder if enough else Path(tempfile.gettempdir())
 
 
 class _Reported:
