@@ -391,6 +391,36 @@ def test_one_text_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(error, ClearheadError) and "too few to learn from" in str(error)
 
 
+@pytest.mark.slow
+def test_a_data_set_on_the_hub_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands for a data set on the hub; its card says how large the download is, as on the hub."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "birds"
+    folder.mkdir()
+    rows = [{"text": sentences("bird", 3, seed)} for seed in range(60)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  splits:\n  - name: train\n"
+        "    num_bytes: 54321\n    num_examples: 60\n  download_size: 7000000\n  dataset_size: 54321\n---\n"
+    )
+    monkeypatch.setattr("clearhead.training.text_recipe._FEWEST_STEPS", 4)
+    monkeypatch.setattr("clearhead.training.text_recipe._MOST_STEPS", 4)
+    name = f"hf:{folder}"
+    done = CliRunner().invoke(make_app(), ["train", name, "--out", "run"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert f"{name}: 7 MB will be downloaded to {tmp_path / 'cache'}" in done.output
+    assert f"{name}: a GPT-2 with" in done.output and "will read 4,096 tokens in 4 steps" in done.output
+    assert "texts of 54,321 bytes" in Path("run/recipe.toml").read_text()
+    assert clearhead.load("run/model").generate("The", max_new_tokens=3).text
+    again = CliRunner().invoke(make_app(), ["train", name, "--out", "other"], catch_exceptions=False)
+    assert again.exit_code == 0 and "will be downloaded" not in again.output  # it is there
+    resumed = CliRunner().invoke(make_app(), ["train", "--resume", "--out", "run"], catch_exceptions=False)
+    assert resumed.exit_code == 0
+
+
 def test_recipes_that_come_along_have_names(tmp_path: Path) -> None:
     from clearhead.training.text_recipe import bundled_recipe
 

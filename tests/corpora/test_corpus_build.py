@@ -178,7 +178,7 @@ def test_a_data_set_gives_what_json_lines_give(
 
 def test_a_data_set_without_its_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TrainingError, match="pip install datasets"):
+    with pytest.raises(TrainingError, match=r"pip install 'clearhead\[eval\]'"):
         build_corpus(plan_of("hf:a/b"), tmp_path / "corpus")
 
 

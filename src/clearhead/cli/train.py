@@ -30,6 +30,8 @@ Examples:
 
 [bold]clearhead train recipes/storyteller.toml --data texts --out runs/storyteller --find-lr[/]
 
+[bold]clearhead train hf:roneneldan/TinyStories --out runs/tiny[/]             a data set on the hub
+
 [bold]clearhead train --resume --out runs/storyteller[/]
 
 [bold]clearhead train recipes/classes.toml --data examples --out runs/spam[/]
@@ -42,7 +44,7 @@ RecipeFile = Annotated[
     typer.Argument(
         help="A recipe: a TOML file with the model, the texts and the training, or the name of one that comes along "
         "(storyteller, babylm, instructions, classes, shakespeare_char); or, without --data, a text file, with "
-        "defaults that suit its size. With --resume, OUT's own."
+        "defaults that suit its size, or a data set on the hub (hf:NAME). With --resume, OUT's own."
     ),
 ]
 Data = Annotated[
@@ -120,7 +122,8 @@ def train(
     A recipe with [finetune] starts from an existing model (bundled, a folder, a name on the hub) and trains it on
     texts, on prompts and responses, or on classes; either all weights, or with lora_rank a few added ones.
 
-    A text file instead of a recipe is enough to begin: the recipe is made for it, and stored in OUT to be changed.
+    A text file instead of a recipe is enough to begin: the recipe is made for it, and stored in OUT to be changed. So
+    is a data set on the hub, hf:NAME, whose column "text" is read; what will be downloaded is said first.
 
     A line <|endoftext|> separates the documents in a text file.
     """
@@ -136,7 +139,7 @@ def train(
         recipe = bundled_recipe(str(recipe)) or recipe
     from_text = recipe is not None and data is None and not resuming and recipe.suffix != ".toml"
     if recipe is not None and from_text:
-        data = recipe.parent
+        data = Path() if _is_dataset(recipe) else recipe.parent
     if start_from.resume:
         before = read_origin(out)
         start = before.start if recipe is None else None
@@ -170,19 +173,38 @@ def _print_rates(rates: Mapping[str, float], out: Path) -> None:
 
 
 def _read(file: Path, from_text: bool) -> Recipe:
-    """Read a recipe, or make one for a text and say what the training will take."""
+    """Read a recipe, or make one for a text or a data set and say what the training will take."""
     from clearhead.training.recipe_reader import parse_recipe, read_recipe
 
     if not from_text:
         return read_recipe(file)
     from clearhead.anatomy import count_parameters
-    from clearhead.training.text_recipe import recipe_for_text
+    from clearhead.training.text_recipe import recipe_for_dataset, recipe_for_text
 
-    recipe = parse_recipe(recipe_for_text(file))
+    name = file.name
+    if _is_dataset(file):
+        name = file.as_posix()
+        recipe = parse_recipe(recipe_for_dataset(name, _say_download(name)))
+    else:
+        recipe = parse_recipe(recipe_for_text(file))
     tokens = recipe.training.steps * recipe.training.batch_size * recipe.model.context_length
     parameters = count_parameters(recipe.model).total
     say(
-        f"{file.name}: a GPT-2 with {parameters:,} parameters will read {tokens:,} tokens in "
+        f"{name}: a GPT-2 with {parameters:,} parameters will read {tokens:,} tokens in "
         f"{recipe.training.steps:,} steps, some {6 * parameters * tokens / 1e12:,.1f} TFLOPs."
     )
     return recipe
+
+
+def _is_dataset(recipe: Path) -> bool:
+    return recipe.as_posix().startswith("hf:")
+
+
+def _say_download(name: str) -> int | None:
+    """Say what a data set on the hub will download; return the size of its texts in bytes, None if it is unknown."""
+    from clearhead.data.sources.hub_dataset import HubDataset
+
+    found = HubDataset.from_name(name, "text").download()
+    if found.n_bytes is not None:
+        say(f"{name}: {found.n_bytes / 1e6:,.0f} MB will be downloaded to {found.folder} (HF_HOME moves it).")
+    return found.text_bytes

@@ -36,10 +36,7 @@ _SHAPES = (
 
 
 def recipe_for_text(file: Path) -> str:
-    """Return a recipe, as TOML, that trains a model from scratch on one text file.
-
-    The shape grows with the text. The steps read the text about eight times, but at least 200 and at most 4,000 are
-    made. The last tenth of the text is held out.
+    """Return a recipe, as TOML, that trains a model from scratch on one text file; the last tenth is held out.
 
     Raises:
         TrainingError: if the file cannot be read or is too short.
@@ -52,15 +49,35 @@ def recipe_for_text(file: Path) -> str:
         raise TrainingError(
             f"{file} has {size:,} bytes, too few to learn from; give a text of at least {_SMALLEST:,} bytes."
         )
+    return _recipe(file.name, file.stem, size, "tail:0.1")
+
+
+def recipe_for_dataset(name: str, size: int | None) -> str:
+    """Return a recipe, as TOML, that trains a model from scratch on a data set of the hub; a hundredth is held out.
+
+    Args:
+        name: `hf:NAME`, `hf:NAME:CONFIG` or `hf:NAME:CONFIG:SPLIT`.
+        size: of its texts, in bytes; None if it is not known.
+    """
+    return _recipe(name, name.removeprefix("hf:").split(":")[0].split("/")[-1], size, "0.01")
+
+
+def _recipe(source: str, label: str, size: int | None, validation: str) -> str:
+    """Return a recipe for a source of this size in bytes.
+
+    The shape grows with the text. The steps read the text about eight times, but at least 200 and at most 4,000 are
+    made.
+    """
+    size, known = (size, f"{size:,} bytes") if size else (1 << 40, "unknown size")
     shape = next(shape for shape in _SHAPES if size <= shape.largest)
     of_bytes = shape.vocab_size == _BYTES_VOCABULARY
     tokens = size * 0.9 / (1 if of_bytes else _BYTES_PER_TOKEN)
     steps = round(_EPOCHS * tokens / (_BATCH * shape.context_length))
     steps = max(_FEWEST_STEPS, min(_MOST_STEPS, steps))
-    name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in file.stem) or "text"
-    quoted = file.name.replace("\\", "\\\\").replace('"', '\\"')
+    name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in label) or "text"
+    quoted = source.replace("\\", "\\\\").replace('"', '\\"')
     return f"""\
-# Made by `clearhead train {file.name}`: defaults for a text of {size:,} bytes. Change what you like.
+# Made by `clearhead train {source}`: defaults for texts of {known}. Change what you like.
 
 [model]
 vocab_size = {shape.vocab_size}
@@ -76,7 +93,7 @@ tie_weights = true
 [[corpus.source]]
 name = "{name}"
 train = "{quoted}"
-validation = "tail:0.1"
+validation = "{validation}"
 
 [training]
 steps = {steps}

@@ -7,7 +7,9 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearhead.data.documents import Fragment
@@ -17,6 +19,21 @@ from clearhead.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What loading a data set downloads.
+
+    Attributes:
+        n_bytes: how much; None if everything is there already, or the hub does not say.
+        text_bytes: the size of the split, if the hub says it.
+        folder: where the library `datasets` keeps it; HF_HOME moves it.
+    """
+
+    n_bytes: int | None
+    text_bytes: int | None
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,20 @@ class HubDataset:
         config = parts[1] if len(parts) > 1 and parts[1] else None
         return cls(name, parts[0], config, parts[2] if len(parts) > 2 else "train", field)
 
+    def download(self) -> Download:
+        """Return what loading the data set will download, from its description on the hub alone.
+
+        Raises:
+            TrainingError: if the library `datasets` is missing, or the data set cannot be found.
+        """
+        datasets = self._library()
+        with self._named_errors():
+            builder = datasets.load_dataset_builder(self.path, self.config)
+            info, folder = builder.info, Path(builder.cache_dir)
+            split = (info.splits or {}).get(self.split)
+            there = (folder / "dataset_info.json").is_file()
+        return Download(None if there else info.download_size or None, split.num_bytes if split else None, folder)
+
     def size(self) -> int:
         """Return the size of the column in memory, in bytes."""
         return int(self._column().data.nbytes)
@@ -68,24 +99,33 @@ class HubDataset:
 
     def _column(self) -> Any:
         """Return the data set with the document's column alone."""
+        self._library()
+        with self._named_errors():
+            table = _load(self.path, self.config, self.split)
+        if self.field not in table.column_names:
+            columns = ", ".join(table.column_names)
+            raise InputError(f"{self.name} has no column {self.field!r}; give one of {columns} with --field.")
+        return table.select_columns([self.field])
+
+    def _library(self) -> Any:
         try:
-            import datasets  # noqa: F401
+            import datasets
         except ImportError:
             raise TrainingError(
                 f"{self.name} is a data set on the hub, and the library datasets that reads it is not installed; "
-                "install it with: pip install datasets."
+                "install it with: pip install 'clearhead[eval]'."
             ) from None
+        return datasets
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
-            table = _load(self.path, self.config, self.split)
+            yield
         except Exception as error:  # the library and its dependencies raise many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise TrainingError(
                 f"{self.name} could not be loaded ({reason}); expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT."
             ) from None
-        if self.field not in table.column_names:
-            columns = ", ".join(table.column_names)
-            raise InputError(f"{self.name} has no column {self.field!r}; give one of {columns} with --field.")
-        return table.select_columns([self.field])
 
     def _rows_after(self, cursor: Cursor) -> tuple[Iterator[Any], _Hash]:
         """Return the rows after a cursor, and the running hash of the rows before it, which must match."""
