@@ -223,7 +223,7 @@ def test_errors_and_usage_errors_are_chinese() -> None:
     result = call("generate", "a", "--dtype", "int3", "--lang", "zh")
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr.decode() == (
-        "clearhead: dtype 为 'int3'；权重在内存中可用的类型是 float32, bfloat16, int8, int4, float16。\n"
+        "clearhead: --dtype 为 'int3'；权重在内存中可用的类型是 float32, bfloat16, int8, int4, float16。\n"
     )
     result = call("generate", "a", "--temp", "1", "--lang", "zh")
     assert result.returncode == 2 and "没有选项 --temp（可能是：--temperature）" in result.stderr.decode()

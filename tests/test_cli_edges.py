@@ -128,12 +128,31 @@ def test_memory_that_runs_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         (["generate", "a", "--temp", "1"], "--temperature"),
         (["generate", "a", "--max-tokens", "1"], "--max-new-tokens"),
         (["generate", "Once", "upon", "a", "time"], '"Once upon a time"'),
+        (["generate", "-n", "3", "Once", "upon", "--seed", "1", "a", "time"], 'clearhead generate "Once upon a time"'),
     ],
 )
 def test_usage_errors_say_what_was_meant(words: list[str], hint: str) -> None:
     result = call(*words)
     assert result.returncode == 2
     assert hint in " ".join(result.stderr.decode().replace("│", " ").split())
+
+
+def test_quotes_are_suggested_only_for_text() -> None:
+    result = call("weights", "inspect", "a", "b")
+    assert result.returncode == 2 and b"(b)" in result.stderr and b"quotes" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--dtype", "int3"], "--dtype is 'int3'"),
+        (["--device", "cuda", "--backend", "engine"], "--device is 'cuda'"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--logprobs", "99999"], "--logprobs is 99999"),
+    ],
+)
+def test_errors_name_options_as_the_command_line_does(words: list[str], sentence: str) -> None:
+    assert refused(call("generate", "a", *words)).startswith(sentence)
 
 
 def test_hidden_options_are_not_suggested() -> None:

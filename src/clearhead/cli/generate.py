@@ -10,7 +10,7 @@ import typer
 
 from clearhead.cli.console import read_prompt, write_json
 from clearhead.cli.model_argument import load_model
-from clearhead.cli.options import MODEL_PANEL, Config, Device, Json, Model, PromptFile, choices, flatten
+from clearhead.cli.options import MODEL_PANEL, Config, Device, Json, Model, PromptFile, choices, flatten, named_as_flags
 from clearhead.errors import InputError
 from clearhead.inference.options import Prompt, PromptOptions
 from clearhead.utils.arguments import Backend, Dtype
@@ -119,15 +119,19 @@ def generate(
     chosen = _as_keywords(options)
     begun: Prompt = text
     if chat:
-        request = ChatSession(gpt, **chosen).request(text)
-        begun, chosen = list(request.prompt_ids), {**chosen, "stop": request.stop}
+        with named_as_flags():
+            asked = ChatSession(gpt, **chosen).request(text)
+        begun, chosen = list(asked.prompt_ids), {**chosen, "stop": asked.stop}
     if as_json:
-        write_json({**_as_json(gpt, gpt.generate(begun, **chosen)), "prompt": text})
+        with named_as_flags():
+            generation = gpt.generate(begun, **chosen)
+        write_json({**_as_json(gpt, generation), "prompt": text})
         return
     if demo:
         introduce(gpt)
     show_prompt = demo or (sys.stdout.isatty() and not chat)
-    write_samples(gpt, text, gpt.request(begun, **chosen), show_prompt=show_prompt)
+    with named_as_flags():
+        write_samples(gpt, text, gpt.request(begun, **chosen), show_prompt=show_prompt)
     if demo:
         suggest()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clearhead.cli.options import named_as_flags
 from clearhead.config import HUB_NAMES, RELEASED, GPTConfig, parse_config
 from clearhead.errors import WeightsError
 
@@ -128,7 +129,8 @@ def load_model(argument: str | None, **options: Any) -> GPT:
     from clearhead.cli.console import notice
     from clearhead.loading import load
 
-    gpt = load(argument, **options)
+    with named_as_flags(cache_tokens="--memory-tokens"):
+        gpt = load(argument, **options)
     for note in gpt.notes:
         notice(note)
     return gpt

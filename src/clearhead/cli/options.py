@@ -6,12 +6,14 @@ has a few parameters, however many options it has. The options of sampling come 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
+import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -139,10 +141,8 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
             given["lang"] = lang
         for name, (structure, own) in structures.items():
             fields = {one: given.pop(one) for one in own}
-            try:
+            with named_as_flags():
                 given[name] = structure(**fields)
-            except InputError as error:
-                raise InputError(_in_flags(str(error))) from None
         verb(**given)
 
     parameters = [one.replace(annotation=_localized(one.annotation)) for one in parameters]
@@ -206,10 +206,28 @@ def _option_annotation(name: str) -> Any:
     return Annotated[declared.cli_type, option]
 
 
-def _in_flags(sentence: str) -> str:
-    """Replace the Python name of an option at the start of an error message by its flag."""
+_LOADING = {"backend": "--backend", "device": "--device", "dtype": "--dtype", "threads": "--threads"}
+"""The flags of the arguments of `clearhead.load` whose errors name them."""
+
+
+@contextlib.contextmanager
+def named_as_flags(**flags: str) -> Iterator[None]:
+    """Let errors name options as the command line does, not as Python does.
+
+    Args:
+        flags: the flags of further arguments, by their Python names.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_in_flags(str(error), flags)) from None
+
+
+def _in_flags(sentence: str, more: Mapping[str, str]) -> str:
+    """Replace the Python name of an option, at the start of an error message or in its advice, by its flag."""
     from clearhead.inference.options import OPTIONS
 
-    name, _, rest = sentence.partition(" ")
-    declared = OPTIONS.get(name)
-    return f"{declared.flags[0]} {rest}" if declared is not None and declared.flags else sentence
+    flags = {name: option.flags[0] for name, option in OPTIONS.items() if option.flags} | _LOADING | dict(more)
+    name, space, rest = sentence.partition(" ")
+    sentence = flags.get(name, name) + space + rest
+    return re.sub(r"(leave out|raise) (\w+)", lambda found: f"{found[1]} {flags.get(found[2], found[2])}", sentence)

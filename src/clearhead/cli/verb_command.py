@@ -25,11 +25,13 @@ class VerbCommand(TyperCommand):
                 option = getattr(error, "option_name", None)
                 if option is not None and hasattr(error, "possibilities"):
                     error.possibilities = self._suggest(option)
-                elif str(getattr(error, "message", "")).startswith("Got unexpected extra argument"):
-                    words = " ".join(word for word in given if not word.startswith("-"))
+                elif (
+                    str(getattr(error, "message", "")).startswith("Got unexpected extra argument")
+                    and self._reads_text()
+                ):
                     error.message = (  # type: ignore[attr-defined]
                         f"{error.message} - text with spaces needs quotes: "  # type: ignore[attr-defined]
-                        f'clearhead {ctx.info_name} "{words}"'
+                        f'{ctx.command_path} "{" ".join(self._words(ctx, given))}"'
                     )
                 raise
 
@@ -45,6 +47,22 @@ class VerbCommand(TyperCommand):
     def get_usage(self, ctx: Any) -> str:
         """Return the line that names the arguments."""
         return super().get_usage(ctx).replace("Usage:", translation("Usage:"), 1)
+
+    def _words(self, ctx: Any, given: list[str]) -> list[str]:
+        """Return the arguments that are neither options nor values of options."""
+        takes_value = {
+            name
+            for parameter in self.get_params(ctx)
+            if not getattr(parameter, "is_flag", False) and not getattr(parameter, "count", False)
+            for name in parameter.opts
+            if name.startswith("-")
+        }
+        pairs = zip(["", *given], given, strict=False)
+        return [word for before, word in pairs if not word.startswith("-") and before not in takes_value]
+
+    def _reads_text(self) -> bool:
+        """Return whether the argument of the verb is a text, which may have spaces."""
+        return any(parameter.name in ("prompt", "text") for parameter in self.params if parameter.opts[0][:1] != "-")
 
     def _suggest(self, option: str) -> list[str]:
         """Return the visible options that begin like this one, or else resemble it."""
