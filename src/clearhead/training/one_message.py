@@ -18,7 +18,10 @@ import torch.distributed as dist
 from clearhead.training.distributed import open_store
 
 PATIENCE = 5.0
-"""Seconds that a process leaves to each one before it. Only a process that died needs as long to print a sentence."""
+"""Seconds that a process leaves to each one before it: one that has not begun to print by then has probably died."""
+_ANSWER = timedelta(
+    seconds=25
+)  # of the store, and of a process that is printing; torchrun's own patience is 30 seconds
 _PRINTING, _PRINTED = "error being printed", "error printed"
 
 
@@ -34,11 +37,11 @@ def print_once(show: Callable[[], None], patience: float = PATIENCE) -> None:
     store = None
     # The store may be gone with torchrun.
     with contextlib.suppress(RuntimeError, ValueError):
-        store = open_store(timedelta(seconds=patience))
+        store = open_store(_ANSWER)
         if store is not None:
-            if rank and _wait(store, rank * patience):
+            if rank and _wait(store, timedelta(seconds=rank * patience)):
                 return
-            if store.add(_PRINTING, 1) > 1 and _wait(store, patience):
+            if store.add(_PRINTING, 1) > 1 and _wait(store, _ANSWER):
                 return
     show()
     if store is not None:
@@ -46,10 +49,10 @@ def print_once(show: Callable[[], None], patience: float = PATIENCE) -> None:
             store.set(_PRINTED, "yes")
 
 
-def _wait(store: dist.Store, seconds: float) -> bool:
+def _wait(store: dist.Store, patience: timedelta) -> bool:
     """Wait for another process to print; return whether it did."""
     try:
-        store.wait([_PRINTED], timedelta(seconds=seconds))
+        store.wait([_PRINTED], patience)
     except dist.DistStoreError:
         return False
     return True
