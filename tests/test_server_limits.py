@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import socket
 from typing import Any
@@ -96,6 +97,57 @@ def test_broken_bodies_are_refused(http: httpx.Client, raw: bytes) -> None:
     assert response.status_code == 400 or (response.status_code == 200 and b"udfff" in raw)
     if response.status_code == 400:
         assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_bodies_that_are_not_json_are_refused_with_what_to_do(http: httpx.Client) -> None:
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": "text/plain"}):
+        response = http.post("/v1/completions", content=body, headers=headers)
+        assert response.status_code == 400
+        assert "add the header 'Content-Type: application/json'" in response.json()["error"]["message"]
+    packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = http.post("/v1/completions", content=gzip.compress(body), headers=packed)
+    assert response.status_code == 400 and "without a Content-Encoding" in response.json()["error"]["message"]
+    charset = {"Content-Type": "application/json; charset=utf-8"}
+    assert http.post("/v1/completions", content=body, headers=charset).status_code == 200
+
+
+def test_an_error_about_a_large_expression_is_short(http: httpx.Client) -> None:
+    response = http.post("/v1/completions", json={"prompt": "a", "regex": "(" * 5000 + "a" + ")" * 5000})
+    message = response.json()["error"]["message"]
+    assert response.status_code == 400 and message.startswith("the output format cannot be used") and len(message) < 400
+
+
+def test_health_answers_head(http: httpx.Client) -> None:
+    response = http.head("/health")
+    assert response.status_code == 200 and not response.content
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_connection_serves_pipelined_requests_in_order(server: TestServer, version: str) -> None:
+    """HTTP/1.0 closes the connection after the first answer, which is complete all the same."""
+    raw = b""
+    for seed in range(3):
+        content = json.dumps({"prompt": "a", "seed": seed, "max_tokens": 3, "stream": seed != 1}).encode()
+        ending = b"Connection: close\r\n" if seed == 2 else b""
+        raw += b"POST /v1/completions HTTP/%s\r\nHost: x\r\nContent-Type: application/json\r\n" % version.encode()
+        raw += ending + b"Content-Length: %d\r\n\r\n" % len(content) + content
+    host, port = server.url.removeprefix("http://").split(":")
+    found = b""
+    with socket.create_connection((host, int(port)), timeout=60) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(raw)
+        while part := connection.recv(65536):
+            found += part
+    complete = 1 if version == "1.0" else 3
+    assert found.count(b" 200 OK") == complete and found.count(b"data: [DONE]") == (1 if version == "1.0" else 2)
+
+
+def test_a_client_that_does_not_read_holds_up_nobody(tiny_gpt: GPT) -> None:
+    body = {"prompt": "a", "max_tokens": 60, "ignore_eos": True, "stream": True, "n": 128, "logprobs": 5}
+    with serving(tiny_gpt) as busy, open_request(busy.url, body):
+        wait_for(lambda: busy.scheduler.load().generated_tokens > 0)
+        wait_until_idle(busy.scheduler)  # its texts end, whether it reads them or not
+        assert httpx.post(f"{busy.url}/v1/completions", json={"prompt": "a"}, timeout=60).status_code == 200
 
 
 def test_unknown_routes_and_methods_have_error_objects(http: httpx.Client) -> None:

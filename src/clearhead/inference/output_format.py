@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LONGEST_GRAMMAR = 100_000
 _KEPT_FORMATS = 16
+_LONGEST_ERROR = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,4 +204,6 @@ class _Vocabulary:
 def _one_line(error: object) -> str:
     """Return the beginning of an error message of llguidance, without the state of its parser."""
     line = " ".join(str(error).partition("<state>")[0].split())
+    if len(line) > _LONGEST_ERROR:  # it may repeat the whole expression
+        line = f"{line[:_LONGEST_ERROR]} ..."
     return line if line.endswith(".") else f"{line}."

@@ -246,6 +246,8 @@ async def watched(http: HTTPRequest, tickets: Sequence[Ticket]) -> AsyncIterator
             pass
         for ticket in tickets:
             ticket.cancel()
+            while not ticket.events.empty():  # nobody reads what is left
+                ticket.events.get_nowait()
             ticket.events.put_nowait(ClientGoneError("the client closed the connection."))
 
     task = asyncio.create_task(watch())

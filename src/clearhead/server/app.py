@@ -201,6 +201,7 @@ def _add_routes(app: FastAPI, state: ModelState) -> None:
         service.check_model(name)
         return JSON(_model(service))
 
+    @app.head("/health", include_in_schema=False)  # as load balancers ask
     @app.get("/health")
     async def health() -> Response:
         """Say whether requests are answered: 503 while the model loads and while the server shuts down."""

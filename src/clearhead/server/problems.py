@@ -86,7 +86,11 @@ def add_handlers(app: FastAPI) -> None:
         return error_response(found.status, found.message, found.param, found.code)
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> Response:
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        if not request.headers.get("content-type", "").lower().startswith("application/json"):
+            return error_response(
+                400, "the body was not sent as JSON; add the header 'Content-Type: application/json'."
+            )
         message, param = _first(error.errors())
         return error_response(400, message, param)
 
@@ -95,6 +99,8 @@ def add_handlers(app: FastAPI) -> None:
         message = str(error.detail)
         if error.status_code == 404:
             message = f"there is no {request.url.path!r} here; the routes are listed in /openapi.json."
+        elif error.status_code == 400:  # FastAPI could not decode the body
+            message = "the body could not be read; send JSON in UTF-8, without a Content-Encoding."
         elif error.status_code == 405:
             message = f"{request.url.path} does not accept {request.method}."
         return error_response(error.status_code, message)
