@@ -127,6 +127,7 @@ def test_memory_that_runs_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     [
         (["generate", "a", "--temp", "1"], "--temperature"),
         (["generate", "a", "--max-tokens", "1"], "--max-new-tokens"),
+        (["generate", "a", "--tempp", "1"], "(Possible options: --temperature"),
         (["generate", "Once", "upon", "a", "time"], '"Once upon a time"'),
         (["generate", "-n", "3", "Once", "upon", "--seed", "1", "a", "time"], 'clearhead generate "Once upon a time"'),
     ],

@@ -11,6 +11,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from clearhead.cli.language import translate, translation
 
+_ALIKE = 0.6
+
 
 class VerbCommand(TyperCommand):
     """A command that suggests the option that was meant, and explains a prompt without quotes."""
@@ -74,7 +76,7 @@ class VerbCommand(TyperCommand):
             if name.startswith("--")
         ]
         beginning = [name for name in known if name.startswith(option)]
-        return beginning or difflib.get_close_matches(option, known, n=2, cutoff=0.6)
+        return beginning or _nearest(option, known)
 
 
 class VerbGroup(TyperGroup):
@@ -90,6 +92,14 @@ class VerbGroup(TyperGroup):
         with _in_the_users_language():
             return super().invoke(ctx)
 
+    def get_params(self, ctx: Any) -> Any:
+        """Return the options before the verb; typer words those of completion itself."""
+        found: list[Any] = list(super().get_params(ctx))
+        for parameter in found:
+            if parameter.name in ("install_completion", "show_completion"):
+                parameter.help = translation(parameter.help)
+        return found
+
     def get_help_option(self, ctx: Any) -> Any:
         """Return `--help`."""
         return _localized(super().get_help_option(ctx))
@@ -97,6 +107,16 @@ class VerbGroup(TyperGroup):
     def get_usage(self, ctx: Any) -> str:
         """Return the line that names the arguments."""
         return super().get_usage(ctx).replace("Usage:", translation("Usage:"), 1)
+
+
+def _nearest(option: str, known: list[str]) -> list[str]:
+    """Return up to two options that resemble this one, or begin with something that does."""
+
+    def likeness(name: str) -> float:
+        wanted, whole = option.lstrip("-"), name.lstrip("-")
+        return max(difflib.SequenceMatcher(None, wanted, end).ratio() for end in (whole, whole[: len(wanted)]))
+
+    return sorted((name for name in known if likeness(name) >= _ALIKE), key=likeness, reverse=True)[:2]
 
 
 def _localized(option: Any) -> Any:

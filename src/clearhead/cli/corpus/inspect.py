@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearhead.cli.console import output, say, verbatim_output, write_json
+from clearhead.cli.language import translate
 from clearhead.errors import TrainingError
 from clearhead.utils.text import printable
 
@@ -49,7 +50,7 @@ def inspect(
         say(f"all {2 * len(corpus.shards):,} files have the checksums that were recorded when they were built")
     for split, parts in (("train", corpus.train), ("valid", corpus.valid)):
         for text, part in parts.items():
-            _print_documents(corpus, part, f"{text}, {split}", documents)
+            _print_documents(corpus, part, f"{text}, {translate(split)}", documents)
 
 
 def _print_documents(corpus: Corpus, part: TokenSplit, title: str, count: int) -> None:

@@ -75,7 +75,8 @@ def _print_chart(name: str, chart: PlanChart) -> None:
     from clearhead.weights.layouts import LAYOUTS
 
     console = output()
-    console.print(f"{name}: {LAYOUTS[chart.origin].title} → {LAYOUTS[chart.to].title}", style="bold", soft_wrap=True)
+    before, after = (translate(LAYOUTS[layout].title) for layout in (chart.origin, chart.to))
+    console.print(f"{name}: {before} → {after}", style="bold", soft_wrap=True)
     console.print(chart.counts, soft_wrap=True)
     console.print()
     console.print(_table(chart))
