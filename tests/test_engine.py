@@ -18,9 +18,10 @@ from clearhead.engine import forward
 from clearhead.engine import pool as engine_pool
 from clearhead.engine.building import build, weights_of
 from clearhead.engine.calibration import moments, write_text
-from clearhead.engine.dtypes import pack, padded_columns, storage
+from clearhead.engine.dtypes import storage
+from clearhead.engine.packing import pack
 from clearhead.engine.pages import PAGE
-from clearhead.engine.panels import GROUP, PANEL
+from clearhead.engine.panels import GROUP, PANEL, padded_columns
 from clearhead.engine.runner import EngineRunner
 from clearhead.engine.variants import VARIANT
 from clearhead.errors import InputError

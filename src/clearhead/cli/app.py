@@ -7,37 +7,19 @@ import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
 
-from clearhead.cli import corpus, lens, weights
-from clearhead.cli.architecture import architecture
-from clearhead.cli.bench import bench
-from clearhead.cli.chat import chat
-from clearhead.cli.classify import classify
-from clearhead.cli.compress import compress, decompress
 from clearhead.cli.console import print_error
-from clearhead.cli.diagram import diagram
-from clearhead.cli.evaluate import evaluate
 from clearhead.cli.exit_codes import FAILED, USAGE
-from clearhead.cli.generate import generate
 from clearhead.cli.language import choose, localize_typer, translation
-from clearhead.cli.new import new
 from clearhead.cli.options import flatten
-from clearhead.cli.page import page
-from clearhead.cli.params import params
-from clearhead.cli.runs import runs
-from clearhead.cli.score import score
-from clearhead.cli.serve import serve
-from clearhead.cli.tokenize import tokenize
-from clearhead.cli.tour import tour
-from clearhead.cli.train import train
 from clearhead.cli.verb_command import VerbCommand, VerbGroup
-from clearhead.cli.walk import walk
 from clearhead.errors import ClearheadError
 from clearhead.utils.packages import missing_package
 from clearhead.utils.system import is_out_of_memory
@@ -55,28 +37,30 @@ Examples:
 Each command explains its options: [bold]clearhead generate --help[/]
 """
 
-# In the order in which `--help` lists them.
-VERBS = (
-    generate,
-    chat,
-    tokenize,
-    params,
-    diagram,
-    architecture,
-    walk,
-    page,
-    tour,
-    new,
-    train,
-    runs,
-    evaluate,
-    score,
-    compress,
-    decompress,
-    classify,
-    serve,
-    bench,
-)
+VERBS = {
+    "generate": "generate",
+    "chat": "chat",
+    "tokenize": "tokenize",
+    "params": "params",
+    "diagram": "diagram",
+    "architecture": "architecture",
+    "walk": "walk",
+    "page": "page",
+    "tour": "tour",
+    "new": "new",
+    "train": "train",
+    "runs": "runs",
+    "evaluate": "evaluate",
+    "score": "score",
+    "compress": "compress",
+    "decompress": "compress",
+    "classify": "classify",
+    "serve": "serve",
+    "bench": "bench",
+}
+"""Each verb, in the order in which `--help` lists them, and the module that has it: `clearhead.cli.` and this name."""
+GROUPS = ("corpus", "lens", "weights")
+"""Modules with verbs below a word."""
 
 
 def run() -> None:
@@ -85,7 +69,7 @@ def run() -> None:
     choose(sys.argv[1:], os.environ)
     try:
         try:
-            make_app()(prog_name="clearhead")
+            make_app(_named_verb(sys.argv[1:]))(prog_name="clearhead")
         finally:
             sys.stdout.flush()
     except ClearheadError as error:
@@ -123,8 +107,27 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def make_app() -> typer.Typer:
-    """Return the command with all its verbs."""
+def _named_verb(arguments: Sequence[str]) -> str | None:
+    """Return the verb of a command line; None if that takes all verbs to say, as for help and completion."""
+    rest = list(arguments)
+    while rest and rest[0].startswith("--lang"):
+        rest = rest[1:] if "=" in rest[0] else rest[2:]
+    known = bool(rest) and rest[0] in (*VERBS, *GROUPS) and "_CLEARHEAD_COMPLETE" not in os.environ
+    return rest[0] if known else None
+
+
+def load_verb(name: str) -> tuple[Callable[..., None], str]:
+    """Import a verb; return its function and the text below its help."""
+    module = import_module(f"clearhead.cli.{VERBS[name]}")
+    return getattr(module, name), module.EPILOG
+
+
+def make_app(only: str | None = None) -> typer.Typer:
+    """Return the command with all its verbs, or with one of them only, which takes less time.
+
+    Args:
+        only: a verb, or a group of verbs.
+    """
     localize_typer()
     app = typer.Typer(
         name="clearhead",
@@ -138,12 +141,14 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(flatten(_clearhead))
-    _add_verbs(app, {verb.__name__: (verb, sys.modules[verb.__module__].EPILOG) for verb in VERBS})
-    for group in (corpus, lens, weights):
-        below = typer.Typer(cls=VerbGroup, no_args_is_help=True, rich_markup_mode="rich")
-        below.callback()(flatten(_group))
-        _add_verbs(below, group.VERBS)
-        app.add_typer(below, name=group.__name__.rpartition(".")[2], help=translation(group.HELP))
+    _add_verbs(app, {name: load_verb(name) for name in VERBS if only in (None, name)})
+    for name in GROUPS:
+        if only in (None, name):
+            group = import_module(f"clearhead.cli.{name}")
+            below = typer.Typer(cls=VerbGroup, no_args_is_help=True, rich_markup_mode="rich")
+            below.callback()(flatten(_group))
+            _add_verbs(below, group.VERBS)
+            app.add_typer(below, name=name, help=translation(group.HELP))
     return app
 
 

@@ -63,7 +63,7 @@ class ChunkEncoder:
         encode: Callable[[str], npt.NDArray[np.uint32]] = tokenizer.encode_array
         if compiled and tokenizer.byte_pairs() is not None:
             from clearhead.tokenizer.bulk import BulkEncoder
-            from clearhead.utils.jit import compile_notice
+            from clearhead.utils.machine_code import compile_notice
 
             with compile_notice("Compiling the encoder, once on this machine …"):
                 encode = BulkEncoder(tokenizer)

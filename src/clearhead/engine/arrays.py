@@ -9,6 +9,11 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu")
+"""The activation functions, as configs name them; a pass knows them by their index."""
+TOKENS = 32
+"""Tokens whose logits of a block of the vocabulary are in memory at a time, see `scores.py`."""
+
 
 class Matrix(NamedTuple):
     """The linear layers of one kind, one per row: panels (see `products.py`), scales, and biases."""
@@ -50,7 +55,7 @@ class Shape(NamedTuple):
     vocab_size: int
     eps: float
     head_panels: int  # the least number of panels that are whole heads
-    activation: int  # an index of elementwise.ACTIVATIONS
+    activation: int  # an index of ACTIVATIONS
 
 
 class Work(NamedTuple):

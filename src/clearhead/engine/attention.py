@@ -22,7 +22,6 @@ from clearhead.engine.llvm import (
     F32,
     I16,
     I64,
-    LANES,
     Loop,
     address,
     at,
@@ -35,7 +34,9 @@ from clearhead.engine.llvm import (
     store,
     widen_bfloat16,
 )
-from clearhead.engine.pages import MOST_QUERIES, PAGE, VECTORS, layer_bytes, padded_head, poke
+from clearhead.engine.page_kernels import VECTORS, layer_bytes, padded_head, poke
+from clearhead.engine.pages import MOST_QUERIES, PAGE
+from clearhead.engine.variants import LANES
 from clearhead.utils.jit import kernel
 
 

@@ -22,7 +22,6 @@ from clearhead.engine.llvm import (
     I8,
     I32,
     I64,
-    LANES,
     Loop,
     add_quad_products,
     address,
@@ -43,7 +42,9 @@ from clearhead.engine.llvm import (
     store,
     vector,
 )
-from clearhead.engine.pages import MOST_QUERIES, PAGE, VECTORS, layer_bytes, padded_head, padded_quads, poke
+from clearhead.engine.page_kernels import VECTORS, layer_bytes, padded_head, padded_quads, poke
+from clearhead.engine.pages import MOST_QUERIES, PAGE
+from clearhead.engine.variants import LANES
 from clearhead.utils.jit import inline, kernel
 
 _LEVELS = np.float32(127)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.engine.arrays import Matrix, Norm, Weights, aligned_zeros
-from clearhead.engine.dtypes import pack, padded_rows, storage
+from clearhead.engine.dtypes import storage
+from clearhead.engine.panels import padded_rows
 from clearhead.engine.variants import VARIANT
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -81,6 +82,8 @@ def build(
     Raises:
         InputError: if the dtype cannot store a tensor's numbers.
     """
+    from clearhead.engine.packing import pack
+
     arrays = {name: aligned_zeros(shape, kind) for name, (kind, shape) in layout(config, dtype, activations).items()}
 
     def matrix(name: str, layer: int, canonical: str) -> None:

@@ -17,7 +17,6 @@ from clearhead.engine.llvm import (
     I8,
     I32,
     I64,
-    LANES,
     Loop,
     at,
     bits_as_float,
@@ -36,6 +35,7 @@ from clearhead.engine.llvm import (
     vector,
 )
 from clearhead.engine.panels import GROUP
+from clearhead.engine.variants import LANES
 from clearhead.utils.jit import inline, kernel
 
 ROUND = np.float32(12582912.0)
@@ -150,9 +150,6 @@ def relu(y: Any, row: int, first: int, last: int) -> None:
         x = y[row, i]
         y[row, i] = np.float32(0) if x < np.float32(0) else x
 
-
-ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu")
-"""The activation functions, in the order of the numbers that kernels know them by."""
 
 ZERO_POINTS = {types.uint8: 128, types.int32: 8, types.uint32: 8}
 """The whole number that stands for a weight of 0, by the type of the weights' array, if it is not 0."""

@@ -14,22 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from clearhead.engine import control as layout
 from clearhead.engine.arrays import Norm
 from clearhead.engine.attention import attend, write_kv
 from clearhead.engine.elementwise import gelu_exact, gelu_tanh, normalize, quantize_activations, relu
 from clearhead.engine.llvm import atomic_write
 from clearhead.engine.pages import MOST_QUERIES, PAGE
-from clearhead.engine.panels import COLUMNS, PANEL, read_row
+from clearhead.engine.panel_kernels import read_row
+from clearhead.engine.panels import PANEL, padded_columns
 from clearhead.engine.products import multiply
 from clearhead.engine.scores import combine_blocks, score_blocks, score_targets
-from clearhead.engine.threads import JOB, finish, next_job, open_next, pieces_of, take, take_next
+from clearhead.engine.threads import finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.utils.jit import entry, inline, kernel
 
-
-@inline
-def padded(columns: int) -> int:
-    """Return the columns of a matrix with padding."""
-    return (columns + COLUMNS - 1) // COLUMNS * COLUMNS
+padded, phases_of = inline(padded_columns), inline(layout.phases_of)
 
 
 @inline
@@ -69,12 +67,6 @@ def forward(team: Any, weights: Any, shape: Any, work: Any, scratch: Any) -> Non
         score_targets(team, phase + 2, n_scored, weights.head, padded(width), work, scratch)
         score_blocks(team, phase + 3, n_scored, weights.head, padded(width), shape.vocab_size, work, scratch)
         combine_blocks(team, phase + 4, n_scored, shape.vocab_size, work, scratch)
-
-
-@inline
-def phases_of(n_layers: int) -> int:
-    """Return the greatest number of phases that `forward` has."""
-    return 9 * n_layers + 7
 
 
 # What is done with a product's columns as soon as they are there.
@@ -263,7 +255,7 @@ def worker_loop(
     patient = True  # this thread was woken for a pass that is about to come
     while True:
         if thread == 0:
-            atomic_write(control, JOB, number)
+            atomic_write(control, layout.JOB, number)
         else:
             job = next_job(control, number, patient)
             if job < 0:

@@ -14,13 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from clearhead.engine.variants import VARIANT
+from clearhead.engine.variants import LANES, VARIANT
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-
-LANES = VARIANT.lanes
-"""32-bit numbers in a vector."""
-
 
 Builder: TypeAlias = Any
 """llvmlite's `IRBuilder`, which has no types."""

@@ -6,8 +6,12 @@ import os
 import threading
 from typing import Any
 
-from clearhead.engine.forward import worker_loop
-from clearhead.engine.threads import JOB, STOP, new_control
+from clearhead.engine.control import JOB, STOP, new_control
+from clearhead.utils.machine_code import BoundCall, CompiledFunction
+
+_WORKER_LOOP = CompiledFunction("clearhead.engine.forward", "worker_loop")
+_NUMBER = 3
+"""The index of `worker_loop`'s argument that is the pass's number."""
 
 
 class ThreadPool:
@@ -23,7 +27,7 @@ class ThreadPool:
         self._threads = threads
         self._process = os.getpid()
         self._control = new_control(phases)
-        self._arguments = arguments
+        self._calls = self._bind(arguments)
         self._passes = 0
         self._asleep = 0
         self._closing = self._paused = False
@@ -38,19 +42,22 @@ class ThreadPool:
                 self._passes = int(self._control[JOB]) + 1
                 if self._asleep:
                     self._change.notify_all()
-            worker_loop(0, self._threads, self._control, self._passes, *self._arguments)
+            call = self._calls[0]
+            call.set(_NUMBER, self._passes)
+            call()
         finally:
             # A pass that was interrupted before it began, perhaps while it was compiled, leaves its number to the next.
             self._passes = int(self._control[JOB])
 
     def replace(self, arguments: tuple[Any, ...]) -> None:
         """Give the threads other arrays for the next pass; not while one runs."""
+        calls = self._bind(arguments)
         try:
             self._control[STOP] = 1
             with self._change:
                 self._paused = True
                 self._change.wait_for(lambda: self._asleep == self._threads - 1)
-                self._arguments = arguments
+                self._calls = calls
         finally:
             self._paused = False
             self._control[STOP] = 0
@@ -63,6 +70,11 @@ class ThreadPool:
         self._control[STOP] = 1
         with self._change:
             self._change.notify_all()
+
+    def _bind(self, arguments: tuple[Any, ...]) -> list[BoundCall]:
+        """Return the call of each thread. The first compiles, so that no thread waits for work meanwhile."""
+        threads = range(self._threads)
+        return [_WORKER_LOOP.bind(thread, self._threads, self._control, 0, *arguments) for thread in threads]
 
     def _run_worker(self, thread: int) -> None:
         seen = 0
@@ -77,9 +89,10 @@ class ThreadPool:
                 self._asleep -= 1
                 if self._closing:
                     return
-                arguments = self._arguments
+                call = self._calls[thread]
             try:
-                seen = worker_loop(thread, self._threads, self._control, seen, *arguments)
+                call.set(_NUMBER, seen)
+                seen = call()
             except BaseException:
                 with self._change:  # count as asleep for good: it holds no piece, and nobody waits for it
                     self._asleep += 1

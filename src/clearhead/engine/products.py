@@ -30,7 +30,6 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numba.np import numpy_support
 
 from clearhead.engine.llvm import (
     F32,
@@ -38,7 +37,6 @@ from clearhead.engine.llvm import (
     I16,
     I32,
     I64,
-    LANES,
     Builder,
     Loop,
     add_bfloat16_products,
@@ -57,7 +55,7 @@ from clearhead.engine.llvm import (
     widen_bfloat16,
 )
 from clearhead.engine.panels import COLUMNS, GROUP, PANEL, SCALE_COLUMNS, VECTORS
-from clearhead.engine.variants import VARIANT
+from clearhead.engine.variants import LANES, VARIANT
 from clearhead.utils.jit import kernel
 
 _L2_BYTES = 512 << 10
@@ -261,11 +259,6 @@ KINDS: dict[Any, Any] = {
     types.uint32: _Int4(quads=True),
 }
 """How to multiply an array of weights, by the array's type: each storage has one of its own."""
-
-
-def activation_type(weights: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type of the activations that weights of a type are multiplied by."""
-    return numpy_support.as_dtype(KINDS[numpy_support.from_dtype(weights)].activations)
 
 
 def _write_tile(kind: Any, n_tokens: int, context: Any, b: Builder, signature: Any, arguments: Any) -> None:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.engine.arrays import (
+    ACTIVATIONS,
+    TOKENS,
     AttentionScratch,
     BlockScores,
     Scratch,
@@ -27,17 +29,14 @@ from clearhead.engine.arrays import (
     float_rows,
 )
 from clearhead.engine.cache import EngineSlot, PageCache
-from clearhead.engine.dtypes import padded_columns, padded_rows
-from clearhead.engine.elementwise import ACTIVATIONS
-from clearhead.engine.forward import phases_of
+from clearhead.engine.control import phases_of
+from clearhead.engine.dtypes import activation_type
 from clearhead.engine.pages import MOST_QUERIES, PAGE, cache_type, padded_head, padded_quads
-from clearhead.engine.panels import GROUP, PANEL
+from clearhead.engine.panels import BLOCK, GROUP, PANEL, padded_columns, padded_rows
 from clearhead.engine.pool import ThreadPool
-from clearhead.engine.products import activation_type
-from clearhead.engine.scores import BLOCK, TOKENS
 from clearhead.inference.logprobs import empty_scores, slice_scores
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores, check_fork, check_score_work, check_work
-from clearhead.utils.jit import compile_notice
+from clearhead.utils.machine_code import compile_notice
 from clearhead.utils.text import type_of
 
 MOST_ROWS = 512
@@ -319,12 +318,10 @@ class EngineRunner:
     def _start_pass(self) -> None:
         if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
-            self._pool = ThreadPool(self.threads, phases_of(self._config.n_layers), self._arguments())
-            weakref.finalize(self, self._pool.close).atexit = False
             with compile_notice("Compiling the engine for this machine, once; this takes some ten seconds …"):
-                self._pool.run()
-        else:
-            self._pool.run()
+                self._pool = ThreadPool(self.threads, phases_of(self._config.n_layers), self._arguments())
+            weakref.finalize(self, self._pool.close).atexit = False
+        self._pool.run()
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._weights, self._shape, self._work, self._scratch
@@ -381,11 +378,11 @@ def _new_scratch(config: GPTConfig, threads: int, weights: np.dtype[Any], stored
 
 def _attention_scratch(config: GPTConfig, threads: int) -> AttentionScratch:
     pages = -(-config.context_length // PAGE)
-    wide, rows = int(padded_head.py_func(config.head_dim)), (threads, MOST_QUERIES)
+    wide, rows = padded_head(config.head_dim), (threads, MOST_QUERIES)
     return AttentionScratch(
         scores=aligned_zeros((*rows, pages * PAGE), np.float32),
         mixed=aligned_zeros((*rows, wide), np.float32),
-        queries=aligned_zeros((*rows, int(padded_quads.py_func(config.head_dim))), np.int8),
+        queries=aligned_zeros((*rows, padded_quads(config.head_dim)), np.int8),
         starts=np.zeros(rows, np.int32),
         query_scales=np.zeros((*rows, 1), np.float32),
         weights=aligned_zeros((*rows, pages * PAGE), np.uint8),

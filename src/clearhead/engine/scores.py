@@ -12,18 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from clearhead.engine.arrays import TOKENS
 from clearhead.engine.elementwise import exponential
-from clearhead.engine.llvm import LANES, row_sum
-from clearhead.engine.panels import PANEL
+from clearhead.engine.llvm import row_sum
+from clearhead.engine.panels import BLOCK, BLOCK_PANELS, PANEL
 from clearhead.engine.products import multiply
 from clearhead.engine.threads import finish, pieces_of, take, take_next
+from clearhead.engine.variants import LANES
 from clearhead.utils.jit import inline, kernel
-
-BLOCK_PANELS = max(1, 512 // PANEL)
-BLOCK = BLOCK_PANELS * PANEL
-"""Rows of the head in a block."""
-TOKENS = 32
-"""Tokens whose logits of a block are in memory at a time."""
 
 
 @kernel

@@ -185,7 +185,7 @@ def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
 
 def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
     from clearhead.engine.building import build, size
-    from clearhead.utils.jit import compile_notice
+    from clearhead.utils.machine_code import compile_notice
 
     needed, free = size(source.config, dtype) + _OTHER_BYTES, free_memory()
     if free is not None and needed > free:

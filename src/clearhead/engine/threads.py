@@ -13,25 +13,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from clearhead.engine.control import EPOCH, FIRST, JOB, LINE, STOP
 from clearhead.engine.llvm import atomic_add, atomic_read, atomic_swap, atomic_write, yield_core
 from clearhead.utils.jit import kernel
-
-# Indices of the control array, each on its own cache line, so that reading one does not slow writing another.
-JOB = 0
-"""The number of the latest pass."""
-STOP = 16
-"""Not 0 when the threads should leave."""
-_FIRST = 32
-_LINE = 8
-"""A phase has a cache line: how many pieces are taken, then how many are done, each plus the pass times `_EPOCH`.
-
-A late thread may still be in a pass that is over. It sees the counters of another pass, takes nothing and waits for
-nothing.
-"""
-_EPOCH = 1 << 20
 
 _SPINS = 4000
 """Reads of a counter before the core is yielded: some microseconds."""
@@ -45,13 +29,6 @@ _MOST_PIECES = 8
 """Pieces of a phase for each thread, at most."""
 
 
-def new_control(phases: int) -> npt.NDArray[np.int64]:
-    """Return the control array for passes with this many phases, ready for pass number 1."""
-    control = np.zeros(_FIRST + phases * _LINE, np.int64)
-    control[_FIRST:] = _EPOCH
-    return control
-
-
 @kernel
 def pieces_of(items: int, work: int, threads: int) -> int:
     """Return how many pieces a phase is cut into, from its number of items and of multiplications."""
@@ -63,10 +40,10 @@ def pieces_of(items: int, work: int, threads: int) -> int:
 @kernel
 def take(control: Any, number: int, phase: int, pieces: int) -> int:
     """Take the next piece of a phase of pass `number`; return -1 if none is left."""
-    index = _FIRST + phase * _LINE
+    index = FIRST + phase * LINE
     while True:
         taken = atomic_read(control, index)
-        piece = taken - number * _EPOCH
+        piece = taken - number * EPOCH
         if piece >= pieces or piece < 0:
             return -1
         if atomic_swap(control, index, taken, taken + 1):
@@ -76,14 +53,14 @@ def take(control: Any, number: int, phase: int, pieces: int) -> int:
 @kernel
 def take_next(control: Any, number: int, phase: int, pieces: int) -> int:
     """Count a piece as done, and take the next one."""
-    atomic_add(control, _FIRST + phase * _LINE + 1, 1)
+    atomic_add(control, FIRST + phase * LINE + 1, 1)
     return take(control, number, phase, pieces)
 
 
 @kernel
 def finish(control: Any, number: int, phase: int, pieces: int) -> None:
     """Wait until all pieces of a phase are done; then everything that they wrote can be read."""
-    index, goal = _FIRST + phase * _LINE + 1, number * _EPOCH + pieces
+    index, goal = FIRST + phase * LINE + 1, number * EPOCH + pieces
     spins = 0
     while atomic_read(control, index) < goal:
         spins += 1
@@ -95,8 +72,8 @@ def finish(control: Any, number: int, phase: int, pieces: int) -> None:
 def open_next(control: Any, number: int, phases: int) -> None:
     """Reset the phases for pass `number`; one thread does it when the pass before is over."""
     for phase in range(phases):
-        atomic_write(control, _FIRST + phase * _LINE, number * _EPOCH)
-        atomic_write(control, _FIRST + phase * _LINE + 1, number * _EPOCH)
+        atomic_write(control, FIRST + phase * LINE, number * EPOCH)
+        atomic_write(control, FIRST + phase * LINE + 1, number * EPOCH)
 
 
 @kernel

@@ -13,7 +13,7 @@ import platform
 from typing import NamedTuple
 
 from clearhead.errors import InputError
-from clearhead.utils.jit import KERNELS_VARIABLE
+from clearhead.utils.machine_code import KERNELS_VARIABLE, target
 
 
 class Variant(NamedTuple):
@@ -63,16 +63,8 @@ VARIANTS = (
 
 
 def cpu_features() -> frozenset[str]:
-    """Return the features of the CPU that Numba compiles for, in LLVM's words.
-
-    NUMBA_CPU_NAME=generic stands for a CPU without any; NUMBA_CPU_FEATURES lists them one by one.
-    """
-    from llvmlite import binding
-    from numba import config
-
-    if config.CPU_FEATURES is not None:
-        return frozenset(word[1:] for word in config.CPU_FEATURES.split(",") if word.startswith("+"))
-    return frozenset(name for name, present in binding.get_host_cpu_features().items() if present)
+    """Return the features of the CPU that code is compiled for, in LLVM's words."""
+    return frozenset(word[1:] for word in target()[2].split(",") if word.startswith("+"))
 
 
 def runnable() -> list[Variant]:
@@ -107,3 +99,5 @@ def choose() -> Variant:
 
 
 VARIANT = choose()
+LANES = VARIANT.lanes
+"""32-bit numbers in a vector."""

@@ -33,7 +33,13 @@ import numpy.typing as npt
 from clearhead.errors import InputError, WeightsError
 from clearhead.inference.filters import Floats, Ids, lowest_logit, remaining_ids, scratch, softmax_weights
 from clearhead.inference.options import SamplingParams
+from clearhead.utils.machine_code import CompiledFunction
 from clearhead.utils.splitmix64 import GAMMA, MASK, mix, mix_in_place
+
+_KERNELS = "clearhead.inference.sampling_kernels"
+draw_from_all = CompiledFunction(_KERNELS, "draw_from_all")
+heavy_tokens = CompiledFunction(_KERNELS, "heavy_tokens")
+draw_in_order = CompiledFunction(_KERNELS, "draw_in_order")
 
 
 class Sampler:
@@ -146,8 +152,6 @@ class Sampler:
         """Draw among the remaining tokens; `first` is the most likely one and `best` its logit."""
         params, state = self.params, np.uint64(key)
         if params.top_k is None or params.top_k >= len(logits):
-            from clearhead.inference.sampling_kernels import draw_from_all, draw_in_order, heavy_tokens
-
             least = lowest_logit(best, params)
             if params.top_p >= 1:
                 return int(draw_from_all(logits, least, best, params.temperature, state, first))

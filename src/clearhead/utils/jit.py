@@ -1,34 +1,23 @@
-"""Compile functions with Numba, and keep the machine code on disk.
-
-The first run on a machine compiles, which takes some ten seconds for a dtype of weights, and keeps the result in the
-user's cache folder. A file of machine code is used only if its checksum is right and if it was made from the same
-source by the same version of Numba for the same CPU: anything else is compiled anew.
-"""
+"""Compile functions with Numba, to object files that `machine_code.py` keeps and runs."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
-import hashlib
-import os
-import pickle
-import re
-import sys
-from collections.abc import Callable, Iterator
-from functools import cache, cached_property
-from pathlib import Path
+import importlib
+from collections.abc import Callable
 from typing import Any
 
-import numba
+import numpy as np
+from llvmlite import binding, ir
 from numba import njit, types
-from numba.core import event
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
+from numba.core import codegen, config
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic
+from numba.np import numpy_support
+from numba.np.arrayobj import populate_array
 
-from clearhead.utils.atomic import write_bytes
-from clearhead.utils.localization import announce
-from clearhead.utils.system import cache_folder, report_lost_cache
+from clearhead.utils.call_table import RESULTS, Signature
+from clearhead.utils.machine_code import SYMBOL, TABLE, CompiledFunction, ObjectCode, target_machine
 
 kernel = njit(nogil=True, error_model="numpy", _nrt=False)
 """Compile a function that other compiled functions call. It runs without Python's lock and allocates nothing."""
@@ -37,195 +26,173 @@ inline = njit(nogil=True, error_model="numpy", _nrt=False, inline="always")
 """The same, and copy it into its caller: one large function compiles faster than many that LLVM inlines later."""
 
 
-def entry(function: Callable[..., Any]) -> Any:
+def entry(function: Callable[..., Any]) -> CompiledFunction:
     """Compile a function that Python calls, and keep its machine code on disk if the disk can be written."""
-    compiled = njit(nogil=True, error_model="numpy", _nrt=False)(function)
-    compiled._cache = _CodeCache(function)
-    return compiled
+    return CompiledFunction(function.__module__, function.__name__, function)
 
 
-class Callback:
-    """A compiled C function of one table of int64, for libraries that call a function on threads of their own.
+def compiles_for(target: tuple[str, str, str]) -> bool:
+    """Return whether Numba compiles for this platform, CPU and features."""
+    name = config.CPU_NAME or binding.get_host_cpu_name()
+    features = codegen.get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return (binding.get_process_triple(), name, features) == target
 
-    It is compiled when it is first used, and its machine code is kept on disk like an entry's.
 
-    Args:
-        function: takes a pointer to the table's first number, and returns nothing.
+def compile_function(function: Callable[..., Any], signature: tuple[Signature, ...]) -> ObjectCode:
+    """Compile a function for arguments of these types."""
+    results: list[str] = []
+    run = function if signature == TABLE else _on_table(function, signature, results)
+    flags: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy"}
+    if signature != TABLE:  # what a callback calls to read its table needs Numba's reference counts
+        flags["_nrt"] = False
+    compiled: Any = CFunc(run, ((types.CPointer(types.int64),), types.void), locals={}, options=flags)
+    with global_compiler_lock:
+        found = compiled._compile_uncached()
+        found.library.finalize()
+        module = binding.parse_assembly(found.library.get_llvm_str())
+    _leave_only_caller(module, found.fndesc.mangled_name)
+    needs = [
+        one.name
+        for one in [*module.functions, *module.global_variables]
+        if one.is_declaration and not one.name.startswith("llvm.")
+    ]
+    return ObjectCode(results, needs, target_machine().emit_object(module))
+
+
+def _leave_only_caller(module: Any, native: str) -> None:
+    """Add a C function that calls a native one with a table, and remove from a module what it does not need.
+
+    Numba's own C function reports errors through Python, which needs functions that only Numba has. Ours raise none.
     """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, table: int) -> None:
-        """Call it on this thread with the address of a table."""
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)(table)
-
-    @property
-    def address(self) -> int:
-        """The address of the machine code."""
-        address: int = self._compiled.address
-        return address
-
-    @cached_property
-    def _compiled(self) -> Any:
-        flags: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
-        compiled: Any = CFunc(self._function, ((types.CPointer(types.int64),), types.void), locals={}, options=flags)
-        compiled._cache = _CodeCache(self._function)
-        compiled.compile()
-        return compiled
+    caller = f"""
+        declare i32 @{native}(ptr, ptr, ptr)
+        define void @{SYMBOL}(ptr %table) {{
+            %result = alloca ptr
+            %error = alloca ptr
+            %status = call i32 @{native}(ptr %result, ptr %error, ptr %table)
+            ret void
+        }}"""
+    module.link_in(binding.parse_assembly(caller))
+    for one in module.functions:
+        if not one.is_declaration and one.name != SYMBOL:
+            one.linkage = "internal"
+    passes = binding.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.add_strip_dead_prototype_pass()
+    passes.run(module, binding.create_pass_builder(target_machine(), binding.create_pipeline_tuning_options()))
 
 
-@contextlib.contextmanager
-def compile_notice(text: str) -> Iterator[None]:
-    """Print `text` on standard error if anything is compiled while the block runs."""
-    with event.install_listener("numba:compile", _CompileNotice(text)):
-        yield
+def _on_table(
+    function: Callable[..., Any], signature: tuple[Signature, ...], results: list[str]
+) -> Callable[..., None]:
+    """Return a function that takes its arguments from a table and leaves its results there; `results` tells which."""
+    compiled = kernel(function)
+    read, write = _reader(types.Tuple([_type(one) for one in signature])), _writer(results)
+
+    def run(table: Any) -> None:
+        write(table, compiled(*read(table)))
+
+    return run
 
 
-class _CompileNotice(event.Listener):
-    """Print a line when Numba compiles something; code that is loaded from disk causes no event."""
-
-    def __init__(self, text: str) -> None:
-        self._text, self._printed = text, False
-
-    def on_start(self, event: Any) -> None:
-        if not self._printed:
-            self._printed = True
-            announce(self._text)
-            _check_cache()
-
-    def on_end(self, event: Any) -> None:
-        """Do nothing at the end."""
-
-
-def _check_cache() -> None:
-    """Report a cache folder in which nothing can be kept, before the time is spent; create it if it does not exist."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        report_lost_cache(_MACHINE_CODE, error)
+def _type(signature: Signature) -> types.Type:
+    """Return Numba's type for a signature."""
+    kind, *rest = signature
+    if kind == "array":
+        dtype, dimensions, order, writable, aligned = rest
+        element = numpy_support.from_dtype(np.dtype(dtype))
+        return types.Array(element, dimensions, order, readonly=not writable, aligned=aligned)
+    if kind == "number":
+        return numpy_support.from_dtype(np.dtype(rest[0]))
+    if kind == "none":
+        return types.none
+    elements = [_type(one) for one in rest[-1]]
+    if kind == "tuple":
+        return types.Tuple(elements)
+    named = getattr(importlib.import_module(rest[0]), rest[1])
+    return types.NamedTuple(elements, named)
 
 
-_MACHINE_CODE = "compiled code"
-
-# --------------------------------------------------------------------------------------------------------------
-# The cache of machine code
-# --------------------------------------------------------------------------------------------------------------
-
-_IMPORT = re.compile(r"^from (clearhead[\w.]*) import (.+)$", re.MULTILINE)
+_I64 = ir.IntType(64)
 
 
-KERNELS_VARIABLE = "CLEARHEAD_KERNELS"
-"""The environment variable that chooses a variant of the kernels, see `engine/variants.py`."""
+def _reader(arguments: types.Type) -> Any:
+    @intrinsic
+    def read(typing_context: Any, table: Any) -> Any:
+        """Return the arguments in a table, a tuple."""
+
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return _Reader(context, builder, values[0]).build(arguments)
+
+        return arguments(table), code
+
+    return read
 
 
-@cache
-def source_digest(module: str) -> str:
-    """Return a hash of a module's source, the clearhead modules that it imports, theirs in turn, and Numba's version.
+class _Reader:
+    """Write the code that builds values from the numbers of a table, one after another."""
 
-    A variant of the kernels that was chosen by hand counts too, as it is compiled from the same source.
+    def __init__(self, context: Any, builder: Any, table: Any) -> None:
+        self._context, self._builder, self._table = context, builder, table
+        self._next = RESULTS
 
-    Imports inside functions and blocks do not count: nothing that is compiled comes from there.
-    """
-    sources: dict[str, bytes] = {}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name in sources:
-            continue
-        source = Path(str(sys.modules[name].__file__)).read_bytes()
-        sources[name] = source
-        for package, names in _IMPORT.findall(source.decode("utf-8")):
-            candidates = [package, *(f"{package}.{word}" for word in re.findall(r"\w+", names))]
-            waiting += [candidate for candidate in candidates if candidate in sys.modules]
-    digest = hashlib.sha256(f"{numba.__version__} {os.environ.get(KERNELS_VARIABLE, '')}".encode())
-    for name in sorted(sources):
-        digest.update(hashlib.sha256(sources[name]).digest())
-    return digest.hexdigest()[:24]
+    def build(self, kind: types.Type) -> Any:
+        """Write the code for a value of a type, and return the value."""
+        context, builder = self._context, self._builder
+        if isinstance(kind, types.BaseTuple):
+            return context.make_tuple(builder, kind, [self.build(one) for one in kind.types])
+        if isinstance(kind, types.NoneType):
+            return context.get_dummy_value()
+        if isinstance(kind, types.Array):
+            element = context.get_data_type(kind.dtype)
+            array = context.make_array(kind)(context, builder)
+            start = builder.inttoptr(self._number(), element.as_pointer())
+            shape, strides = ([self._number() for _ in range(kind.ndim)] for _ in range(2))
+            size = _I64(context.get_abi_sizeof(element))
+            populate_array(array, data=start, shape=shape, strides=strides, itemsize=size, meminfo=None)
+            return array._getvalue()
+        value, wanted = self._number(), context.get_value_type(kind)
+        if isinstance(wanted, ir.IntType):
+            return value if wanted.width == 64 else builder.trunc(value, wanted)
+        whole = ir.IntType(8 * context.get_abi_sizeof(wanted))
+        return builder.bitcast(value if whole.width == 64 else builder.trunc(value, whole), wanted)
 
-
-class _Locator(_CacheLocator):
-    """Tell Numba where the machine code of a function is."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._stamp = source_digest(function.__module__)
-        self._folder = cache_folder() / "compiled" / self._stamp
-
-    @classmethod
-    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
-        return cls(function)
-
-    def get_cache_path(self) -> str:
-        return str(self._folder)
-
-    def ensure_cache_path(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-
-    def get_source_stamp(self) -> str:
-        return self._stamp
-
-    def get_disambiguator(self) -> str:
-        return "0"  # names of entry functions are unique in a module
+    def _number(self) -> Any:
+        number = self._builder.load(self._builder.gep(self._table, [_I64(self._next)]))
+        self._next += 1
+        return number
 
 
-class _CodeCacheImpl(CompileResultCacheImpl):
-    _locator_classes = (_Locator,)
+def _result_kind(kind: types.Type) -> str:
+    """Return what a number of a type is in a table of int64, as `call_table.read_results` knows it."""
+    if isinstance(kind, types.Float):
+        return "float64"
+    if kind == types.boolean:
+        return "bool"
+    return "int64" if kind.signed else "uint64"
 
 
-class _CodeFiles(IndexDataCacheFile):
-    """Numba's index and data files, each with a checksum in front; a damaged file counts as missing."""
+def _writer(results: list[str]) -> Any:
+    @intrinsic
+    def write(typing_context: Any, table: Any, result: Any) -> Any:
+        """Write a function's result to a table: nothing, a number, or a tuple of numbers."""
+        several = isinstance(result, types.BaseTuple)
+        kinds = list(result.types) if several else [] if result == types.none else [result]
+        results[:] = [*(["tuple"] if several else []), *map(_result_kind, kinds)]
 
-    def _load_index(self) -> dict[Any, str]:
-        found: tuple[str, dict[Any, str]] | None = _read_checked(Path(self._index_path))
-        return found[1] if found is not None and found[0] == self._source_stamp else {}
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            for index, kind in enumerate(kinds):
+                value = builder.extract_value(values[1], index) if several else values[1]
+                if isinstance(kind, types.Float):
+                    value = builder.bitcast(
+                        builder.fpext(value, ir.DoubleType()) if kind.bitwidth < 64 else value, _I64
+                    )
+                elif value.type.width < 64:
+                    signed = isinstance(kind, types.Integer) and kind.signed
+                    value = (builder.sext if signed else builder.zext)(value, _I64)
+                builder.store(value, builder.gep(values[0], [_I64(index)]))
+            return context.get_dummy_value()
 
-    def _save_index(self, overloads: dict[Any, str]) -> None:
-        _write_checked(Path(self._index_path), self._dump((self._source_stamp, overloads)))
+        return types.void(table, result), code
 
-    def _load_data(self, name: str) -> Any:
-        return _read_checked(Path(self._data_path(name)))
-
-    def _save_data(self, name: str, data: Any) -> None:
-        _write_checked(Path(self._data_path(name)), self._dump(data))
-
-
-class _CodeCache(FunctionCache):
-    """Numba's cache for one function that never fails: what it cannot read is compiled, what it cannot save is lost."""
-
-    _impl_class = _CodeCacheImpl
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        self._cache_file = _CodeFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
-
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(signature, target_context)
-        except Exception:
-            return None
-
-    def save_overload(self, signature: Any, data: Any) -> None:
-        try:
-            super().save_overload(signature, data)
-        except OSError as error:  # a full disk, or a folder that cannot be written
-            report_lost_cache(_MACHINE_CODE, error)
-
-
-def _read_checked(path: Path) -> Any:
-    """Return the object in a file, or None if the file is missing or damaged."""
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        report_lost_cache(_MACHINE_CODE, error)
-        return None
-    checksum, data = data[:32], data[32:]
-    return pickle.loads(data) if hashlib.sha256(data).digest() == checksum else None
-
-
-def _write_checked(path: Path, data: bytes) -> None:
-    write_bytes(path, hashlib.sha256(data).digest() + data)
+    return write

@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 
 class LockHeldError(OSError):
     """Another process holds the lock."""
@@ -26,6 +24,8 @@ def exclusive_lock(path: str | os.PathLike[str], *, patience: float = 0.0) -> It
         LockHeldError: if another process, or another part of this one, holds it.
         OSError: if the file cannot be written.
     """
+    import filelock  # takes a while, and most runs lock nothing
+
     lock = filelock.FileLock(path, timeout=patience, poll_interval=0.02, thread_local=False)
     try:
         lock.acquire()

@@ -22,7 +22,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from clearhead.engine.elementwise import exponential
 from clearhead.engine.llvm import atomic_add, bits_as_float, float_as_bits
-from clearhead.utils.jit import Callback
+from clearhead.utils.machine_code import Callback
 
 NEXT, PIECES, ROWS, COLUMNS, FIRST_ADDRESS, FIRST_NUMBER = 0, 1, 2, 3, 4, 12
 ENTRIES = 21

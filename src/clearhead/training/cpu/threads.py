@@ -28,7 +28,7 @@ from clearhead.training.cpu.kernels import (
     PIECES,
     ROWS,
 )
-from clearhead.utils.jit import Callback, compile_notice
+from clearhead.utils.machine_code import Callback, compile_notice
 
 _PIECE = 1 << 14  # numbers from which on a piece is worth taking
 _PIECES_A_THREAD = 4
