@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from clearhead.config import GPTConfig
 from clearhead.engine import cache as engine_cache
-from clearhead.engine import forward
-from clearhead.engine import pool as engine_pool
 from clearhead.engine.building import build, weights_of
-from clearhead.engine.calibration import moments, write_text
+from clearhead.engine.calibration import _sample, calibrate
 from clearhead.engine.dtypes import storage
 from clearhead.engine.packing import pack
 from clearhead.engine.pages import PAGE
@@ -29,6 +27,7 @@ from clearhead.inference.runner import ScoreTask
 from clearhead.inference.torch_runner import TorchRunner
 from clearhead.model import GPTModel
 from clearhead.model_weights import ModelTensors
+from clearhead.utils.machine_code import BoundCall
 from clearhead.utils.system import usable_cores
 
 SHAPES = {
@@ -213,11 +212,11 @@ def test_an_interrupted_call_leaves_a_runner_that_works(what: str, monkeypatch: 
     ids = _ids(140, 101)
     slot = runner.open()
     first = runner.extend([(slot, ids[:3])])
-    begun = forward.worker_loop
+    begun = BoundCall.__call__
 
-    def interrupted(*arguments: Any) -> Any:
-        if arguments[0] != 0:
-            return begun(*arguments)  # the threads that help are not interrupted
+    def interrupted(call: BoundCall) -> Any:
+        if call._table[call._places[0]] != 0:
+            return begun(call)  # the threads that help are not interrupted
         raise KeyboardInterrupt
 
     def out_of_memory(*_: Any) -> Any:
@@ -226,7 +225,7 @@ def test_an_interrupted_call_leaves_a_runner_that_works(what: str, monkeypatch: 
     for n in range(400):
         with monkeypatch.context() as patch:
             if what == "worker_loop":
-                patch.setattr(engine_pool, what, interrupted)
+                patch.setattr(BoundCall, "__call__", interrupted)
             else:
                 patch.setattr(engine_cache.PageCache, what, out_of_memory)
             if what == "worker_loop" or n == 0:
@@ -327,13 +326,29 @@ def test_the_calibration_text_is_the_models_own() -> None:
     model = _model(SHAPES["small"])
     with torch.no_grad():
         model.final_norm.weight.mul_(100)
-    ids = write_text(model.config, ModelTensors(model))
+    ids, _ = calibrate(model.config, ModelTensors(model))
     assert ids.shape == (32, 128)
     logits = TorchRunner(model).logits([int(i) for i in ids[0][:-1]])
     top = np.sort(logits, axis=1)
     clear = top[:, -1] - top[:, -2] > 30
     assert clear.sum() > 60
     assert (logits.argmax(1) == ids[0][1:])[clear].all()
+
+
+def test_calibration_samples_from_the_distribution() -> None:
+    """For 100,000 numbers between 0 and 1 each token is sampled as often as it is likely, the last block's too."""
+    logits = np.random.default_rng(0).standard_normal(700).astype(np.float32)
+    logits[[3, 650]] = 8
+    expected = np.exp(logits.astype(np.float64))
+    expected /= expected.sum()
+    n = 100_000
+    found = np.array(_sample(np.broadcast_to(logits, (50, 700)), np.linspace(0, 1, 50, endpoint=False)))
+    assert (found == np.searchsorted(np.cumsum(expected), np.linspace(0, 1, 50, endpoint=False), "right")).mean() > 0.9
+    uniform = (np.arange(n) + 0.5) / n
+    found = np.concatenate([_sample(np.tile(logits, (len(part), 1)), part) for part in np.array_split(uniform, 50)])
+    counts = np.bincount(found, minlength=700) / n
+    assert np.abs(counts - expected).max() < 1e-4
+    assert _sample(np.full((1, 5), -1e30, np.float32) + np.eye(5, dtype=np.float32)[[2]] * 1e31, np.array([1.0])) == [2]
 
 
 @pytest.mark.parametrize("activations", ["8bit", "16bit"])
@@ -364,7 +379,7 @@ def _unpacked(arrays: dict[str, np.ndarray], rows: int, columns: int, side: int)
 def test_moments_are_those_of_what_comes_into_each_layer() -> None:
     for shape in ("small", "odd"):
         model = _model(SHAPES[shape])
-        ids = np.array([_ids(40, model.config.vocab_size, seed) for seed in range(3)])
+        ids, found = calibrate(model.config, ModelTensors(model))
         expected: dict[str, np.ndarray] = {}
 
         def note(name: str, layer: torch.nn.Module, seen: dict[str, np.ndarray] = expected) -> None:
@@ -378,8 +393,9 @@ def test_moments_are_those_of_what_comes_into_each_layer() -> None:
             if isinstance(layer, torch.nn.Linear):
                 note(name, layer)
         with torch.inference_mode():
-            model(torch.from_numpy(ids))
-        found = moments(model.config, ModelTensors(model), ids)
-        assert found.keys() - {"token_embedding.weight"} == expected.keys()
+            model(torch.from_numpy(ids[:, :-1]))
+        if model.config.tie_weights:
+            expected["token_embedding.weight"] = expected.pop("head.weight")
+        assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert np.abs(found[name] - value).max() < 1e-3 * np.abs(value).max()

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import clearhead
+from clearhead import weights
 from clearhead.config import GPTConfig
 from clearhead.engine import building, store
 from clearhead.engine.dtypes import DTYPES
@@ -24,6 +25,7 @@ from clearhead.engine.runner import EngineRunner
 from clearhead.engine.variants import runnable
 from clearhead.errors import InputError
 from clearhead.gpt import GPT
+from clearhead.loading import bundled
 from clearhead.model import GPTModel
 from clearhead.utils import machine_code, system
 from clearhead.utils.system import usable_cores
@@ -536,3 +538,22 @@ def test_a_model_runs_from_kept_code_without_numba(tmp_path: Path, compiled_engi
     )
     made = subprocess.run([sys.executable, "-c", script], env=_OUTSIDE, capture_output=True, text=True)
     assert (made.returncode, made.stdout) == (0, "[]\n"), made.stderr
+
+
+def test_outlier_channels_cost_int8_nothing(tmp_path: Path) -> None:
+    """A model with some channels 32 times as large, and the weights after them as much smaller, has the same bits."""
+    source = weights.open(bundled())
+    tensors = {name: np.array(tensor) for name, tensor in source.lazy().items()}
+    draw = np.random.default_rng(0)
+    for layer in range(source.config.n_layers):
+        for norm, matrix in (("norm_1", "attention.qkv"), ("norm_2", "feed_forward.up")):
+            channels = draw.choice(source.config.emb_dim, 6, replace=False)
+            for part in ("weight", "bias"):
+                tensors[f"blocks.{layer}.{norm}.{part}"][channels] *= 32
+            tensors[f"blocks.{layer}.{matrix}.weight"][:, channels] /= 32
+    weights.save(tmp_path, source.config, tensors)
+    ids = [int(i) for i in draw.integers(0, source.config.vocab_size, 100)]
+    exact, scaled = (weights.open(folder) for folder in (bundled(), tmp_path))
+    for dtype, activations in (("float32", None), ("int8", "8bit")):
+        found = [store.open_runner(one, dtype, 1, activations).logits(ids) for one in (exact, scaled)]
+        assert (found[0] == found[1]).all()

@@ -77,7 +77,7 @@ def build(
         dtype: one of `dtypes.DTYPES`.
         threads: how many share the work.
         activations: one of `dtypes.ACTIVATIONS`, which int8 and int4 weights will be multiplied by.
-        moments: for int4, what `calibration.moments` found; rounding is better with them.
+        moments: for int4, what `calibration.calibrate` found; rounding is better with them.
 
     Raises:
         InputError: if the dtype cannot store a tensor's numbers.

@@ -209,6 +209,10 @@ def _round_row(
     weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
     _round_to_int16(source, row, width, padded, out, scales, to)
+    for i in range(0, padded, 4):  # the order in which weights of 8 bits become pairs, see `products.py`
+        second = out[to, i + 1]
+        out[to, i + 1] = out[to, i + 2]
+        out[to, i + 2] = second
 
 
 def _round_row_and_sum(

@@ -6,6 +6,7 @@ hand. Vectors have as many lanes as the kernel variant says; if the CPU's regist
 
 from __future__ import annotations
 
+import platform
 import sys
 from typing import Any, TypeAlias
 
@@ -126,7 +127,24 @@ def add_pair_products(builder: Builder, sums: Any, a: Any, b: Any) -> Any:
     products = builder.mul(builder.sext(a, wide), builder.sext(b, wide), flags=["nsw"])
     even = shuffle(builder, products, products, list(range(0, 2 * n, 2)))
     odd = shuffle(builder, products, products, list(range(1, 2 * n, 2)))
-    return builder.add(sums, builder.add(even, odd))
+    return _in_order(builder, builder.add(sums, builder.add(even, odd)))
+
+
+_REGISTER = {"x86_64": "v" if LANES == 16 else "x", "amd64": "v" if LANES == 16 else "x", "aarch64": "w", "arm64": "w"}
+"""What LLVM calls a vector's register, by the processor."""
+
+
+def _in_order(builder: Builder, sums: Any) -> Any:
+    """Return the same vector in a form that LLVM cannot see through.
+
+    Otherwise it adds up all products of one sum before it starts with the next, as whole numbers may be added in any
+    order. It then needs the activations of all columns at a time, for which there are not enough registers.
+    """
+    register = _REGISTER.get(platform.machine().lower())
+    if register is None or VARIANT.dot:  # an instruction that multiplies and adds leaves nothing to reorder
+        return sums
+    unchanged = ir.FunctionType(sums.type, [sums.type])
+    return builder.asm(unchanged, "", f"={register},0", [sums], side_effect=False)  # no instruction
 
 
 def add_quad_products(builder: Builder, sums: Any, unsigned: Any, signed: Any) -> Any:

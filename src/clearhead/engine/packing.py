@@ -94,7 +94,7 @@ def _write_int8_pairs(matrix: Any, padded: int, first: int, last: int, weights: 
                 greatest = max(greatest, abs(matrix[row, column]))
             scales[row] = greatest / np.float32(127)
             for column in range(columns):
-                weights[panel_index(row, column, padded, 2)] = _to_int8(matrix[row, column], scales[row])
+                weights[panel_index(row, column, padded, 4)] = _to_int8(matrix[row, column], scales[row])
 
 
 @entry

@@ -66,7 +66,7 @@ def _read_bfloat16(weights: Any, scales: Any, row: Any, columns: Any, width: Any
 
 def _read_int8_pairs(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:
     for i in range(width):
-        out[to, i] = np.float32(weights[panel_index(row, i, columns, 2)]) * scales[row]
+        out[to, i] = np.float32(weights[panel_index(row, i, columns, 4)]) * scales[row]
 
 
 def _read_int8_quads(weights: Any, scales: Any, row: Any, columns: Any, width: Any, out: Any, to: Any) -> Any:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 6
+VERSION = 8
 """Of the arrays' layout; a file of another version is made anew."""
 
 _DISK_SHARE = 0.1
@@ -197,24 +198,31 @@ def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
         if dtype == "int4":
             arrays = _calibrated(source, activations, threads)
         else:
-            arrays = build(source.config, source.lazy(row_major=False), dtype, threads, activations)
+            tensors = source.lazy(row_major=False)
+            arrays = build(source.config, _fitted(tensors, dtype, activations), dtype, threads, activations)
     _keep(source, dtype, activations, arrays)
     return arrays
+
+
+def _fitted(tensors: Mapping[str, np.ndarray], dtype: str, activations: str) -> Mapping[str, np.ndarray]:
+    """Return the tensors of a model that computes the same, with inputs of matrices that 8 bits can hold."""
+    from clearhead.engine.equalization import EqualizedTensors
+
+    return EqualizedTensors(tensors) if dtype in ("int8", "int4") and activations == "8bit" else tensors
 
 
 def _calibrated(source: Source, activations: str, threads: int) -> Arrays:
     """Return int4 weights rounded by how the model uses them on a text that it writes itself (see `calibration.py`)."""
     from clearhead.engine.building import build
-    from clearhead.engine.calibration import moments, write_text
+    from clearhead.engine.calibration import calibrate
     from clearhead.utils.progress import Progress
 
     with Progress(f"Rounding {source.name} to int4, once", None) as progress:
         progress.note("the model writes a text that shows how its weights are used")
         lazy = source.lazy(row_major=False)
-        tensors = {name: np.asarray(lazy[name], np.float32) for name in lazy}
-        ids = write_text(source.config, tensors)
-        progress.note("measuring the inputs of each matrix")
-        used = moments(source.config, tensors, ids)
+        fitted = _fitted(lazy, "int4", activations)
+        tensors = {name: np.asarray(fitted[name], np.float32) for name in fitted}
+        _, used = calibrate(source.config, tensors)
         progress.note("rounding, with each weight's error made up for by those after it")
         return build(source.config, tensors, "int4", threads, activations, used)
 

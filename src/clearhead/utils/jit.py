@@ -17,7 +17,7 @@ from numba.np import numpy_support
 from numba.np.arrayobj import populate_array
 
 from clearhead.utils.call_table import RESULTS, Signature
-from clearhead.utils.machine_code import SYMBOL, TABLE, CompiledFunction, ObjectCode, target_machine
+from clearhead.utils.machine_code import SYMBOL, TABLE, CompiledFunction, ObjectCode, new_target_machine
 
 kernel = njit(nogil=True, error_model="numpy", _nrt=False)
 """Compile a function that other compiled functions call. It runs without Python's lock and allocates nothing."""
@@ -56,7 +56,7 @@ def compile_function(function: Callable[..., Any], signature: tuple[Signature, .
         for one in [*module.functions, *module.global_variables]
         if one.is_declaration and not one.name.startswith("llvm.")
     ]
-    return ObjectCode(results, needs, target_machine().emit_object(module))
+    return ObjectCode(results, needs, new_target_machine().emit_object(module))
 
 
 def _leave_only_caller(module: Any, native: str) -> None:
@@ -79,7 +79,7 @@ def _leave_only_caller(module: Any, native: str) -> None:
     passes = binding.create_new_module_pass_manager()
     passes.add_global_dead_code_eliminate_pass()
     passes.add_strip_dead_prototype_pass()
-    passes.run(module, binding.create_pass_builder(target_machine(), binding.create_pipeline_tuning_options()))
+    passes.run(module, binding.create_pass_builder(new_target_machine(), binding.create_pipeline_tuning_options()))
 
 
 def _on_table(

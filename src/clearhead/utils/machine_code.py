@@ -276,9 +276,8 @@ def target() -> tuple[str, str, str]:
     return binding.get_process_triple(), name, features
 
 
-@cache
-def target_machine() -> Any:
-    """Return LLVM's generator of machine code for this process."""
+def new_target_machine() -> Any:
+    """Return a generator of machine code for this process. An engine that is made with it deletes it in the end."""
     from llvmlite import binding
 
     binding.initialize_native_target()
@@ -294,7 +293,7 @@ def _link(code: ObjectCode) -> LoadedCode | None:
     from llvmlite import binding
 
     # An engine makes the process's own names known to LLVM.
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine())
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), new_target_machine())
     if any(not binding.address_of_symbol(name) for name in code.needs):
         importlib.import_module("numba")  # it adds names of its own, such as those of a vector library
         if any(not binding.address_of_symbol(name) for name in code.needs):
