@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from clearhead.utils.atomic import write_bytes
 from clearhead.utils.call_table import RESULTS, Signature, describe, read_results
+from clearhead.utils.localization import announce
 from clearhead.utils.system import cache_folder, report_lost_cache
 
 KERNELS_VARIABLE = "CLEARHEAD_KERNELS"
@@ -195,7 +196,7 @@ def _notify() -> None:
     said = False
     for waiting in _notices:
         while waiting:
-            print(waiting.pop(), file=sys.stderr, flush=True)
+            announce(waiting.pop())
             said = True
     if not said:
         return
