@@ -296,7 +296,8 @@ def _link(code: ObjectCode) -> LoadedCode | None:
     # An engine makes the process's own names known to LLVM.
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), new_target_machine())
     if any(not binding.address_of_symbol(name) for name in code.needs):
-        importlib.import_module("numba")  # it adds names of its own, such as those of a vector library
+        # Numba adds names of its own, such as those of a vector library.
+        _ = importlib.import_module("numba.core.registry").cpu_target.target_context
         if any(not binding.address_of_symbol(name) for name in code.needs):
             return None
     engine.add_object_file(binding.ObjectFileRef.from_data(code.binary))

@@ -16,7 +16,6 @@ from numba.extending import intrinsic, register_jitable
 from clearhead.engine.llvm import (
     F32,
     I64,
-    LANES,
     Loop,
     address,
     at,
@@ -28,6 +27,7 @@ from clearhead.engine.llvm import (
     multiply_add,
     store,
 )
+from clearhead.engine.variants import LANES
 from clearhead.training.cpu.kernels import (
     BFLOAT16,
     ENTRIES,
@@ -44,7 +44,7 @@ from clearhead.training.cpu.kernels import (
     rows_of,
     write,
 )
-from clearhead.utils.jit import Callback
+from clearhead.utils.machine_code import Callback
 
 A, N, SCRATCH = FIRST_ADDRESS, FIRST_NUMBER, FIRST_NUMBER + 8
 """Where a table has addresses, numbers, and the number of float32 of a piece's scratch."""
