@@ -119,6 +119,7 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
     The fields keep their annotations, so `typer` reads them as options. A field that `clearhead.inference.options`
     declares becomes the option of that declaration; it is left out if the declaration has no flag.
     """
+    verb = getattr(verb, "_unflattened", verb)  # a decorated one may have the words of another language
     hints = typing.get_type_hints(verb, include_extras=True)
     parameters: list[inspect.Parameter] = []
     structures: dict[str, tuple[type[Any], list[str]]] = {}
@@ -149,6 +150,7 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
     setattr(wrapper, "__signature__", signature)  # noqa: B010
     wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
+    setattr(wrapper, "_unflattened", verb)  # noqa: B010
     return wrapper
 
 
