@@ -4,7 +4,8 @@ Sixteen levels are coarse, and errors in columns whose inputs are large or corre
 text, and the second moments of each matrix's inputs, H = X^T X, are summed up meanwhile. With them `rounding.py` makes
 up for one weight's error in those after it.
 
-All of it runs in float32 in plain NumPy: the variants of the kernels round differently, and must get the same weights.
+All of it runs in float32 in plain NumPy: the variants of the kernels round differently, and what is
+measured must not depend on them.
 """
 
 from __future__ import annotations
