@@ -117,7 +117,7 @@ class StepGate:
         self._steps.release()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
     """Wait until something is so; the time is only for a test that fails."""
     until = time.monotonic() + seconds
     while not condition():
