@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from clearhead.errors import InputError
 from clearhead.evaluation.surprisal import Row
 from clearhead.utils.atomic import atomic_path, write_bytes, write_text
+from clearhead.utils.json_files import json_text
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 METADATA_KEY = "clearhead"
@@ -136,7 +137,7 @@ def write_rows(file: TextIO, rows: Iterable[Row], suffix: str, *, header: bool) 
     """
     if suffix == ".jsonl":
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json_text(row) + "\n")
         return
     writer: csv.DictWriter[str] | None = None
     for row in rows:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clearhead.data.templates import PromptTemplate
 from clearhead.utils.atomic import write_text
+from clearhead.utils.json_files import json_text
 
 _FILE = "tokenizer_config.json"
 
@@ -28,4 +29,4 @@ def add_tokenizer_setting(folder: Path, key: str, value: str) -> None:
     """
     path = folder / _FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
-    write_text(path, json.dumps({**settings, key: value}, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text({**settings, key: value}, indent=2) + "\n")

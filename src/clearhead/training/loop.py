@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from clearhead.training.stopping import handle_stop_signals
 from clearhead.training.task import Scores, Task
 from clearhead.training.throughput import memory_used, peak_flops, training_flops
 from clearhead.training.trackers import make_trackers
+from clearhead.utils.json_files import json_text
 
 _SETTLED = 5.0  # seconds of training before the machine's peak is measured; shorter runs go without
 
@@ -226,7 +226,7 @@ class Run:
             if first:
                 self.task.save(whole, folder, dtype)
                 if outputs := self.task.test_outputs(whole):
-                    lines = (json.dumps(output, ensure_ascii=False) + "\n" for output in outputs)
+                    lines = (json_text(output) + "\n" for output in outputs)
                     write_text(self.out / TEST_OUTPUTS, "".join(lines))
                     self.record.say(f"{len(outputs):,} test examples with the model's outputs are in {TEST_OUTPUTS}")
                 write_text(folder / "README.md", self._card(scores))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, NotRequired, TypedDict
 
 from clearhead.errors import TrainingError
 from clearhead.utils import atomic
-from clearhead.utils.json_files import Count, MalformedJSONError, PathText, parse_json, read_json_file
+from clearhead.utils.json_files import Count, MalformedJSONError, PathText, json_text, parse_json, read_json_file
 from clearhead.utils.locks import LockHeldError, exclusive_lock, is_locked
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.toml", "metrics.jsonl", "environment.json"
@@ -146,7 +145,7 @@ class MetricsFile:
 
 
 def _line(values: dict[str, Any]) -> str:
-    return json.dumps(_finite(values), ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(_finite(values), allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

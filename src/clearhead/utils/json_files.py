@@ -107,7 +107,17 @@ def read_json_file(path: Path, kind: type[T], error: type[ClearheadError], remed
 def record_text(values: Mapping[str, object]) -> str:
     """Return an object as JSON for a file, with a checksum of itself; dataclasses become objects."""
     whole = {**values, _CHECKSUM: _checksum(values)}
-    return json.dumps(whole, indent=1, ensure_ascii=False, default=dataclasses.asdict) + "\n"
+    return json_text(whole, indent=1, default=dataclasses.asdict) + "\n"
+
+
+def json_text(values: object, **options: Any) -> str:
+    r"""Return a value as JSON that any file can hold: characters as they are, but half a surrogate pair as \uD800.
+
+    Args:
+        values: what `json.dumps` takes.
+        options: of `json.dumps`.
+    """
+    return json.dumps(values, ensure_ascii=False, **options).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_record(path: Path, kind: type[T], error: type[ClearheadError], remedy: str) -> T:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from clearhead.config import GPTConfig
 from clearhead.errors import WeightsError
+from clearhead.utils.json_files import json_text
 from clearhead.utils.progress import ByteProgress
 from clearhead.weights import writing
 from clearhead.weights.formats.pytorch import PyTorchFile
@@ -274,4 +275,4 @@ def _shard_names(folder: Path, n_shards: int) -> list[str]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    path.write_text(json_text(values, indent=2) + "\n", encoding="utf-8", newline="\n")
