@@ -127,7 +127,7 @@ class GPT:
     @property
     def config(self) -> GPTConfig:
         """The shape of the model."""
-        return self.runner.config
+        return self._runner.config
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GPT:
         """Return an independent copy that shares immutable data, such as the engine's weights."""

@@ -55,7 +55,7 @@ class SourceRecord(SourceIdentity):
         documents: how many it has.
         bytes: its size.
         read: how much of it was read, in the unit of `Cursor.consumed`.
-        sha256: the checksum of what was read.
+        sha256: the SHA-256 of the bytes that were read.
     """
 
     text: str

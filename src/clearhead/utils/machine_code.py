@@ -192,7 +192,7 @@ def compile_notice(text: str) -> Iterator[None]:
 
 
 def _notify() -> None:
-    """Print the notices of what is about to be compiled, and report a cache folder in which nothing can be kept."""
+    """Say that compiling begins, and report a cache folder that cannot be written."""
     said = False
     for waiting in _notices:
         while waiting:
