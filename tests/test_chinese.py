@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import re
 import string
 from collections import Counter
@@ -12,19 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from command_line import call, run
 
 import clearhead
 from clearhead.cli import chinese, language
 from clearhead.cli.app import make_app
 from clearhead.cli.language import choose, tr, translate, translation
+from clearhead.drawing.png import picture_language
+from clearhead.evaluation.learning_curves import RevisionResult, learning_curves_svg
+from clearhead.evaluation.results import Metric, TaskResult
+from clearhead.server.logs import in_users_language
+from clearhead.training.curves import curves_svg, find_lr_svg
 
 PACKAGE = Path(clearhead.__file__).parent
 TABLES = {name: json.loads((PACKAGE / "cli/chinese" / name).read_text(encoding="utf-8")) for name in chinese.FILES}
 OF_PROGRAMS = {"TypeError", "KeyError", "IndexError", "AttributeError", "RuntimeError"}
 """Errors of the code that calls Clearhead; a user of the command line does not meet them."""
-SPOKEN = {"BadParameter", "notice", "say", "announce", "compile_notice", "busy", "Progress", "ByteProgress"}
+SPOKEN = {
+    *("BadParameter", "notice", "say", "announce", "compile_notice", "busy", "Progress", "ByteProgress"),
+    *("localized", "localized_phrase"),
+}
 """What prints its first argument in the user's language."""
+
+PUT_TOGETHER = {
+    "{0} for none",
+    "it lacks {0}",
+    "Files of this format ({0}) carry no checksums.",
+    "{0} of its {1} tensors differs from the published ones: {2}",
+}
+"""Entries that the code makes in a way that the test below does not see."""
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +113,37 @@ def test_no_text_of_help_is_left_over() -> None:
     source = "\n".join(" ".join(text.split()) for text in texts)
     left = [key for key in TABLES["help.json"] if " ".join(key.split()) not in source]
     assert [key for key in left if "completion" not in key] == []  # of these two the library asks
+
+
+def word_pairs(text: str) -> set[str]:
+    """Return the pairs of neighbouring words of a text; of a shorter one its words."""
+    text = re.sub(r"\{[^{}]*\}", "{}", text)
+    pairs = re.findall(r"(?=(?<![\w-])([A-Za-z][\w-]* [A-Za-z][\w-]*)(?![\w{]))", text)
+    return set(pairs) or set(re.findall(r"[A-Za-z][\w-]*", text))
+
+
+def test_no_message_is_left_over() -> None:
+    """An entry is a text of the source, or put together from such texts: then every two neighbouring words are in one.
+
+    `messages_libraries.json` has what Python, the operating system, typer and uvicorn say.
+    """
+    texts = set()
+    for file in PACKAGE.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+            if text or isinstance(node, (ast.JoinedStr, ast.BinOp)):
+                texts.add(template(node))
+    found = set().union(*map(word_pairs, texts), *(re.findall(r"[A-Za-z][\w-]*", text) for text in texts))
+    left = {
+        key
+        for name in TABLES
+        if name not in ("help.json", "messages_libraries.json")
+        for key in TABLES[name]
+        if key not in PUT_TOGETHER and key not in texts and not word_pairs(key) <= found
+    }
+    assert sorted(left) == []
 
 
 def said(path: Path) -> Iterator[str]:
@@ -234,3 +283,64 @@ def test_errors_and_usage_errors_are_chinese() -> None:
     assert "--lang is 'fr'; give en or zh." in call("params", "--lang", "fr").stderr.decode()
     result = run("new", "--help", env={"LC_ALL": "zh_CN.UTF-8"})
     assert "创建一个随机权重的模型。" in result.stdout.decode() and "…" not in result.stdout.decode()
+
+
+def words_of(svg: str) -> list[str]:
+    """Return the texts of a picture that contain a word in Latin letters and no Chinese."""
+    texts = re.findall(r"<(?:text|title|desc)[^>]*>([^<]+)<", svg)
+    return [text for text in texts if re.search(r"[A-Za-z]{3}", text) and not re.search(r"[\u4e00-\u9fff]", text)]
+
+
+def test_curves_are_in_the_language_that_is_asked_for() -> None:
+    lines = [
+        {
+            "step": step,
+            "loss": 3.0,
+            "rate": 1.0,
+            "norm": 1.0,
+            "tokens_per_second": 10,
+            "valid": {"birds": {"bits_per_byte": 1.0 + step, "loss": 2.0}},
+        }
+        for step in (1, 2, 3)
+    ]
+    runs = {"my run": lines, "other": lines}
+    assert set(words_of(curves_svg(runs, "zh"))) == {"my run", "other"}
+    assert "留出文本 birds：每字节比特数" in curves_svg(runs, "zh")
+    assert 'xml:lang="zh"' in curves_svg(runs, "zh") and "birds, held out: bits per byte" in curves_svg(runs)
+    assert words_of(find_lr_svg([(1e-4, 3.0), (1e-3, 2.0)], 5e-4, "zh")) == []
+    result = TaskResult("blimp", (Metric("acc", 0.5),), 2, {})
+    found = [RevisionResult(name, words, "a.jsonl", result) for name, words in (("1M", 1.0), ("2M", 2.0))]
+    assert "已训练的词数（百万）" in learning_curves_svg(found, "zh") and "over training" in learning_curves_svg(found)
+    assert set(words_of(learning_curves_svg(found, "zh"))) == {"blimp：acc"}  # names
+
+
+def test_a_png_falls_back_to_english_without_a_chinese_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clearhead.drawing.png._has_chinese", lambda: False)
+    assert picture_language(Path("a.png"), "zh") == "en" == picture_language(Path("a.png"), "en")
+    assert picture_language(Path("a.svg"), "zh") == "zh"
+
+
+def test_the_server_logs_in_chinese_but_never_touches_texts() -> None:
+    choose(["--lang", "zh"], {})
+    logger = logging.getLogger("uvicorn.error")
+    record = logger.makeRecord(
+        logger.name, logging.INFO, "", 0, "Started server process [%d]", (7,), None, extra={"color_message": "English"}
+    )
+    assert in_users_language(record) and record.getMessage() == "服务进程 [7] 已启动"
+    assert not hasattr(record, "color_message")
+    error = logging.LogRecord(
+        "clearhead.server", logging.ERROR, "", 0, "the model could not be loaded: %s", (ValueError("timed out"),), None
+    )
+    assert in_users_language(error) and error.getMessage() == "无法加载模型：超时"
+    body = logging.LogRecord("clearhead.texts", logging.INFO, "", 0, "POST %s: %s", ("/v1", "Shutting down"), None)
+    assert in_users_language(body) and body.getMessage() == "POST /v1: Shutting down"
+
+
+def test_every_line_of_uvicorn_that_a_server_logs_has_an_entry() -> None:
+    source = "".join(
+        (Path(uvicorn.__file__).parent / name).read_text(encoding="utf-8") for name in ("server.py", "lifespan/on.py")
+    )
+    ours = {key for key in TABLES["messages_libraries.json"] if key in source}
+    begun = {"Started server process [%d]", "Waiting for application startup.", "Application startup complete."}
+    ended = {"Shutting down", "Waiting for application shutdown.", "Application shutdown complete."}
+    assert begun | ended | {"Finished server process [%d]"} <= ours

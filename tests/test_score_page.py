@@ -51,7 +51,7 @@ def test_the_page_has_the_text_its_ranks_and_the_likely_tokens() -> None:
     shown = [row for row in rows if row["token"]]
     for (text, attributes), row in zip(tokens, shown, strict=True):
         tip, style = attributes["data-tip"] or "", attributes["style"] or ""
-        assert text == row["token"] and attributes["class"] == f"t {rank_class(row['rank'])[0]}"
+        assert text == row["token"] and attributes["class"] == f"t {rank_class(row['rank'])}"
         assert tip.startswith(f"{row['surprisal']:.2f} bits, rank {row['rank'] + 1:,}")
         assert len(tip.splitlines()) == 4 and repr(row["top_1"]) in tip and ("←" in tip) == (row["rank"] < 3)
         assert float(style.removeprefix("--s:").rstrip("%")) == pytest.approx(
@@ -59,8 +59,16 @@ def test_the_page_has_the_text_its_ranks_and_the_likely_tokens() -> None:
         )
 
 
+def test_the_page_can_be_in_chinese() -> None:
+    table = SurprisalTable(clearhead.load(), SurprisalOptions(top=3, bos=False))
+    page = score_page(table.rows([InputText("a", TEXT)]), {}, "惊异度", "zh")
+    assert '<html lang="zh-CN">' in page and "前面没有内容" in page and "个词元" in page
+    tips = [attributes["data-tip"] or "" for _, attributes in Texts(page).tokens]
+    assert all("排名" in tip for tip in tips[1:]) and not re.search(r"\b(bits|rank|tokens|entropy|tint)\b", page)
+
+
 def test_ranks_have_the_classes_of_gltr() -> None:
-    found = [rank_class(rank)[0] for rank in (0, 9, 10, 99, 100, 999, 1000)]
+    found = [rank_class(rank) for rank in (0, 9, 10, 99, 100, 999, 1000)]
     assert found == ["top10", "top10", "top100", "top100", "top1000", "top1000", "beyond"]
 
 

@@ -184,3 +184,19 @@ def test_texts_get_into_the_log_if_they_are_asked_for(tiny_folder: Path, tiny_gp
     assert f"RuntimeError: cannot encode 'route fault {SECRET}'" in found
     for private in (KEY, WRONG_KEY):
         assert private not in found
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_server_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "clearhead", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        assert process.stderr is not None
+        try:
+            while "the model is loaded" not in (line := process.stderr.readline()):
+                assert line, "it ended before the model was loaded"
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()

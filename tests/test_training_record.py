@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 import clearhead
 from clearhead.cli.app import make_app
+from clearhead.cli.language import choose
 from clearhead.config import GPTConfig
 from clearhead.data.corpus import Corpus
 from clearhead.data.examples import Example, pad_together
@@ -135,6 +136,22 @@ def test_the_card_counts_what_is_saved(corpus: Corpus, tmp_path: Path) -> None:
     model.blocks[0].register_parameter("lora_A", torch.nn.Parameter(torch.zeros(7)))  # is added into the others
     run = Run(recipe(), PretrainingTask(recipe(), corpus), tmp_path, ALONE, model)
     assert f"A GPT-2 with {count:,} parameters:" in run._card({})
+
+
+def test_the_card_is_in_the_users_language(corpus: Corpus, tmp_path: Path) -> None:
+    run = small_run(recipe(), corpus, tmp_path)
+    scores = {"birds": {"bits_per_byte": 1.25, "loss": 2.0}}
+    english = run._card(scores)
+    choose(["--lang", "zh"], {})
+    try:
+        card = run._card(scores)
+    finally:
+        choose([], {})
+    assert "个参数的 GPT-2" in card and "| 文本 | 词元 | 文档数 |" in card and "| birds | 1.2500 | 2.0000 |" in card
+    assert "| 留出文本 | 每字节比特数 | 损失 |" in card
+    prose = card.partition("## 配方")[0].partition("# ")[2]
+    assert not re.search(r"\b(the|of|with|and|blocks|heads|steps|processes)\b", prose)
+    assert card.partition("```toml")[2] == english.partition("```toml")[2] and card[:60] == english[:60]
 
 
 def test_padding_is_not_counted_as_tokens(corpus: Corpus, tmp_path: Path) -> None:

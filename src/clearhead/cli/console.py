@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from clearhead.cli.language import translate
+from clearhead.cli.language import language, translate
 from clearhead.errors import InputError
 from clearhead.utils import atomic
+from clearhead.utils.arguments import Language
 from clearhead.utils.progress import stderr_console
 from clearhead.utils.text import decode_text, printable
 
@@ -104,6 +105,16 @@ def read_prompt(argument: str | None, file: Path | None, noun: str = "prompt") -
     if argument in (None, "-"):
         text = text.removesuffix("\n").removesuffix("\r")  # it would make the model begin a new line
     return text
+
+
+def curves_language(file: Path) -> Language:
+    """Return the language of the words in a picture of curves; say so if a PNG has to be in English."""
+    from clearhead.drawing.png import picture_language
+
+    found = picture_language(file, language())
+    if found != language():
+        notice(f"no font on this machine has Chinese characters, so {file} is in English.")
+    return found
 
 
 def write_file(file: Path, contents: str | bytes) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clearhead.cli.console import headings, notice, write_json
+from clearhead.cli.console import curves_language, headings, notice, write_json
 from clearhead.cli.evaluate_examples import ExampleChoice, evaluate_examples
 from clearhead.cli.language import translate
 from clearhead.cli.model_argument import load_model
@@ -170,7 +170,7 @@ def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show:
     if choice.curves is not None:
         from clearhead.drawing.png import save_picture
 
-        save_picture(learning_curves_svg(found), choice.curves)
+        save_picture(learning_curves_svg(found, curves_language(choice.curves)), choice.curves)
         notice(f"the curves are in {choice.curves}.")
 
 

@@ -39,7 +39,7 @@ def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     given += [word.removeprefix("--lang=") for word in arguments if word.startswith("--lang=")]
     locale = next((environment[name] for name in _VARIABLES if environment.get(name)), "")
     _Chosen.language = "zh" if (given[-1] if given else locale[:2]) == "zh" else "en"
-    set_translator(None if language() == "en" else translate)
+    set_translator(None if language() == "en" else translate, language())
 
 
 def language() -> Language:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clearhead.cli.console import output, say, write_json
+from clearhead.cli.console import curves_language, output, say, write_json
 from clearhead.cli.language import tr, translate
 
 EPILOG = """
@@ -69,7 +69,8 @@ def runs(
         _table(found)
     if curves is not None:
         names = _names([run.folder for run in found])
-        save_picture(curves_svg({names[run.folder]: read_metrics(run.folder) for run in found}), curves)
+        metrics = {names[run.folder]: read_metrics(run.folder) for run in found}
+        save_picture(curves_svg(metrics, curves_language(curves)), curves)
         if not as_json:
             say(f"The curves are in {curves}.")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clearhead.cli.language import language, translate
 from clearhead.cli.model_argument import load_model
 from clearhead.cli.options import Config, Model, Ray, choices, flatten
 from clearhead.cli.table_output import file_states, write_table
@@ -208,7 +209,8 @@ def _write_page(file: Path, rows_of_texts: Iterable[list[Row]], metadata: dict[s
                 progress.advance(1, f"{done:,} texts")
                 yield rows
 
-        page = score_page(counted(), metadata, f"Surprisal by {metadata['model']}")
+        title = translate(f"Surprisal by {metadata['model']}")
+        page = score_page(counted(), metadata, title, language())
     write_file(file, page.encode("utf-8"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from clearhead.drawing.svg import FONTS
 from clearhead.errors import InputError
 from clearhead.utils import atomic
+from clearhead.utils.arguments import Language
 
 _SAMPLE = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="60">'
@@ -42,6 +44,18 @@ def png(svg: str, scale: float = 2.0) -> bytes:
             "write an .svg, which uses the reader's own fonts."
         )
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=scale))
+
+
+def picture_language(path: Path, lang: Language) -> Language:
+    """Return the language for a picture of few words: English for a PNG if no font here has Chinese characters.
+
+    Args:
+        path: the file that will be written.
+        lang: the user's language.
+    """
+    if lang == "en" or path.suffix.lower() != ".png" or importlib.util.find_spec("resvg_py") is None:
+        return lang
+    return lang if _has_chinese() else "en"
 
 
 def save_picture(svg: str, path: Path) -> None:

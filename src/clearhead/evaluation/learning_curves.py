@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from clearhead.drawing.chart import LineChart, LineSeries, line_charts
 from clearhead.errors import InputError
 from clearhead.evaluation.results import Metric, TaskResult
+from clearhead.utils.arguments import Language
 
 _WIDTH, _HEIGHT = 620, 230  # of a chart's frame, in pixels
 
@@ -29,8 +30,12 @@ class RevisionResult:
     result: TaskResult
 
 
-def learning_curves_svg(results: Sequence[RevisionResult]) -> str:
+def learning_curves_svg(results: Sequence[RevisionResult], lang: Language = "en") -> str:
     """Return charts of each metric over the millions of words, as an SVG document; a line for each file and field.
+
+    Args:
+        results: those of one task, in any order.
+        lang: the language of the words; tasks and metrics keep their names.
 
     Raises:
         InputError: if there are fewer than two revisions.
@@ -38,6 +43,7 @@ def learning_curves_svg(results: Sequence[RevisionResult]) -> str:
     if len({one.revision for one in results}) < 2:
         raise InputError("curves need two milestones in words, and the run has fewer; train on.")
     task = results[0].result.task
+    x_label, colon = ("millions of words seen", ": ") if lang == "en" else ("已训练的词数（百万）", "：")
     charts = []
     for name in [metric.name for metric in results[0].result.metrics]:
         lines: dict[str, list[tuple[float, float]]] = {}
@@ -50,8 +56,9 @@ def learning_curves_svg(results: Sequence[RevisionResult]) -> str:
             LineSeries(line, points, colour=number, dash=number % 4)
             for number, (line, points) in enumerate(lines.items())
         ]
-        charts.append(LineChart(f"{task}: {name}", series, "millions of words seen", width=_WIDTH, height=_HEIGHT))
-    return line_charts(charts, f"{task} over training", ", ".join(chart.title for chart in charts))
+        charts.append(LineChart(f"{task}{colon}{name}", series, x_label, width=_WIDTH, height=_HEIGHT))
+    title = f"{task} over training" if lang == "en" else f"{task} 随训练的变化"
+    return line_charts(charts, title, ", ".join(chart.title for chart in charts), lang)
 
 
 def _lines(one: RevisionResult) -> dict[str, Sequence[Metric]]:

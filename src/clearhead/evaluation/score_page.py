@@ -11,18 +11,43 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clearhead.drawing.palette import stylesheet
 from clearhead.drawing.screen import document_head
 from clearhead.evaluation.surprisal import Row
+from clearhead.utils.arguments import Language
 
-RANK_CLASSES = ((10, "top10", "top 10"), (100, "top100", "top 100"), (1000, "top1000", "top 1,000"))
-"""The greatest number of likelier tokens plus one, the name in the style sheet, and the label of each class."""
+RANK_CLASSES = ((10, "top10"), (100, "top100"), (1000, "top1000"))
+"""The greatest number of likelier tokens plus one, and the name of each class; `_WORDS` has its label."""
 
-_BEYOND = ("beyond", "beyond 1,000")
+_BEYOND = "beyond"
 _FULL_TINT = 16.0  # bits; a token in 65,536 has the full tint
+
+_WORDS: dict[str, tuple[str, str]] = {
+    "about": (
+        "Stronger tint: more surprising to the model, from 0 to {bits:.0f} bits. The line under a token says where it "
+        "is in the model's ranking; point at a token for its numbers and for what was more likely.",
+        "底色越深，模型越意外（0 到 {bits:.0f} 比特）。词元下方的线表示它在模型排名中的位置；"
+        "指向一个词元，可以看到它的各项数值，以及哪些词元概率更大。",
+    ),
+    "top10": ("top 10", "前 10"),
+    "top100": ("top 100", "前 100"),
+    "top1000": ("top 1,000", "前 1,000"),
+    "beyond": ("beyond 1,000", "1,000 以后"),
+    "total": ("{tokens:,} tokens, {bits:,.1f} bits", "{tokens:,} 个词元，{bits:,.1f} 比特"),
+    "mean": (", {mean:.2f} a token", "，平均每个词元 {mean:.2f} 比特"),
+    "share": ("{label}: {count:,}", "{label}：{count:,}"),
+    "shares": ("{total}. {shares}.", "{total}。{shares}。"),
+    "comma": (", ", "，"),
+    "nothing before": ("nothing comes before it", "前面没有内容"),
+    "tip": (
+        "{bits:.2f} bits, rank {rank:,}, entropy {entropy:.2f} bits",
+        "{bits:.2f} 比特，排名 {rank:,}，熵 {entropy:.2f} 比特",
+    ),
+}
 
 _STYLE = """
 body { margin: 0 auto; max-width: 46rem; padding: 1.5rem 1.2rem 8rem; background: $paper; color: $ink;
@@ -47,26 +72,26 @@ p { margin: .4rem 0 }
 """
 
 
-def score_page(texts: Iterable[Sequence[Row]], metadata: Mapping[str, Any], title: str) -> str:
+def score_page(texts: Iterable[Sequence[Row]], metadata: Mapping[str, Any], title: str, lang: Language = "en") -> str:
     """Return an HTML page of scored texts.
 
     Args:
         texts: the rows of each text, one for each token, as `SurprisalTable` computes them.
         metadata: the settings that determine the numbers, shown at the end of the page.
         title: the page's title.
+        lang: the language of its words.
     """
-    sections = "\n".join(_section(rows) for rows in texts)
+    sections = "\n".join(_section(rows, lang) for rows in texts)
     settings = ", ".join(f"{key} {value}" for key, value in metadata.items() if value is not None)
     return f"""<!doctype html>
-<html lang="en">
+<html lang="{"zh-CN" if lang == "zh" else lang}">
 <head>
 {document_head(title, style=stylesheet(_STYLE))}
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-<p class="note">Stronger tint: more surprising to the model, from 0 to {_FULL_TINT:.0f} bits. The line under a token
-says where it is in the model's ranking; point at a token for its numbers and for what was more likely.</p>
-<p class="legend note">{_legend()}</p>
+<p class="note">{_word("about", lang, bits=_FULL_TINT)}</p>
+<p class="legend note">{_legend(lang)}</p>
 {sections}
 <p class="note">{html.escape(settings)}</p>
 </body>
@@ -74,47 +99,55 @@ says where it is in the model's ranking; point at a token for its numbers and fo
 """
 
 
-def rank_class(rank: int) -> tuple[str, str]:
-    """Return the name and the label of a rank's class."""
-    return next(((name, label) for limit, name, label in RANK_CLASSES if rank < limit), _BEYOND)
+def rank_class(rank: int) -> str:
+    """Return the name of a rank's class."""
+    return next((name for limit, name in RANK_CLASSES if rank < limit), _BEYOND)
 
 
-def _legend() -> str:
-    classes = [(name, label) for _, name, label in RANK_CLASSES] + [_BEYOND]
-    return " ".join(f'<span class="t {name}" style="--s:0%">{label}</span>' for name, label in classes)
+def _word(key: str, lang: Language, **values: object) -> str:
+    return _WORDS[key][lang == "zh"].format(**values)
 
 
-def _section(rows: Sequence[Row]) -> str:
+def _classes() -> list[str]:
+    return [*(name for _, name in RANK_CLASSES), _BEYOND]
+
+
+def _legend(lang: Language) -> str:
+    return " ".join(f'<span class="t {name}" style="--s:0%">{_word(name, lang)}</span>' for name in _classes())
+
+
+def _section(rows: Sequence[Row], lang: Language) -> str:
     scored = [row for row in rows if row["surprisal"] is not None]
     total = math.fsum(row["surprisal"] for row in scored)
-    counts: dict[str, int] = {}
-    for row in scored:
-        label = rank_class(row["rank"])[1]
-        counts[label] = counts.get(label, 0) + 1
-    labels = [label for *_, label in RANK_CLASSES] + [_BEYOND[1]]
-    shares = ", ".join(f"{label}: {counts.get(label, 0):,}" for label in labels)
-    mean = f", {total / len(scored):.2f} a token" if scored else ""
+    counts = Counter(rank_class(row["rank"]) for row in scored)
+    shares = _word("comma", lang).join(
+        _word("share", lang, label=_word(name, lang), count=counts[name]) for name in _classes()
+    )
+    about = _word("total", lang, tokens=len(rows), bits=total)
+    if scored:
+        about += _word("mean", lang, mean=total / len(scored))
     return f"""<section>
 <h2>{html.escape(str(rows[0]["text_id"]))}</h2>
-<p class="note">{len(rows):,} tokens, {total:,.1f} bits{mean}. {shares}.</p>
-<div class="text">{"".join(map(_token, rows))}</div>
+<p class="note">{_word("shares", lang, total=about, shares=shares)}</p>
+<div class="text">{"".join(_token(row, lang) for row in rows)}</div>
 </section>"""
 
 
-def _token(row: Row) -> str:
+def _token(row: Row, lang: Language) -> str:
     text = html.escape(row["token"])
     if not text:  # a part of a character, which the token that completes it shows
         return ""
     if row["surprisal"] is None:
-        return f'<span class="t" style="--s:0%" tabindex="0" data-tip="nothing comes before it">{text}</span>'
+        tip = _word("nothing before", lang)
+        return f'<span class="t" style="--s:0%" tabindex="0" data-tip="{tip}">{text}</span>'
     tint = min(1.0, row["surprisal"] / _FULL_TINT) * 55  # percent; the text stays readable on it
-    name, _ = rank_class(row["rank"])
-    tip = html.escape(_tip(row), quote=True).replace("\n", "&#10;")
+    name = rank_class(row["rank"])
+    tip = html.escape(_tip(row, lang), quote=True).replace("\n", "&#10;")
     return f'<span class="t {name}" style="--s:{tint:.1f}%" tabindex="0" data-tip="{tip}">{text}</span>'
 
 
-def _tip(row: Row) -> str:
-    lines = [f"{row['surprisal']:.2f} bits, rank {row['rank'] + 1:,}, entropy {row['entropy']:.2f} bits"]
+def _tip(row: Row, lang: Language) -> str:
+    lines = [_word("tip", lang, bits=row["surprisal"], rank=row["rank"] + 1, entropy=row["entropy"])]
     place = 1
     while f"top_{place}" in row:
         chosen = "  ←" if row[f"top_{place}_id"] == row["token_id"] else ""

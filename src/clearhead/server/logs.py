@@ -13,6 +13,8 @@ import uvicorn.config
 import uvicorn.logging
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clearhead.utils.localization import localized, users_language
+
 texts = logging.getLogger("clearhead.texts")
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {10: "\\n", 9: "\\t"}
@@ -42,6 +44,16 @@ def without_query(record: logging.LogRecord) -> bool:
     return True
 
 
+def in_users_language(record: logging.LogRecord) -> bool:
+    """Put a line of uvicorn or of the server into the user's language, with the error that it quotes; no texts."""
+    if users_language() != "en" and record.name != texts.name and isinstance(record.msg, str):
+        record.msg = localized(record.msg)
+        record.__dict__.pop("color_message", None)  # the English line with colours, which uvicorn would prefer
+        if isinstance(record.args, tuple):
+            record.args = tuple(localized(str(one)) if isinstance(one, Exception) else one for one in record.args)
+    return True
+
+
 def log_config(level: str, *, with_texts: bool) -> dict[str, Any]:
     """Return the configuration of `logging` for a server in its own process.
 
@@ -52,8 +64,12 @@ def log_config(level: str, *, with_texts: bool) -> dict[str, Any]:
     config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     if not with_texts:
         config["formatters"]["default"]["()"] = PrivateFormatter
-    config["filters"] = {"without_query": {"()": lambda: without_query}}
+    config["filters"] = {
+        "without_query": {"()": lambda: without_query},
+        "in_users_language": {"()": lambda: in_users_language},
+    }
     config["handlers"]["access"]["filters"] = ["without_query"]
+    config["handlers"]["default"]["filters"] = ["in_users_language"]
     config["loggers"]["clearhead"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
     config["loggers"][texts.name] = {"level": "INFO"}
     config["root"] = {"handlers": ["default"], "level": "WARNING"}

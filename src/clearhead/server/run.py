@@ -136,4 +136,5 @@ class _Server(uvicorn.Server):
         self._state.draining = True
         if self.should_exit:
             self.force_exit = True  # a second signal does not wait
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cancelled would log a traceback
         self.should_exit = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from clearhead.utils.localization import announce, localized
+from clearhead.utils.localization import localized, localized_list
 from clearhead.utils.progress import duration, stderr_console
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
@@ -45,13 +46,12 @@ class Status:
     seconds_left: float
 
     def line(self, steps: int) -> str:
-        """Return the status as one line."""
-        peak = "" if self.share_of_peak is None else f", {100 * self.share_of_peak:.0f}% of peak"
-        memory = f", {self.memory / 1e9:.1f} GB" if self.memory else ""
-        return (
-            f"step {self.step:,} of {steps:,}, loss {self.loss:.3f}, {self.tokens_per_second:,.0f} tokens/s"
-            f"{peak}{memory}, {duration(self.seconds_left)} left"
-        )
+        """Return the status as one line in the user's language."""
+        peak = [] if self.share_of_peak is None else [f"{100 * self.share_of_peak:.0f}% of peak"]
+        memory = [f"{self.memory / 1e9:.1f} GB"] if self.memory else []
+        steps_and_loss = (f"step {self.step:,} of {steps:,}", f"loss {self.loss:.3f}")
+        speed, left = f"{self.tokens_per_second:,.0f} tokens/s", f"{duration(self.seconds_left)} left"
+        return localized_list((*steps_and_loss, speed, *peak, *memory, left))
 
 
 class Display:
@@ -83,7 +83,8 @@ class Display:
             self._live.stop()
             self._live = None
         if kind is None and self._status is not None:
-            self.say(f"{self._status.line(self.steps)}, {duration(time.monotonic() - self._started)} in all")
+            taken = localized(f"{duration(time.monotonic() - self._started)} in all")
+            self.say(localized(", ").join((self._status.line(self.steps), taken)), verbatim=True)
 
     def update(self, status: Status) -> None:
         """Record the status after a step; show it if the last time is a while ago."""
@@ -96,7 +97,7 @@ class Display:
             if self._live is not None:
                 self._live.update(self._panel(status), refresh=True)
             else:
-                announce(f"training: {status.line(self.steps)}")
+                print(localized("training: {0}").format(status.line(self.steps)), file=sys.stderr, flush=True)
 
     def say(self, line: str, verbatim: bool = False) -> None:
         """Print a line that stays, in the user's language unless it is `verbatim`."""

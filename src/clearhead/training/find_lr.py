@@ -17,6 +17,7 @@ from clearhead.training.curves import find_lr_svg
 from clearhead.training.run_folder import write_text
 from clearhead.training.step import Stepper
 from clearhead.training.task import Task
+from clearhead.utils.localization import users_language
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-3, 1e2
@@ -82,8 +83,8 @@ def save_search(found: FoundRate, rates: dict[str, float], out: Path) -> tuple[P
     suggested = {key: rate * found.share for key, rate in rates.items()}
     values = {"suggested": suggested, "curve": [[share * first, loss] for share, loss in found.curve]}
     write_text(out / "find_lr.json", json.dumps(values, indent=1) + "\n")
-    drawing = find_lr_svg([(share * first, loss) for share, loss in found.curve], first * found.share)
-    save_picture(drawing, out / "find_lr.svg")
+    curve = [(share * first, loss) for share, loss in found.curve]
+    save_picture(find_lr_svg(curve, first * found.share, users_language()), out / "find_lr.svg")
     return out / "find_lr.json", out / "find_lr.svg"
 
 

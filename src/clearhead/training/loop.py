@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.cells import cell_len
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -50,6 +51,7 @@ from clearhead.training.task import Scores, Task
 from clearhead.training.throughput import memory_used, peak_flops, training_flops
 from clearhead.training.trackers import make_trackers
 from clearhead.utils.json_files import json_text
+from clearhead.utils.localization import localized
 
 _SETTLED = 5.0  # seconds of training before the machine's peak is measured; shorter runs go without
 
@@ -148,7 +150,8 @@ class Run:
         t = self.recipe.training
         self.record.say(self._introduction())
         for operation, choice in self.kernels.items():
-            self.record.say(f"  {operation:<14} {choice}")
+            name = localized(operation)
+            self.record.say(f"  {name}{' ' * (14 - cell_len(name))} {localized(choice)}", verbatim=True)
         self.clock.start(t.steps - self.step)
         with self.record, handle_stop_signals() as stop, self.background or contextlib.nullcontext():
             if self._is_validated() and not self.group.from_first(self.record.contains(self.step, "valid")):
@@ -218,7 +221,8 @@ class Run:
         scores = self.evaluate(None)
         self.record.add(self.step, final=scores)
         for name, values in scores.items():
-            self.record.say(f"{name}: {_scores_line(values)} on the whole held-out text")
+            line = localized("{0}: {1} on the whole held-out text").format(name, _scores_line(values))
+            self.record.say(line, verbatim=True)
         self.record.draw()
         folder = self.out / "model"
         whole = self.whole_model()
@@ -290,9 +294,10 @@ class Run:
         # Only now, when all of it is computed: a run that resumes asks whether there is such a line.
         self.record.add(self.step, train_loss=self.clock.loss, valid=scores)
         if scores:
-            found = "; ".join(f"{name}: {_scores_line(values)}" for name, values in scores.items())
-            trained = "" if self.clock.loss is None else f"; training loss {self.clock.loss:.3f}"
-            self.record.say(f"step {self.step:,}: held out {found}{trained}")
+            each = [localized("{0}: {1}").format(name, _scores_line(values)) for name, values in scores.items()]
+            trained = [] if self.clock.loss is None else [localized(f"training loss {self.clock.loss:.3f}")]
+            found = localized("; ").join((*each, *trained))
+            self.record.say(localized("step {0}: held out {1}").format(f"{self.step:,}", found), verbatim=True)
         for prompt, text in written:
             self.record.add(self.step, prompt=prompt, sample=text)
             self.record.say(f"  {prompt}|{text}", verbatim=True)
@@ -345,4 +350,4 @@ def _without_values(model: GPTModel) -> GPTModel:
 
 def _scores_line(scores: dict[str, float]) -> str:
     shown = ("bits_per_byte", "accuracy", "loss")
-    return ", ".join(f"{score_label(key)} {scores[key]:.4f}" for key in shown if key in scores)
+    return localized(", ").join(f"{score_label(key)} {scores[key]:.4f}" for key in shown if key in scores)

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from clearhead.drawing.png import png
+from clearhead.drawing.png import picture_language, png
 from clearhead.errors import InputError, TrainingError
 from clearhead.training.curves import curves_svg
 from clearhead.training.display import Display, Status
 from clearhead.training.run_folder import MetricsFile, disk_full_explained, read_metrics, write_text
 from clearhead.training.trackers import Tracker, TrackerLostError
 from clearhead.utils.atomic import write_bytes
+from clearhead.utils.localization import users_language
 
 _CURVES = "curves.svg"
 
@@ -118,12 +119,14 @@ class RunRecord:
         if not self.is_first:
             return
         try:
-            svg = curves_svg({self.out.name: read_metrics(self.out)})
+            metrics = {self.out.name: read_metrics(self.out)}
+            svg = curves_svg(metrics, users_language())
         except TrainingError:
             return  # a run of a few steps has nothing to draw
         write_text(self.out / _CURVES, svg)
-        with disk_full_explained("curves.png", self.out), contextlib.suppress(InputError):
-            write_bytes(self.out / "curves.png", png(svg))
+        file = self.out / "curves.png"
+        with disk_full_explained(file.name, self.out), contextlib.suppress(InputError):
+            write_bytes(file, png(curves_svg(metrics, picture_language(file, users_language()))))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:

@@ -19,6 +19,7 @@ from clearhead.model_weights import ModelTensors
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.distributed import Processes
 from clearhead.training.recipe import Recipe
+from clearhead.utils.localization import localized
 from clearhead.weights import save_huggingface
 
 _MANY_STEPS = 10_000  # enough for the texts' shares to match the recipe's
@@ -126,7 +127,7 @@ class PretrainingTask:
     def about(self) -> str:
         """Return the texts with their sizes."""
         rows = [f"| {name} | {split.tokens:,} | {split.documents:,} |" for name, split in self.corpus.train.items()]
-        return "\n".join(["| text | tokens | documents |", "|---|---|---|", *rows])
+        return "\n".join([f"| {' | '.join(map(localized, ('text', 'tokens', 'documents')))} |", "|---|---|---|", *rows])
 
     def save(self, model: GPTModel, folder: Path, dtype: str) -> None:
         """Write a Hugging Face GPT-2 folder with the corpus's tokenizer."""
