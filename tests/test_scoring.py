@@ -22,7 +22,6 @@ from clearhead.inference.logprobs import score_rows
 from clearhead.inference.runner import ScoreTask, Slot, TokenScores
 from clearhead.inference.scoring import ScoreOptions, ScoreRequest, score_sequences, windows
 from clearhead.inference.shared_prefixes import (
-    LEAST_SHARED,
     OpenLimits,
     ScoreDetails,
     ScoredSequence,
@@ -87,8 +86,11 @@ class FakeRunner:
         groups: np.ndarray | None = None,
         last_logits: bool = True,
     ) -> tuple[np.ndarray, list[TokenScores]]:
-        rows = [self.table[list(task.ids[task.start :])][: len(task.targets)] for task in work]
-        scores = [score_rows(one, task.targets, top, n_choices, groups) for one, task in zip(rows, work, strict=True)]
+        scores = []
+        for task in work:
+            rows = [*range(task.start, task.start + len(task.targets)), *(index for index, _ in task.alternatives)]
+            targets = [*task.targets, *(token for _, token in task.alternatives)]
+            scores.append(score_rows(self.table[[task.ids[row] for row in rows]], targets, top, n_choices, groups))
         return self.extend([(task.slot, task.ids) for task in work]), scores
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -172,19 +174,78 @@ def test_common_beginnings_run_once_and_change_no_bit(
     sequences = [ScoredSequence(one.ids, one.first) for one in sorted(requests, key=lambda one: list(one.ids))]
     for index, branch in enumerate(plan_branches(sequences)):
         if branch.parent >= 0:
-            assert branch.parent < index and branch.shared >= LEAST_SHARED
+            assert branch.parent < index and branch.shared > 0
             parent = sequences[branch.parent].ids
             assert list(parent[: branch.shared]) == list(sequences[index].ids[: branch.shared])
             assert branch.shared < len(parent)  # its last token is only a target
 
 
+@pytest.mark.parametrize("backend", ["engine", "torch"])
+def test_a_token_may_have_many_alternatives(gpt: GPT, backend: Any) -> None:
+    """More than a pass of the engine scores at once, in any order, some of them the target itself."""
+    runner = gpt.runner if backend == "engine" else clearhead.load(backend="torch").runner
+    ids = np.random.default_rng(0).integers(0, 4096, 40).tolist()
+    alternatives = [(row, token) for token in range(0, 4096, 31) for row in (20, 7)] + [(4, ids[5]), (39, 11)]
+    groups = np.arange(4096)[None] % 2 == 0
+    slot, other = runner.open(), runner.open()
+    task = ScoreTask(slot, ids[:-1], ids[5:30], 4, alternatives)
+    with pytest.raises(InputError, match="an alternative follows a token that is not among the 39"):
+        runner.score([task])
+    tasks = [ScoreTask(other, ids[:9], ids[1:10]), task._replace(alternatives=alternatives[:-1])]
+    _, (_, found) = runner.score(tasks, top=2, groups=groups)
+    logits = runner.logits(ids[:-1])
+    rows = [*range(4, 29), *(row for row, _ in alternatives[:-1])]
+    targets = [*ids[5:30], *(token for _, token in alternatives[:-1])]
+    peer = score_rows(logits[rows], targets, 2, None, groups)
+    assert found.ranks.tolist() == peer.ranks.tolist() and found.top_ids.tolist() == peer.top_ids.tolist()
+    for name in ("logprobs", "entropies", "top_logprobs", "groups"):
+        np.testing.assert_allclose(getattr(found, name), getattr(peer, name), atol=2e-5)
+    assert found.logprobs[-1] == found.logprobs[0] and found.ranks[-1] == found.ranks[0]
+
+
+def test_pairs_have_the_same_bits_together_and_alone() -> None:
+    """Minimal pairs and endings: sentences that part at their ends, at any number of threads and any batch."""
+    places = ("house", "garden", "river", "forest", "kitchen")
+    pairs = [
+        f"The {noun} in the {place} {verb} red."
+        for noun in ("cat", "bird")
+        for place in places
+        for verb in ("is", "are")
+    ]
+    texts = [*pairs, "The cat", "The cat in", *pairs[:3], "A dog sat", "The cat in the house is red. It"]
+    found = []
+    for threads in (1, 2, 3):
+        gpt = clearhead.load(dtype="float32", threads=threads)
+        assert gpt.tokenizer is not None
+        requests = [ScoreRequest([0, *gpt.tokenizer.encode(text)]) for text in texts]
+        alone = [next(score_sequences(gpt.runner, [request])).scores for request in requests]
+        for size in (1, 64):
+            together = [one.scores for one in score_sequences(gpt.runner, requests, ScoreOptions(batch_size=size))]
+            for name in ("logprobs", "entropies", "ranks"):
+                for one, other in zip(alone, together, strict=True):
+                    np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        found.append([one.logprobs.tolist() for one in alone])
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_texts_have_in_common_runs_once(gpt: GPT) -> None:
+    """Each beginning of a text is one token that runs, and texts that are scored from later on run no more."""
+    runner: Any = CountingRunner(gpt)
+    texts = [(0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 9, 5), (0, 1, 2, 3, 9), (0, 1, 7, 3), (0, 1, 2, 3, 4, 5), (0, 8, 8)]
+    beginnings = {text[:length] for text in texts for length in range(1, len(text))}
+    for first in (1, 2):
+        runner.run = 0
+        list(score_sequences(runner, [ScoreRequest(text, first) for text in texts]))
+        assert runner.run == len(beginnings)
+
+
 class CountingRunner:
-    """The engine, with a count of the tokens of the open sequences."""
+    """The engine, with a count of the tokens of the open sequences, and of all that ran."""
 
     def __init__(self, gpt: GPT) -> None:
         self.config, self.runner = gpt.config, gpt.runner
         self.tokens: dict[Any, int] = {}
-        self.most = 0
+        self.most = self.run = 0
 
     def open(self) -> Any:
         return self._count(self.runner.open(), 0)
@@ -203,6 +264,7 @@ class CountingRunner:
     def score(self, work: Any, **options: Any) -> Any:
         for task in work:
             self.tokens[task.slot] += len(task.ids)
+            self.run += len(task.ids)
         self.most = max(self.most, sum(self.tokens.values()))
         return self.runner.score(work, **options)
 

@@ -67,8 +67,9 @@ class Work(NamedTuple):
     pages: Array  # int64 [rows, pages of a sequence]: the addresses of its cache pages
     row_index: Array  # int64 [rows]: 0, 1, 2, ...
     wanted: Array  # int64 [rows]: the rows whose logits are wanted, in order
-    scored: Array  # int64 [rows]: the rows that predict a target, in order
-    targets: Array  # int64 [rows]: their targets
+    scored: Array  # int64 [rows]: the rows that predict targets, in order
+    first_target: Array  # int64 [rows + 1]: the index in `targets` of the first target of each scored row, and the end
+    targets: Array  # int64 [rows]: the targets, those of a row next to one another
     counts: Array  # int64 [5]: rows, wanted rows, scored rows, top, n_choices
 
 
@@ -81,19 +82,23 @@ class Vectors(NamedTuple):
 
 
 class BlockScores(NamedTuple):
-    """What is known of each scored row and each block of the vocabulary, and the results for all blocks together."""
+    """What is known of each scored row and each block of the vocabulary, and the results for all blocks together.
 
-    target_logits: Array  # float32 [rows]
+    A row may have several targets; there are as many at most as rows.
+    """
+
+    target_logits: Array  # float32 [targets]
     greatest: Array  # float32 [rows, blocks]: the greatest logit m
     sums: Array  # float32 [rows, blocks]: sum of exp(logit - m)
     products: Array  # float32 [rows, blocks]: sum of logit * exp(logit - m)
-    above: Array  # int64 [rows, blocks]: logits greater than the target's
+    above: Array  # int64 [targets, blocks]: logits greater than the target's
     top_logits: Array  # float32 [rows, blocks, top]: the greatest, the best first
     top_ids: Array  # int64 [rows, blocks, top]
     logits: Array  # float32 [threads, tokens, rows of a block]: scratch
     panel: Array  # float32 [rows, rows of a panel]: scratch
-    results: Array  # float64 [rows, 2]: log-probability, entropy
-    ranks: Array  # int64 [rows]
+    logprobs: Array  # float64 [targets]
+    ranks: Array  # int64 [targets]
+    entropies: Array  # float64 [rows]
     best_logprobs: Array  # float64 [rows, top]
     best_ids: Array  # int64 [rows, top]
     groups: Array  # float32 [G, rows of all blocks]: 1 for the tokens of a group

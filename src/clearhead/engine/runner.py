@@ -44,7 +44,7 @@ MOST_ROWS = 512
 _LOGIT_ROWS = 32
 """Tokens whose logits a pass computes; more take passes that run the head only."""
 _SCORE_ROWS = 128
-"""Tokens that a pass scores, likewise."""
+"""Targets that a pass scores, likewise."""
 _NONE = np.zeros(0, np.int64)
 
 
@@ -55,8 +55,9 @@ class _Pass:
     Attributes:
         rows: how many tokens there are.
         wanted: rows whose logits are wanted, and the row of the result each goes to.
-        scored: rows that predict a target, in the order of all targets of the call, a group of rows at a time.
+        scored: rows that predict a target, some at a time.
         targets: what they predict.
+        places: the index of each target among all of the call.
         done: slots, and how many tokens each has more after the pass.
     """
 
@@ -64,6 +65,7 @@ class _Pass:
     wanted: list[tuple[int, int]] = field(default_factory=list)
     scored: list[npt.NDArray[np.int64]] = field(default_factory=list)
     targets: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    places: list[npt.NDArray[np.int64]] = field(default_factory=list)
     done: list[tuple[EngineSlot, int]] = field(default_factory=list)
 
 
@@ -75,15 +77,17 @@ class _Task:
         slot, ids: the sequence and its new tokens.
         wanted: the row of the result for the last token's logits, or None; with `all_logits`, for the first token's.
         all_logits: whether each token's logits are wanted.
-        targets, start: as in `ScoreTask`.
+        scored, targets: indices in `ids` that predict a target, in ascending order, and what they predict.
+        places: the index of each target among all of the call.
     """
 
     slot: EngineSlot
     ids: npt.NDArray[np.int64]
     wanted: int | None
     all_logits: bool = False
+    scored: npt.NDArray[np.int64] = field(default_factory=lambda: _NONE)
     targets: npt.NDArray[np.int64] = field(default_factory=lambda: _NONE)
-    start: int = 0
+    places: npt.NDArray[np.int64] = field(default_factory=lambda: _NONE)
 
 
 class EngineRunner:
@@ -219,29 +223,22 @@ class EngineRunner:
 
         Returns:
             the logits after each task's last token, float32 [len(work), V] or [0, V], and the scores of each task's
-            targets.
+            targets and alternatives.
 
         Raises:
             InputError: as `extend`; or if a target is outside the vocabulary, or there are more targets than tokens.
         """
+        ends = np.cumsum([0, *(len(task.targets) + len(task.alternatives) for task in work)]).tolist()
         tasks = [
-            _Task(
-                _own_slot(task.slot),
-                np.asarray(task.ids, np.int64),
-                index if last_logits else None,
-                targets=np.asarray(task.targets, np.int64),
-                start=task.start,
-            )
-            for index, task in enumerate(work)
+            _score_task(task, index if last_logits else None, first)
+            for index, (task, first) in enumerate(zip(work, ends[:-1], strict=True))
         ]
         choices = self._config.vocab_size if n_choices is None else min(n_choices, self._config.vocab_size)
         top = min(top, choices)
         with self._lock:
-            checked = [(own.slot, ScoreTask(own.slot, own.ids, own.targets, own.start)) for own in tasks]  # type: ignore[arg-type]
-            check_score_work(self._config, checked)
+            check_score_work(self._config, [(own.slot, task) for own, task in zip(tasks, work, strict=True)])
             self._work.counts[3:] = top, choices
             self._make_score_room(top, groups)
-            ends = np.cumsum([0, *(len(task.targets) for task in tasks)]).tolist()
             found = empty_scores(ends[-1], top, len(self._scratch.scores.groups))
             logits = self._run(tasks, len(tasks) if last_logits else 0, found)
         return logits, [slice_scores(found, first, last) for first, last in itertools.pairwise(ends)]
@@ -251,7 +248,6 @@ class EngineRunner:
         logits = np.empty((results, self._config.vocab_size), np.float32)
         self._cache.reserve([(task.slot, len(task.ids)) for task in tasks])
         work, one = self._work, _Pass()
-        done = 0
         for task in tasks:
             position, taken = task.slot.length, 0
             while taken < len(task.ids):
@@ -266,54 +262,54 @@ class EngineRunner:
                     one.wanted.extend((one.rows + i, taken + i) for i in range(count))
                 elif task.wanted is not None and taken + count == len(task.ids):
                     one.wanted.append((one.rows + count - 1, task.wanted))
-                first, last = max(0, task.start - taken), min(count, task.start + len(task.targets) - taken)
-                if first < last:
-                    one.scored.append(work.row_index[one.rows + first : one.rows + last])
-                    one.targets.append(task.targets[taken + first - task.start : taken + last - task.start])
+                if len(task.scored):
+                    some = slice(*np.searchsorted(task.scored, (taken, taken + count)).tolist())
+                    one.scored.append(task.scored[some] + (one.rows - taken))
+                    one.targets.append(task.targets[some])
+                    one.places.append(task.places[some])
                 one.rows += count
                 taken += count
                 if one.rows == MOST_ROWS:
-                    done = self._run_pass(one, logits, scores, done)
+                    self._run_pass(one, logits, scores)
                     one = _Pass()
         if one.rows:
-            self._run_pass(one, logits, scores, done)
+            self._run_pass(one, logits, scores)
         return logits
 
-    def _run_pass(self, one: _Pass, logits: npt.NDArray[np.float32], scores: TokenScores | None, done: int) -> int:
-        """Run a pass, and further ones for what is asked of more rows than one pass can answer.
-
-        Returns:
-            how many targets of the call have their scores; before, it was `done`.
-        """
+    def _run_pass(self, one: _Pass, logits: npt.NDArray[np.float32], scores: TokenScores | None) -> None:
+        """Run a pass, and further ones for what is asked of more rows than one pass can answer."""
         work, n = self._work, one.rows
-        all_scored, all_targets = np.concatenate([_NONE, *one.scored]), np.concatenate([_NONE, *one.targets])
+        all_scored, all_targets, places = (
+            np.concatenate([_NONE, *parts]) for parts in (one.scored, one.targets, one.places)
+        )
         first = 0
         while first == 0 or first * _LOGIT_ROWS < len(one.wanted) or first * _SCORE_ROWS < len(all_scored):
             wanted = one.wanted[first * _LOGIT_ROWS : (first + 1) * _LOGIT_ROWS]
-            scored = all_scored[first * _SCORE_ROWS : (first + 1) * _SCORE_ROWS]
+            some = slice(first * _SCORE_ROWS, (first + 1) * _SCORE_ROWS)
+            scored, starts, of_target = np.unique(all_scored[some], return_index=True, return_inverse=True)
             work.wanted[: len(wanted)] = [row for row, _ in wanted]
             work.scored[: len(scored)] = scored
-            work.targets[: len(scored)] = all_targets[first * _SCORE_ROWS : (first + 1) * _SCORE_ROWS]
+            work.first_target[: len(scored) + 1] = [*starts, len(of_target)]
+            work.targets[: len(of_target)] = all_targets[some]
             work.counts[:3] = n, len(wanted), len(scored)
             self._start_pass()
             for index, (_, result) in enumerate(wanted):
                 logits[result] = self._scratch.logits[index, : self._config.vocab_size]
             if scores is not None:
-                self._keep_scores(slice_scores(scores, done, done + len(scored)), len(scored))
-            done += len(scored)
+                self._keep_scores(scores, places[some], of_target)
             first, n = first + 1, 0
         for slot, count in one.done:
             slot.length += count
-        return done
 
-    def _keep_scores(self, kept: TokenScores, n: int) -> None:
-        """Copy what the last pass found for its n scored rows."""
-        found, top = self._scratch.scores, int(self._work.counts[3])
-        kept.logprobs[:], kept.entropies[:] = found.results[:n].T
-        kept.ranks[:] = found.ranks[:n]
-        kept.top_ids[:] = found.best_ids[:n, :top]
-        kept.top_logprobs[:] = found.best_logprobs[:n, :top]
-        kept.groups[:] = found.group_logprobs[:n]
+    def _keep_scores(self, kept: TokenScores, places: npt.NDArray[np.int64], of_target: npt.NDArray[np.int64]) -> None:
+        """Copy what the last pass found to the places of its targets, each of which has a row of those scored."""
+        found, top, n = self._scratch.scores, int(self._work.counts[3]), len(places)
+        kept.logprobs[places] = found.logprobs[:n]
+        kept.ranks[places] = found.ranks[:n]
+        kept.entropies[places] = found.entropies[of_target]
+        kept.top_ids[places] = found.best_ids[of_target, :top]
+        kept.top_logprobs[places] = found.best_logprobs[of_target, :top]
+        kept.groups[places] = found.group_logprobs[of_target]
 
     def _start_pass(self) -> None:
         if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
@@ -351,6 +347,7 @@ def _new_work(n_pages: int) -> Work:
         row_index=np.arange(MOST_ROWS, dtype=np.int64),
         wanted=row(),
         scored=row(),
+        first_target=np.zeros(MOST_ROWS + 1, np.int64),
         targets=row(),
         counts=np.zeros(5, np.int64),
     )
@@ -403,13 +400,28 @@ def _score_scratch(config: GPTConfig, threads: int, rows: int, top: int, n_group
         top_ids=np.zeros((rows, blocks, in_block), np.int64),
         logits=np.zeros((threads, TOKENS, 2 * BLOCK), np.float32),
         panel=np.zeros((rows, PANEL), np.float32),
-        results=np.zeros((rows, 2)),
+        logprobs=np.zeros(rows),
         ranks=np.zeros(rows, np.int64),
+        entropies=np.zeros(rows),
         best_logprobs=np.zeros((rows, top)),
         best_ids=np.zeros((rows, top), np.int64),
         groups=np.zeros((n_groups, blocks * BLOCK), np.float32),
         group_sums=np.zeros((rows, blocks, n_groups), np.float32),
         group_logprobs=np.zeros((rows, n_groups)),
+    )
+
+
+def _score_task(task: ScoreTask, wanted: int | None, first: int) -> _Task:
+    """Return a task whose targets, and after them the alternatives, have their places from `first` on."""
+    scored = np.arange(task.start, task.start + len(task.targets))
+    targets, places = np.asarray(task.targets, np.int64), np.arange(first, first + len(scored))
+    if task.alternatives:
+        more = np.array(task.alternatives, np.int64)  # [N, 2]
+        scored, targets = np.concatenate([scored, more[:, 0]]), np.concatenate([targets, more[:, 1]])
+        order = np.argsort(scored, kind="stable")
+        scored, targets, places = scored[order], targets[order], first + order
+    return _Task(
+        _own_slot(task.slot), np.asarray(task.ids, np.int64), wanted, scored=scored, targets=targets, places=places
     )
 
 

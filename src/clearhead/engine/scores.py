@@ -1,5 +1,7 @@
 """Scores inside a pass: each target's log-probability, entropy, rank and the best tokens, without [T, V] logits.
 
+A row, a token of the pass, may predict several targets, as where texts with a common prefix part.
+
 The vocabulary is cut into blocks. For each token and block the pass computes the logits, in the same way and so with
 the same bits as when they are returned, and keeps what is known about them: the greatest, the sum of exponentials. The
 blocks are combined in order, so a result does not depend on which thread did what.
@@ -30,12 +32,13 @@ def score_targets(team: Any, phase: int, n: int, head: Any, columns: int, work: 
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for i in range(n * piece // pieces, n * (piece + 1) // pieces):
-            target = work.targets[i]
-            panel = target // PANEL
-            multiply(
-                head, 0, columns, panel, panel + 1, scratch.inputs, i, i + 1, scratch.scores.panel, 0, panel * PANEL
-            )
-            scratch.scores.target_logits[i] = scratch.scores.panel[i, target % PANEL]
+            for index in range(work.first_target[i], work.first_target[i + 1]):
+                target = work.targets[index]
+                panel = target // PANEL
+                multiply(
+                    head, 0, columns, panel, panel + 1, scratch.inputs, i, i + 1, scratch.scores.panel, 0, panel * PANEL
+                )
+                scratch.scores.target_logits[index] = scratch.scores.panel[i, target % PANEL]
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
@@ -61,28 +64,36 @@ def score_blocks(
                 multiply(head, 0, columns, panel, panel + panels, scratch.inputs, start, stop, logits, start, first)
                 for token in range(start, stop):
                     _top_of_block(logits, token - start, first, last, token, block, work, scratch.scores)
-                    _score_block(
-                        logits, token - start, last - first, token, block, work.counts[4] - first, scratch.scores
-                    )
+                    _rank_in_block(logits, token - start, first, last, token, block, work, scratch.scores)
+                    _score_block(logits, token - start, last - first, token, block, scratch.scores)
                     _score_groups(logits, token - start, last - first, token, block, scratch.scores)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
 
 @kernel
-def _score_block(logits: Any, row: int, n: int, token: int, block: int, choices: int, scores: Any) -> None:
-    """Sum up logits[row, :n] for a token, and overwrite them. Ranks count the first `choices`."""
-    greatest, target = np.float32(-np.inf), scores.target_logits[token]
-    above = 0
-    for i in range(min(n, choices)):
-        above += 1 if logits[row, np.uint64(i)] > target else 0
+def _rank_in_block(
+    logits: Any, row: int, first: int, last: int, token: int, block: int, work: Any, scores: Any
+) -> None:
+    """Count the logits of a block that are greater than that of each of a token's targets."""
+    for index in range(work.first_target[token], work.first_target[token + 1]):
+        target = scores.target_logits[index]
+        above = 0
+        for i in range(min(last, work.counts[4]) - first):
+            above += 1 if logits[row, np.uint64(i)] > target else 0
+        scores.above[index, block] = above
+
+
+@kernel
+def _score_block(logits: Any, row: int, n: int, token: int, block: int, scores: Any) -> None:
+    """Sum up logits[row, :n] for a token, and overwrite them."""
+    greatest = np.float32(-np.inf)
     for i in range(n):
         greatest = max(greatest, logits[row, np.uint64(i)])
     padded = (n + LANES - 1) // LANES * LANES
     for i in range(n):
         logits[row, np.uint64(i)] = logits[row, np.uint64(i)] - greatest
     scores.greatest[token, block] = greatest
-    scores.above[token, block] = above
     # The buffer's second half takes the exponentials, its first half their products with (logit - greatest).
     for i in range(n):
         power = exponential(logits[row, np.uint64(i)])
@@ -137,28 +148,31 @@ def combine_blocks(team: Any, phase: int, n: int, vocab_size: int, work: Any, sc
     piece = take(control, number, phase, pieces)
     while piece >= 0:
         for token in range(n * piece // pieces, n * (piece + 1) // pieces):
-            _combine(token, blocks, work.counts[3], scratch.scores)
+            _combine(token, blocks, work, scratch.scores)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
 
 @inline
-def _combine(token: int, blocks: int, top: int, scores: Any) -> None:
-    greatest = -np.inf
+def _combine(token: int, blocks: int, work: Any, scores: Any) -> None:
+    top, greatest = work.counts[3], -np.inf
     for block in range(blocks):
         greatest = max(greatest, np.float64(scores.greatest[token, block]))
-    total, product, above = 0.0, 0.0, 0
+    total, product = 0.0, 0.0
     for block in range(blocks):
         shift = np.float64(scores.greatest[token, block]) - greatest
         share = math.exp(shift)
         total += share * scores.sums[token, block]
         product += share * (np.float64(scores.products[token, block]) + shift * scores.sums[token, block])
-        above += scores.above[token, block]
     log_total = math.log(total)
     # A logit that is NaN or infinite makes the product NaN, and must not be lost in the log-probability.
-    scores.results[token, 0] = np.float64(scores.target_logits[token]) - greatest - log_total + 0.0 * product
-    scores.results[token, 1] = log_total - product / total
-    scores.ranks[token] = above
+    for index in range(work.first_target[token], work.first_target[token + 1]):
+        scores.logprobs[index] = np.float64(scores.target_logits[index]) - greatest - log_total + 0.0 * product
+        above = 0
+        for block in range(blocks):
+            above += scores.above[index, block]
+        scores.ranks[index] = above
+    scores.entropies[token] = log_total - product / total
     for group in range(len(scores.groups)):
         share = 0.0
         for block in range(blocks):

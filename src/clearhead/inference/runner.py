@@ -76,6 +76,8 @@ class ScoreTask(NamedTuple):
         ids: the tokens to append, at least one.
         targets: `targets[i]` is scored by the distribution after `ids[start + i]`; at most `len(ids) - start` of them.
         start: the index in `ids` of the first token that has a target.
+        alternatives: further targets, pairs of an index in `ids` and a token that follows there in another text. Their
+            scores come after those of `targets`, in the given order.
 
     To score a text from its second token on, `ids` is the text and `targets` is `text[1:]`. A text may be scored in
     several calls, with the target of a call's last token being the first of the next call.
@@ -85,6 +87,7 @@ class ScoreTask(NamedTuple):
     ids: Sequence[int]
     targets: Sequence[int]
     start: int = 0
+    alternatives: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +135,7 @@ class ScoringRunner(Runner, Protocol):
 
         Returns:
             the logits after each task's last token, float32 [len(work), V], as `extend` returns them, or none of them,
-            [0, V]; and the scores of each task's targets.
+            [0, V]; and the scores of each task's targets and alternatives.
 
         Raises:
             InputError: as `extend`; or if a target is outside the vocabulary, or there are more targets than tokens.
@@ -200,6 +203,12 @@ def check_score_work(config: GPTConfig, work: Sequence[tuple[KnownSlot, ScoreTas
                 "tokens that they follow; give at most one target for each token."
             )
         check_token_ids(task.targets, config.vocab_size)
+        check_token_ids([token for _, token in task.alternatives], config.vocab_size)
+        if not all(0 <= index < len(task.ids) for index, _ in task.alternatives):
+            raise InputError(
+                f"an alternative follows a token that is not among the {len(task.ids):,} of its sequence; give indices "
+                "of these tokens."
+            )
 
 
 def check_token_ids(ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int, what: str = "") -> None:

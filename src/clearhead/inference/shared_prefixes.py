@@ -1,7 +1,8 @@
 """Run a common prefix of several sequences only once: each sequence continues a fork of one that has run it.
 
 Minimal pairs differ in a word, and the endings of a question share its context. Sorted sequences with a common prefix
-are adjacent, and the first of them runs it. A sequence may continue one that itself continues another. A call of the
+are adjacent, and the first of them runs it, and scores the token with which each of the others goes on differently. A
+sequence may continue one that itself continues another. A call of the
 Runner takes any sequences whose prefix has run: first those that continue the latest ones, so that few are open at a
 time, then further ones from the list, so that calls are full.
 """
@@ -16,9 +17,6 @@ import numpy.typing as npt
 
 from clearhead.inference.logprobs import join_scores, slice_scores
 from clearhead.inference.runner import ScoreTask, ScoringRunner, Slot, TokenScores
-
-LEAST_SHARED = 2
-"""A shorter common prefix costs more to fork than to run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +79,14 @@ def plan_branches(sequences: Sequence[ScoredSequence]) -> list[Branch]:
     path: list[tuple[int, int]] = []  # where each stretch of the last sequence begins, and which sequence runs it
     before: Sequence[int] = ()
     for index, sequence in enumerate(sequences):
-        # A target's own token need not run: its score comes from the one before it.
-        shared = max(0, _common_length(before, sequence.ids) - 1)
+        # The last token of a sequence does not run, and the common ones have the same tokens before them.
+        shared = min(_common_length(before, sequence.ids), len(before) - 1, len(sequence.ids) - 1)
         before = sequence.ids
         _drop_from(path, shared)
         if path and sequence.scored < sequences[path[-1][1]].scored:
-            shared = min(shared, sequence.scored - 1)  # the parent has not scored all that this one needs
+            shared = min(shared, sequence.scored)  # the parent has not scored all that this one needs
             _drop_from(path, shared)
-        if not path or shared < LEAST_SHARED:
+        if not path or not shared:
             plan.append(Branch(-1, 0))
             path = [(0, index)]
             continue
@@ -160,8 +158,7 @@ class _Forest:
         self._unopened = [len(children) for children in self._children]
         self._open: dict[int, tuple[Slot, int]] = {}  # slots, and the tokens for which they need memory
         self._open_tokens = 0
-        self._found: dict[int, TokenScores] = {}  # the scores of sequences that others continue
-        self._inherited: dict[int, TokenScores] = {}  # those of the shared tokens, until a sequence has run
+        self._inherited: dict[int, TokenScores] = {}  # those that a parent computed, until a sequence has run
 
     def next_batch(self) -> list[int]:
         """Take the sequences of the next call; none if all have run."""
@@ -182,26 +179,51 @@ class _Forest:
         self._open[index] = slot, memory
         self._open_tokens += memory
         target = max(sequence.scored, branch.shared + 1)  # the first token whose score is not inherited
-        return ScoreTask(slot, sequence.ids[branch.shared : -1], sequence.ids[target:], target - 1 - branch.shared)
+        return ScoreTask(
+            slot,
+            sequence.ids[branch.shared : -1],
+            sequence.ids[target:],
+            target - 1 - branch.shared,
+            [self._alternative(child, branch.shared) for child in self._scored_children(index)],
+        )
+
+    def _scored_children(self, index: int) -> list[int]:
+        """Return the sequences whose first token of their own is scored by the sequence that they continue."""
+        return [one for one in self._children[index] if self._plan[one].shared >= self._sequences[one].scored]
+
+    def _alternative(self, child: int, start: int) -> tuple[int, int]:
+        """Return where a child's first own token follows, among tokens from `start` on, and that token."""
+        shared = self._plan[child].shared
+        return shared - 1 - start, self._sequences[child].ids[shared]
 
     def _fork(self, index: int) -> Slot:
         parent, shared = self._plan[index].parent, self._plan[index].shared
         slot = self._runner.fork(self._open[parent][0], shared)
-        scored, first = self._sequences[index].scored, self._sequences[parent].scored
-        if shared >= scored:
-            self._inherited[index] = slice_scores(self._found[parent], scored - first, shared + 1 - first)
         self._unopened[parent] -= 1
         self._close_if_done(parent)  # before the fork runs, which then has the memory for itself and copies nothing
         return slot
 
     def finish(self, index: int, new: TokenScores | None) -> TokenScores:
-        """Return a sequence's scores: inherited ones for the shared tokens, then its own."""
+        """Return a sequence's scores: inherited ones for the shared tokens and the next one, then its own."""
+        children = self._scored_children(index)
+        count = 0 if new is None else len(new.logprobs) - len(children)
         inherited = self._inherited.pop(index, None)
-        scores = join_scores([part for part in (inherited, new) if part is not None])
-        self._found[index] = scores
+        parts = [inherited, None if new is None else slice_scores(new, 0, count)]
+        scores = join_scores([part for part in parts if part is not None])
+        if new is not None:
+            for place, child in enumerate(children, count):
+                self._inherited[child] = self._for_child(index, child, scores, slice_scores(new, place, place + 1))
         self._ready += self._children[index]
         self._close_if_done(index)
         return scores
+
+    def _for_child(self, index: int, child: int, scores: TokenScores, next_one: TokenScores) -> TokenScores:
+        """Return a child's scores of the shared tokens and the next one."""
+        first, last = self._sequences[child].scored, self._plan[child].shared
+        if first == last:
+            return next_one
+        start = self._sequences[index].scored
+        return join_scores([slice_scores(scores, first - start, last - start), next_one])
 
     def _close_if_done(self, index: int) -> None:
         """Close a sequence that none continues any more."""
@@ -209,7 +231,6 @@ class _Forest:
             slot, memory = self._open.pop(index)
             self._runner.close(slot)
             self._open_tokens -= memory
-            del self._found[index]
 
     def close(self) -> None:
         """Close all slots."""

@@ -230,7 +230,7 @@ class TorchRunner:
                 hidden = self._prefill(slot, task.ids)  # [T, C]
                 if last_logits:
                     logits[index] = self._head(hidden[-1:])[0]
-                scores.append(self._scores(hidden[task.start :], task.targets, score_some))
+                scores.append(self._scores(hidden, task, score_some))
         for slot, task in tasks:
             slot.length += len(task.ids)
         return logits, scores
@@ -275,16 +275,20 @@ class TorchRunner:
     def _scores(
         self,
         hidden: Tensor,
-        targets: Sequence[int],
+        task: ScoreTask,
         score_some: Callable[[npt.NDArray[np.float32], Sequence[int]], TokenScores],
     ) -> TokenScores:
         """Score targets a few rows of logits at a time; all at once while an edit of the logits is in effect."""
-        rows = len(hidden) if self.model.head._forward_hooks else SCORED_ROWS
+        rows = [*range(task.start, task.start + len(task.targets)), *(index for index, _ in task.alternatives)]
+        targets = [*task.targets, *(token for _, token in task.alternatives)]
         parts = [score_some(np.zeros((0, self.config.vocab_size), np.float32), ())]
-        for first in range(0, len(targets), rows):
-            wanted = targets[first : first + rows]
-            logits = _array(self.model.head(hidden[None, first : first + rows])[0])  # [rows, V]
-            parts.append(score_some(logits[: len(wanted)], wanted))
+        if rows and self.model.head._forward_hooks:
+            first = min(rows)
+            logits = _array(self.model.head(hidden[None, first:])[0])  # [T - first, V]
+            return score_some(logits[[row - first for row in rows]], targets)
+        for first in range(0, len(rows), SCORED_ROWS):
+            logits = _array(self.model.head(hidden[None, rows[first : first + SCORED_ROWS]])[0])  # [rows, V]
+            parts.append(score_some(logits, targets[first : first + SCORED_ROWS]))
         return join_scores(parts)
 
     def _head(self, hidden: Tensor) -> npt.NDArray[np.float32]:
