@@ -9,7 +9,7 @@ BIN         := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP         := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_OPTIONS)
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check fast lint format docs fuzz test-machines clean
+.PHONY: demo test check fast lint format docs fuzz test-docs test-machines clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/clearhead generate --demo
@@ -42,6 +42,10 @@ docs: $(VENV)/.installed-docs
 FUZZ_INPUTS ?= 10000
 fuzz: $(VENV)/.installed-test
 	HYPOTHESIS_PROFILE=random FUZZ_INPUTS=$(FUZZ_INPUTS) $(PYTEST) tests/fuzz
+
+# Every command of the READMEs and docs with what it prints, those that take minutes too.
+test-docs: $(VENV)/.installed-test
+	DOCS=all $(PYTEST) tests/test_documentation.py
 
 # The tests that a CPU, a locale or a file system could change, on as many kinds of machine as this one can imitate.
 test-machines: $(VENV)/.installed-test

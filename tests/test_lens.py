@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -483,22 +482,6 @@ def test_bfloat16_values_come_as_float32_arrays(peer: GPT2LMHeadModel, tmp_path:
     assert {value.dtype for value in trace.values()} == {np.dtype(np.float32)}
     tensors = lens.watch_tensors(model, IDS, "*.pattern")
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# docs/lens.md
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def test_the_documentation_shows_what_its_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "lens.md").read_text(encoding="utf-8")
-    examples = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == text.count("```python") > 0
-    names: dict[str, Any] = {}
-    for code, shown in examples:
-        exec(code, names)
-        printed = capsys.readouterr().out
-        assert [line.rstrip() for line in printed.splitlines()] == [line.rstrip() for line in shown.splitlines()]
 
 
 def test_no_public_name_is_that_of_a_module() -> None:
