@@ -129,7 +129,7 @@ class WalkPrinter:
         self.console.print(self.name(self.last), style="underline")
         for depth, rows in enumerate(self.walk["lens"]):
             cells = [f"{share:6.1%} {self.piece(id)}" for id, share in rows[self.last]]
-            fit = max(1, min(len(cells), (self.width - 12) // 17))
+            fit = max(1, min(len(cells), (self.width - 12) // 18))
             self.line([self.depth(depth), *cells[:fit]], [-12] + [-17] * fit)
 
     def next(self) -> None:
@@ -141,7 +141,7 @@ class WalkPrinter:
             self.format("temperature", temperature=f"{choice['temperature']:g}"),
             self.format("top_k", top_k=choice["top_k"]),
         ]
-        widths = [-16, 8, 10, 17, 10, -12]
+        widths = [-16, 8, 10, 17, 10, -14]
         self.line(heads, widths[:-1], "dim")
         drawn = [id for id, _ in choice["top"]].index(choice["chosen"]) if self.is_listed(choice) else -1
         for index in sorted({*range(min(12, len(choice["top"]))), *([drawn] if drawn >= 0 else [])}):

@@ -54,7 +54,7 @@ The folder is a Hugging Face model: `transformers` opens it with
 
 {learned_from}
 
-## 评估结果
+## 评测结果
 
 {results}
 

@@ -62,7 +62,7 @@ LANGUAGES: dict[str, dict[str, str]] = {
         "W_key": "键 W_key",
         "W_value": "值 W_value",
         "out": "输出投影",
-        "to shortcut": "送往 dropout 和残差连接",
+        "to shortcut": "送往 dropout 和快捷连接",
         "from norm_2": "来自层归一化 2",
         "gelu": "GELU",
         "gelu_tanh": "tanh 近似",
@@ -74,7 +74,7 @@ LANGUAGES: dict[str, dict[str, str]] = {
         "letter T": "T：序列的词元数，最多 {context}",
         "about": (
             "{name} 的结构图，自下而上阅读。词元编号经词元嵌入变成向量，再加上位置向量；然后依次通过 {blocks}，"
-            "每个块包含归一化、掩码多头注意力（{heads}）、归一化和前馈层，注意力和前馈层各有一条残差连接；"
+            "每个块包含归一化、掩码多头注意力（{heads}）、归一化和前馈层，注意力和前馈层各有一条快捷连接；"
             "最后经过最终层归一化和输出头，得到 logits。共 {total} 个参数。"
         ),
     },
