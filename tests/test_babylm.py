@@ -20,6 +20,7 @@ from clearhead.cli.app import make_app
 from clearhead.data.corpus import Corpus
 from clearhead.data.word_count import count_words
 from clearhead.errors import TrainingError
+from clearhead.tokenizer import Tokenizer
 from clearhead.training.checkpoint import checkpoints
 from clearhead.training.length import find_milestones, resolve_steps
 from clearhead.training.recipe_reader import parse_recipe
@@ -87,6 +88,14 @@ def test_milestones_are_revisions_that_transformers_opens(run: Path, corpus: Cor
     assert not torch.equal(opened[0], opened[1])
     again = CliRunner().invoke(make_app(), ["runs", "revisions", str(run), str(hub), "--name", "me/baby"])
     assert again.exit_code == 0 and len(list((hub / "models--me--baby/snapshots").iterdir())) == 3
+
+
+def test_a_batch_can_be_padded(run: Path) -> None:
+    """The pipeline's fine-tuning makes batches of texts with different lengths."""
+    peer = AutoTokenizer.from_pretrained(run / "model", padding_side="right")
+    batch = peer(["a", "a longer text"], padding=True, return_tensors="pt")
+    end = Tokenizer.from_folder(run / "model").end_of_text
+    assert peer.pad_token_id == end and batch["input_ids"][0, -1] == end and batch["attention_mask"][0, -1] == 0
 
 
 def test_a_task_runs_at_every_revision(run: Path, tmp_path: Path) -> None:

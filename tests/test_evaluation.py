@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 import clearhead
 from clearhead.cli.app import make_app
-from clearhead.errors import ClearheadError
+from clearhead.errors import ClearheadError, InputError
 from clearhead.evaluation.published_scores import compare_published
 from clearhead.evaluation.results import Metric, TaskResult, accuracy, perplexity
-from clearhead.evaluation.task_files import detokenize_wikitext
+from clearhead.evaluation.task_files import detokenize_wikitext, read_blimp
 from clearhead.evaluation.task_scoring import TaskOptions
 from clearhead.evaluation.tasks import TASKS
 from clearhead.gpt import GPT
@@ -189,7 +189,8 @@ def test_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "content", "sentence"),
     [
-        ("lambada", '{"text": 1}', "has no text under 'text'"),
+        ("lambada", '{"text": 1}', "has an int under 'text', not a text"),
+        ("lambada", '{"text": ""}', "has an empty text under 'text', not a text"),
         ("lambada", '{"text": "word"}', "has no last word"),
         ("lambada", "", "contains no passages"),
         ("hellaswag", '{"ctx": "a", "activity_label": "b"}', "has no list of endings"),
@@ -208,3 +209,17 @@ def test_bad_files_are_one_sentence(tmp_path: Path, task: str, content: str, sen
         run(tmp_path / "file.jsonl", "--task", task)
     with pytest.raises(ClearheadError, match="another shape"):
         run(tmp_path / "file.jsonl", "--task", "blimp", "--published")
+
+
+@pytest.mark.parametrize(
+    "place, value, sentence", [(0, 1, "File 'x.jsonl' is encrypted"), (2, 97, "That compression method is not")]
+)
+def test_a_zip_that_cannot_be_unpacked_is_one_sentence(tmp_path: Path, place: int, value: int, sentence: str) -> None:
+    """One with a password, and one that another program compressed: the two headers of its file say so."""
+    with zipfile.ZipFile(tmp_path / "blimp.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.jsonl", '{"sentence_good": "a b", "sentence_bad": "a c"}')
+    data = bytearray((tmp_path / "blimp.zip").read_bytes())
+    data[data.index(b"PK\x03\x04") + 6 + place] = data[data.index(b"PK\x01\x02") + 8 + place] = value
+    (tmp_path / "blimp.zip").write_bytes(data)
+    with pytest.raises(InputError, match=rf"cannot be unpacked here \({sentence}"):
+        read_blimp(tmp_path / "blimp.zip")

@@ -193,6 +193,14 @@ def test_every_format_has_the_same_rows(tmp_path: Path) -> None:
     assert stored["bos"] == 4095 and stored["dtype"] == "float32" and len(stored["weights_sha256"]) == 64
 
 
+def test_what_decides_the_numbers_goes_to_standard_error_with_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The end.")
+    run(tmp_path / "a.txt", "--by", "word", "-o", tmp_path / "out.csv")
+    result = CliRunner().invoke(make_app(), ["score", str(tmp_path / "a.txt"), "--by", "word"])
+    said = json.loads(result.stderr.strip().splitlines()[-1].removeprefix("clearhead: "))
+    assert said == json.loads((tmp_path / "out.csv.metadata.json").read_text()) and said["words"] == "whitespace"
+
+
 def test_tables_with_context_and_regions(gpt: GPT, tmp_path: Path) -> None:
     (tmp_path / "items.tsv").write_text("item\tbefore\tsentence\n7\tThe big dog\t sat on the mat.\n8\t\tThe end\n")
     rows = [

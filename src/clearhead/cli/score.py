@@ -127,7 +127,7 @@ def score(
     found in the text, not from tokens. The corrected surprisal of a word counts the space after it in place of the one
     before it (Pimentel and Meister 2024; Oh and Schuler 2024). A text file is one text. An interrupted job resumes if
     the same command is given again. What decides the numbers is stored with them: in the Parquet file, or in
-    <output>.metadata.json.
+    <output>.metadata.json; with - it goes to standard error.
     """
     from clearhead.evaluation.surprisal import SurprisalTable
     from clearhead.evaluation.text_inputs import Columns, read_texts
@@ -150,7 +150,7 @@ def score(
     if html is not None:
         _write_page(html, rows_of(texts), _metadata(gpt, table, run))
     elif output == "-":
-        _print(table, rows_of(texts))
+        _print(rows_of(texts), _metadata(gpt, table, run))
     else:
         job = {
             "files": file_states(files),
@@ -214,11 +214,11 @@ def _write_page(file: Path, rows_of_texts: Iterable[list[Row]], metadata: dict[s
     write_file(file, page.encode("utf-8"))
 
 
-def _print(table: SurprisalTable, rows_of_texts: Iterable[list[Row]]) -> None:
+def _print(rows_of_texts: Iterable[list[Row]], metadata: dict[str, Any]) -> None:
     for rows in rows_of_texts:
         for row in rows:
             print(json.dumps(row))
-    print(f"clearhead: {json.dumps(table.metadata())}", file=sys.stderr)
+    print(f"clearhead: {json.dumps(metadata)}", file=sys.stderr)
 
 
 def _metadata(gpt: GPT, table: SurprisalTable, run: ModelOptions) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class SurprisalTable:
             "top": options.top,
             "surprisal": "bits",
         }
-        if options.by == "word":
+        if options.by != "region":
             found["words"] = options.words
         if options.by != "token":
             found["correction"] = options.correction if self._boundaries is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 from clearhead.data.records import Record, json_records, read_records
 from clearhead.errors import InputError
-from clearhead.utils.text import read_bytes, read_text
+from clearhead.utils.text import read_bytes, read_text, type_of
 
 T = TypeVar("T")
 
@@ -118,18 +119,25 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
                 for name in sorted(archive.namelist()):
                     if name.endswith(".jsonl") and not Path(name).name.startswith("._"):  # macOS adds these
                         yield f"{source}/{name}", archive.read(name)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{source} is not a zip that can be read ({error}); download it again.") from None
+        except RuntimeError as error:  # the library's words for a password or a method of compression that it lacks
+            raise InputError(
+                f"{source} cannot be unpacked here ({error}); unpack it with another program and give the folder."
+            ) from None
     else:
         yield str(source), read_bytes(source)
 
 
 def _text(record: Record, key: str) -> str:
     value = record.values.get(key)
-    if not isinstance(value, str) or not value:
-        fields = ", ".join(record.values) or "nothing"
-        raise InputError(f"{record.where} has no text under {key!r}; it has {fields}.")
-    return value
+    if isinstance(value, str) and value:
+        return value
+    if key in record.values:
+        found = "an empty text" if value == "" else type_of(value)
+        raise InputError(f"{record.where} has {found} under {key!r}, not a text; give the task's own file.")
+    fields = ", ".join(record.values) or "nothing"
+    raise InputError(f"{record.where} has no text under {key!r}; it has {fields}.")
 
 
 def _some(found: Sequence[T], source: Path, what: str) -> list[T]:

@@ -203,7 +203,8 @@ class Tokenizer:
         """Learn a new byte-level BPE like GPT-2's from texts; the same texts give the same tokenizer.
 
         Ids are laid out as in GPT-2: 0 to 255 are the bytes, then the merges in the order in which they were learned,
-        and the last is `<|endoftext|>`. In the texts, it separates documents and is not learned.
+        and the last is `<|endoftext|>`. In the texts, it separates documents and is not learned. It is also the padding
+        token, which `transformers` asks for if texts of different lengths make a batch.
 
         Args:
             texts: one string or many; each is read once.
@@ -215,7 +216,8 @@ class Tokenizer:
         """
         from clearhead.tokenizer.train import learn_merges
 
-        return cls(learn_merges([texts] if isinstance(texts, str) else texts, vocab_size, show_progress))
+        definition = learn_merges([texts] if isinstance(texts, str) else texts, vocab_size, show_progress)
+        return cls(definition, named_tokens={"pad_token": END_OF_TEXT})
 
     @classmethod
     def gpt2(cls) -> Tokenizer:
