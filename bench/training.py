@@ -50,9 +50,9 @@ def clearhead_step(config: GPTConfig, windows: int, length: int, dtype: torch.dt
     recipe = TrainingRecipe(steps=1000, batch_size=windows, warmup_steps=0, compile=compiled, precision="float32")
     model = GPTModel(config)
     if not compiled:
-        use_cpu_kernels(model, config, dtype)
+        use_cpu_kernels(model, config, dtype, alone=True, low_gradients=True)
     alone = Processes(0, 1, torch.device("cpu"))
-    objective = Objective(model, compiled=compiled, head=head_operations(dtype))
+    objective = Objective(model, compiled=compiled, head=head_operations(dtype, alone=True))
     stepper = Stepper(objective, make_optimizers(model, recipe), recipe, alone, dtype, dropout=False)
     batch = ids_of(config, windows, length)
     return lambda: stepper.take(0, batch).loss

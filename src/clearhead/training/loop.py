@@ -31,7 +31,7 @@ from clearhead.training.checkpoint import (
     tensors_by_name,
 )
 from clearhead.training.clock import Clock
-from clearhead.training.cpu.choices import head_operations, use_cpu_kernels
+from clearhead.training.cpu.choices import gradients_stay_low, head_operations, use_cpu_kernels
 from clearhead.training.display import Status
 from clearhead.training.distributed import Processes
 from clearhead.training.environment import cpu_features, environment
@@ -97,9 +97,11 @@ class Run:
         if group.device.type == "cuda":
             self.kernels = {"float32": float32_products()}
         if group.device.type == "cpu":
-            head = head_operations(self.dtype)
+            alone, low = group.world == 1, gradients_stay_low(t, group.world)
+            head = head_operations(self.dtype, alone=alone)
             if not t.compile:
-                self.kernels = {"processor": cpu_features(), **use_cpu_kernels(self.model, recipe.model, self.dtype)}
+                chosen = use_cpu_kernels(self.model, recipe.model, self.dtype, alone=alone, low_gradients=low)
+                self.kernels = {"processor": cpu_features(), **chosen}
         self.parameters = sum(p.numel() for p in self.model.parameters())
         how: dict[str, Any] = {"chunk": t.head_chunk, "compiled": t.compile, "recompute": t.recompute, "head": head}
         self.objective = Objective(self.model, **how)

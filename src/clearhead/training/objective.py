@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clearhead.losses import NOT_COUNTED, HeadOperations, head_nats
 from clearhead.model import GPTModel
+from clearhead.training.cpu.tied import take_head_weight
 
 
 class Objective(nn.Module):
@@ -63,7 +64,7 @@ class Objective(nn.Module):
         if guess:
             logits: torch.Tensor = self.model.head(hidden)  # [N, V]
             return logits.argmax(dim=-1)  # [N]
-        return head_nats(hidden, self.model.head.weight, targets, self.chunk, self.head)
+        return head_nats(hidden, take_head_weight(self.model), targets, self.chunk, self.head)
 
 
 def counted_indices(targets: Tensor) -> Tensor | None:

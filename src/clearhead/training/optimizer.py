@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from clearhead.training.cpu.update_kernels import EPSILON
+from clearhead.training.cpu.updates import CompiledAdamW, can_update
 from clearhead.training.recipe import TrainingRecipe
 
 
@@ -143,7 +145,7 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
 def scale_gradients(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Multiply the gradients of an optimizer's parameters before its step.
 
-    torch's fused AdamW does it in the step itself, without another pass over memory.
+    AdamW does it in the step itself, without another pass over memory.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
@@ -169,11 +171,12 @@ def make_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[torch.opti
             matrices.append(parameter)
         else:
             decayed.append(parameter)
-    adamw = torch.optim.AdamW(
+    kind = CompiledAdamW if can_update([*decayed, *others]) else torch.optim.AdamW
+    adamw = kind(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
         betas=(recipe.beta_1, recipe.beta_2),
-        eps=1e-8,
+        eps=EPSILON,
         fused=True,
     )
     if not matrices:

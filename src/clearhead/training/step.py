@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from clearhead.data.batches import Batch
 from clearhead.errors import TrainingError
 from clearhead.losses import NOT_COUNTED
+from clearhead.training.cpu.updates import gradient_norm
 from clearhead.training.distributed import Processes
 from clearhead.training.objective import counted_indices
 from clearhead.training.optimizer import scale_gradients
@@ -163,7 +164,10 @@ class Stepper:
         return contextlib.nullcontext()
 
     def _norm(self) -> float:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if (found := gradient_norm(gradients)) is not None:
+            return found
+        norm = torch.nn.utils.get_total_norm(gradients)
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def _may_be_taken(self, number: int, loss: float, norm: float, anomaly: str) -> bool:

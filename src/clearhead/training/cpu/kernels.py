@@ -1,4 +1,4 @@
-"""Compiled kernels of a training step: GELU, causal softmax and cross-entropy, each with its gradient.
+"""Compiled kernels of a training step: GELU, layer norm, causal softmax, cross-entropy, each with its gradient.
 
 torch divides each of these into several passes over memory, with copies between bfloat16 and float32 on the way. Here
 each is one pass that reads and writes either type and computes in float32.
@@ -49,7 +49,7 @@ def _pointer_to(element: Any) -> Any:
     return pointer
 
 
-floats, halves, _wholes = _pointer_to(types.float32), _pointer_to(types.uint16), _pointer_to(types.int64)
+floats, halves, wholes = _pointer_to(types.float32), _pointer_to(types.uint16), _pointer_to(types.int64)
 
 
 def read(numbers: Any, row: Any, column: Any) -> Any:
@@ -149,8 +149,8 @@ def greatest_of(numbers: Any, row: int, count: int) -> Any:
 
 
 @compiled_rows
-def _softmax_rows(scores: Any, logs: Any, geometry: Any, scale: Any, first: int, last: int) -> None:
-    """Replace scores by the causal softmax of scale * scores; `geometry` is the queries of a head and the first one."""
+def _softmax_rows(scores: Any, weights: Any, geometry: Any, scale: Any, first: int, last: int) -> None:
+    """Write the causal softmax of scale * scores; `geometry` is the queries of a head and the first one's position."""
     for row in range(first, last):
         seen = geometry[1] + row % geometry[0] + 1
         greatest = greatest_of(scores, row, seen) * scale
@@ -163,29 +163,27 @@ def _softmax_rows(scores: Any, logs: Any, geometry: Any, scale: Any, first: int,
         inverse = _ONE / total + (greatest - greatest)  # NaN if a score is NaN or infinite
         for index in range(seen):
             i = np.uint64(index)
-            scores[row, i] = scores[row, i] * inverse
+            write(weights, row, i, scores[row, i] * inverse)
         for index in range(seen, scores.shape[1]):
-            scores[row, np.uint64(index)] = np.float32(0)
-        logs[0, row] = greatest + np.float32(math.log(total))
+            write(weights, row, np.uint64(index), np.float32(0))
 
 
 @compiled_rows
 def _softmax_gradient_rows(
-    scores: Any, received: Any, logs: Any, means: Any, geometry: Any, scale: Any, first: int, last: int
+    weights: Any, received: Any, out: Any, geometry: Any, scale: Any, first: int, last: int
 ) -> None:
-    """Replace scores by their weights, and `received` by the scores' gradient: scale * weight * (received - mean)."""
+    """Write the gradient of the scores: scale * weight * (received - the mean of `received` with the weights)."""
     for row in range(first, last):
         seen = geometry[1] + row % geometry[0] + 1
-        log, mean = logs[0, row], means[0, row]
+        mean = np.float32(0)
         for index in range(seen):
             i = np.uint64(index)
-            w = exp(scores[row, i] * scale - log)
-            scores[row, i] = w
-            received[row, i] = scale * w * (received[row, i] - mean)
-        for index in range(seen, scores.shape[1]):
+            mean += read(weights, row, i) * received[row, i]
+        for index in range(seen):
             i = np.uint64(index)
-            scores[row, i] = np.float32(0)
-            received[row, i] = np.float32(0)
+            write(out, row, i, scale * read(weights, row, i) * (received[row, i] - mean))
+        for index in range(seen, weights.shape[1]):
+            write(out, row, np.uint64(index), np.float32(0))
 
 
 @compiled_rows
@@ -211,6 +209,122 @@ def _cross_entropy_rows(logits: Any, targets: Any, nats: Any, ignored: int, firs
         probability = np.float32(math.exp(wanted)) * inverse
         write(logits, row, np.uint64(target), probability - _ONE)
         nats[0, row] = np.float32(math.log(total)) - wanted + (greatest - greatest)
+
+
+@compiled_rows
+def _norm_rows(x: Any, weight: Any, bias: Any, out: Any, statistics: Any, eps: Any, first: int, last: int) -> None:
+    """Write the layer norm of each row, and its mean and 1 / sqrt(variance + eps)."""
+    width = np.float32(x.shape[1])
+    for row in range(first, last):
+        total, squares = np.float32(0), np.float32(0)
+        for index in range(x.shape[1]):
+            total += x[row, np.uint64(index)]
+        mean = total / width
+        for index in range(x.shape[1]):
+            distance = x[row, np.uint64(index)] - mean
+            squares += distance * distance
+        inverse = _ONE / np.float32(math.sqrt(squares / width + eps))
+        statistics[row, 0], statistics[row, 1] = mean, inverse
+        for index in range(x.shape[1]):
+            i = np.uint64(index)
+            write(out, row, i, (x[row, i] - mean) * inverse * weight[0, i] + bias[0, i])
+
+
+@compiled_rows
+def _norm_gradient_rows(
+    x: Any, weight: Any, received: Any, statistics: Any, out: Any, sums: Any, first: int, last: int
+) -> None:
+    """Write the gradient of x, and in `sums` the sums over these rows that are the gradients of weight and bias."""
+    width = np.float32(x.shape[1])
+    for index in range(x.shape[1]):
+        i = np.uint64(index)
+        sums[0, i], sums[1, i] = np.float32(0), np.float32(0)
+    for row in range(first, last):
+        mean, inverse = statistics[row, 0], statistics[row, 1]
+        total, projected = np.float32(0), np.float32(0)
+        for index in range(x.shape[1]):
+            i = np.uint64(index)
+            normed = (x[row, i] - mean) * inverse
+            g = read(received, row, i)
+            sums[0, i] += g * normed
+            sums[1, i] += g
+            total += g * weight[0, i]
+            projected += g * weight[0, i] * normed
+        total, projected = total / width, projected / width
+        for index in range(x.shape[1]):
+            i = np.uint64(index)
+            normed = (x[row, i] - mean) * inverse
+            out[row, i] = inverse * (read(received, row, i) * weight[0, i] - total - normed * projected)
+
+
+@compiled_rows
+def _accumulate_row(total: Any, numbers: Any, added: bool) -> None:
+    """Add a row of numbers to float32 sums, or write it."""
+    if added:
+        for index in range(numbers.shape[1]):
+            i = np.uint64(index)
+            total[0, i] += read(numbers, 0, i)
+    else:
+        for index in range(numbers.shape[1]):
+            i = np.uint64(index)
+            total[0, i] = read(numbers, 0, i)
+
+
+@Callback
+def layer_norm(table: Any) -> None:
+    """Layer norm of float32. Addresses: x, weight, bias, out, statistics [rows, 2]. Numbers: out's type, eps's bits."""
+    t = carray(table, (ENTRIES,))
+    shape, line = (t[ROWS], t[COLUMNS]), (1, t[COLUMNS])
+    x, weight, bias = carray(floats(t[4]), shape), carray(floats(t[5]), line), carray(floats(t[6]), line)
+    statistics, eps = carray(floats(t[8]), (t[ROWS], 2)), bits_as_float(np.int32(t[FIRST_NUMBER + 1]))
+    while True:
+        first, last = next_rows(t)
+        if first == last:
+            return
+        if t[FIRST_NUMBER] == BFLOAT16:
+            _norm_rows(x, weight, bias, carray(halves(t[7]), shape), statistics, eps, first, last)
+        else:
+            _norm_rows(x, weight, bias, carray(floats(t[7]), shape), statistics, eps, first, last)
+
+
+@Callback
+def layer_norm_gradient(table: Any) -> None:
+    """The gradient of layer norm.
+
+    Addresses: x, weight, the gradient of its result, statistics, the gradient of x, sums [pieces, 2, columns] of which
+    those over the pieces are the gradients of weight and bias. Numbers: the type of the received gradient.
+    """
+    t = carray(table, (ENTRIES,))
+    shape, columns = (t[ROWS], t[COLUMNS]), t[COLUMNS]
+    x, weight = carray(floats(t[4]), shape), carray(floats(t[5]), (1, columns))
+    statistics, out = carray(floats(t[7]), (t[ROWS], 2)), carray(floats(t[8]), shape)
+    while True:
+        piece = atomic_add(t, NEXT, 1)
+        first, last = rows_of(t, piece)
+        if first == last:
+            return
+        sums = carray(floats(t[9] + piece * 8 * columns), (2, columns))
+        if t[FIRST_NUMBER] == BFLOAT16:
+            _norm_gradient_rows(x, weight, carray(halves(t[6]), shape), statistics, out, sums, first, last)
+        else:
+            _norm_gradient_rows(x, weight, carray(floats(t[6]), shape), statistics, out, sums, first, last)
+
+
+@Callback
+def accumulate(table: Any) -> None:
+    """Add bfloat16 to sums in float32, or start them. Addresses: sums, numbers.
+
+    Numbers: the distance between rows of the sums; whether to add.
+    """
+    t = carray(table, (ENTRIES,))
+    while True:
+        first, last = next_rows(t)
+        if first == last:
+            return
+        for row in range(first, last):
+            total = carray(floats(t[4] + 4 * row * t[FIRST_NUMBER]), (1, t[COLUMNS]))
+            line = carray(halves(t[5] + 2 * row * t[COLUMNS]), (1, t[COLUMNS]))
+            _accumulate_row(total, line, t[FIRST_NUMBER + 1] != 0)
 
 
 @Callback
@@ -247,38 +361,46 @@ def gelu_gradient(table: Any) -> None:
 
 @Callback
 def causal_softmax(table: Any) -> None:
-    """Causal softmax of scores [heads * queries, keys] times a scale, in float32.
+    """Causal softmax of scores [heads * queries, keys] times a scale.
 
-    Addresses: scores (overwritten by the weights), the logarithm of each row's sum of exponentials. Numbers: queries of
-    a head, the first query's position, the bits of the scale.
+    Addresses: scores (float32, overwritten), the weights (may be the scores, in float32). Numbers: the type of the
+    weights, queries of a head, the first query's position, the bits of the scale.
     """
     t = carray(table, (ENTRIES,))
-    scores, logs = carray(floats(t[4]), (t[ROWS], t[COLUMNS])), carray(floats(t[5]), (1, t[ROWS]))
-    geometry, scale = (t[FIRST_NUMBER], t[FIRST_NUMBER + 1]), bits_as_float(np.int32(t[FIRST_NUMBER + 2]))
+    shape = (t[ROWS], t[COLUMNS])
+    scores = carray(floats(t[4]), shape)
+    geometry, scale = (t[FIRST_NUMBER + 1], t[FIRST_NUMBER + 2]), bits_as_float(np.int32(t[FIRST_NUMBER + 3]))
     while True:
         first, last = next_rows(t)
         if first == last:
             return
-        _softmax_rows(scores, logs, geometry, scale, first, last)
+        if t[FIRST_NUMBER] == BFLOAT16:
+            _softmax_rows(scores, carray(halves(t[5]), shape), geometry, scale, first, last)
+        else:
+            _softmax_rows(scores, carray(floats(t[5]), shape), geometry, scale, first, last)
 
 
 @Callback
 def causal_softmax_gradient(table: Any) -> None:
-    """The weights of causal softmax once more, and the gradient of the scores, in float32.
+    """The gradient of the scores of causal softmax.
 
-    Addresses: scores (overwritten by the weights), the gradient of the weights (overwritten by that of the scores), the
-    logarithms, each row's mean of the gradient. Numbers: as `causal_softmax`.
+    Addresses: the weights, their gradient (float32), out (may be the gradient, in float32). Numbers: as
+    `causal_softmax`; the type is that of the weights and of out.
     """
     t = carray(table, (ENTRIES,))
-    shape, line = (t[ROWS], t[COLUMNS]), (1, t[ROWS])
-    scores, received = carray(floats(t[4]), shape), carray(floats(t[5]), shape)
-    logs, means = carray(floats(t[6]), line), carray(floats(t[7]), line)
-    geometry, scale = (t[FIRST_NUMBER], t[FIRST_NUMBER + 1]), bits_as_float(np.int32(t[FIRST_NUMBER + 2]))
+    shape = (t[ROWS], t[COLUMNS])
+    received = carray(floats(t[5]), shape)
+    geometry, scale = (t[FIRST_NUMBER + 1], t[FIRST_NUMBER + 2]), bits_as_float(np.int32(t[FIRST_NUMBER + 3]))
     while True:
         first, last = next_rows(t)
         if first == last:
             return
-        _softmax_gradient_rows(scores, received, logs, means, geometry, scale, first, last)
+        if t[FIRST_NUMBER] == BFLOAT16:
+            weights, out = carray(halves(t[4]), shape), carray(halves(t[6]), shape)
+            _softmax_gradient_rows(weights, received, out, geometry, scale, first, last)
+        else:
+            wide, wide_out = carray(floats(t[4]), shape), carray(floats(t[6]), shape)
+            _softmax_gradient_rows(wide, received, wide_out, geometry, scale, first, last)
 
 
 @Callback
@@ -290,7 +412,7 @@ def cross_entropy(table: Any) -> None:
     """
     t = carray(table, (ENTRIES,))
     shape, line = (t[ROWS], t[COLUMNS]), (1, t[ROWS])
-    targets, nats = carray(_wholes(t[5]), line), carray(floats(t[6]), line)
+    targets, nats = carray(wholes(t[5]), line), carray(floats(t[6]), line)
     while True:
         first, last = next_rows(t)
         if first == last:
@@ -301,5 +423,14 @@ def cross_entropy(table: Any) -> None:
             _cross_entropy_rows(carray(floats(t[4]), shape), targets, nats, t[FIRST_NUMBER + 1], first, last)
 
 
-KERNELS = (gelu, gelu_gradient, causal_softmax, causal_softmax_gradient, cross_entropy)
+KERNELS = (
+    gelu,
+    gelu_gradient,
+    causal_softmax,
+    causal_softmax_gradient,
+    cross_entropy,
+    layer_norm,
+    layer_norm_gradient,
+    accumulate,
+)
 """All of them, to be compiled together."""

@@ -28,6 +28,7 @@ from clearhead.training.cpu.kernels import (
     PIECES,
     ROWS,
 )
+from clearhead.training.cpu.update_kernels import UPDATE_KERNELS
 from clearhead.utils.machine_code import Callback, compile_notice
 
 _PIECE = 1 << 14  # numbers from which on a piece is worth taking
@@ -51,7 +52,7 @@ def run_kernel(kernel: Callback, shape: tuple[int, int], tensors: list[Tensor], 
     table[FIRST_ADDRESS : FIRST_ADDRESS + len(tensors)] = [tensor.data_ptr() for tensor in tensors]
     table[FIRST_NUMBER : FIRST_NUMBER + len(numbers)] = numbers
     team = _team() if table[PIECES] > 1 else None
-    _compile(HEAD_KERNELS if kernel in HEAD_KERNELS else KERNELS)
+    _compile(next(kernels for kernels in (KERNELS, HEAD_KERNELS, UPDATE_KERNELS) if kernel in kernels))
     if team is None:
         kernel(table.ctypes.data)
     else:
