@@ -28,7 +28,8 @@ SUFFIX = ".clearhead"
 Input = Annotated[Path, typer.Argument(metavar="FILE", help="The file; any bytes.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.")]
 WeightsDtype = Annotated[
-    str, typer.Option(help="The dtype of the weights in memory; float32 compresses best.", **choices(Dtype))
+    str,
+    typer.Option(help="The weights in memory: float32 (compresses best), bfloat16, int8 or int4.", **choices(Dtype)),
 ]
 
 

@@ -67,9 +67,12 @@ class TaskChoice:
         int | None, typer.Option(help="Tokens that each window after the first scores, in tasks with one text.")
     ] = None
     bos: Annotated[bool, typer.Option("--bos", help="Put the end-of-text token before every context.")] = False
-    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory, for tasks.", **choices(Dtype))] = (
-        "float32"
-    )
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="For tasks, the weights in memory: float32, bfloat16, float16, int8 or int4.", **choices(Dtype)
+        ),
+    ] = "float32"
     revisions: Annotated[
         Path | None,
         typer.Option(help="Run the task at every milestone in words of this training run.", metavar="RUN"),

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.models import OptionInfo
 
+from clearhead.cli.help_page import metavar
 from clearhead.cli.language import check_language, language, translation
 from clearhead.errors import InputError
 from clearhead.utils.arguments import Language
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from clearhead.inference.declaration import Option
 
 MODEL_PANEL = "The model"
+_LONGEST_LIST = 20
+"""More characters of choices would leave too little room for the help beside them."""
 _PANELS = {
     "sampling": "How the next token is chosen",
     "ending": "When the text ends",
@@ -60,7 +64,8 @@ def choices(kind: object) -> dict[str, Any]:
     The value itself stays a `str`, so that a wrong one gets our own sentence with the known values.
     """
     names = list(typing.get_args(kind))
-    return {"metavar": "|".join(names), "autocompletion": lambda: names}
+    listed = "|".join(names)
+    return {"metavar": listed if len(listed) <= _LONGEST_LIST else "DTYPE", "autocompletion": lambda: names}
 
 
 Device = Annotated[
@@ -146,7 +151,7 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
                 given[name] = structure(**fields)
         verb(**given)
 
-    parameters = [one.replace(annotation=_localized(one.annotation)) for one in parameters]
+    parameters = [one.replace(annotation=_for_help(one.annotation, one.default)) for one in parameters]
     signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
     setattr(wrapper, "__signature__", signature)  # noqa: B010
     wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -154,13 +159,27 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _localized(annotation: Any) -> Any:
-    """Return an option's annotation with its help and its panel in the language that was chosen."""
+def _for_help(annotation: Any, default: object) -> Any:
+    """Return an option's annotation with its help and its panel in the language that was chosen.
+
+    The default follows the help on the same line; typer would put it on one of its own.
+    """
     kind, *metadata = typing.get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
     if not metadata:
         return annotation
     info = copy.copy(metadata[0])
     info.help = _help_in_language(info.help)
+    if isinstance(info, OptionInfo):
+        info.metavar = metavar(kind) if info.metavar is None else info.metavar
+        shown = str(getattr(default, "value", default))
+        if (
+            info.help
+            and info.show_default is True
+            and isinstance(default, (int, float, str))
+            and not isinstance(default, bool)
+        ):
+            info.help += f" [dim]\\{translation('[default: {}]').format(shown)}[/dim]"
+            info.show_default = False
     if info.rich_help_panel:
         info.rich_help_panel = translation(info.rich_help_panel)
     return Annotated[kind, info]

@@ -106,7 +106,9 @@ class ModelOptions:
 
     model: Model = None
     config: Config = None
-    dtype: Annotated[str, typer.Option(help="The dtype of the weights in memory.", **choices(Dtype))] = "float32"
+    dtype: Annotated[
+        str, typer.Option(help="The weights in memory: float32, bfloat16, float16, int8 or int4.", **choices(Dtype))
+    ] = "float32"
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; as many as cores by default.")] = None
     ray: Ray = None
 

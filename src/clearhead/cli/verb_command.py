@@ -9,6 +9,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from clearhead.cli.help_page import print_help
 from clearhead.cli.language import translate, translation
 
 _ALIKE = 0.6
@@ -41,6 +42,14 @@ class VerbCommand(TyperCommand):
         """Run the verb."""
         with _in_the_users_language():
             return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, with its examples in our form."""
+        epilog, self.epilog = self.epilog, None
+        try:
+            print_help(epilog, lambda: super(VerbCommand, self).format_help(ctx, formatter))
+        finally:
+            self.epilog = epilog
 
     def get_help_option(self, ctx: Any) -> Any:
         """Return the option `--help`."""
@@ -98,7 +107,16 @@ class VerbGroup(TyperGroup):
         for parameter in found:
             if parameter.name in ("install_completion", "show_completion"):
                 parameter.help = translation(parameter.help)
+                parameter.metavar = ""  # a switch has no value
         return found
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, with its examples in our form."""
+        epilog, self.epilog = self.epilog, None
+        try:
+            print_help(epilog, lambda: super(VerbGroup, self).format_help(ctx, formatter))
+        finally:
+            self.epilog = epilog
 
     def get_help_option(self, ctx: Any) -> Any:
         """Return `--help`."""
@@ -122,6 +140,7 @@ def _nearest(option: str, known: list[str]) -> list[str]:
 def _localized(option: Any) -> Any:
     if option is not None:
         option.help = translation("Show this message and exit.")
+        option.metavar = ""  # a switch has no value
     return option
 
 

@@ -16,7 +16,12 @@ from clearhead.utils.arguments import Dtype
 class WorkloadOptions:
     """The work whose costs are computed."""
 
-    dtype: Annotated[str, typer.Option("--dtype", help="The dtype for the costs.", **choices(Dtype))] = "float32"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype", help="The dtype for the costs: float32, bfloat16, float16, int8 or int4.", **choices(Dtype)
+        ),
+    ] = "float32"
     batch: Annotated[int, typer.Option("--batch", help="Sequences processed together, for the costs.")] = 1
     context: Annotated[
         int | None,
