@@ -13,9 +13,13 @@ from clearhead.model import GPTModel, LayerNorm
 from clearhead.training.cpu.bfloat16 import Bfloat16Linear, bfloat16_copy
 from clearhead.training.cpu.choices import gradients_stay_low, head_operations, use_cpu_kernels
 from clearhead.training.cpu.elementwise import CompiledLayerNorm, accumulate_product
+from clearhead.training.cpu.head_kernels import HEAD_KERNELS
+from clearhead.training.cpu.kernels import KERNELS
+from clearhead.training.cpu.update_kernels import UPDATE_KERNELS
 from clearhead.training.cpu.updates import CompiledAdamW, can_update, gradient_norm
 from clearhead.training.objective import Objective
 from clearhead.training.recipe import TrainingRecipe
+from clearhead.utils.machine_code import TABLE, read_checked
 
 
 def parameters(shapes: list[tuple[int, ...]], seed: int) -> list[nn.Parameter]:
@@ -194,3 +198,14 @@ def test_products_are_added_to_rows_that_lie_apart(dtype: torch.dtype) -> None:
     accumulate_product(total[:, :20], product, start=False)
     assert torch.equal(total[:, :20], 2 * product.float())
     assert torch.equal(total[:, 20:], whole[:, 20:])
+
+
+def test_kept_code_of_the_kernels_needs_nothing_of_numba() -> None:
+    """Otherwise a process without Numba's runtime, as each is at first, compiles it anew every time."""
+    for kernel in (*KERNELS, *HEAD_KERNELS, *UPDATE_KERNELS):
+        assert kernel.address
+        name = f"{kernel._compiled._name}-*.code"
+        kept = read_checked(kernel._compiled._path(TABLE))
+        if kept is None:
+            pytest.skip(f"the cache cannot be written: there is no {name}")
+        assert not [need for need in kept.needs if need.startswith(("NRT_", "numba_"))], name

@@ -31,6 +31,9 @@ def entry(function: Callable[..., Any]) -> CompiledFunction:
     return CompiledFunction(function.__module__, function.__name__, function)
 
 
+_DESTRUCTOR = "NRT_MemInfo_call_dtor"  # of memory that an array owns; Numba's runtime
+
+
 def compiles_for(target: tuple[str, str, str]) -> bool:
     """Return whether Numba compiles for this platform, CPU and features."""
     name = config.CPU_NAME or binding.get_host_cpu_name()
@@ -51,12 +54,13 @@ def compile_function(function: Callable[..., Any], signature: tuple[Signature, .
         found.library.finalize()
         module = binding.parse_assembly(found.library.get_llvm_str())
     _leave_only_caller(module, found.fndesc.mangled_name)
-    needs = [
-        one.name
-        for one in [*module.functions, *module.global_variables]
-        if one.is_declaration and not one.name.startswith("llvm.")
-    ]
-    return ObjectCode(results, needs, new_target_machine().emit_object(module))
+    return ObjectCode(results, _declared(module), new_target_machine().emit_object(module))
+
+
+def _declared(module: Any) -> list[str]:
+    """Return the names that a module uses and does not define."""
+    everything = [*module.functions, *module.global_variables]
+    return [one.name for one in everything if one.is_declaration and not one.name.startswith("llvm.")]
 
 
 def _leave_only_caller(module: Any, native: str) -> None:
@@ -80,6 +84,10 @@ def _leave_only_caller(module: Any, native: str) -> None:
     passes.add_global_dead_code_eliminate_pass()
     passes.add_strip_dead_prototype_pass()
     passes.run(module, binding.create_pass_builder(new_target_machine(), binding.create_pipeline_tuning_options()))
+    if [name for name in _declared(module) if name.startswith("NRT_")] == [_DESTRUCTOR]:
+        # Nothing here allocates, so no array owns memory that would be freed. A process would otherwise need Numba's
+        # runtime to load the code, or compile it anew.
+        module.link_in(binding.parse_assembly(f"define void @{_DESTRUCTOR}(ptr %owner) {{ ret void }}"))
 
 
 def _on_table(
