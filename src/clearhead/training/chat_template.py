@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from clearhead.data.templates import PromptTemplate
+from clearhead.errors import TrainingError
 from clearhead.utils.atomic import write_text
-from clearhead.utils.json_files import json_text
+from clearhead.utils.json_files import json_text, read_json_file
 
 _FILE = "tokenizer_config.json"
 
@@ -16,7 +17,8 @@ def save_chat_template(template: PromptTemplate, folder: Path) -> None:
     """Add a template to the tokenizer's settings in a model folder, as `chat_template`.
 
     Raises:
-        OSError: if the settings cannot be read or written.
+        TrainingError: if the settings cannot be read.
+        OSError: if they cannot be written.
     """
     add_tokenizer_setting(folder, "chat_template", template.to_jinja())
 
@@ -25,8 +27,9 @@ def add_tokenizer_setting(folder: Path, key: str, value: str) -> None:
     """Add a setting to the tokenizer's in a model folder.
 
     Raises:
-        OSError: if the settings cannot be read or written.
+        TrainingError: if the settings cannot be read.
+        OSError: if they cannot be written.
     """
     path = folder / _FILE
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json_file(path, dict[str, Any], TrainingError, "save the tokenizer into the folder again")
     write_text(path, json_text({**settings, key: value}, indent=2) + "\n")

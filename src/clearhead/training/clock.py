@@ -27,6 +27,7 @@ class Clock:
         loss: the smoothed training loss; None before the first finite one.
         seconds, tokens: of a step, smoothed.
         left: the number of steps to go.
+        steps: the number of steps of this session.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class Clock:
         self.tokens = 0.0
         self.left = 0
         self._seen = 0  # losses that the smoothed one averages
-        self._steps = 0
+        self.steps = 0
         self._started = self._last = 0.0
 
     def start(self, steps: int) -> None:
@@ -46,10 +47,10 @@ class Clock:
     def tick(self, loss: float, tokens: int) -> None:
         """Record a completed step."""
         now = time.monotonic()
-        self._steps += 1
+        self.steps += 1
         self.left -= 1
         # The first step compiles and warms up: it says nothing about the next ones.
-        share = 1.0 if self._steps <= 2 else max(1 / self._steps, 1 / _MEMORY)
+        share = 1.0 if self.steps <= 2 else max(1 / self.steps, 1 / _MEMORY)
         self.seconds += share * (now - self._last - self.seconds)
         self.tokens += share * (tokens - self.tokens)
         if math.isfinite(loss):

@@ -52,7 +52,9 @@ from clearhead.training.throughput import memory_used, peak_flops, training_flop
 from clearhead.training.trackers import make_trackers
 from clearhead.utils.json_files import json_text
 from clearhead.utils.localization import localized
+from clearhead.utils.progress import duration
 
+_STEADY = 5  # steps of this session after which the time of the others is foretold, if it is a minute or more
 _SETTLED = 5.0  # seconds of training before the machine's peak is measured; shorter runs go without
 
 
@@ -119,6 +121,7 @@ class Run:
         self.clock = Clock()
         self.tokens = 0
         self._peak: float | None = None  # FLOP/s of all processes' devices
+        self._foretold = False
 
     def resume(self) -> None:
         """Restore the newest checkpoint; metrics of later steps are removed, as they are computed again.
@@ -256,9 +259,22 @@ class Run:
             whole.load_state_dict(values, assign=True)
         return whole
 
+    def _foretell_time(self) -> None:
+        """Say once how long the other steps will take, as soon as the first ones have shown it."""
+        if self._foretold or self.clock.steps < _STEADY:
+            return
+        self._foretold = True
+        seconds = self.clock.left * self.clock.seconds
+        if seconds >= 60:
+            self.record.say(
+                f"the other {self.clock.left:,} steps will take about {duration(seconds)} on this machine, and the "
+                "validations a little more."
+            )
+
     def _report(self, step: Step) -> None:
         self.tokens += step.tokens
         self.clock.tick(step.loss, step.tokens)
+        self._foretell_time()
         # Fine-tuning leaves out part of the arithmetic on which the share of the peak is based.
         known = self._peak is not None or self.recipe.finetune is not None
         if not known and self.clock.running > _SETTLED and self.group.is_first:

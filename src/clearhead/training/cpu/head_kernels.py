@@ -260,20 +260,33 @@ def _store_line(line: Any, out: Any, row: int, width: int) -> None:
         write(out, row, np.uint64(index), line[0, np.uint64(index)])
 
 
+def _inputs_of(pointer: Any, size: int) -> Any:
+    """Return a function that finds the queries, keys and values of a head, for arrays of numbers of `size` bytes."""
+
+    @_with_arrays
+    def inputs(t: Any, row: int) -> Any:
+        """Return queries, keys and values [T, distance of tokens]."""
+        heads, shape = t[N + 3], (t[N + 1], t[N + 6])
+        start = size * (row // heads * t[N + 4] + row % heads * t[N + 5])
+        return (
+            carray(pointer(t[A] + start), shape),
+            carray(pointer(t[A + 1] + start), shape),
+            carray(pointer(t[A + 2] + start), shape),
+        )
+
+    return inputs
+
+
 def _forward_of(pointer: Any, size: int) -> Any:
     """Return a function that computes a head's attention, for arrays of numbers of `size` bytes."""
+    inputs = _inputs_of(pointer, size)
 
     @_with_arrays
     def compute(t: Any, row: int, scratch: int) -> None:
         """Find a head's arrays and compute it."""
-        tokens, width, heads, stride = t[N + 1], t[N + 2], t[N + 3], t[N + 6]
+        tokens, width, heads = t[N + 1], t[N + 2], t[N + 3]
         batch, head = row // heads, row % heads
-        start = size * (batch * t[N + 4] + head * t[N + 5])
-        q, k, v = (
-            carray(pointer(t[A] + start), (tokens, stride)),
-            carray(pointer(t[A + 1] + start), (tokens, stride)),
-            carray(pointer(t[A + 2] + start), (tokens, stride)),
-        )
+        q, k, v = inputs(t, row)
         out = carray(pointer(t[A + 3] + size * (batch * tokens * heads + head) * width), (tokens, heads * width))
         logs = carray(floats(t[A + 4] + 4 * row * tokens), (tokens,))
         _forward_head(q, k, v, out, logs, tokens, width, bits_as_float(np.int32(t[N + 7])), scratch)
@@ -283,18 +296,14 @@ def _forward_of(pointer: Any, size: int) -> Any:
 
 def _backward_of(pointer: Any, size: int) -> Any:
     """Return a function that computes a head's gradients, for arrays of numbers of `size` bytes."""
+    inputs = _inputs_of(pointer, size)
 
     @_with_arrays
     def compute(t: Any, row: int, scratch: int) -> None:
         """Find a head's arrays and compute its gradients."""
-        tokens, width, heads, stride = t[N + 1], t[N + 2], t[N + 3], t[N + 6]
+        tokens, width, heads = t[N + 1], t[N + 2], t[N + 3]
         batch, head = row // heads, row % heads
-        start = size * (batch * t[N + 4] + head * t[N + 5])
-        q, k, v = (
-            carray(pointer(t[A] + start), (tokens, stride)),
-            carray(pointer(t[A + 1] + start), (tokens, stride)),
-            carray(pointer(t[A + 2] + start), (tokens, stride)),
-        )
+        q, k, v = inputs(t, row)
         start = size * (batch * tokens * heads + head) * width
         whole = size * t[ROWS] * tokens * width
         shape = (tokens, heads * width)
