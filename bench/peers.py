@@ -67,7 +67,8 @@ MODEL_NAMES = {"llama.cpp": "gguf", "onnxruntime": "onnx"}
 WORK = {"prompt 512": 512, "decode 128": 1, "decode 900": 1, "together 128": 8}
 """The kinds of work, and how many tokens one measured time of each stands for."""
 
-_LONG = 600  # seconds after which a program is given up
+COMPILING = {"clearhead", "torchao"}
+"""Programs that compile for the machine once, and then keep what they compiled."""
 
 Key = tuple[str, str]
 Rounds = dict[Key, list[dict[str, Any]]]
@@ -84,22 +85,22 @@ def main() -> None:
     chosen = [key for key in chosen if key not in missing]
     wanted = {f"{MODEL_NAMES.get(name, name)}-{form}" for name, form in chosen}
     make(arguments.folder, arguments.size, arguments.python, installed, wanted)
-    for key in chosen:  # Clearhead compiles once for a machine, and arranges the weights of a format once
-        if key[0] == "clearhead":
-            _run(key, arguments, ["--runs", "0"])
     rounds: Rounds = {key: [] for key in chosen}
-    for number in range(arguments.rounds):
+    problems: list[str] = []
+    for number in range(arguments.rounds + 1):  # round 0 compiles, and arranges the weights of Clearhead's formats
         for key in chosen:
-            if key in rounds:
-                _note(f"round {number + 1} of {arguments.rounds}: {' '.join(key)}")
+            if key in rounds and (number > 0 or key[0] in COMPILING):
+                _note(f"round {number} of {arguments.rounds}: {' '.join(key)}")
                 try:
-                    rounds[key].append(_run(key, arguments, ["--tokens", str(arguments.tokens)]))
+                    found = _run(key, arguments, ["--tokens", str(arguments.tokens)] if number else ["--runs", "0"])
                 except RuntimeError as error:  # a program that cannot run here is left out, not the whole table
-                    print(error, file=sys.stderr)
+                    problems.append(str(error))
                     del rounds[key]
+                else:
+                    rounds[key] += [found] if number else []
     _note("")
     report = summarize(rounds)
-    print(_table(report))
+    print("\n".join([_table(report), *problems]))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
@@ -114,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=24, help="decoded in a round")
     parser.add_argument("--programs", nargs="+", metavar="NAME:FORMAT", help="only these, as llama.cpp:q8_0")
     parser.add_argument("--before", default="", help="a command that starts each process, as 'taskset -c 0,1'")
+    parser.add_argument("--limit", type=int, default=600, help="seconds after which a process is given up")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()
 
@@ -131,11 +133,19 @@ def _run(key: Key, arguments: argparse.Namespace, options: list[str]) -> dict[st
     command = [*shlex.split(arguments.before), python, str(WORKER), *key, str(arguments.folder)]
     threads = str(arguments.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [*command, "--threads", threads, *options], capture_output=True, text=True, timeout=_LONG, env=environment
-    )
+    try:
+        done = subprocess.run(
+            [*command, "--threads", threads, *options],
+            capture_output=True,
+            text=True,
+            timeout=arguments.limit,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{' '.join(key)} is left out: it did not finish in {arguments.limit} seconds.") from error
     if done.returncode:
-        raise RuntimeError(f"{' '.join(key)} failed:\n{done.stderr[-2000:]}")
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise RuntimeError(f"{' '.join(key)} is left out: {reason[0][:300]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -179,14 +189,16 @@ def _ratios(speeds: dict[Key, dict[str, list[float]]]) -> list[dict[str, Any]]:
     found = []
     for ours in (key for key in speeds if key[0] == "clearhead"):
         for work in WORK:
-            # A prompt is bound by arithmetic, so the bits of a weight are no reason to compare only within a width.
-            alike = [key for key in peers if work.startswith("prompt") or PROGRAMS[key] == PROGRAMS[ours]]
-            if not alike:
-                continue
-            best = max(alike, key=lambda key: statistics.median(speeds[key][work]))
-            pairs = zip(speeds[ours][work], speeds[best][work], strict=True)
-            ratio = statistics.median(a / b for a, b in pairs)
-            found.append({"format": ours[1], "work": work, "best_peer": " ".join(best), "ratio": ratio})
+            alike = {work: [key for key in peers if PROGRAMS[key] == PROGRAMS[ours]]}
+            if work.startswith("prompt"):  # bound by arithmetic, so narrower weights may be multiplied faster or slower
+                alike[f"{work}, any"] = peers
+            for label, keys in alike.items():
+                if not keys:
+                    continue
+                best = max(keys, key=lambda key: statistics.median(speeds[key][work]))
+                pairs = zip(speeds[ours][work], speeds[best][work], strict=True)
+                ratio = statistics.median(a / b for a, b in pairs)
+                found.append({"format": ours[1], "work": label, "best_peer": " ".join(best), "ratio": ratio})
     return found
 
 
@@ -208,9 +220,9 @@ def _table(report: dict[str, Any]) -> str:
         )
         name = f"{one['program']} {one['format']}"
         lines.append(f"{name:<23}{speeds}{one['peak_bytes'] / 1e6:>10,.0f}{one['load_seconds']:>8.1f}")
-    lines += ["", "Clearhead beside the fastest peer with weights of the same width (prompts: of any):", ""]
+    lines += ["", "Clearhead beside the fastest peer with weights of the same width, or of any:", ""]
     for one in report["ratios"]:
-        lines.append(f"{one['format']:<9} {one['work']:<13} {one['ratio']:>6.2f} x  {one['best_peer']}")
+        lines.append(f"{one['format']:<9} {one['work']:<16} {one['ratio']:>6.2f} x  {one['best_peer']}")
     versions = {one["program"]: one["version"] for one in report["programs"]}
     return "\n".join([*lines, "", *(f"{name} {version}" for name, version in versions.items())])
 
