@@ -39,6 +39,8 @@ SPOKEN = {
 PUT_TOGETHER = {
     "{0} for none",
     "it lacks {0}",
+    "there is no block {0}; the model's blocks are 0 to {1}.",
+    "there is no head {0}; the model's heads are 0 to {1}.",
     "Files of this format ({0}) carry no checksums.",
     "{0} of its {1} tensors differs from the published ones: {2}",
 }

@@ -70,9 +70,10 @@ def print_error(sentence: str) -> None:
     print(f"clearhead: {printable(translate(sentence))}", file=sys.stderr, flush=True)
 
 
-def notice(text: str) -> None:
-    """Print one line on standard error, such as that a prompt was cut."""
-    stderr_console().print(f"clearhead: {printable(translate(text))}", style="dim", soft_wrap=True)
+def notice(text: str, verbatim: bool = False) -> None:
+    """Print one line on standard error, such as that a prompt was cut, in the user's language or `verbatim`."""
+    line = text if verbatim else translate(text)
+    stderr_console().print(f"clearhead: {printable(line)}", style="dim", soft_wrap=True)
 
 
 def read_text(argument: str | None, file: Path | None, noun: str) -> str:

@@ -232,7 +232,7 @@ def _run_tasks(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, 
         else:
             (_print_markdown if show.markdown else _print_table)(result, agreements)
             if not show.markdown:
-                notice(f"{file.name}: {json.dumps(dict(result.settings))}")
+                notice(f"{file.name}: {json.dumps(dict(result.settings))}", verbatim=True)
 
 
 def _published_size(gpt: GPT) -> str:

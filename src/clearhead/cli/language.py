@@ -27,6 +27,8 @@ _DEPTH = 4
 _FEW_LETTERS = 6
 """Entries with fewer letters, such as "{0} and {1}", fit many sentences; they hold for names and translated phrases."""
 _FEW_WORDS = 3
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|\{.*\}|\[[^\]]*\]""", re.DOTALL)
+"""What a user typed, or JSON: it is shown as it is."""
 
 
 class _Chosen:
@@ -38,7 +40,8 @@ def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     given = [after for before, after in pairwise(arguments) if before == "--lang"]
     given += [word.removeprefix("--lang=") for word in arguments if word.startswith("--lang=")]
     locale = next((environment[name] for name in _VARIABLES if environment.get(name)), "")
-    _Chosen.language = "zh" if (given[-1] if given else locale[:2]) == "zh" else "en"
+    known = [one for one in given if one in LANGUAGES]  # of another, `check_language` complains in the system's
+    _Chosen.language = "zh" if (known[-1] if known else locale[:2]) == "zh" else "en"
     set_translator(None if language() == "en" else translate, language())
 
 
@@ -90,7 +93,7 @@ def _translate(sentence: str, depth: int) -> str:
 
     if (exact := TABLE.get(sentence)) is not None:
         return exact
-    if depth == 0 or not re.search(r"[A-Za-z]", sentence):
+    if depth == 0 or not re.search(r"[A-Za-z]", sentence) or _QUOTED.fullmatch(sentence):
         return sentence
     for fixed, entry in _patterns():
         if not all(part in sentence for part in fixed):

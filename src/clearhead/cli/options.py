@@ -149,7 +149,8 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
             fields = {one: given.pop(one) for one in own}
             with named_as_flags():
                 given[name] = structure(**fields)
-        verb(**given)
+        with named_as_flags(stride="--stride"):
+            verb(**given)
 
     parameters = [one.replace(annotation=_for_help(one.annotation, one.default)) for one in parameters]
     signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
@@ -241,7 +242,10 @@ def named_as_flags(**flags: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(_in_flags(str(error), flags)) from None
+        sentence = _in_flags(str(error), flags)
+        if sentence == str(error):
+            raise
+        raise InputError(sentence) from None
 
 
 def _in_flags(sentence: str, more: Mapping[str, str]) -> str:
@@ -251,4 +255,5 @@ def _in_flags(sentence: str, more: Mapping[str, str]) -> str:
     flags = {name: option.flags[0] for name, option in OPTIONS.items() if option.flags} | _LOADING | dict(more)
     name, space, rest = sentence.partition(" ")
     sentence = flags.get(name, name) + space + rest
+    sentence = sentence.replace("(None for ", "(leave it out for ")
     return re.sub(r"(leave out|raise) (\w+)", lambda found: f"{found[1]} {flags.get(found[2], found[2])}", sentence)

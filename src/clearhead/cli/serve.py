@@ -105,7 +105,7 @@ def serve(
     if missing:
         raise InputError(f"serving needs {' and '.join(missing)}; install them with: pip install 'clearhead[serve]'")
     if network.log_level not in ("debug", "info", "warning", "error"):
-        raise InputError(f"log-level is {network.log_level!r}; give debug, info, warning or error.")
+        raise InputError(f"--log-level is {network.log_level!r}; give debug, info, warning or error.")
     from clearhead.inference.scheduler import Limits
     from clearhead.server.run import Address, read_keys
     from clearhead.server.run import serve as run

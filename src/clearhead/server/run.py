@@ -82,7 +82,8 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} could not be read ({error}); give a file with one API key per line.") from None
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise InputError(f"{file} could not be read ({reason}); give a file with one API key per line.") from None
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not found:
             raise InputError(f"{file} has no API key; write one per line.")

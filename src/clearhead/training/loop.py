@@ -155,8 +155,8 @@ class Run:
         t = self.recipe.training
         self.record.say(self._introduction())
         for operation, choice in self.kernels.items():
-            name = localized(operation)
-            self.record.say(f"  {name}{' ' * (14 - cell_len(name))} {localized(choice)}", verbatim=True)
+            name, _, text = localized(f"{operation}: {choice}").replace("：", ": ", 1).partition(": ")
+            self.record.say(f"  {name}{' ' * (14 - cell_len(name))} {text}", verbatim=True)
         self.clock.start(t.steps - self.step)
         with self.record, handle_stop_signals() as stop, self.background or contextlib.nullcontext():
             if self._is_validated() and not self.group.from_first(self.record.contains(self.step, "valid")):
