@@ -3,6 +3,8 @@ FROM python:3.12-slim AS build
 WORKDIR /source
 COPY pyproject.toml setup.py README.md LICENSE MANIFEST.in ./
 COPY src ./src
+COPY docs/tour ./docs/tour
+COPY recipes ./recipes
 RUN python -m venv /opt/clearhead && /opt/clearhead/bin/pip install --no-cache-dir ".[serve]"
 
 FROM python:3.12-slim

@@ -47,7 +47,7 @@ def furnish(folder: Path) -> None:
     prose = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
     prose = prose.encode("ascii", "ignore").decode()
     for name in ("held_out.txt", "story.txt", "my.txt"):
-        (folder / name).write_text("Once upon a time there was a dog. It was happy.\n" * 40)
+        (folder / name).write_text("Once upon a time there was a dog. It was happy.\n" * 60)
     (folder / "items.csv").write_text("id,item,text\n1,1,The dog ran home.\n2,2,The cat sat down.\n")
     (folder / "texts").mkdir()
     documents = "\n<|endoftext|>\n".join([_FIRST, *prose.split("\n\n")])

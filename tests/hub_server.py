@@ -1,4 +1,4 @@
-"""A small HTTP server that answers as the hub does, for the few requests that fetching a model makes."""
+"""A small HTTP server that answers as the hub does, for the few requests that fetching a model or a data set makes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DATASETS = "datasets/"
+"""What the hub puts before the name of a data set in addresses of files; `Hub.models` has them under the same names."""
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves folders as models.
+    """Serves folders as models and data sets.
 
     Attributes:
-        models: the folder of each model, by name.
+        models: the folder of each model, by name; of a data set, by `datasets/` and its name.
+        commit: the revision that `main` is.
+        older: earlier revisions, and what `models` was then.
         gated: names to which access is refused.
         wrong: what to give in place of a file, by its name.
         more_files: names of files that are listed and do not exist.
@@ -30,6 +35,8 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, models: dict[str, Path], gated: frozenset[str] = frozenset()) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.models, self.gated = models, gated
+        self.commit = COMMIT
+        self.older: dict[str, dict[str, Path]] = {}
         self.requests: list[str] = []
         self.wrong: dict[str, bytes] = {}
         self.broken = False
@@ -69,26 +76,37 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0]
-        api = re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/([^/]+)/?)?", path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = re.sub("^/api/models/", "/api/", path)
+        api = re.fullmatch(r"/api/((?:datasets/)?[^/]+(?:/[^/]+)?)(?:/(revision|tree|paths-info)/([^/]+)/?)?", path)
         file = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path)
         if self.server.portal:
             self._send(200, self.server.portal, {"Content-Type": "text/html"})
         elif self.server.broken:
             self._send(503, b"{}")
         elif api and self._may_see(api[1]):
-            if api[3] not in (None, "main", COMMIT):
+            if api[3] not in (None, "main", self.server.commit, *self.server.older):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            elif api[2] == "paths-info":
+                wanted = urllib.parse.parse_qs(body.decode())["paths"]
+                self._send_json([self._entry(p) for p in self._files(api[1], api[3]) if p.name in wanted])
             elif api[2] == "tree":
-                self._send_json([self._entry(p) for p in self._files(api[1])])
+                self._send_json([self._entry(p) for p in self._files(api[1], api[3])])
             else:
-                siblings = [self._sibling(p) for p in self._files(api[1])]
+                siblings = [self._sibling(p) for p in self._files(api[1], api[3])]
                 siblings += [{"rfilename": file, "size": 3} for file in self.server.more_files]
-                self._send_json({"id": api[1], "modelId": api[1], "sha": COMMIT, "siblings": siblings})
+                name = api[1].removeprefix(DATASETS)
+                self._send_json({"id": name, "modelId": api[1], "sha": self._commit(api[3]), "siblings": siblings})
         elif file and self._may_see(file[1]):
-            self._send_file(self.server.models[file[1]] / file[3])
+            self._send_file(self._folder(file[1], file[2]) / file[3], self._commit(file[2]))
+        elif not api and not file:
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"} if "/tree/" in path else None)
 
     def _may_see(self, name: str) -> bool:
         if name in self.server.gated:
@@ -99,8 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _files(self, name: str) -> list[Path]:
-        return sorted(path for path in self.server.models[name].iterdir() if path.is_file())
+    def _folder(self, name: str, revision: str | None) -> Path:
+        return self.server.older.get(revision or "main", self.server.models)[name]
+
+    def _files(self, name: str, revision: str | None) -> list[Path]:
+        return sorted(path for path in self._folder(name, revision).iterdir() if path.is_file())
+
+    def _commit(self, revision: str | None) -> str:
+        return revision if revision in self.server.older else self.server.commit
 
     def _entry(self, path: Path) -> dict[str, Any]:
         return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _etag(path)}
@@ -113,12 +137,12 @@ class _Handler(BaseHTTPRequestHandler):
         lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
         return found | {"blobId": "0" * 40, "lfs": lfs}
 
-    def _send_file(self, path: Path) -> None:
+    def _send_file(self, path: Path, commit: str) -> None:
         if not path.is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         data = self.server.wrong.get(path.name, path.read_bytes())
-        self._send(200, data, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT})
+        self._send(200, data, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": commit})
 
     def _send_json(self, value: Any) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -161,6 +161,15 @@ def test_hidden_options_are_not_suggested() -> None:
 
 
 @pytest.mark.slow
+def test_a_variable_of_numba_without_a_number_does_no_harm(compiled_engine: None) -> None:
+    result = run("tokenize", "Once", env={"NUMBA_NUM_THREADS": "²"})
+    assert (result.returncode, result.stderr) == (0, b"")
+    result = run("generate", "Once", "-n", "3", env={"NUMBA_NUM_THREADS": "²"})
+    assert result.returncode == 0
+    assert b"NUMBA" not in result.stderr
+
+
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_said_and_does_no_harm(compiled_engine: None) -> None:
     result = run("generate", "Once", "-n", "3", "--seed", "1", env={"CLEARHEAD_CACHE": "/dev/null/cache"})
     assert result.returncode == 0

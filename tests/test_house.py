@@ -48,3 +48,13 @@ def test_the_floors_of_the_drawing_are_those_of_the_contract() -> None:
         re.findall(r"\b(\w+)(?:\.py|/)(?=\s|$)", line) for line in drawing.splitlines() if re.search(r"\.py|/", line)
     ]
     assert [set(floor) for floor in floors] == expected
+
+
+def test_the_image_has_what_the_wheel_is_built_from() -> None:
+    folders = re.findall(r'"([\w/]+)": "[\w/]+"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    needed = {"src", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", *folders}
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    let_in = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"docs/tour", "recipes"} <= needed
+    assert needed <= set(" ".join(copied).split())
+    assert needed <= set(let_in)

@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 import pickle
 import pydoc
+import subprocess
+import sys
 import threading
 import typing
 from collections.abc import Callable
@@ -27,6 +29,12 @@ PROMPT = "One day, Lily was very happy because"
 @pytest.fixture(scope="module", params=["engine", "torch"])
 def gpt(request: pytest.FixtureRequest) -> GPT:
     return clearhead.load(backend=request.param)
+
+
+def test_what_runs_before_ctrl_c_can_be_handled_imports_nothing_else() -> None:
+    code = "import sys; before = set(sys.modules); import clearhead.cli; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {name.partition(".")[0] for name in done.stdout.split()} == {"clearhead"}
 
 
 def test_dir_shows_the_public_names_only() -> None:

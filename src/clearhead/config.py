@@ -121,8 +121,8 @@ class GPTConfig:
                 raise ConfigError(f"{name} is {_shown(value)}; it must be a whole number of at least 1.")
             if value > _MAX_SIZES[name]:
                 raise ConfigError(
-                    f"{name} is {_shown(value)}; Clearhead runs models with at most {_MAX_SIZES[name]:,}, so the "
-                    "config is damaged or not a GPT-2's."
+                    f"{name} is {_shown(value)}; Clearhead runs models with at most {_MAX_SIZES[name]:,}; give "
+                    "that or less, or the config of a GPT-2."
                 )
         for name in ("qkv_bias", "tie_weights"):
             if type(getattr(self, name)) is not bool:

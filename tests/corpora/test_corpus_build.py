@@ -161,8 +161,8 @@ def test_a_data_set_gives_what_json_lines_give(
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "train.jsonl").write_bytes((data / "b.jsonl").read_bytes())
-    loads, load = itertools.count(), __import__("datasets").load_dataset
-    monkeypatch.setattr("datasets.load_dataset", lambda *names, **how: (next(loads), load(*names, **how))[1])
+    loads, load = itertools.count(), __import__("datasets").load_dataset_builder
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *names, **how: (next(loads), load(*names, **how))[1])
     expected = build_corpus(plan_of(data / "b.jsonl"), tmp_path / "json")
     name = f"hf:{folder}"
     plan = plan_of(name)

@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -92,11 +93,13 @@ def run() -> None:
 
 
 def _prepare_streams() -> None:
-    """Make sure that the standard streams exist and can print every character."""
+    """Make sure that the standard streams exist, can print every character, and get no warnings of others."""
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     if sys.stdout is None:
         _fail("standard output is closed; send it to a file or to /dev/null.", FAILED)
+    # Numba warns with a traceback of variables that have no number; nothing here depends on them.
+    warnings.filterwarnings("ignore", r"Environment variable 'NUMBA_", RuntimeWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no × shows a ? instead of a crash

@@ -26,6 +26,7 @@ from clearhead.data.manifest import (
     MANIFEST,
     VERSION,
     BuildState,
+    SourceRecord,
     read_journal,
     tokenizer_identity,
     write_record,
@@ -33,6 +34,7 @@ from clearhead.data.manifest import (
 from clearhead.data.ray_workers import RayCluster
 from clearhead.data.shards import DocumentStarts, ShardedTokens, ShardWriter, TokenSplit, truncate_files, truncated
 from clearhead.data.sources.base import HASH_BYTES, Chunk, Cursor, DocumentSource
+from clearhead.data.sources.hub_dataset import HubDataset
 from clearhead.data.sources.text_file import TextFile
 from clearhead.data.workers import distribute
 from clearhead.errors import TrainingError
@@ -316,17 +318,18 @@ class _CorpusBuild:
         self._refuse_changes(job, cursor)
         if isinstance(job.source, TextFile) and state["documents"] - state["documents_before"] == 1:
             _notice_inline_separator(job.source)
-        state["sources"].append(
-            {
-                **job.description(),
-                "text": job.text.name,
-                "part": "valid" if job.held_out else "train",
-                "documents": state["documents"] - state["documents_before"],
-                "bytes": job.source.size(),
-                "read": cursor.consumed,
-                "sha256": cursor.digest,
-            }
-        )
+        record: SourceRecord = {
+            **job.description(),  # type: ignore[typeddict-item]  # mypy asks for a key that is not required
+            "text": job.text.name,
+            "part": "valid" if job.held_out else "train",
+            "documents": state["documents"] - state["documents_before"],
+            "bytes": job.source.size(),
+            "read": cursor.consumed,
+            "sha256": cursor.digest,
+        }
+        if isinstance(job.source, HubDataset):
+            record["revision"] = job.source.commit()
+        state["sources"].append(record)
         state["job"], state["place"] = number + 1, Cursor().to_json()
         state["documents_before"] = state["documents"]
         if number + 1 == len(self.jobs) or self.jobs[number + 1].text is not job.text:

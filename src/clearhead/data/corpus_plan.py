@@ -15,6 +15,7 @@ from clearhead.data.corpus_recipe import CorpusRecipe
 from clearhead.data.manifest import SourceIdentity, SourceRecord
 from clearhead.data.sources.base import Cursor, DocumentSource
 from clearhead.data.sources.find import find_sources
+from clearhead.data.sources.hub_dataset import HubDataset
 from clearhead.data.vocabulary import Vocabulary
 from clearhead.errors import TrainingError
 from clearhead.utils.splitmix64 import mix
@@ -205,15 +206,18 @@ def check_plan(now: dict[str, Any], then: dict[str, Any], folder: Path) -> None:
 
 
 def check_sources(jobs: Sequence[SourceJob], known: Sequence[SourceRecord]) -> None:
-    """Compare sources with their records in a manifest.
+    """Compare sources with their records in a manifest; a data set on the hub, as it was at the recorded commit.
 
     Raises:
         TrainingError: if one has changed.
     """
     for job, before in zip(jobs, known, strict=False):
-        if job.source.size() != before["bytes"]:
+        source = job.source
+        if isinstance(source, HubDataset) and "revision" in before:
+            source = source.at(before["revision"])
+        if source.size() != before["bytes"]:
             raise TrainingError(
-                f"{job.source.name} has {job.source.size():,} bytes and had {before['bytes']:,} when it was read; "
+                f"{source.name} has {source.size():,} bytes and had {before['bytes']:,} when it was read; "
                 "restore the old file, or delete the corpus and build it again."
             )
-        job.source.check(Cursor(before["read"], False, before["sha256"]))
+        source.check(Cursor(before["read"], False, before["sha256"]))

@@ -56,6 +56,7 @@ class SourceRecord(SourceIdentity):
         bytes: its size.
         read: how much of it was read, in the unit of `Cursor.consumed`.
         sha256: the SHA-256 of the bytes that were read.
+        revision: of a data set on the hub, the commit that was read.
     """
 
     text: str
@@ -64,6 +65,7 @@ class SourceRecord(SourceIdentity):
     bytes: Count
     read: Count
     sha256: str
+    revision: NotRequired[str]
 
 
 class SplitPair(TypedDict):

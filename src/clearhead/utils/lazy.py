@@ -1,15 +1,16 @@
-"""Packages that import the modules of their names when a name is first used."""
+"""Packages that import the modules of their names when a name is first used.
 
-from __future__ import annotations
+`import clearhead` comes first in every command, before Ctrl-C can be handled, so this module imports almost nothing.
+"""
 
 import sys
-from collections.abc import Callable, Mapping
-from importlib import import_module
 
-from clearhead.utils.packages import missing_package
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
-def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+def lazy_names(package: str, home: "Mapping[str, str]") -> "tuple[Callable[[str], object], Callable[[], list[str]]]":
     """Return `__getattr__` and `__dir__` for a package.
 
     Args:
@@ -21,9 +22,13 @@ def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], o
     def find(name: str) -> object:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        from importlib import import_module
+
         try:
             module = import_module(home[name])
         except ModuleNotFoundError as error:
+            from clearhead.utils.packages import missing_package
+
             raise missing_package(error, f"{short}.{name}") from None
         value: object = module if home[name] == f"{package}.{name}" else getattr(module, name)
         setattr(sys.modules[package], name, value)

@@ -6,14 +6,15 @@ import functools
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearhead.data.documents import Fragment
-from clearhead.data.sources.base import Chunk, Cursor, source_changed
+from clearhead.data.sources.base import Chunk, Cursor
 from clearhead.data.sources.rows import READ_ROWS, in_groups, row_fragments
 from clearhead.errors import InputError, TrainingError
 
@@ -38,29 +39,49 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """A data set of the hub, read through the library `datasets`, which caches it."""
+    """A data set of the hub, read through the library `datasets`, which caches it.
+
+    Attributes:
+        name: as the user gave it.
+        path: its name on the hub.
+        config: the part of it, if it has several.
+        split: its split.
+        field: the column with the documents.
+        revision: a commit, branch or tag; the newest of `main` if None.
+    """
 
     name: str
     path: str
     config: str | None = None
     split: str = "train"
     field: str = "text"
+    revision: str | None = None
     kind: str = "hub"
 
     @classmethod
     def from_name(cls, name: str, field: str) -> HubDataset:
-        """Parse `hf:NAME`, `hf:NAME:CONFIG` or `hf:NAME:CONFIG:SPLIT`.
+        """Parse `hf:NAME`, `hf:NAME:CONFIG` or `hf:NAME:CONFIG:SPLIT`; NAME may be `NAME@REVISION`.
 
         Raises:
             TrainingError: if the name has another form.
         """
         parts = name.removeprefix("hf:").split(":")
-        if not parts[0] or len(parts) > 3:
+        path, at, revision = parts[0].partition("@")
+        if not path or len(parts) > 3 or bool(at) != bool(revision):
             raise TrainingError(
                 f"{name!r} does not name a data set; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT."
             )
         config = parts[1] if len(parts) > 1 and parts[1] else None
-        return cls(name, parts[0], config, parts[2] if len(parts) > 2 else "train", field)
+        return cls(name, path, config, parts[2] if len(parts) > 2 else "train", field, revision or None)
+
+    def at(self, revision: str) -> HubDataset:
+        """Return the data set as it was at a revision, unless its name has one already."""
+        return self if self.revision else replace(self, revision=revision)
+
+    def commit(self) -> str:
+        """Return the commit on the hub that is read."""
+        with self._named_errors():
+            return _load(self.path, self.config, self.split, self.revision)[1]
 
     def download(self) -> Download:
         """Return what loading the data set will download, from its description on the hub alone.
@@ -70,7 +91,7 @@ class HubDataset:
         """
         datasets = self._library()
         with self._named_errors():
-            builder = datasets.load_dataset_builder(self.path, self.config)
+            builder = datasets.load_dataset_builder(self.path, self.config, revision=self.revision)
             info, folder = builder.info, Path(builder.cache_dir)
             split = (info.splits or {}).get(self.split)
             there = (folder / "dataset_info.json").is_file()
@@ -101,7 +122,7 @@ class HubDataset:
         """Return the data set with the document's column alone."""
         self._library()
         with self._named_errors():
-            table = _load(self.path, self.config, self.split)
+            table, _ = _load(self.path, self.config, self.split, self.revision)
         if self.field not in table.column_names:
             columns = ", ".join(table.column_names)
             raise InputError(f"{self.name} has no column {self.field!r}; give one of {columns} with --field.")
@@ -137,13 +158,16 @@ class HubDataset:
         for text in itertools.islice(rows, cursor.consumed):
             hashed.update(json.dumps(text).encode())
         if hashed.hexdigest() != cursor.digest:
-            raise source_changed(self.name)
+            raise TrainingError(
+                f"{self.name} is not what it was when the corpus was begun; delete the corpus and build it again, "
+                "with hf:NAME@REVISION if the texts are to stay the same."
+            )
         return rows, hashed
 
 
 @functools.cache
-def _load(path: str, config: str | None, split: str) -> Any:
-    """Load a data set, once in a process.
+def _load(path: str, config: str | None, split: str, revision: str | None) -> tuple[Any, str]:
+    """Load a data set, once in a process, and return it with the commit on the hub that it is from.
 
     It is downloaded completely and mapped from the cache, not streamed: learning a vocabulary reads it before the
     tokens are made, a resumed build skips what was read before, and a later run compares all of it. A stream would
@@ -151,4 +175,12 @@ def _load(path: str, config: str | None, split: str) -> Any:
     """
     import datasets
 
-    return datasets.load_dataset(path, config, split=split)
+    if quiet := not sys.stderr.isatty() and not datasets.are_progress_bars_disabled():
+        datasets.disable_progress_bars()
+    try:
+        builder = datasets.load_dataset_builder(path, config, revision=revision)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split), str(builder.hash)
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
