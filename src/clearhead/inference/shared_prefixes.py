@@ -158,7 +158,7 @@ class _Forest:
         self._unopened = [len(children) for children in self._children]
         self._open: dict[int, tuple[Slot, int]] = {}  # slots, and the tokens for which they need memory
         self._open_tokens = 0
-        self._inherited: dict[int, TokenScores] = {}  # those that a parent computed, until a sequence has run
+        self._inherited: dict[int, list[TokenScores]] = {}  # those that a parent computed, until a sequence has run
 
     def next_batch(self) -> list[int]:
         """Take the sequences of the next call; none if all have run."""
@@ -207,9 +207,8 @@ class _Forest:
         """Return a sequence's scores: inherited ones for the shared tokens and the next one, then its own."""
         children = self._scored_children(index)
         count = 0 if new is None else len(new.logprobs) - len(children)
-        inherited = self._inherited.pop(index, None)
-        parts = [inherited, None if new is None else slice_scores(new, 0, count)]
-        scores = join_scores([part for part in parts if part is not None])
+        parts = self._inherited.pop(index, [])
+        scores = join_scores(parts if new is None else [*parts, slice_scores(new, 0, count)])
         if new is not None:
             for place, child in enumerate(children, count):
                 self._inherited[child] = self._for_child(index, child, scores, slice_scores(new, place, place + 1))
@@ -217,13 +216,13 @@ class _Forest:
         self._close_if_done(index)
         return scores
 
-    def _for_child(self, index: int, child: int, scores: TokenScores, next_one: TokenScores) -> TokenScores:
+    def _for_child(self, index: int, child: int, scores: TokenScores, next_one: TokenScores) -> list[TokenScores]:
         """Return a child's scores of the shared tokens and the next one."""
         first, last = self._sequences[child].scored, self._plan[child].shared
         if first == last:
-            return next_one
+            return [next_one]
         start = self._sequences[index].scored
-        return join_scores([slice_scores(scores, first - start, last - start), next_one])
+        return [slice_scores(scores, first - start, last - start), next_one]
 
     def _close_if_done(self, index: int) -> None:
         """Close a sequence that none continues any more."""
