@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
@@ -267,27 +268,40 @@ with compile_notice("Compiling"):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has neither this limit nor these permissions")
-@pytest.mark.parametrize("loss", ["full", "unreadable"])
+@pytest.mark.parametrize("loss", ["full", "unreadable", "another user's", "small disk"])
 def test_code_that_cannot_be_kept_runs_and_that_is_said_once(tmp_path: Path, loss: str) -> None:
     """A process that may write no byte to any file stands for a full disk."""
     import resource
 
     command = [sys.executable, "-B", str(tmp_path / "small.py")]
-    if loss == "unreadable" and os.geteuid() == 0:  # root reads every folder, unless it gives up that right
+    if loss in ("another user's", "small disk") and os.geteuid() != 0:
+        pytest.skip("only root can make such a folder")
+    if (
+        loss in ("unreadable", "another user's") and os.geteuid() == 0
+    ):  # root reads every folder, unless it gives up that right
         if shutil.which("setpriv") is None:
             pytest.skip("setpriv is not installed")
         command = ["setpriv", "--bounding-set=-all", *command]
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o000 if loss == "unreadable" else 0o755)
     (tmp_path / "small.py").write_text(SMALL)
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CLEARHEAD_CACHE": str(cache)},
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))) if loss == "full" else None,
-    )
-    reason = "File too large" if loss == "full" else "Permission denied"
+    with contextlib.ExitStack() as stack:
+        if loss == "another user's":
+            os.chown(cache, 54321, 54321)
+        if loss == "small disk":
+            if subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", cache], capture_output=True
+            ).returncode:
+                pytest.skip("nothing can be mounted here")
+            stack.callback(subprocess.run, ["umount", cache], check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "CLEARHEAD_CACHE": str(cache)},
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))) if loss == "full" else None,
+        )
+    reason = {"full": "File too large", "small disk": "No space left on device"}.get(loss, "Permission denied")
     assert (done.returncode, done.stdout) == (0, "8 2.0\n"), done.stderr
     assert done.stderr.count("compiled code cannot be kept in") == done.stderr.count(f"({reason})") == 1, done.stderr
 
