@@ -293,7 +293,7 @@ def test_code_that_cannot_be_kept_runs_and_that_is_said_once(tmp_path: Path, los
                 ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", cache], capture_output=True
             ).returncode:
                 pytest.skip("nothing can be mounted here")
-            stack.callback(subprocess.run, ["umount", cache], check=True)
+            stack.callback(lambda: subprocess.check_call(["umount", cache]))
         done = subprocess.run(
             command,
             capture_output=True,
