@@ -285,7 +285,8 @@ class Run:
         memory = memory_used(self.group.device)
         left = self.clock.left * self.clock.seconds
         loss = step.loss if self.clock.loss is None else self.clock.loss
-        self.record.update(Status(self.step, loss, speed, share, memory, left))
+        if self.clock.steps > 1 or not self.clock.left:  # the first compiles: its speed says nothing about the others
+            self.record.update(Status(self.step, loss, speed, share, memory, left))
         if step.anomaly:
             self.record.add(self.step, odd=step.anomaly, taken=step.taken)
             self.record.say(f"step {self.step:,}: {step.anomaly}{'' if step.taken else '; skipped'}")
