@@ -326,7 +326,7 @@ def test_the_calibration_text_is_the_models_own() -> None:
     model = _model(SHAPES["small"])
     with torch.no_grad():
         model.final_norm.weight.mul_(100)
-    ids, _ = calibrate(model.config, ModelTensors(model))
+    ids, _ = calibrate(_runner(model))
     assert ids.shape == (32, 128)
     logits = TorchRunner(model).logits([int(i) for i in ids[0][:-1]])
     top = np.sort(logits, axis=1)
@@ -379,7 +379,7 @@ def _unpacked(arrays: dict[str, np.ndarray], rows: int, columns: int, side: int)
 def test_moments_are_those_of_what_comes_into_each_layer() -> None:
     for shape in ("small", "odd"):
         model = _model(SHAPES[shape])
-        ids, found = calibrate(model.config, ModelTensors(model))
+        ids, found = calibrate(_runner(model))
         expected: dict[str, np.ndarray] = {}
 
         def note(name: str, layer: torch.nn.Module, seen: dict[str, np.ndarray] = expected) -> None:

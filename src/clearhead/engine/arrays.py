@@ -129,6 +129,7 @@ class Scratch(NamedTuple):
     attention: AttentionScratch
     stored: Array  # empty, of the type of the cache's numbers
     scores: BlockScores
+    recorded: Array  # float32 [matrices, rows, C or ff_dim]: what each matrix was multiplied by; else of length 0
 
 
 ALIGNMENT = 64

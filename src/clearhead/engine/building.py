@@ -25,6 +25,17 @@ _BLOCK_MATRICES = {
 """The engine's name of each matrix of a block, and its canonical name there."""
 
 
+def matrices(config: GPTConfig) -> list[tuple[str, int]]:
+    """Return the canonical name and the columns of every matrix of a pass, in the order in which a token meets them."""
+    found = []
+    for layer in range(config.n_layers):
+        for name, canonical in _BLOCK_MATRICES.items():
+            columns = config.ff_dim if name == "down" else config.emb_dim
+            found.append((f"blocks.{layer}.{canonical}.weight", columns))
+    head = "token_embedding" if config.tie_weights else "head"
+    return [*found, (f"{head}.weight", config.emb_dim)]
+
+
 def layout(
     config: GPTConfig, dtype: str, activations: str = VARIANT.activations
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

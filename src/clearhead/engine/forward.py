@@ -45,25 +45,26 @@ def forward(team: Any, weights: Any, shape: Any, work: Any, scratch: Any) -> Non
     if n > 0:
         groups = _count_groups(n, work)
         for layer in range(shape.n_layers):
-            _norm(team, phase + 1, work.row_index, n, weights.norm_1, layer, weights.qkv, shape, scratch)
+            _norm(team, phase + 1, work.row_index, n, weights.norm_1, layer, weights.qkv, 4 * layer, shape, scratch)
             _product(
                 team, phase + 2, weights.qkv, layer, 3 * width, width, n, STORE_KV, projected, shape, work, scratch
             )
             _attention(team, phase + 3, n, groups, layer, shape, work, scratch)
-            _quantize(team, phase + 4, n, normed, width, weights.out, scratch)
+            _quantize(team, phase + 4, n, normed, width, weights.out, 4 * layer + 1, scratch)
             _product(team, phase + 5, weights.out, layer, width, width, n, ADD, projected, shape, work, scratch)
-            _norm(team, phase + 6, work.row_index, n, weights.norm_2, layer, weights.up, shape, scratch)
+            _norm(team, phase + 6, work.row_index, n, weights.norm_2, layer, weights.up, 4 * layer + 2, shape, scratch)
             _product(team, phase + 7, weights.up, layer, ff_width, width, n, ACTIVATE, projected, shape, work, scratch)
-            _quantize(team, phase + 8, n, projected, ff_width, weights.down, scratch)
+            _quantize(team, phase + 8, n, projected, ff_width, weights.down, 4 * layer + 3, scratch)
             _product(team, phase + 9, weights.down, layer, width, ff_width, n, ADD, projected, shape, work, scratch)
             phase += 9
+    last = 4 * shape.n_layers
     if n_wanted > 0:
         head, vocab = weights.head, shape.vocab_size
-        _norm(team, phase + 1, work.wanted, n_wanted, weights.final_norm, 0, head, shape, scratch)
+        _norm(team, phase + 1, work.wanted, n_wanted, weights.final_norm, 0, head, last, shape, scratch)
         _product(team, phase + 2, head, 0, vocab, width, n_wanted, STORE, scratch.logits, shape, work, scratch)
         phase += 2
     if n_scored > 0:
-        _norm(team, phase + 1, work.scored, n_scored, weights.final_norm, 0, weights.head, shape, scratch)
+        _norm(team, phase + 1, work.scored, n_scored, weights.final_norm, 0, weights.head, last, shape, scratch)
         score_targets(team, phase + 2, n_scored, weights.head, padded(width), work, scratch)
         score_blocks(team, phase + 3, n_scored, weights.head, padded(width), shape.vocab_size, work, scratch)
         combine_blocks(team, phase + 4, n_scored, shape.vocab_size, work, scratch)
@@ -92,9 +93,9 @@ def _embed_all(team: Any, phase: int, n: int, weights: Any, shape: Any, work: An
 
 @kernel
 def _norm(
-    team: Any, phase: int, rows: Any, n: int, norm: Norm, layer: int, matrix: Any, shape: Any, scratch: Any
+    team: Any, phase: int, rows: Any, n: int, norm: Norm, layer: int, matrix: Any, index: int, shape: Any, scratch: Any
 ) -> None:
-    """Normalize n rows of the residual stream and quantize them for a matrix, one after another from row 0 on."""
+    """Normalize n rows of the residual stream and quantize them for matrix `index`, one after another from row 0 on."""
     control, number, threads, _ = team
     width, inputs = shape.width, scratch.inputs
     pieces = pieces_of(n, n * width * _ROW_WORK, threads)
@@ -114,13 +115,14 @@ def _norm(
                 inputs.offsets,
                 i,
             )
+            _record(scratch.recorded, index, i, scratch.normed, row, width)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
 
 @kernel
-def _quantize(team: Any, phase: int, n: int, source: Any, width: int, matrix: Any, scratch: Any) -> None:
-    """Quantize n rows for a matrix."""
+def _quantize(team: Any, phase: int, n: int, source: Any, width: int, matrix: Any, index: int, scratch: Any) -> None:
+    """Quantize n rows for matrix `index`."""
     control, number, threads, _ = team
     inputs = scratch.inputs
     pieces = pieces_of(n, n * width * _ROW_WORK, threads)
@@ -130,8 +132,17 @@ def _quantize(team: Any, phase: int, n: int, source: Any, width: int, matrix: An
             quantize_activations(
                 matrix.weights, source, row, width, padded(width), inputs.numbers, inputs.scales, inputs.offsets, row
             )
+            _record(scratch.recorded, index, row, source, row, width)
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
+
+
+@inline
+def _record(recorded: Any, index: int, to: int, source: Any, row: int, width: int) -> None:
+    """Copy source[row, :width], which matrix `index` is about to be multiplied by, if that is to be recorded."""
+    if index < recorded.shape[0] and to < recorded.shape[1]:
+        for i in range(width):
+            recorded[index, to, i] = source[row, i]
 
 
 @kernel

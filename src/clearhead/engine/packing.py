@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from clearhead.engine.elementwise import round_to_bfloat16
 from clearhead.engine.llvm import bits_as_float
-from clearhead.engine.panel_kernels import nibble_index, panel_index, scale_index
-from clearhead.engine.panels import GROUP, PANEL, SCALE_COLUMNS, padded_columns, padded_rows
+from clearhead.engine.panel_kernels import panel_index, scale_index
+from clearhead.engine.panels import PANEL, SCALE_COLUMNS, padded_columns, padded_rows
 from clearhead.engine.rounding import error_feedback, round_to_int4
 from clearhead.errors import InputError
 from clearhead.utils.jit import entry, inline
@@ -19,9 +19,6 @@ from clearhead.utils.jit import entry, inline
 Array = npt.NDArray[Any]
 
 _INT8_SHARED = SCALE_COLUMNS[np.dtype(np.uint8)]
-_INT4_ROWS = 256
-"""Rows that are rounded to int4 together. They are transposed, so that one column's numbers of many rows lie side by
-side in a vector, and fit into the cache."""
 
 
 def pack(
@@ -52,11 +49,7 @@ def pack(
         first, last = (padded_rows(rows) // PANEL * (part + i) // threads * PANEL for i in (0, 1))
         last = min(rows, last)
         if dtype == "int4":
-            side = 4 if weights.dtype == np.uint32 else 2
-            for start in range(first, last, _INT4_ROWS):
-                transposed = np.ascontiguousarray(matrix[start : min(last, start + _INT4_ROWS)].T)
-                whole, own_scales = round_to_int4(transposed, importance, feedback)
-                _write_int4(whole, own_scales, start, padded, side, weights.view(np.uint8), scales)
+            round_to_int4(matrix, importance, feedback, first, last, weights, scales)
         elif dtype == "int8":
             write = _write_int8_quads if weights.dtype == np.uint8 else _write_int8_pairs
             write(matrix, padded, first, last, weights, scales)
@@ -121,15 +114,3 @@ def _to_int8(number: Any, scale: Any) -> Any:
     """Return a number divided by its scale and rounded, from -127 to 127."""
     whole = np.rint(number / scale) if scale > 0 else np.float32(0)
     return np.int32(min(max(whole, np.float32(-127)), np.float32(127)))
-
-
-@entry
-def _write_int4(whole: Any, own: Any, first: int, padded: int, side: int, weights: Any, scales: Any) -> None:
-    """Write transposed rows of integers and their scales, the first of which is row `first`, to the panels."""
-    columns, rows = whole.shape
-    for row in range(rows):
-        for group in range(own.shape[0]):
-            scales[scale_index(first + row, group * GROUP, padded, GROUP)] = own[group, row]
-        for column in range(columns):
-            index, shift = nibble_index(first + row, column, padded, side)
-            weights[index] |= np.uint8((whole[column, row] + 8) << shift)

@@ -408,3 +408,22 @@ def multiply(
                 run_tile(weights, scales, bias, panel, columns, x, x_scales, offsets, token, y, y_token, y_row, n)
                 token = following
         start = end
+
+
+@kernel
+def multiply_floats(panel: Any, bias: Any, columns: int, x: Any, start: int, stop: int, y: Any) -> None:
+    """Write y[i] = one panel of float32 times x[start + i, :columns] plus its bias, for the rows of x up to `stop`.
+
+    Args:
+        panel: float32 [at least `columns`, PANEL].
+        bias: float32 [PANEL].
+        columns: a multiple of `COLUMNS`.
+        x: float32 [rows, at least `columns`].
+        start, stop: which of its rows.
+        y: float32 [at least stop - start, PANEL].
+    """
+    most, first = most_tokens(panel), start
+    while start < stop:
+        n = min(most, stop - start)
+        run_tile(panel, bias, bias, 0, columns, x, x, x, start, y, first, 0, n)
+        start += n

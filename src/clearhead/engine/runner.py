@@ -328,11 +328,30 @@ class EngineRunner:
         n_groups = 0 if groups is None else len(groups)
         if len(had.ranks) == 0 or had.best_ids.shape[1] < top or len(had.groups) != n_groups:
             scores = _score_scratch(self._config, self.threads, _SCORE_ROWS, top, n_groups)
-            self._scratch = self._scratch._replace(scores=scores)
-            if self._pool is not None and self._process == os.getpid():
-                self._pool.replace(self._arguments())
+            self._use_scratch(self._scratch._replace(scores=scores))
         if groups is not None:
             self._scratch.scores.groups[:, : self._config.vocab_size] = groups
+
+    def record_inputs(self, rows: int) -> npt.NDArray[np.float32]:
+        """Record from now on what every matrix is multiplied by, for `calibration.py`.
+
+        Args:
+            rows: the most tokens of a pass that are recorded.
+
+        Returns:
+            float32 [4 * n_layers + 1, rows, the longest input]; each pass overwrites it. The matrices are in the
+            order in which a token meets them, see `building.matrices`.
+        """
+        longest = max(self._config.emb_dim, self._config.ff_dim)
+        recorded = np.zeros((4 * self._config.n_layers + 1, rows, longest), np.float32)
+        with self._lock:
+            self._use_scratch(self._scratch._replace(recorded=recorded))
+        return recorded
+
+    def _use_scratch(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        if self._pool is not None and self._process == os.getpid():
+            self._pool.replace(self._arguments())
 
 
 def _new_work(n_pages: int) -> Work:
@@ -370,6 +389,7 @@ def _new_scratch(config: GPTConfig, threads: int, weights: np.dtype[Any], stored
         attention=_attention_scratch(config, threads),
         stored=np.zeros(0, stored),
         scores=_score_scratch(config, threads, 0, 0, 0),
+        recorded=np.zeros((0, 0, 0), np.float32),
     )
 
 

@@ -186,9 +186,12 @@ def _load(source: Source, dtype: str, activations: str) -> Arrays | None:
 
 def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
     from clearhead.engine.building import build, size
+    from clearhead.engine.calibration import needed_bytes
     from clearhead.utils.machine_code import compile_notice
 
     needed, free = size(source.config, dtype) + _OTHER_BYTES, free_memory()
+    if dtype == "int4":
+        needed += size(source.config, "float32") + needed_bytes(source.config)
     if free is not None and needed > free:
         raise InputError(
             f"the weights in {dtype} and what runs them need {needed / 1e6:,.0f} MB of memory and {free / 1e6:,.0f} MB "
@@ -213,18 +216,19 @@ def _fitted(tensors: Mapping[str, np.ndarray], dtype: str, activations: str) -> 
 
 def _calibrated(source: Source, activations: str, threads: int) -> Arrays:
     """Return int4 weights rounded by how the model uses them on a text that it writes itself (see `calibration.py`)."""
-    from clearhead.engine.building import build
+    from clearhead.engine.building import build, weights_of
     from clearhead.engine.calibration import calibrate
+    from clearhead.engine.runner import EngineRunner
     from clearhead.utils.progress import Progress
 
     with Progress(f"Rounding {source.name} to int4, once", None) as progress:
         progress.note("the model writes a text that shows how its weights are used")
-        lazy = source.lazy(row_major=False)
-        fitted = _fitted(lazy, "int4", activations)
-        tensors = {name: np.asarray(fitted[name], np.float32) for name in fitted}
-        _, used = calibrate(source.config, tensors)
+        fitted = _fitted(source.lazy(row_major=False), "int4", activations)
+        exact = build(source.config, fitted, "float32", threads)
+        _, used = calibrate(EngineRunner(source.config, weights_of(exact), threads))
+        del exact
         progress.note("rounding, with each weight's error made up for by those after it")
-        return build(source.config, tensors, "int4", threads, activations, used)
+        return build(source.config, fitted, "int4", threads, activations, used)
 
 
 def _keep(source: Source, dtype: str, activations: str, arrays: Arrays) -> None:
