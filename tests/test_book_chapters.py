@@ -25,6 +25,7 @@ from clearhead.model import GPTModel
 from clearhead.tokenizer import Tokenizer
 from clearhead.training.checkpoint import checkpoints
 from clearhead.training.finetune import begin_finetuning
+from clearhead.training.finetune_tasks import Instructions
 from clearhead.training.recipe_reader import parse_recipe
 from clearhead.training.run_folder import read_metrics
 from clearhead.training.train import train
@@ -238,6 +239,36 @@ freeze = "all but the last block"
     assert changed
     assert {name for name in changed if not name.startswith(("transformer.h.1.", "transformer.ln_f."))} == set()
     assert checkpoints(tmp_path / "run")
+
+
+def test_a_share_of_less_than_one_example_is_refused(folder: Path) -> None:
+    text = f"""
+[finetune]
+start = "{folder / "model"}"
+kind = "instructions"
+train = "instruction-data.json"
+valid_share = 0.005
+{TRAINING}"""
+    with pytest.raises(TrainingError, match=r"valid_share 0.005 of the 60 examples of .* is less than one; raise it"):
+        begin_finetuning(parse_recipe(text), folder)
+
+
+def test_files_of_one_name_in_two_folders_are_both_scored(folder: Path, tmp_path: Path) -> None:
+    for name, number in (("train", 8), ("valid", 3), ("test", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.json").write_text(json.dumps(entries(number)), encoding="utf-8")
+    text = f"""
+[finetune]
+start = "{folder / "model"}"
+kind = "instructions"
+train = "train/data.json"
+valid = "valid/data.json"
+test = "test/data.json"
+{TRAINING}"""
+    task = begin_finetuning(parse_recipe(text), tmp_path).task
+    assert isinstance(task, Instructions)
+    found = task.data.held_out(task.valid, task.test, None)
+    assert {name: len(examples) for name, examples in found.items()} == {"valid": 3, "test": 5}
 
 
 def test_a_class_that_only_the_test_set_has_is_named(folder: Path, tmp_path: Path) -> None:

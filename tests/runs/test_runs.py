@@ -219,11 +219,15 @@ def test_every_checkpoint_is_a_model(finished: Path) -> None:
     assert not torch.equal(earlier, expected)
 
 
-def test_a_run_ends_after_epochs_or_tokens_and_keeps_its_milestones(data: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_a_run_ends_after_epochs_or_tokens_and_keeps_its_milestones(
+    data: Path, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """8 windows of 16 tokens a step. The newest two checkpoints stay, and those of milestones."""
-    length = ("steps = 12", 'tokens = 1500\nmilestones = ["200 tokens", "3 steps"]\nkeep_checkpoints = 1')
+    milestones = 'milestones = ["200 tokens", "3 steps", "2k tokens"]'
+    length = ("steps = 12", f"tokens = 1500\n{milestones}\nkeep_checkpoints = 1")
     changes = (length, ("decay_steps = 4", "decay_steps = 0"), ("checkpoint_every = 4", "checkpoint_every = 5"))
     train(recipe(*changes), data, tmp_path / "run", corpus_folder=corpus.folder)
+    assert "the milestone 2k tokens is not reached: it is step 16 of 12." in capsys.readouterr().err
     assert [path.name for path in checkpoints(tmp_path / "run")] == [f"step-{step:08d}" for step in (2, 3, 12)]
     assert [read_state(path)["milestone"] for path in checkpoints(tmp_path / "run")] == ["200 tokens", "3 steps", None]
     assert (list_runs([tmp_path / "run"])[0].steps, list_runs([tmp_path / "run"])[0].state) == (12, "finished")

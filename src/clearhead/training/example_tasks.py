@@ -64,11 +64,17 @@ class TaskData:
             read: reads another file.
 
         Raises:
-            TrainingError: if no training example is left.
+            TrainingError: if no training example is left, or a share is less than one example.
         """
         f = self.recipe
         kinds = draw_split(len(examples), f.valid_share, f.test_share, self.training.seed)
         train, valid, test = ([examples[n] for n in indices] for indices in kinds)
+        for key, found in {"valid_share": valid, "test_share": test}.items():
+            if getattr(f, key) and not found:
+                raise TrainingError(
+                    f"{key} {getattr(f, key)} of the {len(examples):,} examples of {self.train} is less than one; "
+                    "raise it, or leave it out."
+                )
         if not train:
             raise TrainingError(
                 f"the {len(examples):,} examples of {self.train} are too few to hold some out; give more."
@@ -82,9 +88,12 @@ class TaskData:
     def held_out(self, valid: list[_T], test: list[_T], windows: int | None) -> dict[str, list[_T]]:
         """Return the examples to evaluate on by the name of their scores; test examples only if all are scored."""
         f = self.recipe
-        named = {Path(f.valid).name if f.valid else "valid": valid}
+        names = Path(f.valid).name or "valid", Path(f.test).name or "test"
+        if names[0] == names[1]:  # files of two folders
+            names = "valid", "test"
+        named = {names[0]: valid}
         if windows is None:
-            named[Path(f.test).name if f.test else "test"] = test
+            named[names[1]] = test
         return {name: found for name, found in named.items() if found}
 
 

@@ -48,6 +48,9 @@ def resolve_steps(recipe: Recipe, task: Task) -> Recipe:
 def find_milestones(names: Sequence[str], task: Task) -> list[Milestone]:
     """Parse milestones such as `1000 steps`, `2 epochs`, `10M tokens` or `1M words`.
 
+    Returns:
+        those in words last, so that of two at one step the one in words, which revisions are made of, gives its name.
+
     Raises:
         TrainingError: if one has another form, or the run cannot count its unit.
     """
@@ -60,7 +63,7 @@ def find_milestones(names: Sequence[str], task: Task) -> list[Milestone]:
             )
         amount = float(match[1]) * _UNITS[match[2]]
         found.append(Milestone(name.strip(), counter.steps(amount, match[3])))
-    return found
+    return sorted(found, key=lambda milestone: milestone.name.endswith("words"))
 
 
 class StepCounter:
@@ -85,7 +88,7 @@ class StepCounter:
             return max(1, math.ceil(amount * self._task.steps_per_epoch()))
         per_step = self._task.tokens_per_step() if unit == "tokens" else self._words_per_step
         if not per_step:
-            raise TrainingError(f"{unit} are counted in runs on texts; give the length of this run in steps or epochs.")
+            raise TrainingError(f"{unit} are counted in runs on texts; count steps or epochs in this one.")
         return max(1, math.ceil(amount / per_step))
 
     @cached_property
