@@ -228,7 +228,7 @@ def test_json_is_the_same_walk() -> None:
         (["--block", "6"], "there is no block 6; the model's blocks are 0 to 5."),
         (["--head", "-1"], "there is no head -1; the model's heads are 0 to 6."),
         (["--lang", "de"], "--lang is 'de'; give en or zh"),
-        (["--top-k", "0"], "top_k is 0; give a whole number of at least 1 (leave it out for no limit)."),
+        (["--top-k", "0"], "--top-k is 0; give a whole number of at least 1 (leave it out for no limit)."),
         (["--html", "/nowhere/walk.html"], "could not be written"),
     ],
 )

