@@ -263,7 +263,9 @@ def half(x):
 
 
 with compile_notice("Compiling"):
-    print(double(4), half(4.0))
+    doubled = double(4)
+with compile_notice("Compiling"):
+    print(doubled, half(4.0))
 """
 
 
@@ -304,6 +306,7 @@ def test_code_that_cannot_be_kept_runs_and_that_is_said_once(tmp_path: Path, los
     reason = {"full": "File too large", "small disk": "No space left on device"}.get(loss, "Permission denied")
     assert (done.returncode, done.stdout) == (0, "8 2.0\n"), done.stderr
     assert done.stderr.count("compiled code cannot be kept in") == done.stderr.count(f"({reason})") == 1, done.stderr
+    assert done.stderr.count("Compiling") == 1, done.stderr
 
 
 def test_more_threads_than_cores_are_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

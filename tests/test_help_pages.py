@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,21 @@ def test_a_page_fits_a_terminal(page: tuple[str, ...], lang: str, monkeypatch: p
     assert re.search(r"--help +-h ", options)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+EPILOGS = {verb: load_verb(verb)[1] for verb in VERBS}
+EPILOGS |= {
+    f"{group} {verb}": epilog
+    for group in GROUPS
+    for verb, (_, epilog) in import_module(f"clearhead.cli.{group}").VERBS.items()
+}
+
+
+def test_every_verb_below_a_word_has_its_page_here() -> None:
+    assert {tuple(verb.split()) for verb in EPILOGS} <= set(PAGES)
+
+
+@pytest.mark.parametrize("verb", EPILOGS)
 def test_the_options_of_examples_exist(verb: str) -> None:
-    examples = re.findall(r"^\[bold\](.*?)\[/\]", load_verb(verb)[1], re.MULTILINE)
+    examples = re.findall(r"^\[bold\](.*?)\[/\]", EPILOGS[verb], re.MULTILINE)
     assert any(f"clearhead {verb}" in example for example in examples)
     for example in examples:
         command = re.split(r"(?:^|[ |])clearhead ", example.replace("\\[", "["), maxsplit=1)[1]

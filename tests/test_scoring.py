@@ -421,10 +421,14 @@ def test_a_text_has_the_bits_per_byte_that_evaluate_prints(tmp_path: Path, backe
 
     from typer.testing import CliRunner
 
+    from clearhead import weights
     from clearhead.cli.app import make_app
+    from clearhead.evaluation.provenance import weights_digest
 
     text = "The little dog went to the river — and came back."
     (tmp_path / "text.txt").write_text("\ufeff" + text, encoding="utf-8")  # the mark is no text
-    printed = CliRunner().invoke(make_app(), ["evaluate", str(tmp_path / "text.txt"), "--json"])
+    printed = CliRunner().invoke(make_app(), ["evaluate", str(tmp_path / "text.txt"), "--json", "--threads", "1"])
     found = clearhead.load(dtype="float32", backend=backend).score(text).bits_per_byte
-    assert json.loads(printed.output)["bits_per_byte"] == pytest.approx(found, rel=1e-5)
+    stated = json.loads(printed.output)
+    assert stated["bits_per_byte"] == pytest.approx(found, rel=1e-5)
+    assert stated["model"] == "bundled" and stated["weights_sha256"] == weights_digest(weights.open("bundled"))

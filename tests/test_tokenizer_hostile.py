@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import clearhead
 from clearhead.errors import TokenizerError
 from clearhead.tokenizer import Tokenizer
 from clearhead.tokenizer.validation import MAX_ID
@@ -114,3 +115,11 @@ def test_a_table_of_characters_that_is_cut_off(tmp_path: Path, table: Any, insid
     step = {"type": "Precompiled", "precompiled_charsmap": table}
     with pytest.raises(TokenizerError, match=r"table of characters in .* is cut off"):
         Tokenizer.from_folder(write(tmp_path, normalizer=sequence(sequence(step)) if inside else step))
+
+
+def test_the_result_of_generate_is_told_where_its_text_is() -> None:
+    gpt = clearhead.load()
+    tokenizer, generation = gpt.tokenizer, gpt.generate("One day", max_new_tokens=2)
+    assert tokenizer is not None
+    with pytest.raises(TokenizerError, match=r"is a Generation, not a string; give its text: the attribute `\.text`"):
+        tokenizer.encode(generation)  # type: ignore[arg-type]

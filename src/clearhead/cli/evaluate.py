@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +101,9 @@ def evaluate(
     model: Model = None,
     config: Config = None,
     device: Device = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine; one for each core if left out.")
+    ] = None,
     *,
     choice: TaskChoice,
     of_examples: ExampleChoice,
@@ -124,9 +127,10 @@ def evaluate(
         if model is not None or show.published:
             raise typer.BadParameter("--revisions RUN names the models; leave --model and --published out.")
         with ExitStack() as stack:
-            _run_revisions(_task_files(files, choice.task, stack), device, choice, show)
+            loader = partial(load_model, device=device, threads=threads)
+            _run_revisions(_task_files(files, choice.task, stack), loader, choice, show)
         return
-    loader = partial(load_model, model, device=device, config=config)
+    loader = partial(load_model, model, device=device, config=config, threads=threads)
     if choice.task is not None:
         with ExitStack() as stack:
             _run_tasks(_task_files(files, choice.task, stack), loader, choice, show)
@@ -137,6 +141,8 @@ def evaluate(
         )
     paths = [Path(file) for file in files]
     if of_examples.examples:
+        if threads is not None:
+            raise typer.BadParameter("--threads is for the engine, and --examples runs on PyTorch; leave it out.")
         evaluate_examples(paths, loader, of_examples, show.as_json)
     else:
         _evaluate_perplexity(paths, loader, show.as_json)
@@ -149,9 +155,10 @@ def _task_files(files: Sequence[str], task: str, stack: ExitStack) -> list[Path]
     return [stack.enter_context(task_file(task, file)) for file in files]
 
 
-def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show: ResultChoice) -> None:
+def _run_revisions(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, show: ResultChoice) -> None:
     """Run a task on each file at every milestone in words of a run; print a row for each, and draw the curves."""
     from clearhead.evaluation.learning_curves import RevisionResult, learning_curves_svg
+    from clearhead.evaluation.provenance import describe_model
     from clearhead.evaluation.task_scoring import TaskOptions
     from clearhead.evaluation.tasks import run_task
     from clearhead.training.revisions import list_revisions
@@ -160,13 +167,12 @@ def _run_revisions(files: Sequence[Path], device: str, choice: TaskChoice, show:
     options = TaskOptions(limit=choice.limit, stride=choice.stride, bos=choice.bos)
     found = []
     for revision in list_revisions(choice.revisions):
-        gpt = load_model(str(revision.checkpoint), device=device, dtype=choice.dtype)
+        gpt = loader(str(revision.checkpoint), dtype=choice.dtype)
         for file, result in zip(files, run_task(gpt, choice.task, files, options), strict=True):
             found.append(RevisionResult(revision.name, revision.words or 0.0, file.name, result))
             if show.as_json:
-                write_json(
-                    {"revision": revision.name, **_as_json(file, str(revision.checkpoint), choice.dtype, result, [])}
-                )
+                described = describe_model(str(revision.checkpoint), None, choice.dtype)
+                write_json({"revision": revision.name, **_as_json(file, described, result, [])})
             else:
                 numbers = "  ".join(f"{metric.name} {metric.value:.4f}" for metric in result.metrics)
                 print(f"{revision.name:<10}  {file.name}  {numbers}", flush=True)
@@ -182,11 +188,13 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
 
     from clearhead.data.documents import encode_documents
     from clearhead.evaluation.cross_entropy import measure_cross_entropy
+    from clearhead.evaluation.provenance import describe_model
     from clearhead.utils.progress import Progress
 
     gpt = loader()
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
+    described = describe_model(loader.args[0], loader.keywords["config"], "float32") if as_json else {}
     if not as_json:
         print(headings({"bits/byte": 9, "perplexity": 11, "tokens": 10, "bytes": 11}, "file"))
     for file in files:
@@ -203,6 +211,7 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
             write_json(
                 {
                     "file": str(file),
+                    **described,
                     "bits_per_byte": found.bits_per_byte,
                     "perplexity": found.perplexity,
                     "tokens": found.tokens,
@@ -217,6 +226,7 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
 
 
 def _run_tasks(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, show: ResultChoice) -> None:
+    from clearhead.evaluation.provenance import describe_model
     from clearhead.evaluation.published_scores import compare_published
     from clearhead.evaluation.task_scoring import TaskOptions
     from clearhead.evaluation.tasks import run_task
@@ -225,10 +235,11 @@ def _run_tasks(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, 
     gpt = loader(dtype=choice.dtype)
     size = _published_size(gpt) if show.published else None
     options = TaskOptions(limit=choice.limit, stride=choice.stride, bos=choice.bos)
+    described = describe_model(loader.args[0], loader.keywords["config"], choice.dtype) if show.as_json else {}
     for file, result in zip(files, run_task(gpt, choice.task, files, options), strict=True):
         agreements = [] if size is None else compare_published(size, result)
         if show.as_json:
-            write_json(_as_json(file, loader.args[0], choice.dtype, result, agreements))
+            write_json(_as_json(file, described, result, agreements))
         else:
             (_print_markdown if show.markdown else _print_table)(result, agreements)
             if not show.markdown:
@@ -246,17 +257,9 @@ def _published_size(gpt: GPT) -> str:
 
 
 def _as_json(
-    file: Path, model: str | None, dtype: str, result: TaskResult, agreements: Sequence[Agreement]
+    file: Path, described: Mapping[str, str], result: TaskResult, agreements: Sequence[Agreement]
 ) -> dict[str, Any]:
-    from clearhead.version import __version__
-
-    found = {
-        "file": str(file),
-        "model": model or "bundled",
-        "dtype": dtype,
-        "clearhead": __version__,
-        **result.as_json(),
-    }
+    found: dict[str, Any] = {"file": str(file), **described, **result.as_json()}
     if agreements:
         found["published"] = [
             {

@@ -224,15 +224,6 @@ def _print(rows_of_texts: Iterable[list[Row]], metadata: dict[str, Any]) -> None
 
 
 def _metadata(gpt: GPT, table: SurprisalTable, run: ModelOptions) -> dict[str, Any]:
-    from clearhead import weights
-    from clearhead.evaluation.provenance import weights_digest
-    from clearhead.version import __version__
+    from clearhead.evaluation.provenance import describe_model
 
-    source = weights.open(run.model or "bundled", config=run.config)
-    return {
-        "model": "bundled" if run.model is None else run.model,
-        "weights_sha256": weights_digest(source),
-        "dtype": run.dtype,
-        "clearhead": __version__,
-        **table.metadata(),
-    }
+    return {**describe_model(run.model, run.config, run.dtype), **table.metadata()}

@@ -314,7 +314,7 @@ class EngineRunner:
     def _start_pass(self) -> None:
         if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
-            with compile_notice("Compiling the engine for this machine, once; this takes some ten seconds …"):
+            with compile_notice("Compiling the engine for this machine, once; this takes ten seconds to a minute …"):
                 self._pool = ThreadPool(self.threads, phases_of(self._config.n_layers), self._arguments())
             weakref.finalize(self, self._pool.close).atexit = False
         self._pool.run()

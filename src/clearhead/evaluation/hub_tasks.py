@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from clearhead.errors import InputError
+from clearhead.weights.hub.hub import quiet_hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,12 @@ def _rows(where: HubSource, name: str | None) -> Iterator[dict[str, Any]]:
     source = name or where.name
     configs = [where.config] if name is None else [None]
     try:
-        if where.config == "*" and name is None:
-            configs = datasets.get_dataset_config_names(source)
-        for config in configs:
-            split = where.split if name is None else _only_split(datasets.get_dataset_split_names(source), where.split)
-            yield from datasets.load_dataset(source, config, split=split)
+        with quiet_hub():
+            if where.config == "*" and name is None:
+                configs = datasets.get_dataset_config_names(source)
+            for config in configs:
+                splits = [where.split] if name is None else datasets.get_dataset_split_names(source)
+                yield from datasets.load_dataset(source, config, split=_only_split(splits, where.split))
     except Exception as error:
         if isinstance(error, InputError):
             raise

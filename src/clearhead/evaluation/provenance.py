@@ -8,8 +8,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clearhead import weights
+from clearhead.version import __version__
+
 if TYPE_CHECKING:
+    from clearhead.config import ConfigLike
     from clearhead.weights.source import Source
+
+
+def describe_model(model: str | None, config: ConfigLike | None, dtype: str) -> dict[str, str]:
+    """Return what identifies a model in a result: its name, the digest of its weights, their dtype, and the version.
+
+    Args:
+        model: a source, as `weights.open` takes it; None for the bundled model.
+        config: the shape of the weights, if it was given.
+        dtype: the dtype of the weights in memory.
+
+    Raises:
+        WeightsError: if the weights cannot be read.
+    """
+    name = "bundled" if model is None else model
+    digest = weights_digest(weights.open(name, config=config))
+    return {"model": name, "weights_sha256": digest, "dtype": dtype, "clearhead": __version__}
 
 
 def weights_digest(source: Source) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -386,6 +387,9 @@ def _document(function: Callable[P, R], options: Callable[..., object]) -> Calla
     declared = inspect.signature(options).parameters.values()
     returned = inspect.signature(function).return_annotation
     setattr(function, "__signature__", inspect.Signature([own, *declared], return_annotation=returned))  # noqa: B010
-    listed = "\n".join(f"    {one.name}: {one.help}" for one in OPTIONS.values())
+    listed = "\n".join(
+        textwrap.fill(f"{one.name}: {one.help}", 96, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for one in OPTIONS.values()
+    )
     function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{listed}\n"
     return function

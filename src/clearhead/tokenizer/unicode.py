@@ -13,6 +13,8 @@ def check_unicode(text: str) -> str:
         TokenizerError: if it is not a string, or contains half of a surrogate pair.
     """
     if not isinstance(text, str):
+        if isinstance(getattr(text, "text", None), str):  # what `generate` returns, for example
+            raise TokenizerError(f"the text is {type_of(text)}, not a string; give its text: the attribute `.text`.")
         raise TokenizerError(f"the text is {type_of(text)}; give a string.")
     if not text.isascii():
         try:

@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"{_processor()}, {torch.get_num_threads()} threads"
+        return f"{_processor()}, {_threads()}"
     return device.type
 
 
@@ -54,7 +54,12 @@ def cpu_features() -> str:
     except OSError:
         words = set()
     more = sorted(words & {"avx512_bf16", "avx512_vnni", "amx_bf16"})
-    return ", ".join([_processor(), capability, *more, f"{torch.get_num_threads()} threads"])
+    return ", ".join([_processor(), capability, *more, _threads()])
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _processor() -> str:

@@ -177,12 +177,13 @@ TABLE: tuple[Signature, ...] = (("table",),)
 # --------------------------------------------------------------------------------------------------------------
 
 _notices: list[list[str]] = []
+_announced: set[str] = set()
 """The texts of the blocks that run now; one that was printed is gone."""
 
 
 @contextlib.contextmanager
 def compile_notice(text: str) -> Iterator[None]:
-    """Print `text` on standard error if anything is compiled while the block runs."""
+    """Print `text` on standard error if anything is compiled while the block runs; a process prints each text once."""
     waiting = [text]
     _notices.append(waiting)
     try:
@@ -196,7 +197,10 @@ def _notify() -> None:
     said = False
     for waiting in _notices:
         while waiting:
-            announce(waiting.pop())
+            text = waiting.pop()
+            if text not in _announced:
+                _announced.add(text)
+                announce(text)
             said = True
     if not said:
         return

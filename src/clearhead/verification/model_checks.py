@@ -52,7 +52,7 @@ def verify(
     config: ConfigLike | None = None,
     revision: str | None = None,
     device: str = "cpu",
-    text: str = TEXT,
+    text: str | None = None,
     known: Mapping[str, Official] | None = None,
     published: Mapping[str, Sequence[PublishedContinuation]] = PUBLISHED,
 ) -> Verification:
@@ -64,7 +64,7 @@ def verify(
         config: the model's shape, or some of its settings, if the files do not record it or record it wrongly.
         revision: the branch, tag or commit of a model on the hub.
         device: where the model runs: "cpu", with NumPy and the engine; or another as PyTorch names it.
-        text: the text to predict; it should resemble the training data if that was not plain English.
+        text: the text to predict; by default one of plain English. It should resemble the training data.
         known: the published models to compare with; OpenAI's by default.
         published: the continuations that published models generate, by size.
 
@@ -78,7 +78,7 @@ def verify(
         MissingPackageError: if the device is not the CPU, and PyTorch is not installed.
     """
     torch_device = None if device == "cpu" else find_device(device)  # fail early: the other checks can take minutes
-    run = _ModelChecks(torch_device, text, published)
+    run = _ModelChecks(torch_device, TEXT if text is None else text, published)
     more: tuple[CheckFunction, ...] = (run.check_tokenizer, run.check_text, run.check_continuation)
     return verify_weights(source, layout=layout, config=config, revision=revision, known=known, more_checks=more)
 

@@ -69,9 +69,9 @@ def _verify(source: str, config: str | None, text: Path | None, run: bool, devic
 
         return check_weights(source, config=config)
     from clearhead.verification.model_checks import verify
-    from clearhead.verification.reference_text import TEXT
 
-    return verify(source, config=config, device=device, text=TEXT if text is None else read_text(None, text, "text"))
+    sample = None if text is None else read_text(None, text, "text")
+    return verify(source, config=config, device=device, text=sample)
 
 
 def _print(found: Verification) -> None:

@@ -17,6 +17,7 @@ from clearhead.data.documents import Fragment
 from clearhead.data.sources.base import Chunk, Cursor
 from clearhead.data.sources.rows import READ_ROWS, in_groups, row_fragments
 from clearhead.errors import InputError, TrainingError
+from clearhead.weights.hub.hub import quiet_hub
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -178,8 +179,9 @@ def _load(path: str, config: str | None, split: str, revision: str | None) -> tu
     if quiet := not sys.stderr.isatty() and not datasets.are_progress_bars_disabled():
         datasets.disable_progress_bars()
     try:
-        builder = datasets.load_dataset_builder(path, config, revision=revision)
-        builder.download_and_prepare()
+        with quiet_hub():
+            builder = datasets.load_dataset_builder(path, config, revision=revision)
+            builder.download_and_prepare()
         return builder.as_dataset(split=split), str(builder.hash)
     finally:
         if quiet:

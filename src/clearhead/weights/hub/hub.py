@@ -53,7 +53,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import errors
 
-    with _quiet(), _explain_failures(name, revision):
+    with quiet_hub(), _explain_failures(name, revision):
         try:
             return _download(name, revision)
         except (errors.HfHubHTTPError, OSError, _http_error()) as error:
@@ -88,7 +88,7 @@ def fetch_tokenizer(name: str, revision: str | None = None) -> Path:
             )
         )
 
-    with _quiet(), _explain_failures(name, revision):
+    with quiet_hub(), _explain_failures(name, revision):
         try:
             return download(local=False)
         except (errors.HfHubHTTPError, OSError, _http_error()) as error:
@@ -123,7 +123,7 @@ def fetch_into(name: str, dest: str | os.PathLike[str], revision: str | None = N
     """
     folder = Path(dest).expanduser()
     try:
-        with folder_for_download(folder), lock_folder(folder), _quiet(), _explain_failures(name, revision):
+        with folder_for_download(folder), lock_folder(folder), quiet_hub(), _explain_failures(name, revision):
             _fetch_missing(name, folder, revision)
     except OSError as error:
         raise WeightsError(f"{folder} could not be written ({error.strerror or error}).") from None
@@ -309,7 +309,7 @@ def _cause(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """Silence the hub library's log, and its progress bars unless on a terminal."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled as are_disabled
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
