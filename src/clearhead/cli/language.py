@@ -31,7 +31,7 @@ _QUOTED = re.compile(r"""'[^']*'|"[^"]*"|\{.*\}|\[[^\]]*\]""", re.DOTALL)
 """What a user typed, or JSON: it is shown as it is."""
 
 
-class _Chosen:
+class _ChosenLanguage:
     language: Language = "en"
 
 
@@ -41,13 +41,13 @@ def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     given += [word.removeprefix("--lang=") for word in arguments if word.startswith("--lang=")]
     locale = next((environment[name] for name in _VARIABLES if environment.get(name)), "")
     known = [one for one in given if one in LANGUAGES]  # of another, `check_language` complains in the system's
-    _Chosen.language = "zh" if (known[-1] if known else locale[:2]) == "zh" else "en"
+    _ChosenLanguage.language = "zh" if (known[-1] if known else locale[:2]) == "zh" else "en"
     set_translator(None if language() == "en" else translate, language())
 
 
 def language() -> Language:
     """Return the chosen language."""
-    return _Chosen.language
+    return _ChosenLanguage.language
 
 
 def check_language(given: str | None) -> Language:

@@ -160,10 +160,8 @@ def train(
     folder = training.train(chosen, data, out, corpus_folder=corpus, resume=how, device=device, dtype=dtype)
     if not first_process():
         return
-    names = chosen.finetune is not None and chosen.finetune.kind == "classes"
-    say(
-        f'The model is in {folder}. Try: clearhead {"classify" if names else "generate"} "Once upon a time" -m {folder}'
-    )
+    verb = "classify" if chosen.finetune is not None and chosen.finetune.kind == "classes" else "generate"
+    say(f'The model is in {folder}. Try: clearhead {verb} "Once upon a time" -m {folder}')
 
 
 def _print_rates(rates: Mapping[str, float], out: Path) -> None:

@@ -177,8 +177,9 @@ TABLE: tuple[Signature, ...] = (("table",),)
 # --------------------------------------------------------------------------------------------------------------
 
 _notices: list[list[str]] = []
-_announced: set[str] = set()
 """The texts of the blocks that run now; one that was printed is gone."""
+_announced: set[str] = set()
+"""What this process has printed."""
 
 
 @contextlib.contextmanager

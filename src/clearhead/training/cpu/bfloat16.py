@@ -23,11 +23,11 @@ class Bfloat16Linear(nn.Linear):
         """Return x W^T + b for x [..., in]."""
         if not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        found: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        found: Tensor = _BFloat16Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return found
 
 
-class _Linear(torch.autograd.Function):
+class _BFloat16Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         low, matrix = x.bfloat16(), bfloat16_copy(weight)
