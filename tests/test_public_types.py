@@ -102,7 +102,8 @@ def test_help_shows_every_option_with_its_default_and_meaning(name: str) -> None
     for option in OPTIONS.values():
         if option.name not in ("stop", "stop_ids", "logit_bias"):
             assert parameters[option.name].default == option.default
-        assert f"{option.name}: {option.help}" in documentation
+        assert f"{option.name}: {option.help}" in " ".join(documentation.split())
+    assert max(map(len, documentation.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=lambda option: option.name)
