@@ -3,9 +3,10 @@
     python bench/shakespeare.py TEXTS --nanogpt FOLDER
 
 TEXTS is the folder with tinyshakespeare.txt, FOLDER a checkout of nanoGPT. Both train the same shape (4 layers,
-4 heads, width 128, context 64) for 2,000 steps of 12 windows in float32 on the CPU: Clearhead with
-`recipes/shakespeare_char.toml`, nanoGPT with the command that its README gives for a CPU. nanoGPT's loss is its own
-estimate over 20 batches of held-out text (its README: 1.88), Clearhead's is over all of the same text.
+4 heads, width 128, context 64) for 2,000 steps of 12 windows on the CPU: Clearhead with
+`recipes/shakespeare_char.toml`, in the precision that it finds to be faster, and nanoGPT in float32 with the command
+that its README gives for a CPU. nanoGPT's loss is its own estimate over 20 batches of held-out text (its README:
+1.88), Clearhead's is over all of the same text.
 """
 
 from __future__ import annotations
