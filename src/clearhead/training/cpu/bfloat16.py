@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from clearhead.training.cpu.linear import linear_gradients
+
 _COPY = "_clearhead_bfloat16"  # an attribute of a parameter: its version, and the copy
 
 
@@ -37,14 +39,7 @@ class _BFloat16Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, received: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, matrix = ctx.saved_tensors
-        flat = received.reshape(-1, received.shape[-1])
-        needed = ctx.needs_input_grad
-        return (
-            (flat @ matrix).view(x.shape) if needed[0] else None,
-            flat.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
-            flat.sum(0) if needed[2] else None,
-        )
+        return linear_gradients(ctx, received, torch.matmul)
 
 
 def bfloat16_copy(weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the gradient of the weights, a product of two activations, stays with torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,11 +48,24 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, received: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        flat = received.reshape(-1, received.shape[-1])
-        needed = ctx.needs_input_grad
-        return (
-            onednn_product(flat, weight.t()).view(x.shape) if needed[0] else None,
-            flat.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
-            flat.sum(0) if needed[2] else None,
-        )
+        return linear_gradients(ctx, received, lambda flat, weight: onednn_product(flat, weight.t()))
+
+
+def linear_gradients(
+    ctx: Any, received: Tensor, product: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of a linear layer's x, weight and bias that are needed.
+
+    Args:
+        ctx: the function's context, in which x [..., in] and the weight [out, in] are saved.
+        received: the gradient of the result, [..., out].
+        product: computes received @ weight for [N, out] and [out, in].
+    """
+    x, weight = ctx.saved_tensors
+    flat = received.reshape(-1, received.shape[-1])  # [N, out]
+    needed = ctx.needs_input_grad
+    return (
+        product(flat, weight).view(x.shape) if needed[0] else None,
+        flat.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
+        flat.sum(0) if needed[2] else None,
+    )

@@ -51,18 +51,24 @@ def _sum_of_squares(gradient: Any) -> Any:
 
 
 @compiled_rows
-def _update(weights: Any, gradient: Any, average: Any, squares: Any, rates: Any, chunk: Any) -> None:
-    """Take a step of AdamW (Loshchilov and Hutter 2019, algorithm 2) with decoupled weight decay."""
+def _updated(weights: Any, gradient: Any, average: Any, squares: Any, rates: Any, chunk: Any, i: Any) -> Any:
+    """Return a weight after a step of AdamW (Loshchilov and Hutter 2019, algorithm 2), and move its averages."""
     factor, rest_1, beta_2, rest_2 = rates
     decay, step_size, correction = chunk
+    g = read(gradient, 0, i) * factor
+    m = average[0, i] + rest_1 * (g - average[0, i])
+    v = beta_2 * squares[0, i] + rest_2 * g * g
+    average[0, i] = m
+    squares[0, i] = v
+    return weights[0, i] * decay - step_size * m / (math.sqrt(v) * correction + _EPSILON)
+
+
+@compiled_rows
+def _update(weights: Any, gradient: Any, average: Any, squares: Any, rates: Any, chunk: Any) -> None:
+    """Take a step with every weight of a chunk."""
     for index in range(weights.shape[1]):
         i = np.uint64(index)
-        g = read(gradient, 0, i) * factor
-        m = average[0, i] + rest_1 * (g - average[0, i])
-        v = beta_2 * squares[0, i] + rest_2 * g * g
-        average[0, i] = m
-        squares[0, i] = v
-        weights[0, i] = weights[0, i] * decay - step_size * m / (math.sqrt(v) * correction + _EPSILON)
+        weights[0, i] = _updated(weights, gradient, average, squares, rates, chunk, i)
 
 
 @compiled_rows
@@ -70,16 +76,9 @@ def _update_with_copy(
     weights: Any, gradient: Any, average: Any, squares: Any, rates: Any, chunk: Any, copy: Any
 ) -> None:
     """Take the same step, and write the weights in bfloat16 as well."""
-    factor, rest_1, beta_2, rest_2 = rates
-    decay, step_size, correction = chunk
     for index in range(weights.shape[1]):
         i = np.uint64(index)
-        g = read(gradient, 0, i) * factor
-        m = average[0, i] + rest_1 * (g - average[0, i])
-        v = beta_2 * squares[0, i] + rest_2 * g * g
-        average[0, i] = m
-        squares[0, i] = v
-        w = weights[0, i] * decay - step_size * m / (math.sqrt(v) * correction + _EPSILON)
+        w = _updated(weights, gradient, average, squares, rates, chunk, i)
         weights[0, i] = w
         write(copy, 0, i, w)
 
