@@ -6,11 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from command_line import PATIENCE, call, refused, run
+from typer.main import get_command
+
+from clearhead.cli.app import make_app
+from clearhead.cli.options import flatten
 
 COMMAND = f'"{sys.executable}" -m clearhead'
 
@@ -154,6 +160,31 @@ def test_quotes_are_suggested_only_for_text() -> None:
 )
 def test_errors_name_options_as_the_command_line_does(words: list[str], sentence: str) -> None:
     assert refused(call("generate", "a", *words)).startswith(sentence)
+
+
+def _numeric_options() -> Iterator[tuple[str, ...]]:
+    """Yield the long flag of each option that takes a number, behind the verb's words."""
+    commands: dict[tuple[str, ...], Any] = {(): get_command(make_app())}
+    while commands:
+        words, command = commands.popitem()
+        for name, below in getattr(command, "commands", {}).items():
+            commands[*words, name] = below
+        for parameter in command.params:
+            kind = get_args(flatten(command.callback).__annotations__.get(parameter.name))[:1]
+            if kind in ((int,), (int | None,), (float,), (float | None,)):
+                yield *words, next(flag for flag in parameter.opts if flag.startswith("--"))
+
+
+@pytest.mark.parametrize("words", sorted(_numeric_options()), ids=" ".join)
+def test_a_word_where_a_number_belongs_is_one_sentence(words: tuple[str, ...]) -> None:
+    *_, flag = words
+    assert refused(call(*words, "three")).startswith(f"{flag} is 'three'; give a ")
+    error = call(*words, "three", "--lang", "zh").stderr.decode()
+    assert error.startswith(f"clearhead: {flag} 为 'three'；请给出") and error.count("\n") == 1
+
+
+def test_a_number_out_of_range_is_one_sentence() -> None:
+    assert refused(call("serve", "--port", "70000")) == "--port is 70000; give a whole number from 0 to 65535."
 
 
 def test_hidden_options_are_not_suggested() -> None:

@@ -15,18 +15,16 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.models import OptionInfo
 
 from clearhead.cli.help_page import metavar
 from clearhead.cli.language import check_language, language, translation
-from clearhead.errors import InputError
+from clearhead.errors import ClearheadError, InputError
+from clearhead.inference.declaration import Option
 from clearhead.utils.arguments import Language
-
-if TYPE_CHECKING:
-    from clearhead.inference.declaration import Option
 
 MODEL_PANEL = "The model"
 _LONGEST_LIST = 20
@@ -152,7 +150,7 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
         with named_as_flags(stride="--stride"):
             verb(**given)
 
-    parameters = [one.replace(annotation=_for_help(one.annotation, one.default)) for one in parameters]
+    parameters = [one.replace(annotation=_for_command_line(one)) for one in parameters]
     signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
     setattr(wrapper, "__signature__", signature)  # noqa: B010
     wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -160,11 +158,12 @@ def flatten(verb: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _for_help(annotation: Any, default: object) -> Any:
+def _for_command_line(parameter: inspect.Parameter) -> Any:
     """Return an option's annotation with its help and its panel in the language that was chosen.
 
     The default follows the help on the same line; typer would put it on one of its own.
     """
+    annotation, default = parameter.annotation, parameter.default
     kind, *metadata = typing.get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
     if not metadata:
         return annotation
@@ -172,6 +171,11 @@ def _for_help(annotation: Any, default: object) -> Any:
     info.help = _help_in_language(info.help)
     if isinstance(info, OptionInfo):
         info.metavar = metavar(kind) if info.metavar is None else info.metavar
+        if info.parser is None:
+            given = [str(info.default), *(info.param_decls or ())]  # typer takes the first one for a default
+            flag = next((one for one in given if one.startswith("--")), f"--{parameter.name.replace('_', '-')}")
+            own = Option("", "", "output", minimum=info.min, maximum=info.max, name=flag, type=kind)
+            info.parser = _number_reader(own, kind)
         shown = str(getattr(default, "value", default))
         if (
             info.help
@@ -184,6 +188,28 @@ def _for_help(annotation: Any, default: object) -> Any:
     if info.rich_help_panel:
         info.rich_help_panel = translation(info.rich_help_panel)
     return Annotated[kind, info]
+
+
+def _number_reader(option: Option, kind: Any) -> Callable[[Any], Any] | None:
+    """Return what reads the number of an option and refuses others in our own words; None if its value is no number."""
+    number = next((one for one in (int, float) if kind in (one, one | None)), None)
+    if number is None:
+        return None
+
+    def read(text: Any) -> Any:
+        if not isinstance(text, str):  # the default
+            return text
+        try:
+            value: Any = number(text)
+        except ValueError:
+            value = text
+        try:
+            option.check(value)
+        except InputError as error:  # a `ValueError`, which a library would reword
+            raise ClearheadError(_in_flags(str(error), {})) from None
+        return value
+
+    return read
 
 
 def _help_in_language(text: str | None) -> str | None:
@@ -224,6 +250,7 @@ def _option_annotation(name: str) -> Any:
         help=declared.help,
         metavar=declared.metavar,
         rich_help_panel=_PANELS[declared.group],
+        parser=_number_reader(declared, declared.cli_type),
     )
     return Annotated[declared.cli_type, option]
 

@@ -82,7 +82,7 @@ class Option:
         if self.maximum is not None:
             text = f"{noun} above {low} and up to {high}" if self.open_below else f"{noun} from {low} to {high}"
         else:
-            text = f"{noun} of at least {low}"
+            text = noun if self.minimum is None else f"{noun} of at least {low}"
         meant = ", ".join(f"{value} for {meaning}" for value, meaning in self.meanings)
         return f"{text} ({meant})" if meant else text
 
