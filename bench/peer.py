@@ -91,9 +91,11 @@ class TorchAO:
 
     def __init__(self, form: str, folder: Path, threads: int) -> None:
         import torch
+        import torch._inductor.config
         import torchao
         import transformers
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
         torch.set_num_threads(threads)
         self.version = f"{torchao.__version__}, torch {torch.__version__}"
@@ -111,11 +113,14 @@ class TorchAO:
                 linear = torch.nn.Linear(rows, columns, dtype=old.weight.dtype)
                 linear.weight.data, linear.bias.data = old.weight.data.T.contiguous(), old.bias.data
                 setattr(owner, name, linear)
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        head = model.lm_head.weight.detach()  # the kernel of int4 wants a multiple of 16 rows
+        model.lm_head.weight = torch.nn.Parameter(torch.nn.functional.pad(head, (0, 0, 0, -len(head) % 16)))
         if form == "int8":
             quantize_(model, Int8WeightOnlyConfig())
-        else:  # the format that torchao has for CPUs
-            quantize_(model, Int4WeightOnlyConfig(group_size=32, int4_packing_format="opaque"))
+        else:  # the one for CPUs
+            quantize_(model, PrototypeInt4WeightOnlyConfig(group_size=32))
+        # Looking a graph with quantized weights up in this cache took over ten minutes.
+        torch._inductor.config.fx_graph_cache = False
         self._config, self._model = model.config, torch.compile(model, dynamic=True)
 
     def write(self, prompts: Prompts, n: int) -> list[float]:
@@ -134,7 +139,7 @@ class TorchAO:
                     given, past_key_values=cache, use_cache=True, logits_to_keep=1, cache_position=positions
                 )
                 start_position += given.shape[1]
-                given = out.logits[:, -1:].argmax(-1)
+                given = out.logits[:, -1:, : self._config.vocab_size].argmax(-1)
                 times.append(time.perf_counter() - start)
         return times
 

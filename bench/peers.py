@@ -7,6 +7,11 @@ come rounds. In each, every program runs in a process of its own (`peer.py`), on
 slows the machine hits all alike. Of a program and a kind of work the median of its rounds is shown; a ratio is the
 median of the rounds' ratios. What is not installed for the peers' Python is named and left out.
 
+With `--record` each process's result is added to a file of JSON lines, and the same command goes on where it was
+stopped: so five rounds can be measured in several quiet minutes, with `--seconds` for how many there are. The table at
+the end shows what is in the file; `--rounds 0` measures nothing more. What failed is tried again if it is named with
+`--programs`.
+
 The peers may need another Python than Clearhead's. In an environment of their own, this installs all of them in
 versions that work together (torch.compile and llama-cpp-python need a C++ compiler on the machine):
 
@@ -22,34 +27,36 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from cpu import cpu_features, cpu_name
 from peer_models import installed_for, make
+from peer_record import Record
 
 WORKER = Path(__file__).with_name("peer.py")
 
 PROGRAMS = {
     ("clearhead", "float32"): 32,
-    ("clearhead", "bfloat16"): 16,
-    ("clearhead", "int8"): 8,
-    ("clearhead", "int4"): 4,
     ("transformers", "float32"): 32,
-    ("transformers", "bfloat16"): 16,
     ("ctranslate2", "float32"): 32,
-    ("ctranslate2", "int8"): 8,
+    ("clearhead", "bfloat16"): 16,
+    ("transformers", "bfloat16"): 16,
     ("llama.cpp", "f16"): 16,
-    ("llama.cpp", "q8_0"): 8,
-    ("llama.cpp", "q4_0"): 4,
-    ("torchao", "int8"): 8,
-    ("torchao", "int4"): 4,
-    ("onnxruntime", "int8"): 8,
     ("openvino", "fp16"): 16,
+    ("clearhead", "int8"): 8,
     ("openvino", "int8"): 8,
+    ("llama.cpp", "q8_0"): 8,
+    ("ctranslate2", "int8"): 8,
+    ("torchao", "int8"): 8,
+    ("onnxruntime", "int8"): 8,
+    ("clearhead", "int4"): 4,
     ("openvino", "int4"): 4,
+    ("llama.cpp", "q4_0"): 4,
+    ("torchao", "int4"): 4,
 }
-"""Program and weight format, with the bits of a weight: those of one width are compared."""
+"""Program and weight format, with the bits of a weight: those of one width are compared, so they run in turn."""
 
 NEEDS = {
     "transformers": {"transformers"},
@@ -71,7 +78,7 @@ COMPILING = {"clearhead", "torchao"}
 """Programs that compile for the machine once, and then keep what they compiled."""
 
 Key = tuple[str, str]
-Rounds = dict[Key, list[dict[str, Any]]]
+Rounds = dict[Key, dict[int, dict[str, Any]]]  # of a program, by the round's number: what `peer.py` printed
 
 
 def main() -> None:
@@ -85,24 +92,39 @@ def main() -> None:
     chosen = [key for key in chosen if key not in missing]
     wanted = {f"{MODEL_NAMES.get(name, name)}-{form}" for name, form in chosen}
     make(arguments.folder, arguments.size, arguments.python, installed, wanted)
-    rounds: Rounds = {key: [] for key in chosen}
-    problems: list[str] = []
-    for number in range(arguments.rounds + 1):  # round 0 compiles, and arranges the weights of Clearhead's formats
-        for key in chosen:
-            if key in rounds and (number > 0 or key[0] in COMPILING):
+    settings = {"cpu": cpu_name(), "size": arguments.size, "threads": arguments.threads, "tokens": arguments.tokens}
+    record = Record(arguments.record, settings)
+    if arguments.programs:
+        record.forget_problems(chosen)
+    _measure(chosen, arguments, record)
+    rounds = {key: found for key in chosen if (found := record.rounds(key))}
+    report = summarize(rounds)
+    print("\n".join([_table(report), *filter(None, map(record.problem, chosen))]))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def _measure(chosen: list[Key], arguments: argparse.Namespace, record: Record) -> None:
+    """Run what is not in the record, until there is no time for more.
+
+    The programs of one width run one after another, as their speeds are compared.
+    """
+    start = time.monotonic()
+    for number in range(arguments.rounds + 1):  # round 0 compiles, and makes the weights of Clearhead's formats
+        for width in dict.fromkeys(PROGRAMS[key] for key in chosen):
+            if arguments.seconds is not None and time.monotonic() - start > arguments.seconds:
+                return
+            for key in (key for key in chosen if PROGRAMS[key] == width and (number or key[0] in COMPILING)):
+                if record.has(key, number):
+                    continue
                 _note(f"round {number} of {arguments.rounds}: {' '.join(key)}")
                 try:
                     found = _run(key, arguments, ["--tokens", str(arguments.tokens)] if number else ["--runs", "0"])
                 except RuntimeError as error:  # a program that cannot run here is left out, not the whole table
-                    problems.append(str(error))
-                    del rounds[key]
+                    record.add(key, number, {}, str(error))
                 else:
-                    rounds[key] += [found] if number else []
+                    record.add(key, number, found)
     _note("")
-    report = summarize(rounds)
-    print("\n".join([_table(report), *problems]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -116,6 +138,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--programs", nargs="+", metavar="NAME:FORMAT", help="only these, as llama.cpp:q8_0")
     parser.add_argument("--before", default="", help="a command that starts each process, as 'taskset -c 0,1'")
     parser.add_argument("--limit", type=int, default=600, help="seconds after which a process is given up")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="add results to this file, and go on after them")
+    parser.add_argument("--seconds", type=float, help="after these, start no more programs of another width")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()
 
@@ -165,7 +189,10 @@ def _note(text: str) -> None:
 def summarize(rounds: Rounds) -> dict[str, Any]:
     """Tokens a second of every program, and Clearhead's ratio to the fastest peer of each width of weights."""
     speeds = {
-        key: {work: [n / statistics.median(one["times"][work]) for one in found] for work, n in WORK.items()}
+        key: {
+            work: {number: n / statistics.median(one["times"][work]) for number, one in found.items()}
+            for work, n in WORK.items()
+        }
         for key, found in rounds.items()
     }
     programs = [
@@ -173,18 +200,18 @@ def summarize(rounds: Rounds) -> dict[str, Any]:
             "program": name,
             "format": form,
             "bits": PROGRAMS[name, form],
-            "version": found[0]["version"],
-            "load_seconds": statistics.median(one["load"] for one in found),
-            "peak_bytes": max(one["peak_bytes"] for one in found),
-            "tokens_per_second": {work: statistics.median(all_) for work, all_ in speeds[name, form].items()},
-            "rounds": speeds[name, form],
+            "version": list(found.values())[-1]["version"],
+            "load_seconds": statistics.median(one["load"] for one in found.values()),
+            "peak_bytes": max(one["peak_bytes"] for one in found.values()),
+            "tokens_per_second": {work: statistics.median(all_.values()) for work, all_ in speeds[name, form].items()},
+            "rounds": {work: list(all_.values()) for work, all_ in speeds[name, form].items()},
         }
         for (name, form), found in rounds.items()
     ]
     return {"cpu": cpu_name(), "features": cpu_features(), "programs": programs, "ratios": _ratios(speeds)}
 
 
-def _ratios(speeds: dict[Key, dict[str, list[float]]]) -> list[dict[str, Any]]:
+def _ratios(speeds: dict[Key, dict[str, dict[int, float]]]) -> list[dict[str, Any]]:
     peers = [key for key in speeds if key[0] != "clearhead"]
     found = []
     for ours in (key for key in speeds if key[0] == "clearhead"):
@@ -195,9 +222,11 @@ def _ratios(speeds: dict[Key, dict[str, list[float]]]) -> list[dict[str, Any]]:
             for label, keys in alike.items():
                 if not keys:
                     continue
-                best = max(keys, key=lambda key: statistics.median(speeds[key][work]))
-                pairs = zip(speeds[ours][work], speeds[best][work], strict=True)
-                ratio = statistics.median(a / b for a, b in pairs)
+                best = max(keys, key=lambda key: statistics.median(speeds[key][work].values()))
+                own, other = speeds[ours][work], speeds[best][work]
+                if not (both := own.keys() & other.keys()):
+                    continue
+                ratio = statistics.median(own[number] / other[number] for number in both)
                 found.append({"format": ours[1], "work": label, "best_peer": " ".join(best), "ratio": ratio})
     return found
 
@@ -209,18 +238,20 @@ def _table(report: dict[str, Any]) -> str:
         f"Features: {', '.join(report['features']) or 'unknown'}",
         "",
         "Tokens a second. Prompt: 512 tokens. Decode: after 128 and 900 tokens of",
-        "context. Together: 8 sequences of 128 tokens, all their tokens.",
+        "context. Together: 8 sequences of 128 tokens, all their tokens. Medians of n",
+        "rounds.",
         "",
-        f"{'program':<23}{'prompt':>9}{'at 128':>9}{'at 900':>9}{'together':>10}{'peak MB':>10}{'load s':>8}",
+        f"{'program':<22}{'n':>3}{'prompt':>9}{'at 128':>8}{'at 900':>8}{'together':>10}{'peak MB':>9}{'load s':>8}",
     ]
     for one in report["programs"]:
         speeds = "".join(
             f"{speed:>{width},.1f}"
-            for speed, width in zip(one["tokens_per_second"].values(), (9, 9, 9, 10), strict=True)
+            for speed, width in zip(one["tokens_per_second"].values(), (9, 8, 8, 10), strict=True)
         )
-        name = f"{one['program']} {one['format']}"
-        lines.append(f"{name:<23}{speeds}{one['peak_bytes'] / 1e6:>10,.0f}{one['load_seconds']:>8.1f}")
-    lines += ["", "Clearhead beside the fastest peer with weights of the same width, or of any:", ""]
+        name, n = f"{one['program']} {one['format']}", len(one["rounds"]["prompt 512"])
+        lines.append(f"{name:<22}{n:>3}{speeds}{one['peak_bytes'] / 1e6:>9,.0f}{one['load_seconds']:>8.1f}")
+    if report["ratios"]:
+        lines += ["", "Clearhead beside the fastest peer with weights of the same width, or of any:", ""]
     for one in report["ratios"]:
         lines.append(f"{one['format']:<9} {one['work']:<16} {one['ratio']:>6.2f} x  {one['best_peer']}")
     versions = {one["program"]: one["version"] for one in report["programs"]}
