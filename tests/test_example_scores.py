@@ -15,7 +15,9 @@ from command_line import call
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, pipeline
 
 import clearhead
+from clearhead import weights
 from clearhead.data.templates import PromptTemplate
+from clearhead.evaluation.provenance import describe_model, weights_digest
 from clearhead.loading import bundled
 from clearhead.training.chat_template import save_chat_template
 
@@ -84,6 +86,7 @@ def test_the_response_loss_is_that_of_transformers(model: Path, responses: Path,
     assert (found["examples"], found["left_out"], found["tokens"]) == (3, 0, tokens)
     assert found["loss"] == pytest.approx(loss, abs=1e-4)
     assert found["perplexity"] == pytest.approx(np.exp(loss), rel=1e-3)
+    assert found.items() >= describe_model(str(model), None, "float32").items()
     table = call("evaluate", responses, "--examples", "-m", model, *more).stdout.decode().splitlines()
     assert table[0].split() == ["loss", "perplexity", "tokens", "examples", "file"]
     assert table[1].split()[0] == f"{found['loss']:.4f}"
@@ -129,10 +132,21 @@ def test_accuracy_loss_and_confusion_are_those_of_the_pipeline(classifier: Path,
     assert (found["labels"], found["confusion"], found["examples"]) == (labels, confusion, 20)
     assert found["accuracy"] == sum(confusion[n][n] for n in range(3)) / 20
     assert found["loss"] == pytest.approx(np.mean(nats), abs=1e-4)
+    assert found.items() >= describe_model(str(classifier), None, "float32").items()
     lines = call("evaluate", file, "--examples", "-m", classifier).stdout.decode().splitlines()
     assert lines[1].split()[:3] == [f"{found['accuracy']:.4f}", f"{found['loss']:.4f}", "20"]
     for label, row in zip(labels, confusion, strict=True):
         assert any(line.split()[:4] == [label, *map(str, row)] for line in lines)
+
+
+def test_the_digest_of_a_classifier_covers_its_head(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, tmp_path / "other")
+    network = GPT2ForSequenceClassification.from_pretrained(classifier)
+    with torch.no_grad():
+        network.score.weight += 1
+    network.save_pretrained(tmp_path / "other")
+    one, other = (weights_digest(weights.open(folder)) for folder in (classifier, tmp_path / "other"))
+    assert one != other
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import call, refused
 from fuzz.harness import damage_json, dump
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,6 +184,27 @@ def test_curves_are_drawn_with_every_point_in_its_panel(runs: Path) -> None:
             x, y = map(float, point.split())
             assert left - 0.1 <= x <= left + width + 0.1
             assert top - 0.1 <= y <= top + height + 0.1
+
+
+def test_evaluate_scores_the_held_out_texts_of_a_corpus_as_the_run_did(
+    runs: Path, corpus: Corpus, data: Path, tmp_path: Path
+) -> None:
+    last = read_metrics(runs / "muon")[-1]["final"]["birds"]
+    words = ("evaluate", str(corpus.folder), "-m", str(runs / "muon/model"))
+    found = json.loads(call(*words, "--json").stdout)
+    assert (found["text"], found["file"]) == ("birds", str(corpus.folder))
+    assert found["bits_per_byte"] == pytest.approx(last["bits_per_byte"], rel=1e-5)
+    assert found["perplexity"] == pytest.approx(last["perplexity"], rel=1e-5)
+    row = call(*words).stdout.decode().splitlines()[1].split()
+    assert row[0] == f"{last['bits_per_byte']:.4f}" and row[-2:] == [str(corpus.folder), "birds"]
+    (tmp_path / "birds.txt").write_text((data / "birds_valid.txt").read_text())
+    assert call("evaluate", tmp_path / "birds.txt", *words[2:]).stdout.decode().split()[-5] == row[0]
+
+
+def test_a_folder_that_cannot_be_evaluated_says_what_to_give(runs: Path, corpus: Corpus, data: Path) -> None:
+    model = runs / "muon/model"
+    assert "is a folder and not a corpus; give text files" in refused(call("evaluate", data, "-m", model, "--json"))
+    assert "another tokenizer than the model's" in refused(call("evaluate", corpus.folder, "--json"))
 
 
 def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_path: Path) -> None:

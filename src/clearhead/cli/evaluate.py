@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ Examples:
 
 [bold]clearhead evaluate held_out.txt[/]
 
+[bold]clearhead evaluate runs/mine/corpus -m runs/mine/model[/]                          its held-out texts
+
 [bold]clearhead evaluate test.jsonl --examples --model runs/spam/model[/]                a classifier's accuracy
 
 [bold]clearhead evaluate lambada_test.jsonl --task lambada --model gpt2 --published[/]
@@ -44,8 +48,8 @@ Examples:
 Files = Annotated[
     list[str],
     typer.Argument(
-        help="Text files; a line <|endoftext|> separates documents. Or the files of a task: hub loads its data set "
-        "from the hub, hub:NAME another one with the same columns."
+        help="Text files; a line <|endoftext|> separates documents. Or folders of corpora, for their held-out texts. "
+        "Or the files of a task: hub loads its data set from the hub, hub:NAME another one with the same columns."
     ),
 ]
 
@@ -140,6 +144,8 @@ def evaluate(
             "--limit, --stride, --bos, --dtype, --revisions, --markdown and --published need --task."
         )
     paths = [Path(file) for file in files]
+    if missing := next((path for path in paths if not path.exists()), None):
+        raise InputError(f"{missing} could not be read ({os.strerror(errno.ENOENT)}); check the path.")
     if of_examples.examples:
         if threads is not None:
             raise typer.BadParameter("--threads is for the engine, and --examples runs on PyTorch; leave it out.")
@@ -184,10 +190,8 @@ def _run_revisions(files: Sequence[Path], loader: partial[GPT], choice: TaskChoi
 
 
 def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: bool) -> None:
-    import numpy as np
-
-    from clearhead.data.documents import encode_documents
     from clearhead.evaluation.cross_entropy import measure_cross_entropy
+    from clearhead.evaluation.held_out import held_out_texts
     from clearhead.evaluation.provenance import describe_model
     from clearhead.utils.progress import Progress
 
@@ -198,31 +202,25 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
     if not as_json:
         print(headings({"bits/byte": 9, "perplexity": 11, "tokens": 10, "bytes": 11}, "file"))
     for file in files:
-        ids: list[int] = []
-        text_bytes = 0
-        for tokens, size in encode_documents(file, gpt.tokenizer):
-            ids += tokens
-            text_bytes += size
-        if len(ids) < 2:
-            raise InputError(f"{file} has no text in it; give a file with some.")
-        with Progress(f"evaluating {file.name}", len(ids)) as progress:
-            found = measure_cross_entropy(gpt.runner, np.array(ids), text_bytes, advance=progress.advance)
-        if as_json:
-            write_json(
-                {
-                    "file": str(file),
-                    **described,
-                    "bits_per_byte": found.bits_per_byte,
-                    "perplexity": found.perplexity,
-                    "tokens": found.tokens,
-                    "bytes": text_bytes,
-                }
-            )
-        else:
-            print(
-                f"{found.bits_per_byte:9.4f} {found.perplexity:11.3f} {found.tokens:10,} {text_bytes:11,}  {file}",
-                flush=True,
-            )
+        for text in held_out_texts(file, gpt.tokenizer):
+            name = str(file) if text.name is None else f"{file} {text.name}"
+            with Progress(f"evaluating {text.name or file.name}", len(text.ids)) as progress:
+                found = measure_cross_entropy(gpt.runner, text.ids, text.text_bytes, advance=progress.advance)
+            if as_json:
+                write_json(
+                    {
+                        "file": str(file),
+                        **({} if text.name is None else {"text": text.name}),
+                        **described,
+                        "bits_per_byte": found.bits_per_byte,
+                        "perplexity": found.perplexity,
+                        "tokens": found.tokens,
+                        "bytes": text.text_bytes,
+                    }
+                )
+            else:
+                numbers = f"{found.bits_per_byte:9.4f} {found.perplexity:11.3f} {found.tokens:10,}"
+                print(f"{numbers} {text.text_bytes:11,}  {name}", flush=True)
 
 
 def _run_tasks(files: Sequence[Path], loader: partial[GPT], choice: TaskChoice, show: ResultChoice) -> None:

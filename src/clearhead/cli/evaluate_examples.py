@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,22 +43,26 @@ class ExampleChoice:
 
 
 def evaluate_examples(files: Sequence[Path], loader: partial[GPT], choice: ExampleChoice, as_json: bool) -> None:
-    """Print the scores of a model on each file."""
+    """Print the scores of a model on each file, as JSON with what identifies the model."""
     from clearhead import weights
+    from clearhead.evaluation.provenance import describe_model
     from clearhead.training.classifier import is_classifier
 
     model = loader.args[0]
+    described = describe_model(model, loader.keywords["config"], "float32") if as_json else {}
     if model is not None and is_classifier(weights.open(model, config=loader.keywords["config"])):
         if choice.template is not None or loader.keywords["device"] != "cpu":
             raise typer.BadParameter("--template and --device are not for classifiers; leave them out.")
-        _evaluate_labelled(files, Path(model), choice, as_json)
+        _evaluate_labelled(files, Path(model), choice, described)
     elif choice.labels is not None or choice.pad_to is not None:
         raise typer.BadParameter("--labels and --pad-to are for classifiers; leave them out.")
     else:
-        _evaluate_responses(files, loader, choice.template, as_json)
+        _evaluate_responses(files, loader, choice.template, described)
 
 
-def _evaluate_responses(files: Sequence[Path], loader: partial[GPT], text: str | None, as_json: bool) -> None:
+def _evaluate_responses(
+    files: Sequence[Path], loader: partial[GPT], text: str | None, described: Mapping[str, str]
+) -> None:
     from clearhead.data.templates import PromptTemplate
     from clearhead.training.example_scores import score_responses, template_of
     from clearhead.utils.progress import Progress
@@ -67,7 +71,7 @@ def _evaluate_responses(files: Sequence[Path], loader: partial[GPT], text: str |
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     template = template_of(gpt.tokenizer) if text is None else PromptTemplate.from_recipe(text)
-    if not as_json:
+    if not described:
         print(headings({"loss": 9, "perplexity": 11, "tokens": 10, "examples": 9}, "file"))
     for file in files:
         with Progress(f"evaluating {file.name}", None) as progress:
@@ -75,9 +79,10 @@ def _evaluate_responses(files: Sequence[Path], loader: partial[GPT], text: str |
         score = found.cross_entropy
         if found.left_out:
             notice(f"{found.left_out:,} examples of {file} are longer than the context and left out.")
-        if as_json:
+        if described:
             numbers = {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
-            write_json({"file": str(file), **numbers, "examples": found.examples, "left_out": found.left_out})
+            counts = {"examples": found.examples, "left_out": found.left_out}
+            write_json({"file": str(file), **described, **numbers, **counts})
         else:
             print(
                 f"{score.loss:9.4f} {score.perplexity:11.3f} {score.tokens:10,} {found.examples:9,}  {file}",
@@ -85,7 +90,7 @@ def _evaluate_responses(files: Sequence[Path], loader: partial[GPT], text: str |
             )
 
 
-def _evaluate_labelled(files: Sequence[Path], model: Path, choice: ExampleChoice, as_json: bool) -> None:
+def _evaluate_labelled(files: Sequence[Path], model: Path, choice: ExampleChoice, described: Mapping[str, str]) -> None:
     from clearhead.training.classifier import load_classifier
     from clearhead.training.example_scores import score_labelled
     from clearhead.utils.progress import Progress
@@ -95,9 +100,10 @@ def _evaluate_labelled(files: Sequence[Path], model: Path, choice: ExampleChoice
     for file in files:
         with Progress(f"evaluating {file.name}", None) as progress:
             found = score_labelled(classifier, file, progress.advance)
-        if as_json:
+        if described:
             numbers = {"accuracy": found.accuracy, "loss": found.loss, "examples": found.examples}
-            write_json({"file": str(file), **numbers, "labels": found.labels, "confusion": found.confusion.tolist()})
+            confusion = {"labels": found.labels, "confusion": found.confusion.tolist()}
+            write_json({"file": str(file), **described, **numbers, **confusion})
         else:
             print(headings({"accuracy": 9, "loss": 9, "examples": 9}, "file"))
             print(f"{found.accuracy:9.4f} {found.loss:9.4f} {found.examples:9,}  {file}\n", flush=True)
