@@ -207,6 +207,15 @@ def test_a_folder_that_cannot_be_evaluated_says_what_to_give(runs: Path, corpus:
     assert "another tokenizer than the model's" in refused(call("evaluate", corpus.folder, "--json"))
 
 
+@pytest.mark.parametrize("more", [[], ["--out", "out"]])
+def test_a_missing_recipe_is_said_before_a_missing_option(tmp_path: Path, more: list[str]) -> None:
+    for name in ("nothere.txt", "nothere.toml"):
+        assert refused(call("train", tmp_path / name, *more)).startswith(
+            f"{tmp_path / name} could not be read (No such"
+        )
+    assert "is a folder; give a text file in it" in refused(call("train", tmp_path, *more))
+
+
 def test_runs_are_listed_and_their_curves_laid_over_each_other(runs: Path, tmp_path: Path) -> None:
     found = CliRunner().invoke(make_app(), ["runs", str(runs), "--json", "--curves", str(tmp_path / "both.svg")])
     listed = {Path(line["folder"]).name: line for line in map(json.loads, found.output.splitlines())}
@@ -267,6 +276,7 @@ def test_runs_that_are_none_are_named(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").touch()
     error = CliRunner().invoke(make_app(), ["runs", *arguments]).exception
     assert isinstance(error, ClearheadError)
     assert words in str(error)
@@ -407,6 +417,7 @@ def test_what_is_missing_is_named(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").touch()
     error = CliRunner().invoke(make_app(), ["train", *arguments]).exception
     assert isinstance(error, ClearheadError)
     with pytest.raises(ClearheadError, match=words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -39,12 +40,51 @@ Examples:
 [bold]torchrun --nproc-per-node=8 -m clearhead train recipe.toml --data texts --out runs/large --auto-resume[/]
 """
 
+
+@contextlib.contextmanager
+def _errors_printed_once() -> Iterator[None]:
+    """Let one process of several print the error that ends them all."""
+    try:
+        yield
+    except ClearheadError as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        from clearhead.training.one_message import print_once
+
+        sentence = str(error)
+        print_once(lambda: print_error(sentence))
+        sys.exit(USAGE)
+
+
+@_errors_printed_once()
+def _find_recipe(given: Path | None) -> Path | None:
+    """Return the file of a recipe that was named; one that is missing is refused before options that are missing.
+
+    Raises:
+        InputError: if there is no such file.
+    """
+    if given is not None and given.is_dir():
+        raise InputError(f"{given} is a folder; give a text file in it, or a recipe and the folder as --data.")
+    if given is None or given.exists() or _is_dataset(given):
+        return given
+    from clearhead.training.text_recipe import bundled_recipe
+
+    if (found := bundled_recipe(str(given))) is not None:
+        return found
+    raise InputError(f"{given} could not be read ({os.strerror(errno.ENOENT)}); give a text file or a recipe.")
+
+
+def _is_dataset(recipe: Path) -> bool:
+    return recipe.as_posix().startswith("hf:")
+
+
 RecipeFile = Annotated[
     Path | None,
     typer.Argument(
+        callback=_find_recipe,
         help="A recipe: a TOML file with the model, the texts and the training, or the name of one that comes along "
         "(storyteller, babylm, instructions, classes, shakespeare_char); or, without --data, a text file, with "
-        "defaults that suit its size, or a data set on the hub (hf:NAME). With --resume, OUT's own."
+        "defaults that suit its size, or a data set on the hub (hf:NAME). With --resume, OUT's own.",
     ),
 ]
 Data = Annotated[
@@ -86,21 +126,6 @@ Device = Annotated[
 Dtype = Annotated[str, typer.Option(help="The dtype of the saved weights: float32, float16, bfloat16.")]
 
 
-@contextlib.contextmanager
-def _errors_printed_once() -> Iterator[None]:
-    """Let one process of several print the error that ends them all."""
-    try:
-        yield
-    except ClearheadError as error:
-        if os.environ.get("WORLD_SIZE", "1") == "1":
-            raise
-        from clearhead.training.one_message import print_once
-
-        sentence = str(error)
-        print_once(lambda: print_error(sentence))
-        sys.exit(USAGE)
-
-
 @flatten
 @_errors_printed_once()
 def train(
@@ -131,12 +156,9 @@ def train(
     from clearhead.training.distributed import first_process
     from clearhead.training.memory import keep_freed_memory
     from clearhead.training.run_folder import RECIPE, read_origin
-    from clearhead.training.text_recipe import bundled_recipe
 
     resuming = start_from.resume or start_from.auto_resume
     start = None
-    if recipe is not None and not recipe.exists():
-        recipe = bundled_recipe(str(recipe)) or recipe
     from_text = recipe is not None and data is None and not resuming and recipe.suffix != ".toml"
     if recipe is not None and from_text:
         data = Path() if _is_dataset(recipe) else recipe.parent
@@ -192,10 +214,6 @@ def _read(file: Path, from_text: bool) -> Recipe:
         f"{recipe.training.steps:,} steps, some {6 * parameters * tokens / 1e12:,.1f} TFLOPs."
     )
     return recipe
-
-
-def _is_dataset(recipe: Path) -> bool:
-    return recipe.as_posix().startswith("hf:")
 
 
 def _say_download(name: str) -> int | None:

@@ -173,7 +173,7 @@ def read_environment(folder: Path) -> RunEnvironment:
     path = folder / ENVIRONMENT
     if not path.exists():
         raise TrainingError(
-            f"there is no checkpoint in {folder} to resume from: it contains no run with a {ENVIRONMENT}. Check --out, "
+            f"there is no checkpoint in {folder} to resume from: it has no {ENVIRONMENT}. Check --out, "
             "or start the run without --resume."
         )
     remedy = "name the recipe and the folder of its texts again (--data)"
