@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hub_server import serving
 from huggingface_hub import constants
+from huggingface_hub.utils import _http
 from test_weights_cli import call
 
 from clearhead import weights
 from clearhead.errors import ClearheadError, HubError, WeightsError
 from clearhead.utils.locks import exclusive_lock
+from clearhead.weights.hub.hub import quiet_hub
 
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -156,6 +160,20 @@ def test_without_a_network_one_sentence_and_soon(tmp_path: Path) -> None:
     assert "is not a valid name on the hub" in odd["text"]
     (offline,) = fetch(tmp_path, CLOSED, "gpt2", offline=True)
     assert "HF_HUB_OFFLINE" in offline["text"]
+
+
+def test_waiting_for_the_hub_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The library tries a data set's files again for half a minute; its own log would say so several times."""
+    waits: list[float] = []
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=waits.append, time=time.time, monotonic=time.monotonic))
+    monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level, logger.handlers, logger.propagate
+    for retries, expected in (1, ""), (5, f"no answer from {CLOSED} yet; trying again, for up to half a minute …\n"):
+        with quiet_hub(), pytest.raises(Exception, match="refused"):
+            _http.http_backoff("HEAD", CLOSED, max_retries=retries)
+        assert capsys.readouterr().err == expected
+    assert 20 < sum(waits) < 30 and before == (logger.level, logger.handlers, logger.propagate)
 
 
 def test_the_environment_names_the_hub(models: dict[str, Path], tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ class HubDataset:
         except Exception as error:  # the library and its dependencies raise many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise TrainingError(
-                f"{self.name} could not be loaded ({reason}); expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT."
+                f"{self.name} could not be loaded ({reason}); check the network and the name, which is hf:NAME, "
+                "hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT."
             ) from None
 
     def _rows_after(self, cursor: Cursor) -> tuple[Iterator[Any], _Hash]:

@@ -34,6 +34,9 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 _TIMEOUT = 10.0  # seconds without an answer after which the hub counts as unreachable
 _CHUNK = 2**20  # bytes
+_RETRY = re.compile(r"(?:Retrying in|Waiting) ([\d.]+)s .*\[Retry")
+"""What the hub library logs before it waits and tries again."""
+_SHORT_WAIT = 1.0  # seconds that need no explanation
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -308,20 +311,38 @@ def _cause(error: Exception) -> str:
     return text[0].rstrip(".") if text else type(error).__name__
 
 
+class _RetryNotice(logging.Handler):
+    """Swallow the hub library's log; say once that the hub is waited for, when the library waits for seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a message of the library."""
+        waiting = _RETRY.search(record.getMessage())
+        if waiting and float(waiting[1]) > _SHORT_WAIT and not self._said:
+            self._said = True
+            announce(f"no answer from {_endpoint()} yet; trying again, for up to half a minute …")
+
+
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Silence the hub library's log, and its progress bars unless on a terminal."""
+    """Silence the hub library's log, and its progress bars unless on a terminal; say if the hub is waited for."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled as are_disabled
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
-    level, hide = logger.level, not sys.stderr.isatty() and not are_disabled()
-    logger.setLevel(logging.CRITICAL)
+    level, handlers, propagate = logger.level, logger.handlers, logger.propagate
+    hide = not sys.stderr.isatty() and not are_disabled()
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [_RetryNotice()], False
     if hide:
         disable_progress_bars()
     try:
         yield
     finally:
+        logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
         if hide:
             enable_progress_bars()
