@@ -82,6 +82,9 @@ class FakeMlflow(ModuleType):
         assert run_id == "run-1"
         self.metrics.append((step, key, value))
 
+    def get_metric_history(self, run_id: str, key: str) -> list[Any]:
+        return [SimpleNamespace(step=step) for step, name, _ in self.metrics if name == key]
+
     def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
         self.texts[artifact_file] = text
 
@@ -164,6 +167,30 @@ def test_a_run_that_resumes_goes_on_in_the_same_place(
     assert [line for line in wandb.logged if "loss" in line[1]] == [
         line for line in lines_of(tmp_path) if "loss" in line[1]
     ]
+
+
+def test_steps_that_are_computed_again_are_not_sent_again(
+    data: Path, corpus: Corpus, tmp_path: Path, mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a SIGKILL: MLflow has steps that come after the newest checkpoint."""
+    chosen, original = recipe(logging_to("mlflow")), Run._report
+
+    def dying(run: Run, step: Any) -> None:
+        original(run, step)
+        if run.step == 10:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Run, "_report", dying)
+    with pytest.raises(ZeroDivisionError):
+        train(chosen, data, tmp_path, corpus_folder=corpus.folder)
+    assert checkpoints(tmp_path)[-1].name == "step-00000008" and mlflow.metrics[-1][0] == 10
+    monkeypatch.setattr(Run, "_report", original)
+    train(chosen, data, tmp_path, corpus_folder=corpus.folder, resume=True)
+    sent = [(key, step) for step, key, _ in mlflow.metrics]
+    expected = [
+        (key, step) for step, line in lines_of(tmp_path) for key, value in line.items() if type(value) is not str
+    ]
+    assert len(set(sent)) == len(sent) and sorted(sent) == sorted(expected)
 
 
 def test_a_service_that_fails_later_does_not_stop_the_run(

@@ -253,10 +253,16 @@ class MlflowTracker(_ServiceTracker):
 
     title, name = "MLflow", "mlflow"
 
+    def __init__(self, out: Path, recipe: Recipe) -> None:
+        super().__init__(out, recipe)
+        self._resumed = False
+        self._held: dict[str, int] = {}  # the last step of each metric that an earlier session sent
+
     def _connect(self, id: str | None) -> tuple[Any, str]:
         from mlflow import MlflowClient
 
         client = MlflowClient()
+        self._resumed = id is not None
         if id is not None:
             client.update_run(id, status="RUNNING")
         else:
@@ -274,8 +280,15 @@ class MlflowTracker(_ServiceTracker):
             key = re.sub(r"[^\w\-. /]", "_", key)  # other characters are refused
             if isinstance(value, str):
                 client.log_text(id, value, f"{key}/{step}.txt")
-            else:
+            elif step > self._last_held(key):  # MLflow would list a repeated step twice
                 client.log_metric(id, key, float(value), step=step)
+
+    def _last_held(self, key: str) -> int:
+        if key not in self._held:
+            client, id = self._run
+            history = client.get_metric_history(id, key) if self._resumed else []
+            self._held[key] = max((metric.step for metric in history), default=-1)
+        return self._held[key]
 
     def _end(self, run: Any, stopped: bool) -> None:
         client, id = run
