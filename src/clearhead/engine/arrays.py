@@ -107,14 +107,14 @@ class BlockScores(NamedTuple):
 
 
 class AttentionScratch(NamedTuple):
-    """Memory for attention, a part for each thread. Only `scores` and `mixed` are used unless the cache has 8 bits."""
+    """Memory for attention, a part for each thread. Only `scores` and `mixed` are used if it multiplies float32."""
 
     scores: Array  # float32 [threads, queries, tokens]: scores, then weights
     mixed: Array  # float32 [threads, queries, D]
-    queries: Array  # int8 [threads, queries, D]
+    queries: Array  # int8, or uint16 for bfloat16 [threads, queries, D]
     starts: Array  # int32 [threads, queries]: what the sums of scores start with
     query_scales: Array  # float32 [threads, queries, 1]
-    weights: Array  # uint8 [threads, queries, tokens]
+    weights: Array  # uint8, or uint16 for bfloat16 [threads, queries, tokens]
     weight_scales: Array  # float32 [threads, queries, pages]
 
 

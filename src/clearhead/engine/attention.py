@@ -1,6 +1,7 @@
 """Attention of neighbouring tokens of one sequence to everything in the sequence, and writing the key/value cache.
 
-Keys and values in float32 and bfloat16 are handled here, those in 8 bits in `attention_8bit.py`.
+Keys and values in float32 and bfloat16 are handled here, those in 8 bits in `attention_8bit.py`, and bfloat16 on a CPU
+that multiplies it in `attention_pairs.py`.
 
 In a page (see `pages.py`) a head's keys are stored number by number: the first number of all 64 keys, then the second.
 So the scores of many keys grow side by side in a vector. Values are stored token by token. Both products are then one
@@ -17,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from clearhead.engine.attention_8bit import attend_8bit, write_kv_8bit
+from clearhead.engine.attention_pairs import attend_pairs, write_kv_pairs
 from clearhead.engine.elementwise import round_to_bfloat16, softmax_powers
 from clearhead.engine.llvm import (
     F32,
@@ -36,7 +38,7 @@ from clearhead.engine.llvm import (
 )
 from clearhead.engine.page_kernels import VECTORS, layer_bytes, padded_head, poke
 from clearhead.engine.pages import MOST_QUERIES, PAGE
-from clearhead.engine.variants import LANES
+from clearhead.engine.variants import LANES, VARIANT
 from clearhead.utils.jit import kernel
 
 
@@ -190,7 +192,9 @@ def _attend(
     thread: Any,
     out: Any,
 ) -> Any:
-    return attend_8bit if stored.dtype == types.int8 else _attend_floats
+    if stored.dtype == types.int8:
+        return attend_8bit
+    return attend_pairs if VARIANT.bfloat16 and stored.dtype == types.uint16 else _attend_floats
 
 
 def _attend_floats(
@@ -242,11 +246,10 @@ def _attend_floats(
 @kernel
 def _softmax(scores: Any, row: int, seen: int, length: int, scale: Any) -> None:
     """Turn scores[row, :seen] into weights that sum to 1; the rest up to `length` and of the last vector becomes 0."""
-    inverse = np.float32(1) / softmax_powers(scores, row, seen, scale)
+    end = (length + LANES - 1) // LANES * LANES
+    inverse = np.float32(1) / softmax_powers(scores, row, seen, end, scale, scores, row)
     for t in range(seen):
         scores[row, np.uint64(t)] *= inverse
-    for t in range(seen, length):
-        scores[row, np.uint64(t)] = np.float32(0)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -295,7 +298,9 @@ def _write_kv(
     pages: Any,
     numbers: Any,
 ) -> Any:
-    return write_kv_8bit if stored.dtype == types.int8 else _write_kv_floats
+    if stored.dtype == types.int8:
+        return write_kv_8bit
+    return write_kv_pairs if VARIANT.bfloat16 and stored.dtype == types.uint16 else _write_kv_floats
 
 
 def _write_kv_floats(

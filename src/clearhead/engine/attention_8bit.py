@@ -295,7 +295,9 @@ def attend_8bit(
         _score_page(rows, scratch, thread, here + keys, quads, here + key_scales, following, page * PAGE)
     for r in range(rows):
         seen = position + r + 1
-        inverse = np.float32(1) / softmax_powers(scores, r, seen, np.float32(1))
+        inverse = np.float32(1) / softmax_powers(
+            scores, r, seen, (seen + LANES - 1) // LANES * LANES, np.float32(1), scores, r
+        )
         for page in range(n_pages):
             _round_page(scores, r, page, seen, pages[page] + value_scales, weights, scales)
         for page in range(n_pages):

@@ -9,14 +9,17 @@ import math
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
 from clearhead.engine.llvm import (
     F32,
     I8,
+    I16,
     I32,
     I64,
+    Builder,
     Loop,
     at,
     bits_as_float,
@@ -24,8 +27,10 @@ from clearhead.engine.llvm import (
     call,
     constant,
     float_as_bits,
+    greatest_float,
     greatest_lane,
     load,
+    narrow_to_bfloat16,
     row_square_sum,
     row_sum,
     rows_of,
@@ -36,7 +41,7 @@ from clearhead.engine.llvm import (
 )
 from clearhead.engine.panels import GROUP
 from clearhead.engine.variants import LANES
-from clearhead.utils.jit import inline, kernel
+from clearhead.utils.jit import kernel
 
 ROUND = np.float32(12582912.0)
 """1.5 · 2²³: added and taken away again it rounds to a whole number, half to even."""
@@ -49,50 +54,89 @@ _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
 
 
-@inline
-def exponential(x: Any) -> Any:
-    """Return e to the x in float32, to about two units of the last place; below -87 as at -87.
+def _power(b: Builder, x: Any) -> Any:
+    """Return e to the x in float32, to about two units of the last place; below -87 as at -87. NaN stays NaN.
 
     x = n ln 2 + r with |r| at most ln 2 / 2; e^r by its Taylor series to r^7 (the remainder is under 1e-8); 2^n by its
-    bits. There is no branch, so that a loop over a row becomes vector instructions.
+    bits. There is no branch; x is a number or a vector, with the same bits.
     """
-    x = min(max(x, _LEAST), _MOST)
-    n = (x * _LOG2_E + ROUND) - ROUND
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    p = np.float32(1 / 5040)
-    p = p * r + np.float32(1 / 720)
-    p = p * r + np.float32(1 / 120)
-    p = p * r + np.float32(1 / 24)
-    p = p * r + np.float32(1 / 6)
-    p = p * r + _HALF
-    p = p * r + _ONE
-    p = p * r + _ONE
-    return p * bits_as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    lanes = x.type.count if isinstance(x.type, ir.VectorType) else 0
+    whole = vector(I32, lanes) if lanes else I32
+
+    def number(value: Any) -> Any:
+        return constant(F32, float(value), lanes) if lanes else F32(float(value))
+
+    def times_plus(a: Any, c: Any, d: Any) -> Any:
+        return call(b, f"llvm.fmuladd.{f'v{lanes}' if lanes else ''}f32", x.type, [a, c, d])
+
+    least, most = number(_LEAST), number(_MOST)
+    x = b.select(b.fcmp_ordered("<", x, least), least, x)
+    x = b.select(b.fcmp_ordered(">", x, most), most, x)
+    n = b.fsub(times_plus(x, number(_LOG2_E), number(ROUND)), number(ROUND))
+    r = times_plus(n, number(-_LN2_LOW), times_plus(n, number(-_LN2_HIGH), x))
+    p = number(1 / 5040)
+    for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        p = times_plus(p, r, number(np.float32(term)))
+    bits = b.add(b.fptosi(n, whole), constant(I32, 127, lanes) if lanes else I32(127))
+    return b.fmul(p, b.bitcast(b.shl(bits, constant(I32, 23, lanes) if lanes else I32(23)), x.type))
 
 
-@inline
-def in_order(bits: Any) -> Any:
-    """Turn a float32's bits into an integer that is greater for a greater number, and back."""
-    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+@intrinsic
+def exponential(typing_context: Any, x: Any) -> Any:
+    """Return `_power` of a number; a loop over a row becomes vector instructions."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _power(builder, arguments[0])
+
+    return types.float32(types.float32), code
 
 
-@kernel
-def softmax_powers(scores: Any, row: int, seen: int, scale: Any) -> Any:
-    """Turn scores[row, :seen] into e to the power of (score - greatest) * scale, and return their sum.
+@intrinsic
+def softmax_powers(
+    typing_context: Any, scores: Any, row: Any, seen: Any, end: Any, scale: Any, out: Any, out_row: Any
+) -> Any:
+    """Write e^((scores[row, t] - greatest) * scale) to out[out_row, t] for t below `seen`, and return their sum.
 
-    The rest of the last vector becomes 0.
+    What is between `seen` and `end`, a multiple of LANES, becomes 0. out is float32, perhaps the scores themselves, or
+    uint16: then the powers are rounded to bfloat16, and the sum is of what they were before.
     """
-    most = np.int32(-0x80000000)
-    for t in range(seen):  # a maximum of integers becomes vector instructions
-        most = max(most, in_order(float_as_bits(scores[row, np.uint64(t)])))
-    greatest = bits_as_float(in_order(most))
-    for t in range(seen):
-        i = np.uint64(t)
-        scores[row, i] = exponential((scores[row, i] - greatest) * scale)
-    padded = (seen + LANES - 1) // LANES * LANES
-    for t in range(seen, padded):
-        scores[row, t] = np.float32(0)
-    return row_sum(scores, row, padded)
+
+    def code(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        x, x_bytes = rows_of(context, b, signature, arguments, 0)
+        y, y_bytes = rows_of(context, b, signature, arguments, 5)
+        x, y = bytes_on(b, x, b.mul(arguments[1], x_bytes)), bytes_on(b, y, b.mul(arguments[6], y_bytes))
+        narrow = signature.args[5].dtype == types.uint16
+        turns = b.sdiv(arguments[3], I64(LANES))
+        seen = splat(b, b.trunc(arguments[2], I32), LANES)
+        lane = ir.Constant(vector(I32, LANES), list(range(LANES)))
+
+        def read(turn: Any, instead: float) -> tuple[Any, Any]:
+            """Return the scores of one turn of a loop, with `instead` where they are not seen, and where they are."""
+            start = b.mul(turn, I64(LANES))
+            index = b.add(splat(b, b.trunc(start, I32), LANES), lane)
+            visible = b.icmp_signed("<", index, seen)
+            numbers = load(b, at(b, x, start, F32), F32, LANES)
+            return b.select(visible, numbers, constant(F32, instead, LANES)), visible
+
+        with Loop(b, turns, [constant(F32, float("-inf"), LANES)]) as loop:
+            numbers, _ = read(loop.count, float("-inf"))
+            greater = b.fcmp_ordered(">", numbers, loop.values[0])
+            loop.next[0] = b.select(greater, numbers, loop.values[0])
+        most = splat(b, greatest_float(b, loop.values[0]), LANES)
+        factor = splat(b, arguments[4], LANES)
+        with Loop(b, turns, [constant(F32, 0.0, LANES)]) as loop:
+            numbers, visible = read(loop.count, 0.0)
+            power = b.select(visible, _power(b, b.fmul(b.fsub(numbers, most), factor)), constant(F32, 0.0, LANES))
+            loop.next[0] = b.fadd(loop.values[0], power)
+            start = b.mul(loop.count, I64(LANES))
+            if narrow:
+                store(b, narrow_to_bfloat16(b, power), at(b, y, start, I16))
+            else:
+                store(b, power, at(b, y, start, F32))
+        return sum_lanes(b, loop.values[0])
+
+    n = types.int64
+    return types.float32(scores, n, n, n, types.float32, out, n), code
 
 
 @kernel
@@ -105,18 +149,30 @@ def round_to_bfloat16(number: Any) -> Any:
     return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
+@intrinsic
+def round_to_pairs(typing_context: Any, number: Any) -> Any:
+    """Do what `round_to_bfloat16` does, by the instruction of a CPU that multiplies bfloat16."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return narrow_to_bfloat16(builder, arguments[0])
+
+    return types.uint16(types.float32), code
+
+
 @kernel
 def normalize(x: Any, row: int, width: int, weight: Any, bias: Any, eps: float, out: Any) -> None:
     """Write LayerNorm (Ba et al. 2016, equation 4) of x[row, :width] to out[row, :width]; the rest of the row is 0."""
     padded = (width + LANES - 1) // LANES * LANES
     mean = row_sum(x, row, padded) / np.float32(width)  # x is 0 beyond its width
-    for i in range(width):
+    for column in range(width):
+        i = np.uint64(column)  # an unsigned index needs no check for negative values, so the loop becomes vectors
         out[row, i] = x[row, i] - mean
-    for i in range(width, padded):
-        out[row, i] = np.float32(0)
+    for column in range(width, padded):
+        out[row, np.uint64(column)] = np.float32(0)
     variance = row_square_sum(out, row, padded) / np.float32(width)
     scale = _ONE / np.float32(math.sqrt(variance + np.float32(eps)))
-    for i in range(width):
+    for column in range(width):
+        i = np.uint64(column)
         out[row, i] = out[row, i] * scale * weight[i] + bias[i]
 
 
@@ -127,7 +183,7 @@ def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
     0.5 x (1 + tanh u) = x / (1 + e^(-2u)), with u = sqrt(2/pi) (x + 0.044715 x³).
     """
     for column in range(first, last):
-        i = np.uint64(column)  # an unsigned index needs no check for negative values, so the loop becomes vectors
+        i = np.uint64(column)
         x = y[row, i]
         u = _SQRT_2_OVER_PI * (x + _CUBIC * x * x * x)
         y[row, i] = x / (_ONE + exponential(np.float32(-2) * u))
@@ -191,16 +247,16 @@ def _copy_row(
     weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
     for i in range(width):
-        out[to, i] = source[row, i]
+        out[to, np.uint64(i)] = source[row, np.uint64(i)]
     for i in range(width, padded):
-        out[to, i] = np.float32(0)
+        out[to, np.uint64(i)] = np.float32(0)
 
 
 def _round_row_to_bfloat16(
     weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
     for i in range(width):
-        out[to, np.uint64(i)] = round_to_bfloat16(source[row, np.uint64(i)])
+        out[to, np.uint64(i)] = round_to_pairs(source[row, np.uint64(i)])
     for i in range(width, padded):
         out[to, np.uint64(i)] = np.uint16(0)
 
@@ -247,7 +303,7 @@ def _round_in_groups(
     weights: Any, source: Any, row: Any, width: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
     for i in range(width, padded):
-        source[row, i] = np.float32(0)
+        source[row, np.uint64(i)] = np.float32(0)
     _round_groups(weights, source, row, padded, out, scales, offsets, to)
 
 

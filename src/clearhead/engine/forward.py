@@ -24,7 +24,7 @@ from clearhead.engine.panel_kernels import read_row
 from clearhead.engine.panels import PANEL, padded_columns
 from clearhead.engine.products import multiply
 from clearhead.engine.scores import combine_blocks, score_blocks, score_targets
-from clearhead.engine.threads import finish, next_job, open_next, pieces_of, take, take_next
+from clearhead.engine.threads import MOST_UNEVEN_PIECES, finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.utils.jit import entry, inline, kernel
 
 padded, phases_of = inline(padded_columns), inline(layout.phases_of)
@@ -221,16 +221,19 @@ def _count_groups(n: int, work: Any) -> int:
 
 @kernel
 def _attention(team: Any, phase: int, n: int, groups: int, layer: int, shape: Any, work: Any, scratch: Any) -> None:
-    """Run attention. A piece is some heads of one group of rows, or if there are many groups, all heads of some."""
+    """Run attention. A piece is some heads of one group of rows, or if there are many groups, all heads of some.
+
+    Later groups come first: those of a prompt have more tokens to attend to, and the last pieces should be short.
+    """
     control, number, threads, thread = team
     heads = shape.n_heads
     head_dim = shape.width // heads
     units = groups * heads  # in the order of the groups
-    pieces = pieces_of(units, units * head_dim * 2 * PAGE, threads)
-    row, rows, group = 0, _group_size(0, n, work), 0
+    pieces = pieces_of(units, units * head_dim * 2 * PAGE, threads, MOST_UNEVEN_PIECES)
     piece = take(control, number, phase, pieces)
     while piece >= 0:
-        for unit in range(units * piece // pieces, units * (piece + 1) // pieces):
+        row, rows, group = 0, _group_size(0, n, work), 0
+        for unit in range(units * (pieces - 1 - piece) // pieces, units * (pieces - piece) // pieces):
             while group < unit // heads:
                 row += rows
                 rows = _group_size(row, n, work)

@@ -186,6 +186,14 @@ def add_bfloat16_products(builder: Builder, sums: Any, a: Any, b: Any) -> Any:
     return call(builder, name, sums.type, [sums, builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
 
 
+def narrow_to_bfloat16(builder: Builder, numbers: Any) -> Any:
+    """Round a float32 or a vector to bfloat16, half to even, as int16; a CPU that multiplies bfloat16 can do it."""
+    if not isinstance(numbers.type, ir.VectorType):
+        return builder.bitcast(builder.fptrunc(numbers, _BFLOAT16), I16)
+    n = numbers.type.count
+    return builder.bitcast(builder.fptrunc(numbers, vector(_BFLOAT16, n)), vector(I16, n))
+
+
 def widen_bfloat16(builder: Builder, bits: Any) -> Any:
     """Turn bfloat16's 16 bits into float32: the same number with sixteen more bits of mantissa, all 0."""
     n = bits.type.count
@@ -207,6 +215,17 @@ def sum_lanes(builder: Builder, numbers: Any) -> Any:
 def greatest_lane(builder: Builder, numbers: Any) -> Any:
     """Return the greatest lane of a vector of int32."""
     return call(builder, f"llvm.vector.reduce.smax.v{numbers.type.count}i32", I32, [numbers])
+
+
+def greatest_float(builder: Builder, numbers: Any) -> Any:
+    """Return the greatest lane of a vector of float32 without NaN."""
+    n = numbers.type.count
+    while n > 1:
+        n //= 2
+        low = shuffle(builder, numbers, numbers, list(range(n)))
+        high = shuffle(builder, numbers, numbers, list(range(n, 2 * n)))
+        numbers = builder.select(builder.fcmp_ordered(">", low, high), low, high)
+    return builder.extract_element(numbers, I32(0))
 
 
 class Loop:

@@ -31,6 +31,16 @@ def padded_quads(head_dim: int) -> int:
     return (head_dim + 3) // 4 * 4
 
 
+def padded_pairs(head_dim: int) -> int:
+    """Return the numbers that a key of bfloat16 takes in a page if it is multiplied in pairs."""
+    return (head_dim + 1) // 2 * 2
+
+
+def side_of(stored: np.dtype[Any]) -> int:
+    """Return how many numbers of a key, or tokens of values, lie side by side: those that are multiplied together."""
+    return {"int8": 4, "uint16": 2 if VARIANT.bfloat16 else 1}.get(stored.name, 1)
+
+
 def cache_type(weights: np.dtype[Any]) -> np.dtype[Any]:
     """Return the type of the cache's numbers by that of the weights.
 
@@ -41,10 +51,11 @@ def cache_type(weights: np.dtype[Any]) -> np.dtype[Any]:
 
 def page_bytes(config: GPTConfig, stored: npt.DTypeLike) -> int:
     """Return the bytes of a page, for numbers of a type: float32, uint16 (bfloat16) or int8."""
-    kind, value = np.dtype(stored), padded_head(config.head_dim)
-    narrow = padded_quads(config.head_dim) + value + 8
-    token = narrow if kind == np.int8 else (config.head_dim + value) * kind.itemsize
-    return config.n_layers * config.n_heads * PAGE * token
+    kind = np.dtype(stored)
+    side = side_of(kind)
+    numbers = -(-config.head_dim // side) * side + padded_head(config.head_dim)
+    scales = 8 if kind == np.int8 else 0
+    return config.n_layers * config.n_heads * PAGE * (numbers * kind.itemsize + scales)
 
 
 def copy_tokens(
@@ -57,13 +68,13 @@ def copy_tokens(
     """Copy the first `count` tokens of a page to another one."""
     layers, heads, wide = config.n_layers, config.n_heads, padded_head(config.head_dim)
     pages = [page.view(stored).reshape(layers, -1) for page in (old, new)]
-    side = 4 if stored == np.int8 else 1  # keys' numbers, and values' tokens, that lie side by side
-    keys = heads * PAGE * (padded_quads(config.head_dim) if side == 4 else config.head_dim)
+    side = side_of(stored)
+    keys = heads * PAGE * (-(-config.head_dim // side) * side)
     values = keys + heads * PAGE * wide
     old_keys, new_keys = (page[:, :keys].reshape(layers, -1, PAGE, side) for page in pages)
     new_keys[:, :, :count] = old_keys[:, :, :count]
     old_values, new_values = (page[:, keys:values].reshape(layers, heads, PAGE // side, -1) for page in pages)
     new_values[:, :, : -(-count // side)] = old_values[:, :, : -(-count // side)]
-    if side == 4:
+    if stored == np.int8:
         old_scales, new_scales = (page[:, values:].reshape(layers, -1, PAGE, 4) for page in pages)
         new_scales[:, :, :count] = old_scales[:, :, :count]

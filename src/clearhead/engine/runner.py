@@ -386,23 +386,24 @@ def _new_scratch(config: GPTConfig, threads: int, weights: np.dtype[Any], stored
             offsets=np.zeros((MOST_ROWS, groups), np.int32),
         ),
         logits=float_rows(_LOGIT_ROWS, padded_rows(config.vocab_size), np.float32),
-        attention=_attention_scratch(config, threads),
+        attention=_attention_scratch(config, threads, np.dtype(stored)),
         stored=np.zeros(0, stored),
         scores=_score_scratch(config, threads, 0, 0, 0),
         recorded=np.zeros((0, 0, 0), np.float32),
     )
 
 
-def _attention_scratch(config: GPTConfig, threads: int) -> AttentionScratch:
+def _attention_scratch(config: GPTConfig, threads: int, stored: np.dtype[Any]) -> AttentionScratch:
     pages = -(-config.context_length // PAGE)
     wide, rows = padded_head(config.head_dim), (threads, MOST_QUERIES)
+    in_bytes = stored == np.int8
     return AttentionScratch(
         scores=aligned_zeros((*rows, pages * PAGE), np.float32),
         mixed=aligned_zeros((*rows, wide), np.float32),
-        queries=aligned_zeros((*rows, padded_quads(config.head_dim)), np.int8),
+        queries=aligned_zeros((*rows, padded_quads(config.head_dim)), np.int8 if in_bytes else np.uint16),
         starts=np.zeros(rows, np.int32),
         query_scales=np.zeros((*rows, 1), np.float32),
-        weights=aligned_zeros((*rows, pages * PAGE), np.uint8),
+        weights=aligned_zeros((*rows, pages * PAGE), np.uint8 if in_bytes else np.uint16),
         weight_scales=np.zeros((*rows, pages), np.float32),
     )
 

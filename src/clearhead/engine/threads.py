@@ -27,14 +27,22 @@ _LEAST_WORK = 16384
 """The multiplications that a piece should have at least: about a microsecond."""
 _MOST_PIECES = 8
 """Pieces of a phase for each thread, at most."""
+MOST_UNEVEN_PIECES = 32
+"""The same for a phase whose items differ in work: small pieces let the threads finish together."""
 
 
 @kernel
-def pieces_of(items: int, work: int, threads: int) -> int:
-    """Return how many pieces a phase is cut into, from its number of items and of multiplications."""
-    if threads == 1:
+def pieces_of(items: int, work: int, threads: int, most: int = _MOST_PIECES) -> int:
+    """Return how many pieces a phase is cut into, from its number of items and of multiplications.
+
+    Pieces have the same number of items, as far as that is possible, so that threads of one speed finish together:
+    24 items become 12 pieces of two rather than 16 of one or two.
+    """
+    if threads == 1 or items <= 1:
         return 1
-    return min(items, threads * min(_MOST_PIECES, max(1, work // (threads * _LEAST_WORK))))
+    pieces = min(items, threads * min(most, max(1, work // (threads * _LEAST_WORK))))
+    size = (items + pieces - 1) // pieces
+    return (items + size - 1) // size
 
 
 @kernel
