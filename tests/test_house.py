@@ -50,6 +50,14 @@ def test_the_floors_of_the_drawing_are_those_of_the_contract() -> None:
     assert [set(floor) for floor in floors] == expected
 
 
+def test_the_source_distribution_has_what_the_readme_links_to() -> None:
+    lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    packed = {"src", "README.md", "LICENSE", *(word for line in lines for word in line.split()[1:])}
+    for readme in ("README.md", "README.zh.md"):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / readme).read_text(encoding="utf-8")):
+            assert Path(link).parts[0] in packed, link
+
+
 def test_the_image_has_what_the_wheel_is_built_from() -> None:
     folders = re.findall(r'"([\w/]+)": "[\w/]+"', (ROOT / "setup.py").read_text(encoding="utf-8"))
     needed = {"src", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", *folders}

@@ -1,6 +1,6 @@
 """Run compiled functions from the machine code that is kept on disk; Numba is imported only to compile anew.
 
-The first run on a machine compiles, which takes some ten seconds for a dtype of weights, and keeps the result in the
+The first run on a machine compiles, which takes half a minute or so for a dtype of weights, and keeps the result in the
 user's cache folder: an object file, as a compiler writes it, which LLVM's linker (in llvmlite) loads in milliseconds.
 An object file is used only if its checksum is right and if it was made from the same source by the same version of
 Numba for the same CPU: anything else is compiled anew.
