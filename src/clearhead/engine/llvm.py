@@ -138,13 +138,14 @@ def _in_order(builder: Builder, sums: Any) -> Any:
     """Return the same vector in a form that LLVM cannot see through.
 
     Otherwise it adds up all products of one sum before it starts with the next, as whole numbers may be added in any
-    order. It then needs the activations of all columns at a time, for which there are not enough registers.
+    order. It then needs the activations of all columns at a time, for which there are not enough registers. The side
+    effect that it is told of keeps loads where they are written, next to their use, for the same reason.
     """
     register = _REGISTER.get(platform.machine().lower())
     if register is None or VARIANT.dot:  # an instruction that multiplies and adds leaves nothing to reorder
         return sums
     unchanged = ir.FunctionType(sums.type, [sums.type])
-    return builder.asm(unchanged, "", f"={register},0", [sums], side_effect=False)  # no instruction
+    return builder.asm(unchanged, "", f"={register},0", [sums], side_effect=True)  # no instruction
 
 
 def add_quad_products(builder: Builder, sums: Any, unsigned: Any, signed: Any) -> Any:
