@@ -54,7 +54,7 @@ _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
 
 
-def _power(b: Builder, x: Any) -> Any:
+def power(b: Builder, x: Any) -> Any:
     """Return e to the x in float32, to about two units of the last place; below -87 as at -87. NaN stays NaN.
 
     x = n ln 2 + r with |r| at most ln 2 / 2; e^r by its Taylor series to r^7 (the remainder is under 1e-8); 2^n by its
@@ -83,10 +83,10 @@ def _power(b: Builder, x: Any) -> Any:
 
 @intrinsic
 def exponential(typing_context: Any, x: Any) -> Any:
-    """Return `_power` of a number; a loop over a row becomes vector instructions."""
+    """Return `power` of a number; a loop over a row becomes vector instructions."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _power(builder, arguments[0])
+        return power(builder, arguments[0])
 
     return types.float32(types.float32), code
 
@@ -126,13 +126,13 @@ def softmax_powers(
         factor = splat(b, arguments[4], LANES)
         with Loop(b, turns, [constant(F32, 0.0, LANES)]) as loop:
             numbers, visible = read(loop.count, 0.0)
-            power = b.select(visible, _power(b, b.fmul(b.fsub(numbers, most), factor)), constant(F32, 0.0, LANES))
-            loop.next[0] = b.fadd(loop.values[0], power)
+            powers = b.select(visible, power(b, b.fmul(b.fsub(numbers, most), factor)), constant(F32, 0.0, LANES))
+            loop.next[0] = b.fadd(loop.values[0], powers)
             start = b.mul(loop.count, I64(LANES))
             if narrow:
-                store(b, narrow_to_bfloat16(b, power), at(b, y, start, I16))
+                store(b, narrow_to_bfloat16(b, powers), at(b, y, start, I16))
             else:
-                store(b, power, at(b, y, start, F32))
+                store(b, powers, at(b, y, start, F32))
         return sum_lanes(b, loop.values[0])
 
     n = types.int64

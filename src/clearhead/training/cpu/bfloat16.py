@@ -6,14 +6,11 @@ A weight in float32 has a copy in bfloat16, which the optimizer writes in the pa
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from clearhead.training.cpu.linear import linear_gradients
+from clearhead.training.cpu.linear import LinearProducts, apply_linear
 
 _COPY = "_clearhead_bfloat16"  # an attribute of a parameter: its version, and the copy
 
@@ -25,21 +22,7 @@ class Bfloat16Linear(nn.Linear):
         """Return x W^T + b for x [..., in]."""
         if not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        found: Tensor = _BFloat16Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return found
-
-
-class _BFloat16Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        low, matrix = x.bfloat16(), bfloat16_copy(weight)
-        ctx.save_for_backward(low, matrix)
-        return F.linear(low, matrix, None if bias is None else bias.bfloat16())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, received: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return linear_gradients(ctx, received, torch.matmul)
+        return apply_linear(x, self.weight, self.bias, BFLOAT16_PRODUCTS)
 
 
 def bfloat16_copy(weight: Tensor) -> Tensor:
@@ -52,6 +35,13 @@ def bfloat16_copy(weight: Tensor) -> Tensor:
             copy = weight.detach().bfloat16()
         setattr(weight, _COPY, (weight._version, copy))
     return copy
+
+
+def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, matrix, None if bias is None else bfloat16_copy(bias))
+
+
+BFLOAT16_PRODUCTS = LinearProducts(torch.bfloat16, bfloat16_copy, _product, torch.mm)
 
 
 def share_copy(weight: Tensor, alias: Tensor) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from clearhead.config import GPTConfig
 from clearhead.losses import HeadOperations
-from clearhead.model import CausalSelfAttention, FeedForward, GPTModel, LayerNorm
+from clearhead.model import Block, CausalSelfAttention, FeedForward, GPTModel, LayerNorm
 from clearhead.training.cpu.attention import SHORT, blocked_attention
 from clearhead.training.cpu.bfloat16 import Bfloat16Linear, bfloat16_copy
+from clearhead.training.cpu.block import CompiledBlock
 from clearhead.training.cpu.elementwise import (
     CompiledGELU,
     CompiledLayerNorm,
@@ -63,6 +64,8 @@ def use_cpu_kernels(
             module.attention_fn = blocked_attention
         if type(module) is LayerNorm:
             module.__class__ = CompiledLayerNorm
+        if alone and type(module) is Block:
+            module.__class__ = CompiledBlock
         if isinstance(module, FeedForward) and config.activation == "gelu_tanh":
             module.gelu = CompiledGELU()  # type: ignore[assignment]
     chosen["GELU"] = "compiled kernel" if config.activation == "gelu_tanh" else "torch"

@@ -10,23 +10,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
-from numba.extending import intrinsic, register_jitable
+from numba import carray, njit
 
-from clearhead.engine.llvm import (
-    F32,
-    I64,
-    Loop,
-    address,
-    at,
-    atomic_add,
-    bits_as_float,
-    broadcast,
-    constant,
-    load,
-    multiply_add,
-    store,
-)
+from clearhead.engine.llvm import atomic_add, bits_as_float
 from clearhead.engine.variants import LANES
 from clearhead.training.cpu.kernels import (
     BFLOAT16,
@@ -34,15 +20,20 @@ from clearhead.training.cpu.kernels import (
     FIRST_ADDRESS,
     FIRST_NUMBER,
     NEXT,
-    ROWS,
-    compiled_rows,
-    exp,
     floats,
-    greatest_of,
     halves,
-    read,
+    in_written_order,
     rows_of,
-    write,
+)
+from clearhead.training.cpu.lines import (
+    greatest,
+    load_line,
+    powers,
+    scale_line,
+    store_line,
+    to_vectors,
+    transpose_tile,
+    weighted_sums,
 )
 from clearhead.utils.machine_code import Callback
 
@@ -55,127 +46,46 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 def forward_scratch(tokens: int, width: int) -> int:
     """Return the number of float32 that `attention_of_heads` needs for a piece."""
-    padded, wide = _padded(tokens), _padded(width)
-    return width * padded + tokens * wide + wide + padded
+    padded, wide = to_vectors(tokens), to_vectors(width)
+    return 2 * wide * padded + tokens * wide + 2 * wide + 2 * padded
 
 
 def backward_scratch(tokens: int, width: int) -> int:
     """Return the number of float32 that `gradient_of_heads` needs for a piece."""
-    padded, wide = _padded(tokens), _padded(width)
-    return 2 * width * padded + 3 * tokens * wide + 2 * tokens * padded + wide
+    padded, wide = to_vectors(tokens), to_vectors(width)
+    return 6 * wide * padded + 2 * tokens * padded + 2 * wide
 
 
-@register_jitable
-def _padded(numbers: int) -> int:
-    """Return the numbers of whole vectors that have room for so many."""
-    return (numbers + LANES - 1) // LANES * LANES
+@in_written_order
+def _softmax(scores: int, seen: int) -> Any:
+    """Replace the scores at an address by their weights; return the logarithm of the sum of their exponentials."""
+    most = greatest(scores, seen)
+    total = powers(scores, seen, most, 0)
+    scale_line(scores, seen, _ZERO, _ONE / total, 0)
+    return most + np.float32(math.log(total))
 
 
-def _sum_of_rows(vectors: int, turns: int) -> Any:
-    """Return a function that sums rows of `vectors` vectors, `turns` rows in a turn, each with sums of its own."""
-
-    @intrinsic
-    def total(typing_context: Any, weights: Any, step: Any, count: Any, rows: Any, stride: Any, out: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            first_weight, step, count, first_row, stride, out = arguments
-            zero = constant(F32, 0.0, LANES)
-
-            def add(k: Any, sums: list[Any]) -> list[Any]:
-                weight = address(builder, builder.add(first_weight, builder.mul(k, step)))
-                row = address(builder, builder.add(first_row, builder.mul(k, stride)))
-                factor = broadcast(builder, weight, F32, LANES)
-                return [
-                    multiply_add(builder, factor, load(builder, at(builder, row, I64(n * LANES), F32), F32, LANES), one)
-                    for n, one in enumerate(sums)
-                ]
-
-            with Loop(builder, builder.sdiv(count, I64(turns)), [zero] * (turns * vectors)) as loop:
-                first = builder.mul(loop.count, I64(turns))
-                for turn in range(turns):
-                    own = slice(turn * vectors, (turn + 1) * vectors)
-                    loop.next[own] = add(builder.add(first, I64(turn)), loop.values[own])
-            sums = loop.values[:vectors]
-            for turn in range(1, turns):
-                others = loop.values[turn * vectors : (turn + 1) * vectors]
-                sums = [builder.fadd(one, other) for one, other in zip(sums, others, strict=True)]
-            done = builder.mul(builder.sdiv(count, I64(turns)), I64(turns))
-            with Loop(builder, builder.sub(count, done), sums) as rest:
-                rest.next = add(builder.add(done, rest.count), rest.values)
-            for n, value in enumerate(rest.values):
-                store(builder, value, at(builder, address(builder, out), I64(n * LANES), F32))
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 6), code
-
-    return total
-
-
-_sum_4, _sum_2, _sum_1 = _sum_of_rows(4, 1), _sum_of_rows(2, 2), _sum_of_rows(1, 4)
-
-
-@compiled_rows
-def _weighted_sum(weights: int, step: int, count: int, rows: int, stride: int, columns: int, out: int) -> None:
-    """Write the sum over k < count of weights[k step] * rows[k, :columns] to out[:columns], all in float32.
-
-    Args:
-        weights, rows, out: addresses.
-        step: the bytes from one weight to the next.
-        count: the number of rows.
-        stride: the bytes from one row to the next.
-        columns: a multiple of LANES.
-    """
-    left = columns // LANES
-    while left >= 4:
-        _sum_4(weights, step, count, rows, stride, out)
-        rows, out, left = rows + 16 * LANES, out + 16 * LANES, left - 4
-    if left >= 2:
-        _sum_2(weights, step, count, rows, stride, out)
-        rows, out, left = rows + 8 * LANES, out + 8 * LANES, left - 2
-    if left:
-        _sum_1(weights, step, count, rows, stride, out)
-
-
-@compiled_rows
-def _load(source: Any, tokens: int, width: int, out: Any) -> None:
-    """Copy a head's vectors as float32 [tokens, width]; what pads a row is zero."""
+@_with_arrays
+def _load(source: Any, tokens: int, width: int, rows: int, wide: int, place: int) -> None:
+    """Copy a head's vectors to an address as float32 [rows, wide]; what pads them is zero."""
     for t in range(tokens):
-        for index in range(width):
-            out[t, np.uint64(index)] = read(source, t, np.uint64(index))
-        for index in range(width, out.shape[1]):
+        load_line(source, t, width, place + 4 * t * wide)
+    out = carray(floats(place), (rows, wide))
+    if width < wide:
+        for t in range(tokens):
+            for index in range(width, wide):
+                out[t, np.uint64(index)] = _ZERO
+    for t in range(tokens, rows):
+        for index in range(wide):
             out[t, np.uint64(index)] = _ZERO
 
 
-@compiled_rows
-def _load_transposed(source: Any, tokens: int, width: int, factor: Any, out: Any) -> None:
-    """Copy a head's vectors times a factor as float32 [width, tokens]; what pads a row is zero."""
-    for c in range(width):
-        for t in range(tokens):
-            out[c, t] = read(source, t, np.uint64(c)) * factor
-        for t in range(tokens, out.shape[1]):
-            out[c, t] = _ZERO
-
-
-@compiled_rows
-def _softmax(scores: Any, row: int, seen: int, padded: int) -> Any:
-    """Replace a row of scores by its weights; return the logarithm of the sum of their exponentials.
-
-    What follows the tokens seen is not read afterwards.
-    """
-    greatest = greatest_of(scores, row, seen)
-    wrong = greatest - greatest  # NaN if a score is NaN or infinite
-    for index in range(seen, padded):
-        scores[row, np.uint64(index)] = np.float32(-np.inf)
-    total = _ZERO
-    for index in range(padded):
-        i = np.uint64(index)
-        e = exp(scores[row, i] - greatest)
-        scores[row, i] = e
-        total += e
-    inverse = _ONE / total + wrong
-    for index in range(padded):
-        i = np.uint64(index)
-        scores[row, i] = scores[row, i] * inverse
-    return greatest + np.float32(math.log(total)) + wrong
+@in_written_order
+def _transpose(rows: int, padded: int, wide: int, factor: Any, out: int) -> None:
+    """Write an array [padded, wide] of float32, times a factor, as [wide, padded]; both are at addresses."""
+    for t in range(0, padded, LANES):
+        for c in range(0, wide, LANES):
+            transpose_tile(rows + 4 * (t * wide + c), 4 * wide, factor, out + 4 * (c * padded + t), 4 * padded)
 
 
 @_with_arrays
@@ -183,41 +93,37 @@ def _forward_head(
     q: Any, k: Any, v: Any, out: Any, logs: Any, tokens: int, width: int, scale: Any, scratch: int
 ) -> None:
     """Compute a head's attention; the arrays have a token in each row."""
-    padded, wide = _padded(tokens), _padded(width)
-    values_at = scratch + 4 * width * padded
+    padded, wide = to_vectors(tokens), to_vectors(width)
+    keys_at = scratch + 4 * wide * padded
+    values_at = keys_at + 4 * wide * padded
     line_at = values_at + 4 * tokens * wide
-    scores_at = line_at + 4 * wide
-    _load_transposed(k, tokens, width, scale, carray(floats(scratch), (width, padded)))
-    _load(v, tokens, width, carray(floats(values_at), (tokens, wide)))
-    line, scores = carray(floats(line_at), (1, wide)), carray(floats(scores_at), (1, padded))
-    for t in range(tokens):
-        columns = _padded(t + 1)
-        for index in range(width):
-            line[0, np.uint64(index)] = read(q, t, np.uint64(index))
-        _weighted_sum(line_at, 4, width, scratch, 4 * padded, columns, scores_at)
-        logs[t] = _softmax(scores, 0, t + 1, columns)
-        _weighted_sum(scores_at, 4, t + 1, values_at, 4 * wide, wide, line_at)
-        _store_line(line, out, t, width)
+    scores_at = line_at + 8 * wide
+    _load(k, tokens, width, padded, wide, keys_at)
+    _transpose(keys_at, padded, wide, scale, scratch)
+    _load(v, tokens, width, tokens, wide, values_at)
+    row, line = 4 * wide, 4 * padded
+    for t in range(0, tokens, 2):  # two tokens at a time; the first one's weight for the second is 0
+        lines = min(2, tokens - t)
+        for n in range(lines):
+            load_line(q, t + n, width, line_at + n * row)
+        weighted_sums(lines, line_at, 4, row, width, scratch, line, to_vectors(t + lines), scores_at, line)
+        for n in range(lines):
+            logs[t + n] = _softmax(scores_at + n * line, t + n + 1)
+        weighted_sums(lines, scores_at, 4, line, t + lines, values_at, row, wide, line_at, row)
+        _store_lines(lines, line_at, row, out, t, width)
 
 
-@compiled_rows
-def _score_gradients(weights: Any, received: Any, logs: Any, tokens: int, scale: Any) -> None:
-    """Replace scores by their weights, and the weights' gradient by that of the scores, in the rows of a head."""
+@in_written_order
+def _score_gradients(weights: int, received: int, logs: Any, tokens: int, scale: Any, step: int) -> None:
+    """Replace scores by their weights, and the weights' gradient by that of the scores, in the lines of a head.
+
+    A token's line of both follows `step` bytes after the one before it.
+    """
     for t in range(tokens):
-        columns = _padded(t + 1)
         log = logs[t]
-        mean = _ZERO
-        for index in range(t + 1, columns):
-            weights[t, np.uint64(index)] = np.float32(-np.inf)
-        for index in range(columns):
-            i = np.uint64(index)
-            w = exp(weights[t, i] - log)
-            weights[t, i] = w
-            mean += w * received[t, i]
+        mean = powers(weights + t * step, t + 1, log, received + t * step)
         mean = mean + (log - log)  # NaN if a score was: the exponential would hide it
-        for index in range(columns):
-            i = np.uint64(index)
-            received[t, i] = scale * weights[t, i] * (received[t, i] - mean)
+        scale_line(received + t * step, t + 1, mean, scale, weights + t * step)
 
 
 @_with_arrays
@@ -225,39 +131,37 @@ def _backward_head(
     q: Any, k: Any, v: Any, received: Any, gradients: Any, logs: Any, tokens: int, width: int, scale: Any, scratch: int
 ) -> None:
     """Compute the gradients of a head's queries, keys and values; `gradients` are three such arrays."""
-    padded, wide = _padded(tokens), _padded(width)
-    row, line = 4 * wide, 4 * padded  # bytes of a vector, and of the scores of a query
-    turned_keys, turned_values = scratch, scratch + width * line
-    queries = turned_values + width * line
-    keys, outs = queries + tokens * row, queries + 2 * tokens * row
-    weights = queries + 3 * tokens * row
+    padded, wide = to_vectors(tokens), to_vectors(width)
+    row, line, size = 4 * wide, 4 * padded, 4 * wide * padded  # bytes of a vector, a query's scores, and all vectors
+    turned_keys, turned_values = scratch, scratch + size
+    queries, keys, values, outs = scratch + 2 * size, scratch + 3 * size, scratch + 4 * size, scratch + 5 * size
+    weights = scratch + 6 * size
     slopes = weights + tokens * line
-    found_at = slopes + tokens * line
-    found = carray(floats(found_at), (1, wide))
-    for source, place in ((q, queries), (k, keys), (received, outs)):
-        _load(source, tokens, width, carray(floats(place), (tokens, wide)))
-    _load_transposed(k, tokens, width, scale, carray(floats(turned_keys), (width, padded)))
-    _load_transposed(v, tokens, width, _ONE, carray(floats(turned_values), (width, padded)))
-    for t in range(tokens):
-        columns = _padded(t + 1)
-        _weighted_sum(queries + t * row, 4, width, turned_keys, line, columns, weights + t * line)
-        _weighted_sum(outs + t * row, 4, width, turned_values, line, columns, slopes + t * line)
-    shape = (tokens, padded)
-    _score_gradients(carray(floats(weights), shape), carray(floats(slopes), shape), logs, tokens, scale)
-    for t in range(tokens):
+    found = slopes + tokens * line
+    for source, place in ((q, queries), (k, keys), (v, values), (received, outs)):
+        _load(source, tokens, width, padded, wide, place)
+    _transpose(keys, padded, wide, scale, turned_keys)
+    _transpose(values, padded, wide, _ONE, turned_values)
+    for t in range(0, tokens, 2):  # two tokens at a time; the first one's weight and slope for the second are 0
+        lines, columns = min(2, tokens - t), to_vectors(min(t + 2, tokens))
+        weighted_sums(lines, queries + t * row, 4, row, width, turned_keys, line, columns, weights + t * line, line)
+        weighted_sums(lines, outs + t * row, 4, row, width, turned_values, line, columns, slopes + t * line, line)
+    _score_gradients(weights, slopes, logs, tokens, scale, line)
+    for t in range(0, tokens, 2):
+        lines = min(2, tokens - t)
         own = t * line + 4 * t  # where a token meets itself; the tokens that look back at it follow, a line each
-        _weighted_sum(slopes + t * line, 4, t + 1, keys, row, wide, found_at)
-        _store_line(found, gradients[0], t, width)
-        _weighted_sum(slopes + own, line, tokens - t, queries + t * row, row, wide, found_at)
-        _store_line(found, gradients[1], t, width)
-        _weighted_sum(weights + own, line, tokens - t, outs + t * row, row, wide, found_at)
-        _store_line(found, gradients[2], t, width)
+        weighted_sums(lines, slopes + t * line, 4, line, t + lines, keys, row, wide, found, row)
+        _store_lines(lines, found, row, gradients[0], t, width)
+        weighted_sums(lines, slopes + own, line, 4, tokens - t, queries + t * row, row, wide, found, row)
+        _store_lines(lines, found, row, gradients[1], t, width)
+        weighted_sums(lines, weights + own, line, 4, tokens - t, outs + t * row, row, wide, found, row)
+        _store_lines(lines, found, row, gradients[2], t, width)
 
 
-@compiled_rows
-def _store_line(line: Any, out: Any, row: int, width: int) -> None:
-    for index in range(width):
-        write(out, row, np.uint64(index), line[0, np.uint64(index)])
+@_with_arrays
+def _store_lines(lines: int, found: int, apart: int, out: Any, first: int, width: int) -> None:
+    for n in range(lines):
+        store_line(found + n * apart, out, first + n, width)
 
 
 def _inputs_of(pointer: Any, size: int) -> Any:
@@ -304,14 +208,13 @@ def _backward_of(pointer: Any, size: int) -> Any:
         tokens, width, heads = t[N + 1], t[N + 2], t[N + 3]
         batch, head = row // heads, row % heads
         q, k, v = inputs(t, row)
-        start = size * (batch * tokens * heads + head) * width
-        whole = size * t[ROWS] * tokens * width
-        shape = (tokens, heads * width)
-        received = carray(pointer(t[A + 3] + start), shape)
+        line = size * heads * width  # bytes of a token's vectors
+        received = carray(pointer(t[A + 3] + batch * tokens * line + head * size * width), (tokens, heads * width))
+        start, shape = t[A + 4] + 3 * batch * tokens * line + head * size * width, (tokens, 3 * heads * width)
         gradients = (
-            carray(pointer(t[A + 4] + start), shape),
-            carray(pointer(t[A + 4] + start + whole), shape),
-            carray(pointer(t[A + 4] + start + 2 * whole), shape),
+            carray(pointer(start), shape),
+            carray(pointer(start + line), shape),
+            carray(pointer(start + 2 * line), shape),
         )
         logs = carray(floats(t[A + 5] + 4 * row * tokens), (tokens,))
         _backward_head(q, k, v, received, gradients, logs, tokens, width, bits_as_float(np.int32(t[N + 7])), scratch)
@@ -349,7 +252,7 @@ def gradient_of_heads(table: Any) -> None:
     """The gradient of causal attention, a head in each row of the table.
 
     Addresses: queries, keys, values, the gradient of the result [B, T, H, D], the gradients of queries, keys and values
-    [3, B, T, H, D], the logarithms, scratch for each piece. Numbers: as `attention_of_heads`.
+    [B, T, 3, H, D], the logarithms, scratch for each piece. Numbers: as `attention_of_heads`.
     """
     t = carray(table, (ENTRIES,))
     while True:

@@ -21,7 +21,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic, overload, register_jitable
 
 from clearhead.engine.elementwise import exponential
-from clearhead.engine.llvm import atomic_add, bits_as_float, float_as_bits
+from clearhead.engine.llvm import I16, I32, atomic_add, bits_as_float, constant, float_as_bits, vector
 from clearhead.utils.machine_code import Callback
 
 NEXT, PIECES, ROWS, COLUMNS, FIRST_ADDRESS, FIRST_NUMBER = 0, 1, 2, 3, 4, 12
@@ -30,9 +30,10 @@ ENTRIES = 21
 FLOAT32, BFLOAT16 = 0, 1
 """The types of the arrays of 16 or 32 bits, as kernels know them by number."""
 
+# Said, as a function inherits it from those that call it.
+in_written_order = njit(nogil=True, error_model="numpy", _nrt=False, fastmath=False)
 # Sums may be taken in any order, so that they become vector instructions; the order is fixed when LLVM compiles.
 compiled_rows = njit(nogil=True, error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz", "contract"})
-_in_order = njit(nogil=True, error_model="numpy", _nrt=False, fastmath=False)  # said, as a callee inherits it
 
 _SLOPE, _CUBIC = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
 _ONE, _TWO, _THREE = np.float32(1), np.float32(2), np.float32(3)
@@ -66,7 +67,7 @@ def _read_float32(numbers: Any, row: Any, column: Any) -> Any:
 
 
 def _read_bfloat16(numbers: Any, row: Any, column: Any) -> Any:
-    return bits_as_float(np.int32(np.uint32(numbers[row, column]) << np.uint32(16)))
+    return bits_as_float(np.int32(np.int32(numbers[row, column]) << np.int32(16)))
 
 
 def write(numbers: Any, row: Any, column: Any, value: Any) -> None:
@@ -83,10 +84,37 @@ def _write_float32(numbers: Any, row: Any, column: Any, value: Any) -> None:
 
 
 def _write_bfloat16(numbers: Any, row: Any, column: Any, value: Any) -> None:
-    bits = np.uint32(float_as_bits(np.float32(value)))
-    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)  # half to even
-    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    numbers[row, column] = np.uint16((bits >> np.uint32(16)) | np.uint32(64) if is_nan else nearest)
+    numbers[row, column] = _bfloat16_bits(np.float32(value))
+
+
+@intrinsic
+def _bfloat16_bits(typing_context: Any, number: Any) -> Any:
+    """Return `bfloat16_bits` of a float32."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return bfloat16_bits(builder, arguments[0])
+
+    return types.uint16(types.float32), code
+
+
+def bfloat16_bits(builder: Any, number: Any) -> Any:
+    """Round float32 to bfloat16's bits, half to even; NaN stays NaN. In Numba's integers it would take 64 bits.
+
+    Args:
+        builder: where the instructions go.
+        number: a number or a vector.
+    """
+    lanes = getattr(number.type, "count", 0)
+
+    def whole(value: int) -> Any:
+        return constant(I32, value, lanes) if lanes else I32(value)
+
+    bits = builder.bitcast(number, vector(I32, lanes) if lanes else I32)
+    high = builder.lshr(bits, whole(16))
+    nearest = builder.add(builder.add(bits, whole(0x7FFF)), builder.and_(high, whole(1)))
+    is_nan = builder.fcmp_unordered("uno", number, number)
+    found = builder.select(is_nan, builder.or_(high, whole(64)), builder.lshr(nearest, whole(16)))
+    return builder.trunc(found, vector(I16, lanes) if lanes else I16)
 
 
 @register_jitable
@@ -104,9 +132,9 @@ def rows_of(table: Any, piece: int) -> tuple[int, int]:
     return piece * rows // pieces, (piece + 1) * rows // pieces
 
 
-@_in_order
+@in_written_order
 def exp(x: Any) -> Any:
-    """`exponential` with its sums in the order in which they are written, whoever calls it: it rounds by them."""
+    """`exponential`, which rounds by its sums, with them in the order in which they are written, whoever calls it."""
     return exponential(x)
 
 
@@ -212,6 +240,15 @@ def _cross_entropy_rows(logits: Any, targets: Any, nats: Any, ignored: int, firs
 
 
 @compiled_rows
+def _add_rows(x: Any, added: Any, out: Any, first: int, last: int) -> None:
+    """Write x plus numbers of either type, in float32."""
+    for row in range(first, last):
+        for index in range(x.shape[1]):
+            i = np.uint64(index)
+            out[row, i] = x[row, i] + read(added, row, i)
+
+
+@compiled_rows
 def _norm_rows(x: Any, weight: Any, bias: Any, out: Any, statistics: Any, eps: Any, first: int, last: int) -> None:
     """Write the layer norm of each row, and its mean and 1 / sqrt(variance + eps)."""
     width = np.float32(x.shape[1])
@@ -271,17 +308,43 @@ def _accumulate_row(total: Any, numbers: Any, added: bool) -> None:
 
 
 @Callback
-def layer_norm(table: Any) -> None:
-    """Layer norm of float32. Addresses: x, weight, bias, out, statistics [rows, 2]. Numbers: out's type, eps's bits."""
+def add(table: Any) -> None:
+    """Add to float32. Addresses: x, what is added to it, the sum (float32). Numbers: the type of what is added."""
     t = carray(table, (ENTRIES,))
-    shape, line = (t[ROWS], t[COLUMNS]), (1, t[COLUMNS])
-    x, weight, bias = carray(floats(t[4]), shape), carray(floats(t[5]), line), carray(floats(t[6]), line)
-    statistics, eps = carray(floats(t[8]), (t[ROWS], 2)), bits_as_float(np.int32(t[FIRST_NUMBER + 1]))
+    shape = (t[ROWS], t[COLUMNS])
+    x, out = carray(floats(t[4]), shape), carray(floats(t[6]), shape)
     while True:
         first, last = next_rows(t)
         if first == last:
             return
         if t[FIRST_NUMBER] == BFLOAT16:
+            _add_rows(x, carray(halves(t[5]), shape), out, first, last)
+        else:
+            _add_rows(x, carray(floats(t[5]), shape), out, first, last)
+
+
+@Callback
+def layer_norm(table: Any) -> None:
+    """Layer norm of float32, or of a sum that is computed first.
+
+    Addresses: x, weight, bias, out, statistics [rows, 2], what is added to x (0 for nothing), the sum (float32).
+    Numbers: the type of out and of what is added, the bits of eps.
+    """
+    t = carray(table, (ENTRIES,))
+    shape, line = (t[ROWS], t[COLUMNS]), (1, t[COLUMNS])
+    given, weight, bias = carray(floats(t[4]), shape), carray(floats(t[5]), line), carray(floats(t[6]), line)
+    statistics, eps = carray(floats(t[8]), (t[ROWS], 2)), bits_as_float(np.int32(t[FIRST_NUMBER + 1]))
+    low = t[FIRST_NUMBER] == BFLOAT16
+    x = carray(floats(t[10] if t[9] else t[4]), shape)
+    while True:
+        first, last = next_rows(t)
+        if first == last:
+            return
+        if t[9] and low:
+            _add_rows(given, carray(halves(t[9]), shape), x, first, last)
+        elif t[9]:
+            _add_rows(given, carray(floats(t[9]), shape), x, first, last)
+        if low:
             _norm_rows(x, weight, bias, carray(halves(t[7]), shape), statistics, eps, first, last)
         else:
             _norm_rows(x, weight, bias, carray(floats(t[7]), shape), statistics, eps, first, last)
@@ -292,7 +355,8 @@ def layer_norm_gradient(table: Any) -> None:
     """The gradient of layer norm.
 
     Addresses: x, weight, the gradient of its result, statistics, the gradient of x, sums [pieces, 2, columns] of which
-    those over the pieces are the gradients of weight and bias. Numbers: the type of the received gradient.
+    those over the pieces are the gradients of weight and bias, a gradient (float32) that reaches x beside the norm (0
+    for none). Numbers: the type of the received gradient.
     """
     t = carray(table, (ENTRIES,))
     shape, columns = (t[ROWS], t[COLUMNS]), t[COLUMNS]
@@ -308,6 +372,8 @@ def layer_norm_gradient(table: Any) -> None:
             _norm_gradient_rows(x, weight, carray(halves(t[6]), shape), statistics, out, sums, first, last)
         else:
             _norm_gradient_rows(x, weight, carray(floats(t[6]), shape), statistics, out, sums, first, last)
+        if t[10]:
+            _add_rows(out, carray(floats(t[10]), shape), out, first, last)
 
 
 @Callback
@@ -429,6 +495,7 @@ KERNELS = (
     causal_softmax,
     causal_softmax_gradient,
     cross_entropy,
+    add,
     layer_norm,
     layer_norm_gradient,
     accumulate,

@@ -34,26 +34,49 @@ def short_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 class _ShortAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        B, H, T, D = queries.shape  # noqa: N806
-        q, k, v = queries, keys, values
-        if not (q.stride() == k.stride() == v.stride() and q.stride(3) == 1):
-            q, k, v = (tensor.contiguous() for tensor in (q, k, v))
-        out = torch.empty(B, T, H, D, dtype=q.dtype)  # the order in which the model reads it
-        logs = torch.empty(B, H, T)
-        _run(attention_of_heads, q, [q, k, v, out, logs], forward_scratch(T, D))
-        ctx.save_for_backward(q, k, v, logs)
+        given = queries, keys, values
+        if not (queries.stride() == keys.stride() == values.stride() and queries.stride(3) == 1):
+            given = tuple(tensor.contiguous() for tensor in given)  # type: ignore[assignment]
+        out, logs = attend_heads(*given)
+        ctx.save_for_backward(*given, logs)
         return out.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, received: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, logs = ctx.saved_tensors
-        B, H, T, D = q.shape  # noqa: N806
-        received = received.transpose(1, 2).contiguous()
-        gradients = torch.empty(3, B, T, H, D, dtype=q.dtype)
-        _run(gradient_of_heads, q, [q, k, v, received, gradients, logs], backward_scratch(T, D))
-        of_queries, of_keys, of_values = gradients.transpose(2, 3)
+        gradients = head_gradients(q, k, v, logs, received.transpose(1, 2).contiguous())
+        of_queries, of_keys, of_values = gradients.permute(2, 0, 3, 1, 4)
         return of_queries, of_keys, of_values
+
+
+def attend_heads(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the attention of each head, and the logarithms of its softmaxes' sums for `head_gradients`.
+
+    Args:
+        queries, keys, values: [B, H, T, D], float32 or bfloat16, of the same strides, the last of which is 1.
+
+    Returns:
+        [B, T, H, D], the order in which the model reads it; float32 [B, H, T].
+    """
+    B, H, T, D = queries.shape  # noqa: N806
+    out, logs = torch.empty(B, T, H, D, dtype=queries.dtype), torch.empty(B, H, T)
+    _run(attention_of_heads, queries, [queries, keys, values, out, logs], forward_scratch(T, D))
+    return out, logs
+
+
+def head_gradients(queries: Tensor, keys: Tensor, values: Tensor, logs: Tensor, received: Tensor) -> Tensor:
+    """Return the gradients of queries, keys and values, [B, T, 3, H, D].
+
+    Args:
+        queries, keys, values: as `attend_heads` was given them.
+        logs: as it returned them.
+        received: the gradient of its result, [B, T, H, D], contiguous.
+    """
+    B, H, T, D = queries.shape  # noqa: N806
+    gradients = torch.empty(B, T, 3, H, D, dtype=queries.dtype)
+    _run(gradient_of_heads, queries, [queries, keys, values, received, gradients, logs], backward_scratch(T, D))
+    return gradients
 
 
 def _run(kernel: Any, q: Tensor, tensors: list[Tensor], scratch: int) -> None:

@@ -8,6 +8,7 @@ entry; where torch uses another library, one thread computes it.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,11 @@ from torch import Tensor
 from clearhead.training.cpu.head_kernels import HEAD_KERNELS
 from clearhead.training.cpu.kernels import (
     BFLOAT16,
-    COLUMNS,
     ENTRIES,
     FIRST_ADDRESS,
     FIRST_NUMBER,
     FLOAT32,
     KERNELS,
-    PIECES,
-    ROWS,
 )
 from clearhead.training.cpu.update_kernels import UPDATE_KERNELS
 from clearhead.utils.machine_code import Callback, compile_notice
@@ -37,26 +35,26 @@ TYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 """The types that kernels compute with, and the number by which they know each."""
 
 
-def run_kernel(kernel: Callback, shape: tuple[int, int], tensors: list[Tensor], numbers: list[int]) -> None:
+def run_kernel(kernel: Callback, shape: tuple[int, int], tensors: Sequence[Tensor | None], numbers: list[int]) -> None:
     """Compute a kernel on all threads of torch.
 
     Args:
         kernel: one of `kernels`.
         shape: its rows and columns.
-        tensors: contiguous, on the CPU, in the order of the kernel's docstring.
+        tensors: contiguous, on the CPU, in the order of the kernel's docstring; None for one that is left out.
         numbers: likewise.
     """
-    table = np.zeros(ENTRIES, np.int64)
-    table[PIECES] = count_pieces(shape)
-    table[ROWS], table[COLUMNS] = shape
-    table[FIRST_ADDRESS : FIRST_ADDRESS + len(tensors)] = [tensor.data_ptr() for tensor in tensors]
-    table[FIRST_NUMBER : FIRST_NUMBER + len(numbers)] = numbers
-    team = _team() if table[PIECES] > 1 else None
-    _compile(next(kernels for kernels in (KERNELS, HEAD_KERNELS, UPDATE_KERNELS) if kernel in kernels))
+    pieces = count_pieces(shape)
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    unused = [0] * (FIRST_NUMBER - FIRST_ADDRESS - len(tensors))
+    filled = [0, pieces, *shape, *addresses, *unused, *numbers]
+    table = np.array(filled + [0] * (ENTRIES - len(filled)), np.int64)
+    _compile(kernel)
+    team = _team() if pieces > 1 else None
     if team is None:
         kernel(table.ctypes.data)
     else:
-        team(kernel.address, table.ctypes.data, min(torch.get_num_threads(), int(table[PIECES])), 0)
+        team(kernel.address, table.ctypes.data, min(torch.get_num_threads(), pieces), 0)
 
 
 def count_pieces(shape: tuple[int, int]) -> int:
@@ -67,10 +65,11 @@ def count_pieces(shape: tuple[int, int]) -> int:
 
 
 @cache
-def _compile(kernels: tuple[Callback, ...]) -> None:
+def _compile(kernel: Callback) -> None:
+    """Compile a kernel with the others of its module."""
     with compile_notice("Compiling kernels for training, once on this machine …"):
-        for kernel in kernels:
-            assert kernel.address
+        for other in next(kernels for kernels in (KERNELS, HEAD_KERNELS, UPDATE_KERNELS) if kernel in kernels):
+            assert other.address
 
 
 @cache
