@@ -119,17 +119,22 @@ def multiply_add(builder: Builder, a: Any, b: Any, c: Any) -> Any:
 def add_pair_products(builder: Builder, sums: Any, a: Any, b: Any) -> Any:
     """Return sums, int32 [n], plus the products of int16 [2n] and int16 [2n], neighbours added.
 
-    LLVM makes one or two instructions of it on x86 (vpdpwssd, or pmaddwd and paddd). No sum of two products overflows:
-    2 * 32767² < 2³¹.
+    LLVM makes one or two instructions of it on x86 (vpdpwssd, or pmaddwd and paddd). For ARM it does not find the
+    instruction that adds neighbours. No sum of two products overflows: 2 * 32767² < 2³¹.
     """
     n = sums.type.count
     wide = vector(I32, 2 * n)
     products = builder.mul(builder.sext(a, wide), builder.sext(b, wide), flags=["nsw"])
+    if _ARM and n == 4:
+        low, high = (shuffle(builder, products, products, list(range(first, first + n))) for first in (0, n))
+        return _in_order(builder, builder.add(sums, call(builder, _ADD_NEIGHBOURS, sums.type, [low, high])))
     even = shuffle(builder, products, products, list(range(0, 2 * n, 2)))
     odd = shuffle(builder, products, products, list(range(1, 2 * n, 2)))
     return _in_order(builder, builder.add(sums, builder.add(even, odd)))
 
 
+_ARM = platform.machine().lower() in ("aarch64", "arm64")
+_ADD_NEIGHBOURS = "llvm.aarch64.neon.addp.v4i32"
 _REGISTER = {"x86_64": "v" if LANES == 16 else "x", "amd64": "v" if LANES == 16 else "x", "aarch64": "w", "arm64": "w"}
 """What LLVM calls a vector's register, by the processor."""
 
@@ -142,7 +147,7 @@ def _in_order(builder: Builder, sums: Any) -> Any:
     effect that it is told of keeps loads where they are written, next to their use, for the same reason.
     """
     register = _REGISTER.get(platform.machine().lower())
-    if register is None or VARIANT.dot:  # an instruction that multiplies and adds leaves nothing to reorder
+    if register is None or "x86" in VARIANT.dot:  # vpdpwssd multiplies and adds, which leaves nothing to reorder
         return sums
     unchanged = ir.FunctionType(sums.type, [sums.type])
     return builder.asm(unchanged, "", f"={register},0", [sums], side_effect=True)  # no instruction

@@ -56,7 +56,7 @@ VARIANTS = (
     Variant("avx-vnni", _AVX2 | {"avxvnni"}, 8, 6, 5, 3, 3, "llvm.x86.avx512.vpdpbusd.256", False, "8bit"),
     Variant("avx512-vnni-256", _VNNI, 8, 8, 8, 6, 6, "llvm.x86.avx512.vpdpbusd.256", False, "8bit"),
     Variant("avx2", _AVX2, 8, 6, 6, 3, 3, "", False, "16bit"),
-    Variant("neon-dot", _NEON_DOT, 4, 8, 8, 6, 6, "llvm.aarch64.neon.usdot.v4i32.v16i8", False, "8bit"),
+    Variant("neon-dot", _NEON_DOT, 4, 8, 8, 4, 6, "llvm.aarch64.neon.usdot.v4i32.v16i8", False, "8bit"),
     Variant("generic", frozenset(), 4, 4, 4, 3, 3, "", False, "16bit"),
 )
 """All variants, the best first."""
