@@ -1,4 +1,4 @@
-"""The memory that a step frees is there for the next one."""
+"""Memory of a process that trains: what a step frees is there for the next one, and the collector is spared."""
 
 from __future__ import annotations
 
@@ -33,3 +33,16 @@ def test_freed_memory_is_kept() -> None:
     ran = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
     fresh, kept = map(int, ran.stdout.split())
     assert kept < fresh / 10
+
+
+def test_what_is_loaded_is_not_looked_through_by_the_collector() -> None:
+    script = """
+import gc
+import clearhead.cli.train
+from clearhead.training.memory import exempt_loaded_objects
+before = len(gc.get_objects())
+exempt_loaded_objects()
+assert before > 10_000 and len(gc.get_objects()) < before / 100, (before, len(gc.get_objects()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

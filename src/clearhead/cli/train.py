@@ -154,7 +154,7 @@ def train(
     """
     from clearhead.training import train as training
     from clearhead.training.distributed import first_process
-    from clearhead.training.memory import keep_freed_memory
+    from clearhead.training.memory import exempt_loaded_objects, keep_freed_memory
     from clearhead.training.run_folder import RECIPE, read_origin
 
     resuming = start_from.resume or start_from.auto_resume
@@ -173,6 +173,7 @@ def train(
     if start and chosen.finetune:  # which the recipe may name as it was seen from another folder
         chosen = replace(chosen, finetune=replace(chosen.finetune, start=start))
     keep_freed_memory()
+    exempt_loaded_objects()
     if start_from.find_lr:
         rates = training.find_lr(chosen, data, out, corpus_folder=corpus, device=device)
         if first_process():
