@@ -227,7 +227,7 @@ def test_a_run_ends_after_epochs_or_tokens_and_keeps_its_milestones(
     length = ("steps = 12", f"tokens = 1500\n{milestones}\nkeep_checkpoints = 1")
     changes = (length, ("decay_steps = 4", "decay_steps = 0"), ("checkpoint_every = 4", "checkpoint_every = 5"))
     train(recipe(*changes), data, tmp_path / "run", corpus_folder=corpus.folder)
-    assert "the milestone 2k tokens is not reached: it is step 16 of 12." in capsys.readouterr().err
+    assert "the milestone 2k tokens is not reached: that takes 16 steps, and the run has 12." in capsys.readouterr().err
     assert [path.name for path in checkpoints(tmp_path / "run")] == [f"step-{step:08d}" for step in (2, 3, 12)]
     assert [read_state(path)["milestone"] for path in checkpoints(tmp_path / "run")] == ["200 tokens", "3 steps", None]
     assert (list_runs([tmp_path / "run"])[0].steps, list_runs([tmp_path / "run"])[0].state) == (12, "finished")

@@ -48,6 +48,9 @@ class NumberRange:
         return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
+_KINDS = {int: "a whole number", float: "a number", str: "a text in quotation marks", bool: "true or false"}
+"""What a value of each type is called."""
+
 RANGES: Mapping[str, NumberRange] = {
     **dict.fromkeys(
         ("batch_size", "sample_tokens", "response_tokens", "keep_checkpoints", "tokenizer_bytes"), NumberRange(1)
@@ -167,7 +170,7 @@ def _checked(name: str, value: Any, expected: Any, where: str) -> Any:
     if name == "sampling":
         return _check_sampling(value)
     if expected in (int, float, str, bool) and type(value) is not expected:
-        raise TrainingError(f"{name} in {where} is {value!r}; it must be of type {expected.__name__}.")
+        raise TrainingError(f"{name} in {where} is {value!r}; it must be {_KINDS[expected]}.")
     if expected in (int, float) and value not in RANGES[name]:
         finite = "" if math.isfinite(value) else "finite and "
         raise TrainingError(f"{name} in {where} is {value}; it must be {finite}{RANGES[name]}.")
