@@ -91,7 +91,6 @@ class TorchAO:
 
     def __init__(self, form: str, folder: Path, threads: int) -> None:
         import torch
-        import torch._inductor.config
         import torchao
         import transformers
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
@@ -119,8 +118,6 @@ class TorchAO:
             quantize_(model, Int8WeightOnlyConfig())
         else:  # the one for CPUs
             quantize_(model, PrototypeInt4WeightOnlyConfig(group_size=32))
-        # Looking a graph with quantized weights up in this cache took over ten minutes.
-        torch._inductor.config.fx_graph_cache = False
         self._config, self._model = model.config, torch.compile(model, dynamic=True)
 
     def write(self, prompts: Prompts, n: int) -> list[float]:

@@ -17,6 +17,7 @@ from clearhead.engine import cache as engine_cache
 from clearhead.engine.building import build, weights_of
 from clearhead.engine.calibration import _sample, calibrate
 from clearhead.engine.dtypes import storage
+from clearhead.engine.moments import InputRecord
 from clearhead.engine.packing import pack
 from clearhead.engine.pages import PAGE
 from clearhead.engine.panels import GROUP, PANEL, padded_columns
@@ -342,7 +343,7 @@ def test_the_calibration_text_is_the_models_own() -> None:
     with torch.no_grad():
         model.final_norm.weight.mul_(100)
     ids, _ = calibrate(_runner(model))
-    assert ids.shape == (32, 128)
+    assert ids.shape == (16, 150)
     logits = TorchRunner(model).logits([int(i) for i in ids[0][:-1]])
     top = np.sort(logits, axis=1)
     clear = top[:, -1] - top[:, -2] > 30
@@ -391,6 +392,20 @@ def _unpacked(arrays: dict[str, np.ndarray], rows: int, columns: int, side: int)
     return (whole * scales).transpose(0, 3, 1, 2, 4).reshape(-1, padded)[:rows, :columns]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 70), st.integers(0, 1000))
+def test_moments_are_exact_products_for_any_number_of_threads(columns: int, n: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((n, columns)).astype(np.float32)
+    record = InputRecord(columns, n)
+    for part in np.array_split(x, 3):
+        record.add(part)
+    rounded = torch.from_numpy(x).bfloat16().double() if VARIANT.bfloat16 else torch.from_numpy(x).double()
+    found = record.moments(1)
+    assert np.abs(found - (rounded.T @ rounded).numpy()).max() < 1e-4
+    assert (found == found.T).all()
+    assert (found == record.moments(3)).all()
+
+
 def test_moments_are_those_of_what_comes_into_each_layer() -> None:
     for shape in ("small", "odd"):
         model = _model(SHAPES[shape])
@@ -400,6 +415,8 @@ def test_moments_are_those_of_what_comes_into_each_layer() -> None:
         def note(name: str, layer: torch.nn.Module, seen: dict[str, np.ndarray] = expected) -> None:
             def hook(_: object, inputs: tuple[torch.Tensor, ...], __: object) -> None:
                 x = inputs[0].flatten(0, -2)
+                if VARIANT.bfloat16:
+                    x = x.bfloat16().float()
                 seen[f"{name}.weight"] = (x.T @ x).numpy()
 
             layer.register_forward_hook(hook)

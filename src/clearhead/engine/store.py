@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from clearhead.engine.runner import EngineRunner
     from clearhead.weights import Source
 
-VERSION = 8
+VERSION = 9
 """Of the arrays' layout; a file of another version is made anew."""
 
 _DISK_SHARE = 0.1
@@ -191,7 +191,7 @@ def _make(source: Source, dtype: str, activations: str, threads: int) -> Arrays:
 
     needed, free = size(source.config, dtype) + _OTHER_BYTES, free_memory()
     if dtype == "int4":
-        needed += size(source.config, "float32") + needed_bytes(source.config)
+        needed += size(source.config, "int8") + needed_bytes(source.config)
     if free is not None and needed > free:
         raise InputError(
             f"the weights in {dtype} and what runs them need {needed / 1e6:,.0f} MB of memory and {free / 1e6:,.0f} MB "
@@ -224,9 +224,9 @@ def _calibrated(source: Source, activations: str, threads: int) -> Arrays:
     with Progress(f"Rounding {source.name} to int4, once", None) as progress:
         progress.note("the model writes a text that shows how its weights are used")
         fitted = _fitted(source.lazy(row_major=False), "int4", activations)
-        exact = build(source.config, fitted, "float32", threads)
-        _, used = calibrate(EngineRunner(source.config, weights_of(exact), threads))
-        del exact
+        near = build(source.config, fitted, "int8", threads, activations)
+        _, used = calibrate(EngineRunner(source.config, weights_of(near), threads))
+        del near
         progress.note("rounding, with each weight's error made up for by those after it")
         return build(source.config, fitted, "int4", threads, activations, used)
 
