@@ -159,7 +159,9 @@ class Run:
             self.record.say(f"  {name}{' ' * (14 - cell_len(name))} {text}", verbatim=True)
         for due, name in self.milestones.items():
             if due > t.steps:
-                self.record.say(f"the milestone {name} is not reached: that takes {due:,} steps, and the run has {t.steps:,}.")
+                self.record.say(
+                    f"the milestone {name} is not reached: that takes {due:,} steps, and the run has {t.steps:,}."
+                )
         self.clock.start(t.steps - self.step)
         with self.record, handle_stop_signals() as stop, self.background or contextlib.nullcontext():
             if self._is_validated() and not self.group.from_first(self.record.contains(self.step, "valid")):
