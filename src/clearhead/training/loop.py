@@ -102,7 +102,9 @@ class Run:
             alone, low = group.world == 1, gradients_stay_low(t, group.world)
             head = head_operations(self.dtype, alone=alone)
             if not t.compile:
-                chosen = use_cpu_kernels(self.model, recipe.model, self.dtype, alone=alone, low_gradients=low)
+                chosen = use_cpu_kernels(
+                    self.model, recipe.model, self.dtype, alone=alone, low_gradients=low, recompute=t.recompute
+                )
                 self.kernels = {"processor": cpu_features(), **chosen}
         self.parameters = sum(p.numel() for p in self.model.parameters())
         how: dict[str, Any] = {"chunk": t.head_chunk, "compiled": t.compile, "recompute": t.recompute, "head": head}

@@ -27,7 +27,13 @@ from clearhead.training.recipe import TrainingRecipe
 
 
 def use_cpu_kernels(
-    model: GPTModel, config: GPTConfig, dtype: torch.dtype, *, alone: bool, low_gradients: bool = False
+    model: GPTModel,
+    config: GPTConfig,
+    dtype: torch.dtype,
+    *,
+    alone: bool,
+    low_gradients: bool = False,
+    recompute: bool = False,
 ) -> dict[str, str]:
     """Replace torch's operations of a model that trains on a CPU, in place.
 
@@ -37,6 +43,8 @@ def use_cpu_kernels(
         dtype: the precision of the matrix products.
         alone: whether one process trains it. Several exchange weights and gradients in ways of their own.
         low_gradients: whether the matrices' gradients may stay in bfloat16, see `gradients_stay_low`.
+        recompute: whether the inside of a block is computed again in the backward pass; what a whole block keeps for
+            its own backward pass could not be freed until then.
 
     Returns:
         what computes each operation, in words.
@@ -64,7 +72,7 @@ def use_cpu_kernels(
             module.attention_fn = blocked_attention
         if type(module) is LayerNorm:
             module.__class__ = CompiledLayerNorm
-        if alone and type(module) is Block:
+        if alone and not recompute and type(module) is Block:
             module.__class__ = CompiledBlock
         if isinstance(module, FeedForward) and config.activation == "gelu_tanh":
             module.gelu = CompiledGELU()  # type: ignore[assignment]
