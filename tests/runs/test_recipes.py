@@ -59,6 +59,7 @@ def test_the_recipes_of_the_repository_are_good() -> None:
         ("vocab_size = 300", "vocab_size = 99999999999999999999", r"vocab_size in \[model\] does not fit"),
         ('train = "fish.txt"', 'train = "fish\\u0000.txt"', "contains NUL"),
         ("steps = 12", "steps = 5", "do not fit into steps 5"),
+        ("steps = 12", 'steps = 12\nmilestones = ["7 sheep"]', "milestone '7 sheep' is not of the form 1000 steps"),
         ("steps = 12", 'steps = "12"', "is '12'; it must be a whole number"),
         ('"muon"', '"adam"', "one of adamw, muon, normuon"),
         ("learning_rate = 3e-3", "learning_rate = -1", "above 0"),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from clearhead.errors import TrainingError
 from clearhead.training.recipe import Recipe
-from clearhead.training.recipe_reader import check_training
+from clearhead.training.recipe_reader import check_training, parse_milestone
 from clearhead.training.task import Task
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ def resolve_steps(recipe: Recipe, task: Task) -> Recipe:
 
 
 def find_milestones(names: Sequence[str], task: Task) -> list[Milestone]:
-    """Parse milestones such as `1000 steps`, `2 epochs`, `10M tokens` or `1M words`.
+    """Return the steps of milestones such as `1000 steps`, `2 epochs`, `10M tokens` or `1M words`.
 
     Returns:
         those in words last, so that of two at one step the one in words, which revisions are made of, gives its name.
@@ -56,13 +53,7 @@ def find_milestones(names: Sequence[str], task: Task) -> list[Milestone]:
     """
     found, counter = [], StepCounter(task)
     for name in names:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*(steps|epochs|tokens|words)\s*", name)
-        if match is None or float(match[1]) == 0:
-            raise TrainingError(
-                f"the milestone {name!r} is not of the form 1000 steps, 2 epochs, 10M tokens or 1M words; correct it."
-            )
-        amount = float(match[1]) * _UNITS[match[2]]
-        found.append(Milestone(name.strip(), counter.steps(amount, match[3])))
+        found.append(Milestone(name.strip(), counter.steps(*parse_milestone(name))))
     return sorted(found, key=lambda milestone: milestone.name.endswith("words"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from clearhead.inference.options import SamplingParams
 from clearhead.training.recipe import FineTuneRecipe, Recipe, TrackerName, TrainingRecipe
 
 _T = TypeVar("_T")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 _INTEGER_LIMIT = 2**63  # TOML's whole numbers are below it, and not below its negative
 
 
@@ -263,6 +265,8 @@ def check_training(t: TrainingRecipe, *, resolved: bool = False) -> None:
         if name not in get_args(TrackerName):
             known = ", ".join(get_args(TrackerName))
             raise TrainingError(f"log_to in [training] has {name!r}; it must be a list of {known}.")
+    for name in t.milestones:
+        parse_milestone(name)
     if t.schedule == "cosine" and t.decay_steps:
         raise TrainingError(
             f"decay_steps is {t.decay_steps} and the schedule is cosine, which falls from the warm-up to the end; "
@@ -278,3 +282,20 @@ def check_training(t: TrainingRecipe, *, resolved: bool = False) -> None:
         raise TrainingError(
             f"micro_batch_size {t.micro_batch_size} does not divide batch_size {t.batch_size}; choose a divisor."
         )
+
+
+def parse_milestone(name: str) -> tuple[float, str]:
+    """Parse a milestone such as `1000 steps`, `2 epochs`, `10M tokens` or `1M words`.
+
+    Returns:
+        the amount and the unit.
+
+    Raises:
+        TrainingError: if it has another form.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*(steps|epochs|tokens|words)\s*", name)
+    if match is None or float(match[1]) == 0:
+        raise TrainingError(
+            f"the milestone {name!r} is not of the form 1000 steps, 2 epochs, 10M tokens or 1M words; correct it."
+        )
+    return float(match[1]) * _UNITS[match[2]], match[3]
