@@ -455,8 +455,11 @@ def test_every_variant_that_this_cpu_can_run(folder: Path, variant: str, dtype: 
     # 8-bit activations have weights of their own: outlier channels are evened out before they are rounded.
     activations: Any = next((one.activations for one in VARIANTS if one.name == variant), VARIANTS[-1].activations)
     expected = _logits_of(clearhead.load(folder, dtype=dtype, activations=activations))
-    found = _run(folder, dtype, **environment)[0]
-    assert np.abs(found - expected).max() < (1e-5 if dtype == "float32" else 0.1 * expected.std())
+    error = np.abs(_run(folder, dtype, **environment)[0] - expected)
+    assert error.max() < (1e-5 if dtype == "float32" else 0.3 * expected.std())
+    # int4 is fitted to a text that is sampled from the model, and a variant's rounding can change a token of it.
+    assert dtype == "int4" or error.max() < 0.1 * expected.std()
+    assert error.mean() < 0.05 * expected.std()
 
 
 def _logits_of(gpt: GPT) -> np.ndarray:

@@ -276,7 +276,6 @@ def test_runs_that_are_none_are_named(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("recipe.toml").touch()
     error = CliRunner().invoke(make_app(), ["runs", *arguments]).exception
     assert isinstance(error, ClearheadError)
     assert words in str(error)

@@ -128,6 +128,8 @@ def test_what_needs_torch_says_so(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("One line of text.\n")
+    (tmp_path / "text.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n')
+    (tmp_path / "recipe.toml").touch()
     result = run(*words, env=hidden)
     error = result.stderr.decode()
     assert result.returncode == 2, error

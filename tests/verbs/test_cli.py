@@ -80,9 +80,7 @@ def test_help_says_all_that_is_written_of_a_verb() -> None:
     [
         ["no-such-verb"],
         ["params", "--no-such-option"],
-        ["params", "--batch", "many"],
         ["new"],
-        ["generate", "--top-p", "x"],
     ],
 )
 def test_usage_errors_exit_2_without_a_traceback(args: list[str]) -> None:
@@ -91,6 +89,14 @@ def test_usage_errors_exit_2_without_a_traceback(args: list[str]) -> None:
     assert result.stdout == b""
     assert b"Traceback" not in result.stderr
     assert b"Usage: clearhead" in result.stderr
+
+
+@pytest.mark.parametrize("args", [["params", "--batch", "many"], ["generate", "--top-p", "x"]])
+def test_numbers_that_are_none_are_refused_in_one_line(args: list[str]) -> None:
+    result = call(*args)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.startswith(f"clearhead: {args[1]} is {args[2]!r}; give a ".encode())
+    assert result.stderr.count(b"\n") == 1
 
 
 def test_reader_that_has_seen_enough_is_no_error(vocabulary: Path, tmp_path: Path) -> None:
