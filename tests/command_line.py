@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from clearhead.cli import main
+from clearhead.cli.language import choose
 
 _ENVIRONMENT = {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PATIENCE = 300  # seconds; only a machine that is busy with other things needs more than a few
@@ -41,6 +42,8 @@ def call(*args: object, stdin: bytes = b"") -> Result:
             main()
         except SystemExit as end:
             status = end.code or 0
+        finally:
+            choose([], {})  # the language is the process's, and other tests follow
     for stream in streams[1:]:
         stream.flush()
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
