@@ -17,6 +17,7 @@ import clearhead
 from clearhead.config import GPTConfig
 from clearhead.data.examples import draw_split
 from clearhead.data.instructions import read_instructions
+from clearhead.data.labelled import read_labelled
 from clearhead.data.records import read_records
 from clearhead.data.templates import PromptFields, PromptTemplate
 from clearhead.errors import InputError, TrainingError
@@ -85,8 +86,14 @@ def test_tables_of_messages_are_read(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "text,label\na,b,c\n", r"line 2 of .*a\.csv has 3 values and the first line names 2 columns"),
+        ("a.csv", "text,label\na,b,c\n", r"line 2 of .*a\.csv is 3, and that of columns in the first line 2"),
         ("a.csv", 'text,label\n"a', r"line 2 of .*a\.csv is not a row of a table"),
+        (
+            "a.tsv",
+            "ham\thi\nspam\nham\tyes\n",
+            r"line 2 of .*a\.tsv is 1, and the columns are 'label', 'text', separated",
+        ),
+        ("a", "ham\thi\n", r"line 1 of .* is not JSON .* or give a table a name that ends in \.csv or \.tsv"),
         ("a.json", '[{"a": 1}, 2]', r"item 2 of .*a\.json is not a JSON object"),
         ("a.json", '[{"a": 1}', r"begins like a JSON array and is not one"),
         ("a.csv", b"text,label\na\xff,b", r"is not UTF-8 text"),
@@ -95,7 +102,19 @@ def test_tables_of_messages_are_read(folder: Path, name: str) -> None:
 def test_records_that_are_malformed_are_named(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=words):
-        list(read_records(tmp_path / name))
+        list(read_records(tmp_path / name, ("label", "text")))
+
+
+def test_a_row_of_other_names_is_no_example(folder: Path, tmp_path: Path) -> None:
+    """A label recurs, the name of a column does not."""
+    rows = (folder / "sms.tsv").read_text(encoding="utf-8")
+    (tmp_path / "named.tsv").write_text(f"Category\tMessage\n{rows}", encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(folder / "model")
+    words = "'text' is missing, 'label' is missing, and there is only 'category', 'message'"
+    with pytest.raises(TrainingError, match=f"line 2 of .*{words}"):
+        read_labelled(tmp_path / "named.tsv", tokenizer, 99, None)
+    examples, labels = read_labelled(folder / "sms.tsv", tokenizer, 99, None)
+    assert (len(examples), labels) == (60, ["ham", "spam"])
 
 
 def test_the_alpaca_template_is_the_books() -> None:

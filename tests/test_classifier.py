@@ -218,6 +218,12 @@ def test_tables_and_lines_from_the_command_line(three_classes: Path, tmp_path: P
     found = classify("--lines", "--json", *model, input="\n".join(TEXTS))
     ids = ["stdin:1", "stdin:2", "stdin:3"]
     check_rows([json.loads(line) for line in found.splitlines()], three_classes, ids, TEXTS)
+    labelled = tmp_path / "sms.tsv"  # without names of its columns, as the classifier of such a file is trained
+    labelled.write_text("".join(f"ham\t{text}\n" for text in TEXTS))
+    found = classify("--file", str(labelled), "--json", *model)
+    check_rows(
+        [json.loads(line) for line in found.splitlines()], three_classes, [f"sms.tsv:{n}" for n in (1, 2, 3)], TEXTS
+    )
     expected = load_classifier(three_classes).probabilities(TEXTS[1])
     printed = classify("--lines", *model, input="\n".join(TEXTS)).splitlines()
     label, probability = next(iter(expected.items()))
@@ -284,6 +290,7 @@ def test_a_table_of_a_regression_and_of_several_classes(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["--file", "t.csv"], "t.csv has no column 'text'; it has n, said."),
+        (["--file", "t.tsv"], "t.tsv has no column 'text'; it has n, said."),
         (["--file", "t.csv", "--text", "said"], "in line 3 of t.csv: the text to classify is empty; give some text."),
         (["a text", "--lines"], "a text was given as an argument"),
         (["--output", "o.csv"], "--output writes the classes of the texts in files"),
@@ -296,6 +303,7 @@ def test_input_that_cannot_be_classified(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_text("n,said\n1,a text\n2,\n")
+    Path("t.tsv").write_text("n\tsaid\n1\ta text\n2\tanother\n")
     Path("empty.txt").write_text("\n")
     with pytest.raises(InputError) as caught:
         classify(*words, "-m", str(three_classes))

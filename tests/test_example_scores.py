@@ -92,13 +92,23 @@ def test_the_response_loss_is_that_of_transformers(model: Path, responses: Path,
     assert table[1].split()[0] == f"{found['loss']:.4f}"
 
 
+@pytest.mark.parametrize("more", [[], ["--examples"]])
+def test_no_heading_stands_before_a_refusal(model: Path, responses: Path, tmp_path: Path, more: list[str]) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    alone = call("evaluate", tmp_path / "empty.jsonl", *more, "-m", model)
+    assert (alone.returncode, alone.stdout) == (2, b"")
+    second = call("evaluate", responses, tmp_path / "empty.jsonl", *more, "-m", model)
+    assert second.returncode == 2
+    assert [line.split()[-1] for line in second.stdout.decode().splitlines()] == ["file", str(responses)]
+
+
 def test_examples_longer_than_the_context_are_named(model: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "response": "Yes"}, {"prompt": "Hi " * 5000, "response": "Yes"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     result = call("evaluate", tmp_path / "a.json", "--examples", "-m", model, "--json")
     found = json.loads(result.stdout)
     assert (found["examples"], found["left_out"]) == (1, 1)
-    assert "1 examples of" in result.stderr.decode()
+    assert "1 example of" in result.stderr.decode()
 
 
 def test_a_template_that_the_model_does_not_tell_is_asked_for(model: Path, responses: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_record_without_a_second_response_is_named(folder: Path, tmp_path: Pat
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "chosen": "b"}')
     tokenizer = load(folder / "model").tokenizer
     assert tokenizer is not None
-    with pytest.raises(TrainingError, match=r"line 1 of .*two responses, chosen and rejected.*rejected is missing"):
+    with pytest.raises(TrainingError, match=r"line 1 of .*two responses, chosen and rejected.*'rejected' is missing"):
         read_preferences(tmp_path / "one.jsonl", tokenizer, PromptTemplate.from_recipe("{prompt}"), 32)
 
 

@@ -292,7 +292,7 @@ def test_an_interrupted_job_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("a.csv", "text,id\nhello,1\n", ["--text", "sentence"], "has no column 'sentence'; it has text, id"),
         ("a.csv", 'text\n""\n', [], "line 2 of .* is empty"),
         ("a.txt", "", [], "a.txt is empty"),
-        ("a.csv", "text\nShe left, then came back.\n", [], "has 2 values and the first line names 1 columns"),
+        ("a.csv", "text\nShe left, then came back.\n", [], "is 2, and that of columns in the first line 1"),
         ("a.tsv", 'text\n"Yes" he said\n', [], "line 2 of .* is not a row of a table"),
         ("a.csv", "text,Text\na,b\n", [], "names the column 'text' twice"),
         ("a.csv", b"text\n" + b"a line\n" * 9000 + b"caf\xe9\n", [], "is not UTF-8 text .*at byte 63,008"),

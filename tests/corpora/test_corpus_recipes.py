@@ -160,6 +160,12 @@ def test_the_command_refuses_in_a_sentence(arguments: list[str], words: str, dat
     assert not (tmp_path / "corpus").exists()
 
 
+def test_a_missing_text_is_named_before_a_missing_option() -> None:
+    done = clearhead("corpus", "build", "nothing_here.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the text nothing_here.txt could not be read" in done.stderr and "--out" not in done.stderr
+
+
 def test_a_drawn_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("one document")
     done = clearhead("corpus", "build", tmp_path / "t.txt", "-o", tmp_path / "corpus", "-t", "bytes")

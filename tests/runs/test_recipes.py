@@ -60,7 +60,10 @@ def test_the_recipes_of_the_repository_are_good() -> None:
         ('train = "fish.txt"', 'train = "fish\\u0000.txt"', "contains NUL"),
         ("steps = 12", "steps = 5", "do not fit into steps 5"),
         ("steps = 12", 'steps = 12\nmilestones = ["7 sheep"]', "milestone '7 sheep' is not of the form 1000 steps"),
-        ("steps = 12", 'steps = "12"', "is '12'; it must be a whole number"),
+        ("steps = 12", 'steps = "12"', "is '12'; it must be a whole number, or a text such as"),
+        ("steps = 12", 'steps = "1.0001k"', r"is 1000\.1; it must be a whole number"),
+        ("steps = 12", 'words = "1 k words"', r"is '1 k words'; it must be a number, or a text such as \"10k\""),
+        ("steps = 12", 'epochs = "1k"', "is '1k'; it must be a number"),
         ('"muon"', '"adam"', "one of adamw, muon, normuon"),
         ("learning_rate = 3e-3", "learning_rate = -1", "above 0"),
         ("batch_size = 8", "batch_size = 8\nmicro_batch_size = 3", "does not divide"),
@@ -81,6 +84,15 @@ def test_the_recipes_of_the_repository_are_good() -> None:
 def test_a_recipe_that_cannot_be_is_refused(old: str, new: str, words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         parse_recipe(RECIPE.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("length", "number"), [("steps = '2k'", 2000), ("tokens = ' 1.5M '", 1_500_000), ("words = '2 B'", 2_000_000_000)]
+)
+def test_the_length_of_a_run_may_have_a_unit(length: str, number: int) -> None:
+    training = parse_recipe(RECIPE.replace("steps = 12", length, 1)).training
+    assert getattr(training, length.split()[0]) == number
+    assert type(training.steps) is int
 
 
 @pytest.mark.parametrize("source", ["[1]", "1", "{ name = 'a', train = 'b' }"])

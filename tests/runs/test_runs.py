@@ -244,6 +244,10 @@ def test_a_run_ends_after_epochs_or_tokens_and_keeps_its_milestones(
             assert torch.equal(clearhead.load(tmp_path / "model").model(ids), expected)
     with pytest.raises(TrainingError, match="has no checkpoint of step 4; it has those of the steps 2, 3, 12"):
         export_checkpoint(tmp_path / "run", tmp_path / "model", 4)
+    for path in checkpoints(tmp_path / "run")[1:]:
+        shutil.rmtree(path)
+    with pytest.raises(TrainingError, match="it has that of step 2"):
+        export_checkpoint(tmp_path / "run", tmp_path / "model", 4)
 
 
 @pytest.mark.parametrize(

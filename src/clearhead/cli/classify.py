@@ -124,6 +124,7 @@ def split_labels(labels: str | None) -> list[str] | None:
 
 def _texts(text: str | None, files: list[Path], many: ManyTexts) -> list[InputText] | None:
     """Return the texts to classify; None if there is one, which is read as other verbs read theirs."""
+    from clearhead.data.labelled import BARE_COLUMNS
     from clearhead.evaluation.text_inputs import Columns, is_table, read_texts, texts_of_lines
 
     if not (many.lines or many.output is not None or len(files) > 1 or any(map(is_table, files))):
@@ -133,7 +134,8 @@ def _texts(text: str | None, files: list[Path], many: ManyTexts) -> list[InputTe
     if not files and not many.lines:
         raise InputError("--output writes the classes of the texts in files; give --file FILE, or --lines and a pipe.")
     if files:
-        texts = list(read_texts(files, Columns(many.column, many.id), lines=many.lines))
+        columns = Columns(many.column, many.id)
+        texts = list(read_texts(files, columns, lines=many.lines, bare_columns=BARE_COLUMNS))
     else:
         texts = list(texts_of_lines(read_text(None, None, "text"), "stdin", "standard input"))
     if not texts:

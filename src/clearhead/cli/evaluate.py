@@ -199,8 +199,7 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     described = describe_model(loader.args[0], loader.keywords["config"], "float32") if as_json else {}
-    if not as_json:
-        print(headings({"bits/byte": 9, "perplexity": 11, "tokens": 10, "bytes": 11}, "file"))
+    header = None if as_json else headings({"bits/byte": 9, "perplexity": 11, "tokens": 10, "bytes": 11}, "file")
     for file in files:
         for text in held_out_texts(file, gpt.tokenizer):
             name = str(file) if text.name is None else f"{file} {text.name}"
@@ -219,6 +218,9 @@ def _evaluate_perplexity(files: Sequence[Path], loader: partial[GPT], as_json: b
                     }
                 )
             else:
+                if header is not None:
+                    print(header)
+                    header = None
                 numbers = f"{found.bits_per_byte:9.4f} {found.perplexity:11.3f} {found.tokens:10,}"
                 print(f"{numbers} {text.text_bytes:11,}  {name}", flush=True)
 

@@ -71,19 +71,22 @@ def _evaluate_responses(
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
     template = template_of(gpt.tokenizer) if text is None else PromptTemplate.from_recipe(text)
-    if not described:
-        print(headings({"loss": 9, "perplexity": 11, "tokens": 10, "examples": 9}, "file"))
-    for file in files:
+    header = headings({"loss": 9, "perplexity": 11, "tokens": 10, "examples": 9}, "file")
+    for number, file in enumerate(files):
         with Progress(f"evaluating {file.name}", None) as progress:
             found = score_responses(gpt, file, template, progress.advance)
         score = found.cross_entropy
-        if found.left_out:
+        if found.left_out == 1:
+            notice(f"1 example of {file} is longer than the context and left out.")
+        elif found.left_out:
             notice(f"{found.left_out:,} examples of {file} are longer than the context and left out.")
         if described:
             numbers = {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
             counts = {"examples": found.examples, "left_out": found.left_out}
             write_json({"file": str(file), **described, **numbers, **counts})
         else:
+            if number == 0:
+                print(header)
             print(
                 f"{score.loss:9.4f} {score.perplexity:11.3f} {score.tokens:10,} {found.examples:9,}  {file}",
                 flush=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clearhead.data.examples import Example
-from clearhead.data.labelled import describe_fields, encode_field
+from clearhead.data.labelled import describe_fields, encode_field, refuse_none
 from clearhead.data.records import Record, read_records
 from clearhead.data.templates import PromptFields, PromptTemplate
 from clearhead.errors import TokenizerError, TrainingError
@@ -112,22 +112,6 @@ class InstructionEncoder:
         return Instruction(Example(ids[:-1], targets), tuple(before), self.template.fill(fields), response)
 
 
-def refuse_none(path: Path, found: int, left_out: int, length: int) -> None:
-    """Raise if a file has no example, or none that fits.
-
-    Raises:
-        TrainingError: if `found` is 0.
-    """
-    if found:
-        return
-    if left_out:
-        raise TrainingError(
-            f"none of the {left_out:,} examples of {path} fits into {length:,} tokens; raise context_length or give "
-            "shorter ones."
-        )
-    raise TrainingError(f"{path} contains no example; each of its lines is a JSON object.")
-
-
 def _fields_and_response(record: Record) -> tuple[PromptFields, str]:
     values = record.values
     keys = ("instruction", "output") if "instruction" in values and "output" in values else ("prompt", "response")
@@ -136,6 +120,6 @@ def _fields_and_response(record: Record) -> tuple[PromptFields, str]:
     if not all(isinstance(value, str) for value in (instruction, response, more)) or not response:
         raise TrainingError(
             f"{record.where} needs a prompt and a response, two texts (or instruction, input and output); "
-            f"{describe_fields(values, *keys)}."
+            f"{describe_fields(values, *keys, *(['input'] if more else []))}."
         )
     return PromptFields(str(instruction), str(more)), str(response)

@@ -10,8 +10,8 @@ import numpy as np
 
 from clearhead.data.batches import Batch
 from clearhead.data.examples import pad_together
-from clearhead.data.instructions import Instruction, InstructionEncoder, refuse_none
-from clearhead.data.labelled import describe_fields
+from clearhead.data.instructions import Instruction, InstructionEncoder
+from clearhead.data.labelled import describe_fields, refuse_none
 from clearhead.data.records import read_records
 from clearhead.data.templates import PromptFields, PromptTemplate
 from clearhead.errors import TrainingError
@@ -61,7 +61,7 @@ def read_preferences(
         if not all(isinstance(text, str) for text in texts) or not texts[2] or not texts[3]:
             raise TrainingError(
                 f"{record.where} needs a prompt and two responses, chosen and rejected, all texts; "
-                f"{describe_fields(values, key, 'chosen', 'rejected')}."
+                f"{describe_fields(values, key, *(['input'] if texts[1] else []), 'chosen', 'rejected')}."
             )
         fields = PromptFields(str(texts[0]), str(texts[1]))
         pair = Preference(encoder(record, fields, str(texts[2])), encoder(record, fields, str(texts[3])))

@@ -44,8 +44,9 @@ def read_records(path: Path, bare_columns: Sequence[str] = ()) -> Iterator[Recor
 
     Args:
         path: the file, in UTF-8.
-        bare_columns: the columns of a `.tsv` file without a row of names, which is one whose first row has this many
-            values and none of these names. In such a file, quotation marks are characters like any other.
+        bare_columns: the columns of a `.tsv` file without a row of names, the first of which is a label: one whose
+            first row has this many values, none of these names, and a first value with which another row begins too.
+            In such a file, quotation marks are characters like any other.
 
     Raises:
         InputError: if the file cannot be read or is malformed; the message gives the location.
@@ -98,7 +99,10 @@ def _read_lines(text: io.TextIOBase, name: str) -> Iterator[Record]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where} is not JSON ({error}); put one object on each line.") from None
+            raise InputError(
+                f"{where} is not JSON ({error}); put one object on each line, or give a table a name that ends in "
+                ".csv or .tsv."
+            ) from None
         if not isinstance(values, dict):
             raise InputError(f"{where} is not a JSON object; put one object on each line.")
         yield Record(where, values)
@@ -124,7 +128,7 @@ def _read_table(text: io.TextIOBase, path: Path, bare_columns: Sequence[str]) ->
     csv.field_size_limit(_LONGEST_VALUE)
     delimiter = DELIMITERS[path.suffix.lower()]
     names: list[str] = []
-    if delimiter == "\t" and bare_columns and _is_bare(text, bare_columns):
+    if bare := delimiter == "\t" and bare_columns and _is_bare(text, bare_columns):
         names = list(bare_columns)
         rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
@@ -138,9 +142,15 @@ def _read_table(text: io.TextIOBase, path: Path, bare_columns: Sequence[str]) ->
                 continue
             where = f"line {rows.line_num} of {path}"
             if len(row) != len(names):
+                if bare:
+                    raise InputError(
+                        f"the number of values in {where} is {len(row)}, and the columns are "
+                        f"{', '.join(map(repr, names))}, separated by a tab; correct the line."
+                    )
                 raise InputError(
-                    f"{where} has {len(row)} values and the first line names {len(names)} columns; put a value that "
-                    'contains the separator or a line end in "quotes", or correct the line.'
+                    f"the number of values in {where} is {len(row)}, and that of columns in the first line "
+                    f'{len(names)}; put a value that contains the separator or a line end in "quotes", or correct the '
+                    "line."
                 )
             yield Record(where, dict(zip(names, row, strict=True)))
     except csv.Error as error:
@@ -153,9 +163,11 @@ def _read_table(text: io.TextIOBase, path: Path, bare_columns: Sequence[str]) ->
 def _is_bare(text: io.TextIOBase, bare_columns: Sequence[str]) -> bool:
     """Return whether a table has no row of names, and go back to its beginning."""
     first = text.readline().rstrip("\r\n").split("\t")
-    text.seek(0)
     names = {name.strip().strip('"').lower() for name in first}
-    return len(first) == len(bare_columns) and not names & {*bare_columns}
+    bare = len(first) == len(bare_columns) and not names & {*bare_columns}
+    bare = bare and any(line.split("\t", 1)[0] == first[0] for line in text)  # a label recurs, a column's name does not
+    text.seek(0)
+    return bare
 
 
 def _column_names(row: Sequence[str], path: Path) -> list[str]:

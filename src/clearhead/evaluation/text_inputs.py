@@ -44,18 +44,26 @@ def texts_of_lines(text: str, name: str, where: str) -> Iterator[InputText]:
             yield InputText(f"{name}:{number}", line.removesuffix("\n"), where=f"line {number} of {where}")
 
 
-def read_texts(files: Sequence[Path], columns: Columns = Columns(), *, lines: bool = False) -> Iterator[InputText]:
+def read_texts(
+    files: Sequence[Path], columns: Columns = Columns(), *, lines: bool = False, bare_columns: Sequence[str] = ()
+) -> Iterator[InputText]:
     """Yield the texts of files.
 
     A CSV, TSV or JSON lines file has a text in each row. Any other file is one text, or, if `lines`, has one in each
     line that is not blank. Texts without an id column are called after the file and the row or line.
+
+    Args:
+        files: the files.
+        columns: the columns of tables.
+        lines: whether each line of a file that is no table is a text.
+        bare_columns: the columns of a TSV file without a row of names, as `read_records` finds it.
 
     Raises:
         InputError: if a file cannot be read, is not UTF-8, or lacks a column.
     """
     for file in files:
         if is_table(file):
-            for number, record in enumerate(read_records(file), start=1):
+            for number, record in enumerate(read_records(file, bare_columns), start=1):
                 yield _from_record(record, columns, file, number)
         elif lines:
             yield from texts_of_lines(read_text(file), file.name, str(file))

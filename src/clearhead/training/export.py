@@ -30,6 +30,8 @@ def export_checkpoint(run: Path, out: Path, step: int | None = None) -> Path:
         raise TrainingError(f"{run} has no checkpoint; give the folder that --out named.")
     if step is not None and step not in found:
         steps = ", ".join(f"{number:,}" for number in found)
+        if len(found) == 1:
+            raise TrainingError(f"{run} has no checkpoint of step {step:,}; it has that of step {steps}.")
         raise TrainingError(f"{run} has no checkpoint of step {step:,}; it has those of the steps {steps}.")
     checkpoint = found[max(found) if step is None else step]
     files = model_files(checkpoint)

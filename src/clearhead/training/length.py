@@ -79,7 +79,11 @@ class StepCounter:
             return max(1, math.ceil(amount * self._task.steps_per_epoch()))
         per_step = self._task.tokens_per_step() if unit == "tokens" else self._words_per_step
         if not per_step:
-            raise TrainingError(f"{unit} are counted in runs on texts; count steps or epochs in this one.")
+            raise TrainingError(
+                "words are counted in runs on texts; count steps or epochs in this one."
+                if unit == "words"
+                else "tokens are counted in runs on texts; count steps or epochs in this one."
+            )
         return max(1, math.ceil(amount / per_step))
 
     @cached_property

@@ -84,7 +84,7 @@ class TrainingRecipe:
     """The `[training]` table: how the model is trained.
 
     Attributes:
-        steps: optimizer steps; or, in place of it,
+        steps: optimizer steps; steps, tokens and words may be texts such as `10k`, `1.5M` or `2B`; or, in place of it,
         epochs: how often the training data are seen; or
         tokens: how many tokens are seen; or
         words: how many words are seen, as white space separates them.

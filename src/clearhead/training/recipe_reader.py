@@ -21,6 +21,9 @@ from clearhead.training.recipe import FineTuneRecipe, Recipe, TrackerName, Train
 
 _T = TypeVar("_T")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+_AMOUNT = r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*"
+_COUNTS = ("steps", "tokens", "words")
+"""The lengths of a run that may be texts with a unit, as milestones are."""
 _INTEGER_LIMIT = 2**63  # TOML's whole numbers are below it, and not below its negative
 
 
@@ -163,6 +166,8 @@ def _checked(name: str, value: Any, expected: Any, where: str) -> Any:
         TrainingError: if it has another type, is out of range, or is not one of the known words.
     """
     _refuse_large(name, value, where)
+    if name in _COUNTS and isinstance(value, str):
+        value = _parse_count(name, value, where, _KINDS[expected])
     if expected is float and type(value) is int:
         value = float(value)
     if expected == tuple[str, ...]:
@@ -182,6 +187,21 @@ def _checked(name: str, value: Any, expected: Any, where: str) -> Any:
     if choices and all(isinstance(c, str) for c in choices) and value not in choices:
         raise TrainingError(f"{name} in {where} is {value!r}; it must be one of {', '.join(choices)}.")
     return value
+
+
+def _parse_count(name: str, text: str, where: str, kind: str) -> float:
+    """Return a number of steps, tokens or words that is written with a unit, such as `10k` or `1.5M`.
+
+    Raises:
+        TrainingError: if it has another form.
+    """
+    match = re.fullmatch(_AMOUNT, text)
+    if match is None or not match[2]:
+        raise TrainingError(
+            f'{name} in {where} is {text!r}; it must be {kind}, or a text such as "10k", "1.5M" or "2B".'
+        )
+    amount = float(match[1]) * _UNITS[match[2]]
+    return int(amount) if amount.is_integer() else amount
 
 
 def _check_sampling(values: Any) -> dict[str, Any]:
@@ -274,7 +294,8 @@ def check_training(t: TrainingRecipe, *, resolved: bool = False) -> None:
         )
     if t.steps and t.warmup_steps + t.decay_steps > t.steps:
         raise TrainingError(
-            f"warmup_steps {t.warmup_steps} and decay_steps {t.decay_steps} do not fit into steps {t.steps}."
+            f"warmup_steps {t.warmup_steps} and decay_steps {t.decay_steps} do not fit into steps {t.steps}; lower "
+            "them, or train longer."
         )
     if t.shard_processes and t.parallel != "hybrid":
         raise TrainingError(f'shard_processes is for parallel = "hybrid", and the recipe has "{t.parallel}".')
@@ -293,7 +314,7 @@ def parse_milestone(name: str) -> tuple[float, str]:
     Raises:
         TrainingError: if it has another form.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*(steps|epochs|tokens|words)\s*", name)
+    match = re.fullmatch(rf"{_AMOUNT}(steps|epochs|tokens|words)\s*", name)
     if match is None or float(match[1]) == 0:
         raise TrainingError(
             f"the milestone {name!r} is not of the form 1000 steps, 2 epochs, 10M tokens or 1M words; correct it."

@@ -63,14 +63,23 @@ class BuildOptions:
             raise typer.BadParameter(f"{self.name!r} cannot be part of a file name; use letters, digits, '-' and '_'.")
 
 
+def _refuse_missing(sources: list[str]) -> list[str]:
+    """Refuse files that do not exist before options that are missing."""
+    from clearhead.data.sources.find import find_sources
+
+    find_sources([name for name in sources if not (name.startswith("hf:") or Path(name).expanduser().exists())])
+    return sources
+
+
 @flatten
 def build(
     sources: Annotated[
         list[str],
         typer.Argument(
+            callback=_refuse_missing,
             help="Text files (a line <|endoftext|> between documents), JSON lines, Parquet files, folders of them, or "
             "data sets on the hub (hf:NAME, hf:NAME:CONFIG, hf:NAME:CONFIG:SPLIT). They are read in this order; the "
-            "files of a folder, sorted by path."
+            "files of a folder, sorted by path.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Write the corpus to this folder.")],
