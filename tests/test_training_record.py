@@ -122,8 +122,9 @@ def test_any_record_of_a_run_is_listed_and_drawn(seed: int, tmp_path_factory: py
     (folder / "recipe.toml").write_text(RECIPE.replace("steps = 12", "epochs = 1"), encoding="utf-8")
     with contextlib.suppress(ClearheadError):
         read_origin(folder)
+    app = make_app("runs")  # the other verbs would take nine tenths of the time
     for options in ([], ["--json"], ["--curves", str(folder / "curves.svg")]):
-        result = CliRunner().invoke(make_app(), ["runs", str(folder), *options])
+        result = CliRunner().invoke(app, ["runs", str(folder), *options])
         assert result.exit_code == 0 or isinstance(result.exception, ClearheadError), result.exception
     for step in (0, 2, 3):
         metrics = MetricsFile(folder)

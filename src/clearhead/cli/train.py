@@ -183,8 +183,10 @@ def train(
     folder = training.train(chosen, data, out, corpus_folder=corpus, resume=how, device=device, dtype=dtype)
     if not first_process():
         return
-    verb = "classify" if chosen.finetune is not None and chosen.finetune.kind == "classes" else "generate"
-    say(f'The model is in {folder}. Try: clearhead {verb} "Once upon a time" -m {folder}')
+    if chosen.verb == "chat":
+        say(f"The model is in {folder}. Try: clearhead chat -m {folder}")
+    else:
+        say(f'The model is in {folder}. Try: clearhead {chosen.verb} "Once upon a time" -m {folder}')
 
 
 def _print_rates(rates: Mapping[str, float], out: Path) -> None:

@@ -25,7 +25,7 @@ A GPT-2 with {facts[parameters]:,} parameters: {m.n_layers} blocks, {m.n_heads} 
 
 ## Training
 
-{facts[steps]:,} steps of {batch_size} windows, {facts[tokens]:,} tokens.
+{facts[steps]:,} steps of {batch}, {facts[tokens]:,} tokens.
 Matrix products in {facts[products]} on {facts[device]}
 ({processes}).
 Clearhead {facts[clearhead]}, torch {facts[torch]}.
@@ -33,7 +33,7 @@ Clearhead {facts[clearhead]}, torch {facts[torch]}.
 ## Use
 
 ```
-clearhead {verb} "..." --model FOLDER
+clearhead {command} --model FOLDER
 ```
 
 The folder is a Hugging Face model: `transformers` opens it with
@@ -60,14 +60,14 @@ The folder is a Hugging Face model: `transformers` opens it with
 
 ## 训练
 
-共 {facts[steps]:,} 步，每步 {batch_size} 个窗口，总计 {facts[tokens]:,} 个词元。
+共 {facts[steps]:,} 步，每步 {batch}，总计 {facts[tokens]:,} 个词元。
 矩阵乘法用 {facts[products]} 计算，设备为 {facts[device]}（{processes}）。
 Clearhead {facts[clearhead]}，torch {facts[torch]}。
 
 ## 使用
 
 ```
-clearhead {verb} "..." --model FOLDER
+clearhead {command} --model FOLDER
 ```
 
 这个文件夹是 Hugging Face 格式的模型，`transformers` 用
@@ -97,18 +97,18 @@ def model_card(
         recipe: the run's recipe; its text is the end of the card.
         learned_from: a description of the data.
         scores: by held-out text.
-        facts: those of `environment.environment`, and the run's: parameters, steps, tokens.
+        facts: those of `environment.environment`, and the run's: parameters, steps, tokens, what a step reads.
     """
-    m, t, lang = recipe.model, recipe.training, users_language()
+    m, lang = recipe.model, users_language()
     classes = recipe.finetune is not None and recipe.finetune.kind == "classes"
     words = _CARD[lang].format(
         name=name,
         learned_from=localized(learned_from),
         results=_score_table(scores) if scores else _NOTHING_HELD_OUT[lang],
         m=m,
-        batch_size=t.batch_size,
+        batch=localized(str(facts["batch"])),
         processes=_PROCESSES[lang](facts["processes"]),
-        verb="classify" if classes else "generate",
+        command=recipe.verb if recipe.verb == "chat" else f'{recipe.verb} "..."',
         transformers_class=f"AutoModelFor{'SequenceClassification' if classes else 'CausalLM'}",
         facts={**facts, "device": localized(str(facts["device"]))},
         recipe=recipe.text.strip(),

@@ -187,6 +187,10 @@ class ExampleTask(Generic[_T]):
         """Return None: words are counted in texts only."""
         return None
 
+    def describe_batch(self) -> str:
+        """Return the number of examples of a step."""
+        return f"{self.data.training.batch_size} examples"
+
     def describe(self, steps: int) -> str:
         """Return how often the examples are seen."""
         left_out = f", {self.left_out:,} too long and left out" if self.left_out else ""

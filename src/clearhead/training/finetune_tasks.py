@@ -71,6 +71,10 @@ class MoreText:
         """Return the average number of words of a batch."""
         return count_words(self.ids, self.tokenizer) * self.batches.tokens_per_step / self.batches.tokens
 
+    def describe_batch(self) -> str:
+        """Return the number of windows of a step."""
+        return f"{self.data.training.batch_size} windows"
+
     def describe(self, steps: int) -> str:
         """Return how often the text is seen."""
         return f"{len(self.ids):,} tokens, epochs: {self.batches.epochs(steps)[0]:.1f}"
@@ -166,6 +170,10 @@ class Preferences(_ResponseTask[Preference]):
     def batch_of(self, rows: Sequence[Preference], context_length: int) -> Batch:
         """Return pairs as rows: the preferred text, then the other one."""
         return pair_batch(rows, context_length)
+
+    def describe_batch(self) -> str:
+        """Return the number of pairs of a step."""
+        return f"{self.data.training.batch_size} pairs"
 
     def wanted(self, targets: torch.Tensor) -> torch.Tensor:
         """Return 1 for each pair: the preferred response should have gained more."""

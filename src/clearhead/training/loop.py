@@ -233,7 +233,7 @@ class Run:
         scores = self.evaluate(None)
         self.record.add(self.step, final=scores)
         for name, values in scores.items():
-            line = localized("{0}: {1} on the whole held-out text").format(name, _scores_line(values))
+            line = localized("{0}: {1} on all held-out data").format(name, _scores_line(values))
             self.record.say(line, verbatim=True)
         self.record.draw()
         folder = self.out / "model"
@@ -349,12 +349,14 @@ class Run:
         t = self.recipe.training
         learned = sum(p.numel() for p in self.stepper.parameters)
         some = f" ({learned:,} of them trained)" if learned < self.parameters else ""
-        start = f" from step {self.step:,}" if self.step else ""
+        seen = self.task.describe(t.steps)
+        if self.step:
+            seen = f"from step {self.step:,}; {seen}"
         together = f", {self.group.world} processes" if self.group.world > 1 else ""
         reason = f" ({self.precision.reason})" if self.precision.reason else ""
         return (
-            f"{self.parameters:,} parameters{some}, {t.steps:,} steps of {t.batch_size} windows{start} "
-            f"({self.task.describe(t.steps)}), {dtype_name(self.dtype)}{reason} on {self.group.device.type}{together}"
+            f"{self.parameters:,} parameters{some}, {t.steps:,} steps of {self.task.describe_batch()} ({seen}), "
+            f"{dtype_name(self.dtype)}{reason} on {self.group.device.type}{together}"
         )
 
     def _card(self, scores: Scores) -> str:
@@ -362,7 +364,11 @@ class Run:
         saved = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
         facts = {**environment(self.group, self.dtype), "parameters": saved, "steps": self.step}
         return model_card(
-            self.out.resolve().name, self.recipe, self.task.about(), scores, {**facts, "tokens": self.tokens}
+            self.out.resolve().name,
+            self.recipe,
+            self.task.about(),
+            scores,
+            {**facts, "tokens": self.tokens, "batch": self.task.describe_batch()},
         )
 
 

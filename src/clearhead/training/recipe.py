@@ -226,3 +226,10 @@ class Recipe:
         """The model's configuration."""
         assert self.shape is not None, "the model that the recipe starts from was not opened yet"
         return self.shape
+
+    @property
+    def verb(self) -> Literal["generate", "chat", "classify"]:
+        """The verb of the command line that uses the trained model."""
+        if self.finetune is None or self.finetune.kind == "text":
+            return "generate"
+        return "classify" if self.finetune.kind == "classes" else "chat"

@@ -17,13 +17,19 @@ from clearhead.data.corpus_recipe import CorpusRecipe, SourceRecipe
 from clearhead.data.templates import PromptTemplate
 from clearhead.errors import ConfigError, InputError, TrainingError
 from clearhead.inference.options import SamplingParams
-from clearhead.training.recipe import FineTuneRecipe, Recipe, TrackerName, TrainingRecipe
+from clearhead.training.recipe import DEFAULTS, FineTuneKind, FineTuneRecipe, Recipe, TrackerName, TrainingRecipe
 
 _T = TypeVar("_T")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 _AMOUNT = r"\s*(\d+(?:\.\d+)?)\s*([kMB]?)\s*"
 _COUNTS = ("steps", "tokens", "words")
 """The lengths of a run that may be texts with a unit, as milestones are."""
+_KEYS_OF_KINDS: Mapping[str, tuple[FineTuneKind, ...]] = {
+    **dict.fromkeys(("template", "response_tokens"), ("instructions", "preferences")),
+    "loss": ("instructions",),
+    "beta": ("preferences",),
+}
+"""The keys of `[finetune]` that only some kinds use."""
 _INTEGER_LIMIT = 2**63  # TOML's whole numbers are below it, and not below its negative
 
 
@@ -246,6 +252,12 @@ def _check(recipe: Recipe) -> None:
 
 def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
     PromptTemplate.from_recipe(f.template)
+    for key, kinds in _KEYS_OF_KINDS.items():
+        if f.kind not in kinds and getattr(f, key) != DEFAULTS[key]:
+            raise TrainingError(f'{key} is for the kind {" or ".join(kinds)}, and kind is "{f.kind}"; leave {key} out.')
+    for key in ("lora_alpha", "lora_dropout"):
+        if not f.lora_rank and getattr(f, key) != DEFAULTS[key]:
+            raise TrainingError(f"{key} is for LoRA, and lora_rank is 0; set lora_rank, or leave {key} out.")
     for key in ("valid", "test"):
         share = getattr(f, f"{key}_share")
         if share and (getattr(f, key) or f.kind == "text"):

@@ -59,6 +59,9 @@ class Task(Protocol):
     def words_per_step(self) -> float | None:
         """Return the number of words of a step, on average; None if they are not counted."""
 
+    def describe_batch(self) -> str:
+        """Return what a step reads, such as `8 windows`."""
+
     def describe(self, steps: int) -> str:
         """Describe the data that a number of steps sees, for the first line of a run."""
 
@@ -118,6 +121,10 @@ class PretrainingTask:
         """Return the average number of words of a batch, with each text's share of the batches."""
         words = [count_words(self.corpus.tokens(split), self.tokenizer) for split in self.corpus.train.values()]
         return sum(n * times for n, times in zip(words, self.batches.epochs(_MANY_STEPS), strict=True)) / _MANY_STEPS
+
+    def describe_batch(self) -> str:
+        """Return the number of windows of a step."""
+        return f"{self.batches.batch_size} windows"
 
     def describe(self, steps: int) -> str:
         """Return how often each text is seen."""
