@@ -135,7 +135,7 @@ def test_the_command_names_the_books_classes(chapter_6: tuple[Path, GPT2Model, t
     assert said.splitlines()[0] in ("not spam", "spam")
     assert "LABEL_0" in runner.invoke(make_app(), words).output
     for more, sentence in (
-        (["--labels", "a,a"], "2 labels were given (a, a); give 2"),
+        (["--labels", "a,a"], "the classes are named a, a; give 2 different names"),
         (["--pad-to", "65"], "to 65 tokens"),
     ):
         with pytest.raises(InputError) as caught:
@@ -215,6 +215,12 @@ def test_tables_and_lines_from_the_command_line(three_classes: Path, tmp_path: P
     found = classify("--file", str(lines), "-f", str(texts), "--lines", "--json", *model)
     ids = ["t.jsonl:1", "t.jsonl:2", "t.jsonl:3", "t.txt:1", "t.txt:3", "t.txt:5"]
     check_rows([json.loads(line) for line in found.splitlines()], three_classes, ids, TEXTS * 2)
+    array = tmp_path / "t.json"
+    array.write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
+    found = classify("--file", str(array), "--json", *model)
+    check_rows(
+        [json.loads(line) for line in found.splitlines()], three_classes, [f"t.json:{n}" for n in (1, 2, 3)], TEXTS
+    )
     found = classify("--lines", "--json", *model, input="\n".join(TEXTS))
     ids = ["stdin:1", "stdin:2", "stdin:3"]
     check_rows([json.loads(line) for line in found.splitlines()], three_classes, ids, TEXTS)

@@ -406,7 +406,11 @@ def test_files_that_cannot_be_learned_from_are_named(
         ("lora_rank = 4", "lora_rnak = 4", "did you mean 'lora_rank'"),
         ("lora_rank = 4", 'template = "no"', r"must contain \{prompt\} once"),
         ("lora_rank = 4", "lora_alpha = 8", "lora_alpha is for LoRA, and lora_rank is 0; set lora_rank"),
-        ("lora_rank = 4", 'template = "alpaca"', 'template is for the kind instructions or preferences, and kind is "text"'),
+        (
+            "lora_rank = 4",
+            'template = "alpaca"',
+            'template is for the kind instructions or preferences, and kind is "text"',
+        ),
         ("lora_rank = 4", "beta = 0.2", 'beta is for the kind preferences, and kind is "text"; leave beta out'),
         ("batch_size", 'optimizer = "muon"\nbatch_size', "Muon is for the matrices"),
         ('kind = "text"', 'kind = "texts"', "one of text, instructions, preferences, classes"),

@@ -439,6 +439,9 @@ def test_one_text_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "short.txt").write_text("too short")
     error = CliRunner().invoke(make_app(), ["train", "short.txt", "--out", "other"]).exception
     assert isinstance(error, ClearheadError) and "too few to learn from" in str(error)
+    (tmp_path / "table.csv").write_text("text\n" + "a word\n" * 1000)
+    refused = CliRunner().invoke(make_app(), ["train", "table.csv", "--out", "other"])
+    assert "table.csv is a table" in str(refused.exception) and "will read" not in refused.output
 
 
 @pytest.mark.slow

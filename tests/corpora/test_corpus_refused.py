@@ -37,6 +37,7 @@ from corpora.small_corpora import SEPARATOR, change_a_byte, documents_in, plan_o
         ("t.txt", None, r"t\.txt could not be read \(No such file.*hf:NAME"),
         ("t.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', r"line 3 of .*t\.jsonl is not JSON"),
         ("t.jsonl", b'{"text": "a"}\n["b"]\n', r"line 2 of .* is a JSON list"),
+        ("t.json", b'[\n{"text": "a"}\n]\n', r"line 1 of .*t\.json begins a JSON array, and an object .* on each line"),
         ("t.jsonl", b'{"body": "a", "id": 1}\n', r"line 1 of .* has no field 'text' but 'body', 'id' \(--field"),
         ("t.jsonl", b'{"text": null}', r"line 1 of .* has null in 'text'"),
         ("t.jsonl", b'{"text": "\\ud800"}', r"line 1 of .* half of a surrogate pair"),

@@ -96,7 +96,8 @@ def classify(
     "multi_label_classification"), or there is one class only, each has its own probability, and those of 50% or more
     are named; a regression prints its value. One line end at the end of a file or of standard input is dropped.
 
-    Each row of a .csv, .tsv or .jsonl file, with --lines each line, and each of several files is a text of its own.
+    Each row of a .csv, .tsv, .json or .jsonl file, with --lines each line, and each of several files is a text of its
+    own.
     They are classified in batches: one line for each is printed, with --json one object, or --output writes a table,
     and the same command resumes an interrupted job.
     """

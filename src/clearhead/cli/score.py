@@ -53,7 +53,7 @@ class Correction(StrEnum):
     MINICONS = "minicons"
 
 
-Files = Annotated[list[Path], typer.Argument(help="Text files, or tables (.csv, .tsv, .jsonl).")]
+Files = Annotated[list[Path], typer.Argument(help="Text files, or tables (.csv, .tsv, .json, .jsonl).")]
 Output = Annotated[
     str, typer.Option("--output", "-o", help="A file (.parquet, .csv, .jsonl); - prints JSON lines.", metavar="FILE")
 ]

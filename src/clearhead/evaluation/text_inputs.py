@@ -1,4 +1,4 @@
-"""Read the texts to score: plain text, one text a line, or columns of CSV, TSV or JSON lines."""
+"""Read the texts to score: plain text, one text a line, or columns of CSV, TSV or JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clearhead.evaluation.surprisal import InputText
 from clearhead.evaluation.words import TextSpan
 from clearhead.utils.text import read_text
 
-_JSON_LINES = (".jsonl", ".ndjson")
+_JSON = (".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Columns:
 
 def is_table(file: Path) -> bool:
     """Return whether `read_texts` finds a text in each row of this file."""
-    return file.suffix.lower() in (*DELIMITERS, *_JSON_LINES)
+    return file.suffix.lower() in (*DELIMITERS, *_JSON)
 
 
 def texts_of_lines(text: str, name: str, where: str) -> Iterator[InputText]:
@@ -49,8 +49,8 @@ def read_texts(
 ) -> Iterator[InputText]:
     """Yield the texts of files.
 
-    A CSV, TSV or JSON lines file has a text in each row. Any other file is one text, or, if `lines`, has one in each
-    line that is not blank. Texts without an id column are called after the file and the row or line.
+    A CSV, TSV or JSON file (an array, or lines) has a text in each row. Any other file is one text, or, if `lines`, has
+    one in each line that is not blank. Texts without an id column are called after the file and the row or line.
 
     Args:
         files: the files.
@@ -78,7 +78,7 @@ def read_regions(file: Path) -> dict[str, list[TextSpan]]:
         InputError: if the file is not a table, lacks a column, or a start or end is not a whole number.
     """
     if not is_table(file):
-        raise InputError(f"{file} is not a table; give a file whose name ends in .csv, .tsv or .jsonl.")
+        raise InputError(f"{file} is not a table; give a file whose name ends in .csv, .tsv, .json or .jsonl.")
     found: dict[str, list[TextSpan]] = {}
     for record in read_records(file):
         values = {name: _value(record, name, file) for name in ("text_id", "start", "end")}

@@ -239,7 +239,7 @@ def load_classifier(folder: str | os.PathLike[str], labels: Sequence[str] | None
 
 def _checked(labels: Sequence[str], count: int) -> Sequence[str]:
     if len(labels) != count or len(set(labels)) < count:
-        raise InputError(f"{len(labels)} labels were given ({', '.join(labels)}); give {count} different ones.")
+        raise InputError(f"the classes are named {', '.join(labels)}; give {count} different names.")
     return labels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from clearhead.data.sources.find import find_sources
 from clearhead.errors import TrainingError
 
 _SMALLEST = 2_000  # bytes
@@ -39,12 +40,13 @@ def recipe_for_text(file: Path) -> str:
     """Return a recipe, as TOML, that trains a model from scratch on one text file; the last tenth is held out.
 
     Raises:
-        TrainingError: if the file cannot be read or is too short.
+        TrainingError: if the file cannot be read, is a table or compressed, or is too short.
     """
     try:
         size = file.stat().st_size
     except OSError as error:
         raise TrainingError(f"{file} could not be read ({error.strerror}); give a text file or a recipe.") from None
+    find_sources([str(file)])  # refuses tables and compressed files
     if size < _SMALLEST:
         raise TrainingError(
             f"{file} has {size:,} bytes, too few to learn from; give a text of at least {_SMALLEST:,} bytes."

@@ -76,6 +76,8 @@ class JsonLines(SequentialFile):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
+            if line.lstrip().startswith(b"["):
+                return "", "begins a JSON array, and an object with a document was expected on each line"
             return "", f"is not JSON ({str(error).splitlines()[0]})"
         if not isinstance(row, dict):
             return "", f"is a JSON {type(row).__name__}, and an object was expected"
