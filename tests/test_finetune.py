@@ -405,6 +405,16 @@ def test_files_that_cannot_be_learned_from_are_named(
         ("[training]", "[model]\nemb_dim = 4\n[training]", r"has both \[model\] and \[finetune\]"),
         ("lora_rank = 4", "lora_rnak = 4", "did you mean 'lora_rank'"),
         ("lora_rank = 4", 'template = "no"', r"must contain \{prompt\} once"),
+        (
+            "lora_rank = 4",
+            "test_share = 0.1",
+            'test_share draws examples, and kind is "text"; hold out a text with valid',
+        ),
+        (
+            'kind = "text"',
+            'kind = "classes"\nvalid_share = 0.1',
+            "valid and valid_share both hold out examples; leave one",
+        ),
         ("lora_rank = 4", "lora_alpha = 8", "lora_alpha is for LoRA, and lora_rank is 0; set lora_rank"),
         (
             "lora_rank = 4",

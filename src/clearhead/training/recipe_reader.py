@@ -259,9 +259,12 @@ def _check_finetune(f: FineTuneRecipe, t: TrainingRecipe) -> None:
         if not f.lora_rank and getattr(f, key) != DEFAULTS[key]:
             raise TrainingError(f"{key} is for LoRA, and lora_rank is 0; set lora_rank, or leave {key} out.")
     for key in ("valid", "test"):
-        share = getattr(f, f"{key}_share")
-        if share and (getattr(f, key) or f.kind == "text"):
-            raise TrainingError(f"{key}_share draws examples from train; leave it out, or {key}, and for texts too.")
+        if not getattr(f, f"{key}_share"):
+            continue
+        if f.kind == "text":
+            raise TrainingError(f'{key}_share draws examples, and kind is "text"; hold out a text with valid.')
+        if getattr(f, key):
+            raise TrainingError(f"{key} and {key}_share both hold out examples; leave one of them out.")
     if f.valid_share + f.test_share >= 1:
         raise TrainingError("valid_share and test_share leave nothing to train on; their sum must be below 1.")
     if f.test and f.kind == "text":
