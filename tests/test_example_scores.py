@@ -116,9 +116,10 @@ def test_a_template_that_the_model_does_not_tell_is_asked_for(model: Path, respo
     save_chat_template(PromptTemplate.from_recipe("Q: {prompt} A:"), tmp_path / "model")
     result = call("evaluate", responses, "--examples", "-m", tmp_path / "model")
     assert result.returncode == 2 and "give the text before a response" in result.stderr.decode()
-    template = "Q: {prompt} A:"
-    words = ("evaluate", responses, "--examples", "-m", tmp_path / "model", "--template", template, "--json")
-    assert json.loads(call(*words).stdout)["loss"] == pytest.approx(expected_loss(model, template)[0], abs=1e-4)
+    for template in ("Q: {prompt} A:", "Q: {prompt}\n\nA:"):
+        given = template.replace("\n", "\\n")  # as a recipe has it
+        words = ("evaluate", responses, "--examples", "-m", tmp_path / "model", "--template", given, "--json")
+        assert json.loads(call(*words).stdout)["loss"] == pytest.approx(expected_loss(model, template)[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

@@ -34,7 +34,8 @@ class ExampleChoice:
     template: Annotated[
         str | None,
         typer.Option(
-            help="With --examples: the text before a response, as in the recipe; the model's own by default.",
+            help="With --examples: the text before a response, as in the recipe, in which \\n is a line end; the "
+            "model's own by default.",
             metavar="TEMPLATE",
         ),
     ] = None
@@ -70,7 +71,10 @@ def _evaluate_responses(
     gpt = loader(backend="torch")
     if gpt.tokenizer is None:
         raise InputError("this model has no tokenizer; put its files (tokenizer.json) next to the weights.")
-    template = template_of(gpt.tokenizer) if text is None else PromptTemplate.from_recipe(text)
+    if text is None:
+        template = template_of(gpt.tokenizer)
+    else:  # a shell passes on what is an escape in a recipe
+        template = PromptTemplate.from_recipe(text.replace("\\n", "\n").replace("\\t", "\t"))
     header = headings({"loss": 9, "perplexity": 11, "tokens": 10, "examples": 9}, "file")
     for number, file in enumerate(files):
         with Progress(f"evaluating {file.name}", None) as progress:
