@@ -42,7 +42,7 @@ from clearhead.engine.llvm import (
     store,
     vector,
 )
-from clearhead.engine.page_kernels import VECTORS, layer_bytes, padded_head, padded_quads, poke
+from clearhead.engine.page_kernels import VECTORS, layer_bytes, padded_head, padded_quads, poke, write_key, write_value
 from clearhead.engine.pages import MOST_QUERIES, PAGE
 from clearhead.engine.variants import LANES
 from clearhead.utils.jit import inline, kernel
@@ -336,10 +336,8 @@ def write_kv_8bit(
         scale = _round_head(projected, row, column, head_dim, numbers)
         poke(np.float32(scale), page + scales, head * PAGE + inside)
         if head < heads:
-            to = page + start + head * quads * 4 * PAGE + inside * 4
-            for d in range(head_dim):
-                poke(np.int8(numbers[d] ^ np.int8(-128)), to, d // 4 * PAGE * 4 + d % 4)
+            to = page + start + (head * quads * PAGE + inside) * 4
+            write_key(numbers, quads, np.uint32(0x80808080), to)
         else:
-            to = page + start + heads * quads * 4 * PAGE + (head - heads) * wide * PAGE
-            for d in range(head_dim):
-                poke(numbers[d], to, (inside // 4 * wide + d) * 4 + inside % 4)
+            first_value = page + start + heads * quads * 4 * PAGE + (head - heads) * wide * PAGE
+            write_value(numbers, wide, inside % 4, first_value + inside // 4 * wide * 4)

@@ -34,7 +34,7 @@ from clearhead.engine.llvm import (
     rows_of,
     store,
 )
-from clearhead.engine.page_kernels import VECTORS, layer_bytes, padded_head, padded_pairs, peek, poke
+from clearhead.engine.page_kernels import VECTORS, layer_bytes, padded_head, padded_pairs, write_key, write_value
 from clearhead.engine.pages import MOST_QUERIES, PAGE
 from clearhead.engine.variants import LANES
 from clearhead.utils.jit import kernel
@@ -204,20 +204,12 @@ def write_kv_pairs(
     """Do what `attention.write_kv` does, in pairs of bfloat16; `first` and `last` are where heads begin."""
     width, wide, pairs = heads * head_dim, padded_head(head_dim), padded_pairs(head_dim) // 2
     inside, page = position % PAGE, pages[position // PAGE] + layer * layer_bytes(heads, head_dim, stored)
-    odd = inside % 2
     for column in range(max(first, width), last, head_dim):
         head = column // head_dim - heads  # values count on from the keys
         for d in range(head_dim):
             numbers[np.uint64(d)] = round_to_pairs(projected[row, np.uint64(column + d)])
         if head < heads:
-            to = page + head * pairs * PAGE * 4
-            for pair in range(pairs):  # the numbers after the last one are 0
-                i = np.uint64(2 * pair)
-                word = np.uint32(numbers[i]) | np.uint32(numbers[i + np.uint64(1)]) << np.uint32(16)
-                poke(np.uint32(word), to, pair * PAGE + inside)
+            write_key(numbers, pairs, np.uint32(0), page + (head * pairs * PAGE + inside) * 4)
         else:
-            to = page + heads * pairs * PAGE * 4 + ((head - heads) * PAGE + inside - odd) * wide * 2
-            kept, shift = np.uint32(0xFFFF * odd), np.uint32(16 * odd)  # the token before has the lower half
-            for d in range(head_dim):
-                word = np.uint32(numbers[np.uint64(d)]) << shift
-                poke(np.uint32((peek(to, d) & kept) | word), to, d)
+            first_value = page + heads * pairs * PAGE * 4 + (head - heads) * PAGE * wide * 2
+            write_value(numbers, wide, inside % 2, first_value + inside // 2 * wide * 4)

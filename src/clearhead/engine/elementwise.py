@@ -12,6 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
+from numba.np import numpy_support
 
 from clearhead.engine.llvm import (
     F32,
@@ -30,6 +31,7 @@ from clearhead.engine.llvm import (
     greatest_float,
     greatest_lane,
     load,
+    multiply_add,
     narrow_to_bfloat16,
     row_square_sum,
     row_sum,
@@ -39,7 +41,7 @@ from clearhead.engine.llvm import (
     sum_lanes,
     vector,
 )
-from clearhead.engine.panels import GROUP
+from clearhead.engine.panels import GROUP, SCALE_COLUMNS
 from clearhead.engine.variants import LANES
 from clearhead.utils.jit import kernel
 
@@ -48,7 +50,7 @@ ROUND = np.float32(12582912.0)
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # ln 2 in two parts, the first with few bits, so that n · high is exact
 _LN2_LOW = np.float32(-2.12194440e-4)
-_SQRT_2_OVER_PI = np.float32(math.sqrt(2 / math.pi))
+_LINEAR = np.float32(-2 * math.sqrt(2 / math.pi))
 _CUBIC = np.float32(0.044715)
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
@@ -176,17 +178,27 @@ def normalize(x: Any, row: int, width: int, weight: Any, bias: Any, eps: float, 
         out[row, i] = out[row, i] * scale * weight[i] + bias[i]
 
 
-@kernel
-def gelu_tanh(y: Any, row: int, first: int, last: int) -> None:
-    """Apply the tanh form of GELU (Hendrycks and Gimpel 2016) to y[row, first:last].
+@intrinsic
+def gelu_tanh(typing_context: Any, y: Any, row: Any, first: Any, last: Any) -> Any:
+    """Apply the tanh form of GELU (Hendrycks and Gimpel 2016) to y[row, first:last], in whole vectors.
 
     0.5 x (1 + tanh u) = x / (1 + e^(-2u)), with u = sqrt(2/pi) (x + 0.044715 x³).
     """
-    for column in range(first, last):
-        i = np.uint64(column)
-        x = y[row, i]
-        u = _SQRT_2_OVER_PI * (x + _CUBIC * x * x * x)
-        y[row, i] = x / (_ONE + exponential(np.float32(-2) * u))
+
+    def code(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        base, stride = rows_of(context, b, signature, arguments, 0)
+        line = at(b, bytes_on(b, base, b.mul(arguments[1], stride)), arguments[2], F32)
+        vectors = b.sdiv(b.add(b.sub(arguments[3], arguments[2]), I64(LANES - 1)), I64(LANES))
+        linear, cubic, one = (constant(F32, float(value), LANES) for value in (_LINEAR, _LINEAR * _CUBIC, _ONE))
+        with Loop(b, vectors, []) as loop:
+            here = at(b, line, b.mul(loop.count, I64(LANES)), F32)
+            x = load(b, here, F32, LANES)
+            powers = power(b, b.fmul(x, multiply_add(b, b.fmul(x, x), cubic, linear)))
+            store(b, b.fdiv(x, b.fadd(powers, one)), here)
+        return context.get_dummy_value()
+
+    n = types.int64
+    return types.void(y, n, n, n), code
 
 
 @kernel
@@ -312,7 +324,7 @@ def _round_groups(
     typing_context: Any, weights: Any, source: Any, row: Any, padded: Any, out: Any, scales: Any, offsets: Any, to: Any
 ) -> Any:
     """Round source[row, :padded] to int8 in groups: round(x * 127 / max|x|)."""
-    zero_point = ZERO_POINTS[weights.dtype]
+    zero_point, group = ZERO_POINTS[weights.dtype], SCALE_COLUMNS[numpy_support.as_dtype(weights.dtype)]
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lines = []
@@ -321,9 +333,9 @@ def _round_groups(
             lines.append(bytes_on(builder, base, builder.mul(arguments[number], stride)))
         x, q, scale, offset = lines
         floats, wholes = vector(F32, LANES), vector(I32, LANES)
-        with Loop(builder, builder.sdiv(arguments[3], I64(GROUP)), []) as loop:
-            start = builder.mul(loop.count, I64(GROUP))
-            columns = [builder.add(start, I64(i)) for i in range(0, GROUP, LANES)]
+        with Loop(builder, builder.sdiv(arguments[3], I64(group)), []) as loop:
+            start = builder.mul(loop.count, I64(group))
+            columns = [builder.add(start, I64(i)) for i in range(0, group, LANES)]
             parts = [load(builder, at(builder, x, column, F32), F32, LANES) for column in columns]
             greatest = constant(I32, 0, LANES)
             for part in parts:

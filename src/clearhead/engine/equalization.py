@@ -1,8 +1,8 @@
 """Make the inputs of a matrix alike in size, so that 8 bits are enough for all of them.
 
-Activations of 8 bits share a scale in groups of 32 columns. A column that is much larger than its neighbours (an
-outlier; GPT-2 has some) takes their bits away. But a norm multiplies each column by a weight of its own, so a factor
-can move from there to the column of the matrix that follows, and the model computes the same:
+Activations of 8 bits share a scale in groups of 64 columns (int8) or 32 (int4). A column that is much larger than its
+neighbours (an outlier; GPT-2 has some) takes their bits away. But a norm multiplies each column by a weight of its own,
+so a factor can move from there to the column of the matrix that follows, and the model computes the same:
 
     W norm(x) = (W S) (S^-1 norm(x)) for any diagonal S
 

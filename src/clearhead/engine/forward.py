@@ -22,7 +22,7 @@ from clearhead.engine.llvm import atomic_write
 from clearhead.engine.pages import MOST_QUERIES, PAGE
 from clearhead.engine.panel_kernels import read_row
 from clearhead.engine.panels import PANEL, padded_columns
-from clearhead.engine.products import multiply
+from clearhead.engine.products import multiply, tokens_together
 from clearhead.engine.scores import combine_blocks, score_blocks, score_targets
 from clearhead.engine.threads import MOST_UNEVEN_PIECES, finish, next_job, open_next, pieces_of, take, take_next
 from clearhead.utils.jit import entry, inline, kernel
@@ -72,6 +72,8 @@ def forward(team: Any, weights: Any, shape: Any, work: Any, scratch: Any) -> Non
 
 # What is done with a product's columns as soon as they are there.
 STORE, STORE_KV, ADD, ACTIVATE = range(4)
+_FEW_NUMBERS = 1 << 15
+"""Results of a product that stay in a core's caches until they are finished."""
 _ROW_WORK = 8  # multiplications that one number of a row is worth, in a norm or when it is rounded
 
 
@@ -160,41 +162,71 @@ def _product(
     work: Any,
     scratch: Any,
 ) -> None:
-    """Write y = the quantized inputs times a matrix plus its bias, then do with it what `then` says."""
+    """Write y = the quantized inputs times a matrix plus its bias, then do with it what `then` says.
+
+    That is done while what was written is still in the cache: with many tokens for a few columns at a time.
+    """
     control, number, threads, thread = team
     panels = (rows + PANEL - 1) // PANEL
     unit = shape.head_panels if then == STORE_KV else 1
     units = (panels + unit - 1) // unit
     pieces = pieces_of(units, n * rows * columns, threads)
+    block = tokens_together(matrix, padded(columns), scratch.inputs)
+    few = max(
+        unit, _FEW_NUMBERS // (PANEL * min(n, block)) // unit * unit
+    )  # panels whose results are finished together
     piece = take(control, number, phase, pieces)
     while piece >= 0:
-        first, last = units * piece // pieces * unit, min(panels, units * (piece + 1) // pieces * unit)
-        multiply(matrix, layer, padded(columns), first, last, scratch.inputs, 0, n, y, 0, 0)
-        a, b = first * PANEL, min(rows, last * PANEL)
-        if then == ADD:
-            _add(scratch.x, y, n, a, b)
-        elif then == STORE_KV:
-            heads, head_dim = shape.n_heads, shape.width // shape.n_heads
-            for row in range(n):
-                pages = work.pages[work.sequences[row]]
-                numbers = scratch.attention.queries[thread, 0]
-                write_kv(y, row, a, b, heads, head_dim, work.positions[row], layer, scratch.stored, pages, numbers)
-        elif then == ACTIVATE:
-            for row in range(n):
-                if shape.activation == 0:
-                    gelu_tanh(y, row, a, b)
-                elif shape.activation == 1:
-                    gelu_exact(y, row, a, b)
-                else:
-                    relu(y, row, a, b)
+        end = min(panels, units * (piece + 1) // pieces * unit)
+        for start in range(0, n, block):
+            stop = min(n, start + block)
+            for first in range(units * piece // pieces * unit, end, few):
+                last = min(end, first + few)
+                multiply(matrix, layer, padded(columns), first, last, scratch.inputs, start, stop, y, 0, 0)
+                _finish_product(
+                    start, stop, first * PANEL, min(rows, last * PANEL), layer, then, y, thread, shape, work, scratch
+                )
         piece = take_next(control, number, phase, pieces)
     finish(control, number, phase, pieces)
 
 
 @inline
-def _add(x: Any, y: Any, n: int, first: int, last: int) -> None:
-    """Add the columns from `first` to before `last` of n rows of y to x: the shortcut connection."""
-    for row in range(n):
+def _finish_product(
+    start: int,
+    stop: int,
+    a: int,
+    b: int,
+    layer: int,
+    then: int,
+    y: Any,
+    thread: int,
+    shape: Any,
+    work: Any,
+    scratch: Any,
+) -> None:
+    """Do what follows on a product, with its columns from a to before b, of some rows."""
+    if then == ADD:
+        _add(scratch.x, y, start, stop, a, b)
+    elif then == STORE_KV:
+        heads, head_dim = shape.n_heads, shape.width // shape.n_heads
+        for row in range(start, stop):
+            pages = work.pages[work.sequences[row]]
+            numbers = scratch.attention.queries[thread, 0]
+            write_kv(y, row, a, b, heads, head_dim, work.positions[row], layer, scratch.stored, pages, numbers)
+    elif then == ACTIVATE:
+        for row in range(start, stop):
+            if shape.activation == 0:
+                gelu_tanh(y, row, a, b)
+            elif shape.activation == 1:
+                gelu_exact(y, row, a, b)
+            else:
+                relu(y, row, a, b)
+
+
+@inline
+def _add(x: Any, y: Any, start: int, stop: int, first: int, last: int) -> None:
+    """Add the columns from `first` to before `last` of some rows of y to x: the shortcut connection."""
+    for row in range(start, stop):
         for column in range(first, last):
             i = np.uint64(column)  # an unsigned index needs no check for negative values, so the loop becomes vectors
             x[row, i] += y[row, i]

@@ -18,9 +18,10 @@ PANEL = VECTORS * LANES
 COLUMNS = 64
 """Columns are padded with zeros to a multiple of this; float32 sums restart as often, which keeps their error small."""
 GROUP = 32
-"""Columns that share a sum of whole numbers, a scale of 8-bit activations, and a scale of int4 weights."""
+"""Columns that share a scale of int4 weights."""
 SCALE_COLUMNS = {np.dtype(np.uint8): 64, np.dtype(np.int32): GROUP, np.dtype(np.uint32): GROUP}
-"""Columns that share a bfloat16 scale of weights, by the type of the weights' array; int8 pairs have one for a row."""
+"""Columns that share a bfloat16 scale of weights and a sum of whole numbers, and where activations have 8 bits, their
+scale too; by the type of the weights' array. int8 pairs have one scale for a row, and one sum."""
 BLOCK_PANELS = max(1, 512 // PANEL)
 BLOCK = BLOCK_PANELS * PANEL
 """Rows of the head whose scores are computed together."""

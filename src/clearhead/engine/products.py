@@ -14,11 +14,12 @@ panel's index, or on the thread. This is why a token's result has the same bits 
                                                         the variant multiplies it
     int8 pairs     int8, a scale per row                int16, a scale per token,    int32 over the row, exact
                                                         columns 0 2 1 3 of each four
-    int8 quads     uint8 with zero point 128, a scale   int8, a scale per token and  int32 in groups of 32, exact; the
-                   per row and 64 columns               32 columns                   groups in float32
+    int8 quads     uint8 with zero point 128, a scale   int8, a scale per token and  int32 in groups of 64, exact; the
+                   per row and 64 columns               64 columns                   groups in float32
     int4 pairs     uint4 with zero point 8, a scale     int16, a scale per token     the same
                    per row and 32 columns
-    int4 quads     the same                             as for int8 quads            the same
+    int4 quads     the same                             int8, a scale per token and  the same
+                                                        32 columns
 
 A group's sum starts at minus the zero point times the sum of the activations, so that no correction is needed later.
 
@@ -184,17 +185,19 @@ class _Int8Quads:
     prefetched = False
 
     def add_step(self, b: Builder, weights: Any, scales: Any, tokens: list[Token], sums: list[Any]) -> list[Any]:
-        row_scales = _load_scales(b, scales)
-        for group in range(self.step // GROUP):
-            exact = [broadcast(b, at(b, token.offset, I64(group), I32), I32) for token in tokens for _ in row_scales]
-            for quad in range(group * GROUP // 4, (group + 1) * GROUP // 4):
-                rows = [load(b, at(b, weights, I64(quad * PANEL + v * LANES), I32), I32, LANES) for v in range(VECTORS)]
-                for t, token in enumerate(tokens):
-                    x = broadcast(b, at(b, token.x, I64(quad), I32), I32)
-                    for v in range(VECTORS):
-                        exact[t * VECTORS + v] = add_quad_products(b, exact[t * VECTORS + v], rows[v], x)
-            sums = _add_groups(b, exact, row_scales, tokens, group, sums)
-        return sums
+        parts = 2 if len(tokens) == 1 else 1  # of a sum: an instruction waits for the one before it on the same sum
+        exact = [broadcast(b, token.offset, I32) for token in tokens for _ in range(VECTORS)]
+        exact += [_ZERO] * (parts - 1) * VECTORS
+        for quad in range(self.step // 4):
+            rows = [load(b, at(b, weights, I64(quad * PANEL + v * LANES), I32), I32, LANES) for v in range(VECTORS)]
+            for t, token in enumerate(tokens):
+                x = broadcast(b, at(b, token.x, I64(quad), I32), I32)
+                for v in range(VECTORS):
+                    n = (t + quad % parts) * VECTORS + v
+                    exact[n] = add_quad_products(b, exact[n], rows[v], x)
+        if parts == 2:
+            exact = [b.add(exact[v], exact[VECTORS + v]) for v in range(VECTORS)]
+        return _add_groups(b, exact, _load_scales(b, scales), tokens, sums)
 
     def finish(self, b: Builder, total: Any, row_scales: Any, token: Token, bias: Any) -> Any:
         return b.fadd(total, bias)
@@ -205,13 +208,11 @@ def _load_scales(b: Builder, scales: Any) -> list[Any]:
     return [widen_bfloat16(b, load(b, at(b, scales, I64(v * LANES), I16), I16, LANES)) for v in range(VECTORS)]
 
 
-def _add_groups(
-    b: Builder, exact: list[Any], row_scales: list[Any], tokens: list[Token], group: int, sums: list[Any]
-) -> list[Any]:
+def _add_groups(b: Builder, exact: list[Any], row_scales: list[Any], tokens: list[Token], sums: list[Any]) -> list[Any]:
     """Return sums plus the exact sums of a group times the scales of the rows and of each token's group."""
     found = []
     for t, token in enumerate(tokens):
-        x_scale = broadcast(b, at(b, token.scale, I64(group), F32), F32)
+        x_scale = broadcast(b, token.scale, F32)
         for v in range(VECTORS):
             n = t * VECTORS + v
             whole = b.sitofp(exact[n], vector(F32, LANES))
@@ -248,7 +249,7 @@ class _Int4:
                             exact[n] = add_pair_products(b, exact[n], halves[v][half], x16)
         row_scales = _load_scales(b, scales)
         if self.quads:
-            return _add_groups(b, exact, row_scales, tokens, 0, sums)
+            return _add_groups(b, exact, row_scales, tokens, sums)
         groups = [b.sitofp(total, vector(F32, LANES)) for total in exact]
         return [multiply_add(b, x, row_scales[n % VECTORS], sums[n]) for n, x in enumerate(groups)]
 
@@ -305,9 +306,9 @@ def _write_tile(kind: Any, n_tokens: int, context: Any, b: Builder, signature: A
                 prefetch(b, bytes_on(b, here, I64(_AHEAD + line)))
         group_scales = at(b, scales, b.mul(b.add(panel_steps, loop.count), I64(PANEL)), I16)
         x_on = b.mul(loop.count, I64(x_bytes))
-        group = b.mul(loop.count, I64(kind.step // GROUP))
-        tokens = [
-            Token(bytes_on(b, s.x, x_on), at(b, s.scale, group, F32), at(b, s.offset, group, I32)) for s in starts
+        tokens = [  # with groups, a step is one
+            Token(bytes_on(b, s.x, x_on), at(b, s.scale, loop.count, F32), at(b, s.offset, loop.count, I32))
+            for s in starts
         ]
         loop.next = kind.add_step(b, here, group_scales, tokens, loop.values)
     for v in range(VECTORS):
@@ -383,6 +384,13 @@ def most_tokens(typing_context: Any, weights: Any) -> Any:
 
 
 @kernel
+def tokens_together(matrix: Any, columns: int, vectors: Any) -> int:
+    """Return how many tokens' vectors stay in the second-level cache while all panels pass by."""
+    most = most_tokens(matrix.weights[0])
+    return int(max(1, _L2_BYTES // (columns * vectors.numbers.itemsize) // most) * most)
+
+
+@kernel
 def multiply(
     matrix: Any,
     layer: int,
@@ -407,9 +415,7 @@ def multiply(
     """
     weights, scales, bias = matrix.weights[layer], matrix.scales[layer], matrix.bias[layer]
     x, x_scales, offsets = vectors.numbers, vectors.scales, vectors.offsets
-    most = most_tokens(weights)
-    # As many tokens at a time as stay in the second-level cache while all panels pass by.
-    block = max(1, _L2_BYTES // (columns * x.itemsize) // most) * most
+    most, block = most_tokens(weights), tokens_together(matrix, columns, vectors)
     while start < stop:
         end = min(stop, start + block)
         tiles = (end - start + most - 1) // most

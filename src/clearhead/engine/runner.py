@@ -31,7 +31,7 @@ from clearhead.engine.arrays import (
 from clearhead.engine.cache import EngineSlot, PageCache
 from clearhead.engine.control import phases_of
 from clearhead.engine.dtypes import activation_type
-from clearhead.engine.pages import MOST_QUERIES, PAGE, cache_type, padded_head, padded_quads
+from clearhead.engine.pages import MOST_QUERIES, PAGE, cache_type, padded_head
 from clearhead.engine.panels import BLOCK, GROUP, PANEL, padded_columns, padded_rows
 from clearhead.engine.pool import ThreadPool
 from clearhead.inference.logprobs import empty_scores, slice_scores
@@ -400,7 +400,7 @@ def _attention_scratch(config: GPTConfig, threads: int, stored: np.dtype[Any]) -
     return AttentionScratch(
         scores=aligned_zeros((*rows, pages * PAGE), np.float32),
         mixed=aligned_zeros((*rows, wide), np.float32),
-        queries=aligned_zeros((*rows, padded_quads(config.head_dim)), np.int8 if in_bytes else np.uint16),
+        queries=aligned_zeros((*rows, wide), np.int8 if in_bytes else np.uint16),
         starts=np.zeros(rows, np.int32),
         query_scales=np.zeros((*rows, 1), np.float32),
         weights=aligned_zeros((*rows, pages * PAGE), np.uint8 if in_bytes else np.uint16),
