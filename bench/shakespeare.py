@@ -12,6 +12,7 @@ that its README gives for a CPU. nanoGPT's loss is its own estimate over 20 batc
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
@@ -28,14 +29,19 @@ NANOGPT = shlex.split(
 )
 
 
-def timed(command: list[str], folder: Path, result: str) -> str:
-    """Runs a program to its end: the last loss that it prints, and the seconds."""
+def timed(command: list[str], folder: Path) -> tuple[str, float]:
+    """Runs a program to its end: what it prints, and the seconds."""
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(done.stdout)
-    return f"validation loss {re.findall(result, done.stdout)[-1]}   {seconds:4.0f} s"
+    return done.stdout, seconds
+
+
+def report(name: str, loss: float, seconds: float) -> None:
+    """Prints a program's line."""
+    print(f"{name:<9} validation loss {loss:.4f}   {seconds:4.0f} s", flush=True)
 
 
 def main() -> None:
@@ -52,8 +58,11 @@ def main() -> None:
         shutil.copy(texts / "tinyshakespeare.txt", data / "input.txt")
         subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, capture_output=True)
         ours = [sys.executable, "-m", "clearhead", "train", str(RECIPE), "--data", str(texts), "--out", "run"]
-        print("clearhead", timed(ours, Path(place), r"loss ([\d.]+) on the whole"), flush=True)
-        print("nanoGPT  ", timed([sys.executable, "train.py", *NANOGPT], theirs, r"val loss ([\d.]+)"))
+        _, seconds = timed(ours, Path(place))
+        final = json.loads((Path(place) / "run" / "metrics.jsonl").read_text().splitlines()[-1])["final"]
+        report("clearhead", next(iter(final.values()))["loss"], seconds)
+        printed, seconds = timed([sys.executable, "train.py", *NANOGPT], theirs)
+        report("nanoGPT", float(re.findall(r"val loss ([\d.]+)", printed)[-1]), seconds)
 
 
 if __name__ == "__main__":
