@@ -113,6 +113,15 @@ def test_two_runs_never_write_one_folder(data: Path, corpus: Corpus, tmp_path: P
         pass
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    (tmp_path / ".0123456789ab.part").touch()
+    (tmp_path / ".ba9876543210.part").mkdir()
+    (tmp_path / ".ba9876543210.part" / "config.json").touch()
+    (tmp_path / ".mine.part").touch()
+    with run_lock(tmp_path):
+        assert [path.name for path in tmp_path.glob("*.part")] == [".mine.part"]
+
+
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     script = (
         "import os; from pathlib import Path; from clearhead.training.run_folder import run_lock\n"

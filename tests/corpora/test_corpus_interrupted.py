@@ -83,6 +83,7 @@ def test_a_build_that_is_killed_goes_on_to_the_same_bytes(data: Path, vocabulary
     assert (folder / "build.json").exists()
     with pytest.raises(TrainingError, match="its build has not ended"):
         Corpus(folder)
+    (folder / ".0123456789ab.part").touch()  # as if it had been killed while a file was written
     subprocess.run(command, check=True, timeout=60, stderr=subprocess.DEVNULL)
     plan = plan_of(data, tokenizer=vocabulary, validation="0.2", shard_tokens=1024)
     build_corpus(plan, tmp_path / "undisturbed", processes=1)

@@ -39,6 +39,7 @@ from clearhead.data.sources.text_file import TextFile
 from clearhead.data.workers import distribute
 from clearhead.errors import TrainingError
 from clearhead.tokenizer import Tokenizer
+from clearhead.utils.atomic import remove_leftovers
 from clearhead.utils.localization import announce
 from clearhead.utils.locks import LockHeldError, exclusive_lock
 from clearhead.utils.progress import Progress
@@ -69,6 +70,7 @@ def build_corpus(plan: CorpusPlan, folder: Path, *, processes: int | RayCluster 
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
             with exclusive_lock(folder / _LOCK):
+                remove_leftovers(folder)
                 # Another build may have ended just before: then its corpus is opened like any other.
                 if not (folder / MANIFEST).exists():
                     if processes is None:

@@ -42,6 +42,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(exclusive_lock(folder / _LOCK, patience=_PATIENCE))
+            atomic.remove_leftovers(folder)
         except LockHeldError:
             raise TrainingError(
                 f"{folder} belongs to a run that is in progress; wait for its end, or name another folder."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".part"
 """What temporary names end with; they begin with a dot."""
+_TEMPORARY_NAME = re.compile(rf"\.[0-9a-f]{{12}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
 @contextlib.contextmanager
@@ -125,6 +127,16 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders that a killed process has left; only for one that has the folder to itself."""
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if _TEMPORARY_NAME.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _temporary_name(folder: Path) -> Path:
