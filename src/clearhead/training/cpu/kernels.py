@@ -25,13 +25,10 @@ from clearhead.engine.llvm import I16, I32, atomic_add, bits_as_float, constant,
 from clearhead.utils.machine_code import Callback
 
 NEXT, PIECES, ROWS, COLUMNS, FIRST_ADDRESS, FIRST_NUMBER = 0, 1, 2, 3, 4, 12
-ENTRIES = 21
-"""The length of a table."""
-FLOAT32, BFLOAT16 = 0, 1
-"""The types of the arrays of 16 or 32 bits, as kernels know them by number."""
+ENTRIES = 21  # the length of a table
+FLOAT32, BFLOAT16 = 0, 1  # the types of the arrays of 16 or 32 bits, as kernels know them by number
 
-# Said, as a function inherits it from those that call it.
-in_written_order = njit(nogil=True, error_model="numpy", _nrt=False, fastmath=False)
+in_written_order = njit(nogil=True, error_model="numpy", _nrt=False, fastmath=False)  # said: callers' is inherited
 # Sums may be taken in any order, so that they become vector instructions; the order is fixed when LLVM compiles.
 compiled_rows = njit(nogil=True, error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz", "contract"})
 
